@@ -1,0 +1,157 @@
+"""Where stages put what they hand on, and the typed reading and writing of it.
+
+Everything lies under `artifacts/<stage>/`; training that is not finished lies under `runs/`, outside of DVC's
+outputs, so that an interrupted stage resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from yolov7.errors import ArtifactError
+from yolov7.settings import Settings
+
+ROOT = Path("artifacts")
+RUNS = Path("runs")
+
+Model = TypeVar("Model", bound=Settings)
+
+
+class PreparedData(Settings):
+    """`artifacts/prepare/dataset.json`: what the data are; each split lies beside it as `<split>.npz`."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str, int]  # "train", "val", "test" -> number of images
+    boxes: dict[str, int]
+    source: str
+    content_hash: str  # of all pixels and boxes
+
+
+class TrainSummary(Settings):
+    """`artifacts/train/<variant>/<seed>/train.json`: how a training run ended."""
+
+    variant: str
+    seed: int
+    fingerprint: str  # of the data and all training parameters; names the MLflow run
+    epochs: int
+    seconds: float
+    images_per_second: float
+    loader_wait_share: float  # of the training time
+    AP: float | None  # the EMA's on val after the last epoch; None where there is no val split
+    AP50: float | None
+    precision: str
+    device: str
+    workers: int
+
+
+class ReparamReport(Settings):
+    """`artifacts/reparam/<variant>/<seed>/reparam.json`: the proof that the deployed model is the trained one."""
+
+    variant: str
+    seed: int
+    parameters_before: int
+    parameters_after: int
+    gflops_before: float
+    gflops_after: float
+    images: int
+    max_error_float32: float  # relative to the outputs' scale
+    mean_error_float32: float
+    max_error_float64: float
+    mean_error_float64: float
+
+
+class Metrics(Settings):
+    """`artifacts/evaluate/<variant>/<seed>/metrics.json`: the twelve COCO figures as fractions, and AP per class.
+
+    A figure is None where the split has no objects for it.
+    """
+
+    AP: float | None
+    AP50: float | None
+    AP75: float | None
+    APs: float | None
+    APm: float | None
+    APl: float | None
+    AR1: float | None
+    AR10: float | None
+    AR100: float | None
+    ARs: float | None
+    ARm: float | None
+    ARl: float | None
+    AP_before_reparam: float | None  # of the weights before re-parameterisation, on the same split
+    per_class_AP: dict[str, float | None]
+    split: str
+    images: int
+
+
+class BenchmarkRow(Settings):
+    """Latency of one model in one setting; milliseconds a batch."""
+
+    variant: str
+    form: str  # "trained": as it was trained; "deployed": re-parameterised
+    engine: str  # "eager", "compile"
+    precision: str
+    batch: int
+    nms: bool
+    image_size: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    fps: float  # images a second at the median
+    samples: int
+
+
+class Benchmark(Settings):
+    """`artifacts/benchmark/benchmark.json`."""
+
+    device: str
+    threads: int
+    clock_mhz: float | None
+    versions: dict[str, str]
+    rows: tuple[BenchmarkRow, ...]
+
+
+def stage_folder(stage: str, variant: str | None = None, seed: int | None = None) -> Path:
+    """`artifacts/<stage>[/<variant>/<seed>]`."""
+    folder = ROOT / stage
+    return folder if variant is None else folder / variant / str(seed)
+
+
+def run_folder(variant: str, seed: int) -> Path:
+    """`runs/<variant>/<seed>`: checkpoints and the live record of a training run."""
+    return RUNS / variant / str(seed)
+
+
+def fresh_folder(folder: Path) -> Path:
+    """The folder, made and emptied of what an earlier run left there."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_json(path: Path, content: Settings | dict[str, Any] | list[Any]) -> None:
+    """Writes through a temporary file, so that no reader sees half of it."""
+    plain = content.model_dump(mode="json") if isinstance(content, Settings) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path, kind: type[Model], *, made_by: str) -> Model:
+    """Reads what a stage left; ArtifactError names the file and the command that makes it."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; `yolov7 {made_by}` makes it, and `dvc repro` all that is missing")
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} is damaged or of another version ({reason}); run `yolov7 {made_by}` again") from None

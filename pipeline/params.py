@@ -1,0 +1,218 @@
+"""The schema of params.yaml: what to compare, on which data, and how; imports no torch.
+
+Settings of the detector itself come from `yolov7.settings`; a variant overrides them key by key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from yolov7.settings import NmsSettings, NonNegative, Positive, Precision, Probability, Settings, TrainSettings
+
+PARAMS_FILE = "params.yaml"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class SyntheticSettings(Settings):
+    """The data set that the project draws by itself."""
+
+    train_images: int = Field(640, ge=1)
+    val_images: int = Field(160, ge=1)
+    image_size: int = Field(320, ge=64, le=2048, description="side, pixels")
+    seed: int = 0
+    shuffle_labels: bool = Field(False, description="a control: train on labels that mean nothing")
+
+
+class DataSettings(Settings):
+    """Where the images are. COCO: `train` and `val` name json files under `path`; VOC: split lists under ImageSets/Main."""
+
+    format: Literal["synthetic", "coco", "voc"] = "synthetic"
+    path: str = Field("yolov7/data", description="the data set's folder; what the synthetic data depend on is its code")
+    train: str = "train"
+    val: str | None = Field("val", description="measured while training; null: not at all")
+    test: str | None = Field(None, description="measured once, by evaluate; null: evaluate uses val")
+    flawed_boxes: Literal["skip", "error"] = "skip"
+    max_unreadable: Probability = Field(0.01, description="share of unreadable images above which prepare fails")
+    synthetic: SyntheticSettings = SyntheticSettings()
+
+
+class ScaleSettings(Settings):
+    """Scaling of a spec (section 3.2 of the paper): a factor on the depth of its blocks, one on its widths, or both."""
+
+    rule: Literal["compound", "width", "depth"] = "compound"
+    depth: Positive = Field(1.0, description="factor on the pairs of convolutions in computational blocks")
+    width: Positive = Field(1.0, description="factor on every width; under `compound` the transitions' follows from depth")
+
+
+class Variant(Settings):
+    """One model of the comparison and how its training differs from `train`."""
+
+    spec: str = Field(description="a name from `yolov7 models`, or the path of a spec file")
+    scale: ScaleSettings | None = None
+    train: dict[str, Any] = Field(default_factory=dict, description="overrides of `train`, as nested as it is")
+
+
+class ReparamSettings(Settings):
+    """Largest error that the re-parameterised model may show, relative to the scale of its outputs."""
+
+    images: int = Field(16, ge=1)
+    tolerance_float32: Positive = 1e-4
+    tolerance_float64: Positive = 1e-9
+    tolerance_ap: Positive = 1e-3
+
+
+class EvaluateSettings(Settings):
+    """COCO evaluation; the defaults are the reference's."""
+
+    batch_size: int = Field(16, ge=1)
+    nms: NmsSettings = NmsSettings(confidence=0.001, iou=0.65, multi_label=True)
+    examples: int = Field(12, ge=0, description="images drawn with their detections")
+    example_confidence: Probability = 0.35
+
+
+class BenchmarkSettings(Settings):
+    """Latency and FPS; all variants in interleaved rounds, so that their rows compare."""
+
+    rounds: int = Field(15, ge=3)
+    seconds_per_round: Positive = Field(0.3, description="for each model, in each round")
+    warmup_seconds: NonNegative = 0.5
+    batch_sizes: tuple[int, ...] = (1,)
+    precisions: tuple[Precision, ...] = ("auto",)
+    compile: bool = Field(False, description="measure torch.compile too")
+
+
+class RayTrainSettings(Settings):
+    """How training is spread; RAY_ADDRESS names a cluster to join, without it one is started on this machine."""
+
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: int | Literal["auto"] = "auto"
+    gpus_per_worker: float | Literal["auto"] = Field("auto", description="auto: one where there are GPUs")
+    max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint")
+    start_timeout: Positive = Field(120.0, description="seconds to wait for the workers' resources")
+
+
+class TrackingSettings(Settings):
+    """MLflow; MLFLOW_TRACKING_URI names a server, without it a SQLite file in the project serves."""
+
+    experiment: str = "yolov7"
+
+
+class PipelineTrainSettings(TrainSettings, RayTrainSettings):
+    """The `train` section: the settings of a run, and how it is spread over workers."""
+
+
+class Params(Settings):
+    """The whole of params.yaml."""
+
+    data: DataSettings = DataSettings()
+    seeds: tuple[int, ...] = (0,)
+    variants: dict[str, Variant] = Field(min_length=1)
+    train: PipelineTrainSettings = PipelineTrainSettings()
+    reparam: ReparamSettings = ReparamSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    benchmark: BenchmarkSettings = BenchmarkSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("variants")
+    @classmethod
+    def _check_names(cls, variants: dict[str, Variant]) -> dict[str, Variant]:
+        for name in variants:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"the variant name {name!r} becomes a folder: use letters, digits, '_', '-' and '.'")
+        return variants
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds={list(seeds)} must be different numbers from 0, at least one")
+        return seeds
+
+    @model_validator(mode="after")
+    def _check_overrides(self) -> Params:
+        for name in self.variants:
+            self.train_settings(name)
+        return self
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name."""
+        if name not in self.variants:
+            raise ValueError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {', '.join(self.variants)}")
+        return self.variants[name]
+
+    def train_settings(self, name: str) -> PipelineTrainSettings:
+        """`train` with the overrides of a variant."""
+        overrides = self.variant(name).train
+        merged = _merge(self.train.model_dump(), overrides)
+        try:
+            return PipelineTrainSettings.model_validate(merged)
+        except ValidationError as error:
+            raise ValueError(f"variants.{name}.train.{first_error(error)}") from None
+
+
+def load_params(path: Path = Path(PARAMS_FILE)) -> Params:
+    """Reads and validates a parameter file; ValueError in one line that names the key and the remedy."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; run this in the project's folder, or `yolov7 use demo` to get one")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping with at least `variants`; `yolov7 use demo` gives an example")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first_error(error)}") from None
+
+
+def first_error(error: ValidationError) -> str:
+    """`train.epoch: unknown key; ...`, the first thing wrong, in one line."""
+    details = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in details["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if details["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(details['loc'])}{more}"
+    if details["type"] == "value_error":
+        message = str(details["ctx"]["error"])
+        return f"{key}: {message}{more}" if key else message + more
+    shown = "" if details["type"] == "missing" else f", got {details['input']!r}"
+    message = details["msg"][0].lower() + details["msg"][1:]
+    return f"{key}: {message}{shown[:80]}{more}"
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    from difflib import get_close_matches
+
+    model: type[Settings] | None = Params
+    for part in location[:-1]:
+        model = _child(model, str(part))
+    names = list(model.model_fields) if model else []
+    close = get_close_matches(str(location[-1]), names, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; possible keys: {', '.join(names)}" if names else ""
+
+
+def _child(model: type[Settings] | None, part: str) -> type[Settings] | None:
+    if model is Params and part == "variants":
+        return Params  # the next part is the variant's name
+    if model is Params and part not in Params.model_fields:
+        return Variant
+    field = model.model_fields.get(part) if model else None
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = _merge(base[key], value) if nested else value
+    return merged

@@ -1,0 +1,103 @@
+"""Every setting of the detector with its default, validated; imports no torch, so that a command line stays quick.
+
+The defaults are the reference's settings for yolov7-tiny where it has one, except that the
+warm-up is a share of the run and the last epochs go without mosaic.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Settings(BaseModel):
+    """Frozen settings that know every key: an unknown one is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AugmentSettings(Settings):
+    """How a training sample is varied; probabilities unless a unit is named."""
+
+    mosaic: Probability = 1.0
+    mixup: Probability = 0.05
+    degrees: NonNegative = Field(0.0, le=180.0, description="largest rotation, degrees")
+    translate: NonNegative = Field(0.1, le=0.9, description="largest shift, share of the image")
+    scale: NonNegative = Field(0.5, lt=1.0, description="scale is drawn from (1 - scale, 1.1 + scale)")
+    shear: NonNegative = Field(0.0, lt=90.0, description="largest shear, degrees")
+    perspective: NonNegative = Field(0.0, le=0.001, description="largest perspective coefficient, 1/pixel")
+    hsv_hue: Probability = Field(0.015, description="gain 1 +- this")
+    hsv_saturation: Probability = 0.7
+    hsv_value: Probability = 0.4
+    flip_horizontal: Probability = 0.5
+    flip_vertical: Probability = 0.0
+
+
+class LossSettings(Settings):
+    """Gains of the loss, before they are scaled by the number of levels, classes and the image size."""
+
+    assigner: Literal["ota"] = "ota"
+    box: NonNegative = 0.05
+    objectness: NonNegative = 1.0
+    classification: NonNegative = 0.5
+    label_smoothing: Probability = 0.0
+    focal_gamma: NonNegative = 0.0
+    objectness_pos_weight: Positive = 1.0
+    classification_pos_weight: Positive = 1.0
+    anchor_threshold: float = Field(4.0, gt=1.0, description="largest ratio of a side of box and anchor")
+    merge_duplicate_cells: bool = Field(
+        True, description="a cell that is positive for several objects goes to the cheapest one (the reference keeps all)"
+    )
+
+
+class OptimSettings(Settings):
+    """SGD with Nesterov momentum, a cosine schedule, warm-up and the exponential moving average of the weights."""
+
+    lr0: Positive = Field(0.01, description="learning rate after warm-up, at the nominal batch")
+    lr_final: Positive = Field(0.01, le=1.0, description="last learning rate as a share of lr0")
+    momentum: Probability = 0.937
+    weight_decay: NonNegative = Field(0.0005, description="of convolution weights, at the nominal batch")
+    nominal_batch: int = Field(64, ge=1, description="gradients accumulate until this many images were seen")
+    warmup_epochs: NonNegative = 3.0
+    warmup_share: Probability = Field(0.1, description="the warm-up never takes more than this share of the run")
+    warmup_momentum: Probability = 0.8
+    warmup_bias_lr: NonNegative = 0.1
+    ema_decay: float = Field(0.9999, gt=0.0, lt=1.0)
+    ema_ramp: Positive = Field(2000.0, description="updates over which the decay grows to ema_decay")
+
+
+class TrainSettings(Settings):
+    """One training run. `train` in params.yaml holds them for all variants, `variants.NAME.train` overrides some."""
+
+    epochs: int = Field(300, ge=1)
+    batch_size: int = Field(16, ge=1, description="images a step, over all workers")
+    image_size: int = Field(640, ge=32, description="side of the square training images, pixels")
+    precision: Precision = Field("auto", description="auto: bfloat16 where the device is fast at it, else float32")
+    channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile the model")
+    multi_scale: Probability = Field(0.0, description="training sizes vary by up to this share")
+    close_mosaic: int = Field(10, ge=0, description="last epochs without mosaic and mixup; at most a fifth of the run")
+    validate_every: int = Field(1, ge=1, description="epochs between two validations")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
+    loader_workers: int | Literal["auto"] = Field("auto", description="processes that prepare samples")
+    cache_images: Literal["auto", "memory", "none"] = Field("auto", description="keep decoded images in memory")
+    augment: AugmentSettings = AugmentSettings()
+    loss: LossSettings = LossSettings()
+    optim: OptimSettings = OptimSettings()
+
+
+class NmsSettings(Settings):
+    """From raw maps to detections."""
+
+    confidence: Probability = 0.25
+    iou: Probability = 0.45
+    max_detections: int = Field(300, ge=1, description="an image")
+    max_candidates: int = Field(30_000, ge=1, description="an image, before suppression")
+    multi_label: bool = Field(False, description="one detection for every class above the confidence, not the best only")
+    agnostic: bool = Field(False, description="suppress across classes")
