@@ -154,4 +154,5 @@ def read_json(path: Path, kind: type[Model], *, made_by: str) -> Model:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{path} is damaged or of another version ({reason}); run `yolov7 {made_by}` again") from None
+        message = f"{path} is damaged or of another version ({reason}); run `yolov7 {made_by}` again"
+        raise ArtifactError(message) from None

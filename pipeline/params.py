@@ -30,7 +30,10 @@ class SyntheticSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Where the images are. COCO: `train` and `val` name json files under `path`; VOC: split lists under ImageSets/Main."""
+    """Where the images are.
+
+    COCO: `train`, `val` and `test` name json files under `path`; VOC: split lists under ImageSets/Main.
+    """
 
     format: Literal["synthetic", "coco", "voc"] = "synthetic"
     path: str = Field("yolov7/data", description="the data set's folder; what the synthetic data depend on is its code")
@@ -47,7 +50,7 @@ class ScaleSettings(Settings):
 
     rule: Literal["compound", "width", "depth"] = "compound"
     depth: Positive = Field(1.0, description="factor on the pairs of convolutions in computational blocks")
-    width: Positive = Field(1.0, description="factor on every width; under `compound` the transitions' follows from depth")
+    width: Positive = Field(1.0, description="factor on every width; `compound` derives it from depth")
 
 
 class Variant(Settings):

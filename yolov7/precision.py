@@ -20,7 +20,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the device multiplies it in hardware (GPUs from Ampere on, CPUs with AMX), else float32."""
+    """`auto`: bfloat16 where the device multiplies it in hardware (recent GPUs, CPUs with AMX), else float32."""
     if precision != "auto":
         return _DTYPES[precision]
     if device.type == "cuda":

@@ -52,7 +52,7 @@ class LossSettings(Settings):
     classification_pos_weight: Positive = 1.0
     anchor_threshold: float = Field(4.0, gt=1.0, description="largest ratio of a side of box and anchor")
     merge_duplicate_cells: bool = Field(
-        True, description="a cell that is positive for several objects goes to the cheapest one (the reference keeps all)"
+        True, description="a cell positive for several objects goes to the cheapest one (the reference keeps all)"
     )
 
 
@@ -99,5 +99,5 @@ class NmsSettings(Settings):
     iou: Probability = 0.45
     max_detections: int = Field(300, ge=1, description="an image")
     max_candidates: int = Field(30_000, ge=1, description="an image, before suppression")
-    multi_label: bool = Field(False, description="one detection for every class above the confidence, not the best only")
+    multi_label: bool = Field(False, description="a detection for every class above the confidence, not the best only")
     agnostic: bool = Field(False, description="suppress across classes")
