@@ -1,0 +1,322 @@
+"""Letterbox, mosaic, random perspective, colour, flips and mixup: pure functions with an explicit generator.
+
+The mosaic is never drawn at its double size: each tile is warped once, from where it lies in the mosaic's canvas
+through the random transform, into the part of the output that it covers. Matrices act on continuous coordinates, in
+which pixel i spans i to i + 1, for pixels and boxes alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from yolov7.data.images import Image
+from yolov7.settings import AugmentSettings
+
+FILL = 114  # the grey of empty parts
+MIN_SIDE = 2.0  # pixels: smaller boxes are dropped
+MIN_AREA_LEFT = 0.1  # share of the scaled box that must remain in the frame
+MAX_ASPECT = 20.0
+AREA_BELOW = 0.5  # bilinear resizing skips pixels below this factor, so areas are averaged
+
+Matrix = NDArray[np.float64]
+Boxes = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training sample. `image`: (H, W, 3) uint8 RGB. `boxes_cxcywh`: (k, 4) normalised. `labels`: (k,)."""
+
+    image: Image
+    boxes_cxcywh: Boxes
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image lying in a canvas with its corner at `left`, `top`; `boxes_xyxy` (k, 4) in its own pixels."""
+
+    image: Image
+    boxes_xyxy: Boxes
+    labels: Labels
+    left: int = 0
+    top: int = 0
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How an image of `width` x `height` is resized and padded; `pad_w`, `pad_h`: the exact halves of the padding."""
+
+    width: int
+    height: int
+    resized_w: int
+    resized_h: int
+    ratio_w: float
+    ratio_h: float
+    pad_w: float
+    pad_h: float
+
+    @property
+    def left(self) -> int:
+        """Pixels before the image."""
+        return round(self.pad_w - 0.1)
+
+    @property
+    def top(self) -> int:
+        """Pixels above the image."""
+        return round(self.pad_h - 0.1)
+
+    @property
+    def out_w(self) -> int:
+        """Width of the result."""
+        return self.left + self.resized_w + round(self.pad_w + 0.1)
+
+    @property
+    def out_h(self) -> int:
+        """Height of the result."""
+        return self.top + self.resized_h + round(self.pad_h + 0.1)
+
+    def to_letterbox(self, boxes_xyxy: NDArray[np.floating]) -> Boxes:
+        """(k, 4) boxes of the image, in the pixels of the result."""
+        return (np.asarray(boxes_xyxy, np.float64) * self._scale() + self._shift()).astype(np.float32)
+
+    def to_original(self, boxes_xyxy: NDArray[np.floating]) -> Boxes:
+        """(k, 4) boxes of the result, in the pixels of the image, clipped to it."""
+        boxes = (np.asarray(boxes_xyxy, np.float64) - self._shift()) / self._scale()
+        return np.clip(boxes, 0.0, [self.width, self.height] * 2).astype(np.float32)
+
+    def _scale(self) -> NDArray[np.float64]:
+        return np.array([self.resized_w / self.width, self.resized_h / self.height] * 2)
+
+    def _shift(self) -> NDArray[np.float64]:
+        return np.array([self.left, self.top] * 2, np.float64)
+
+
+def letterbox_geometry(
+    width: int,
+    height: int,
+    *,
+    size: int | tuple[int, int],
+    scale_up: bool = True,
+    stride: int | None = None,
+    stretch: bool = False,
+) -> Letterbox:
+    """The geometry of `letterbox`; `size` is a side or (height, width)."""
+    out_h, out_w = (size, size) if isinstance(size, int) else size
+    ratio = min(out_h / height, out_w / width)
+    if not scale_up:
+        ratio = min(ratio, 1.0)
+    if stretch and stride is None:
+        return Letterbox(width, height, out_w, out_h, out_w / width, out_h / height, 0.0, 0.0)
+    resized_w, resized_h = max(round(width * ratio), 1), max(round(height * ratio), 1)
+    spare_w, spare_h = out_w - resized_w, out_h - resized_h
+    if stride is not None:
+        spare_w, spare_h = spare_w % stride, spare_h % stride
+    return Letterbox(width, height, resized_w, resized_h, ratio, ratio, spare_w / 2, spare_h / 2)
+
+
+def letterbox(
+    image: Image,
+    *,
+    size: int | tuple[int, int],
+    scale_up: bool = True,
+    stride: int | None = None,
+    stretch: bool = False,
+) -> tuple[Image, Letterbox]:
+    """The image resized to fit into `size` with its aspect kept, centred on grey.
+
+    `scale_up`: small images grow. `stride`: pad only to the next multiple of it. `stretch`: fill `size` without
+    keeping the aspect (where `stride` is not given).
+    """
+    height, width = image.shape[:2]
+    geometry = letterbox_geometry(width, height, size=size, scale_up=scale_up, stride=stride, stretch=stretch)
+    resized = resize(image, width=geometry.resized_w, height=geometry.resized_h)
+    if (geometry.out_h, geometry.out_w) == resized.shape[:2]:
+        return resized, geometry
+    out = np.full((geometry.out_h, geometry.out_w, 3), FILL, np.uint8)
+    top, left = geometry.top, geometry.left
+    out[top : top + geometry.resized_h, left : left + geometry.resized_w] = resized
+    return out, geometry
+
+
+def resize(image: Image, *, width: int, height: int) -> Image:
+    """Bilinear; by areas where an image shrinks to less than half."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = max(width / image.shape[1], height / image.shape[0]) < AREA_BELOW
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def fitted_size(width: int, height: int, *, size: int) -> tuple[int, int]:
+    """Width and height of an image whose long side becomes `size`; fractions are cut off."""
+    ratio = size / max(width, height)
+    return max(int(width * ratio), 1), max(int(height * ratio), 1)
+
+
+def place_mosaic(tiles: Sequence[Tile], *, size: int, generator: Generator) -> list[Tile]:
+    """Lays four images around a random centre of a canvas of twice `size`, cropped to it; the first is top left."""
+    centre_x, centre_y = (int(value) for value in generator.uniform(size / 2, 3 * size / 2, size=2))
+    placed = []
+    for position, tile in enumerate(tiles):
+        height, width = tile.image.shape[:2]
+        left = centre_x - width if position in (0, 2) else centre_x
+        top = centre_y - height if position in (0, 1) else centre_y
+        placed.append(_crop(tile, left=left, top=top, canvas=2 * size))
+    return placed
+
+
+def place_centre(tile: Tile, *, size: int) -> Tile:
+    """Lays one image in the middle of a canvas of `size`."""
+    height, width = tile.image.shape[:2]
+    return Tile(tile.image, tile.boxes_xyxy, tile.labels, left=(size - width) // 2, top=(size - height) // 2)
+
+
+def _crop(tile: Tile, *, left: int, top: int, canvas: int) -> Tile:
+    height, width = tile.image.shape[:2]
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, canvas), min(top + height, canvas)
+    image = tile.image[y1 - top : y2 - top, x1 - left : x2 - left]
+    shift = np.array([left - x1, top - y1] * 2, np.float32)
+    limit = np.array([x2 - x1, y2 - y1] * 2, np.float32)
+    return Tile(image, np.clip(tile.boxes_xyxy + shift, 0, limit), tile.labels, left=x1, top=y1)
+
+
+def random_transform(
+    settings: AugmentSettings, *, canvas: int, size: int, generator: Generator
+) -> tuple[Matrix, float]:
+    """A matrix (3, 3) from the canvas to the output, translation x shear x rotation and scale x perspective x centring,
+    and the scale that it holds, drawn from (1 - scale, 1.1 + scale)."""
+    draws = generator.uniform(-1.0, 1.0, size=7)
+    centring = np.eye(3)
+    centring[:2, 2] = -canvas / 2
+    perspective = np.eye(3)
+    perspective[2, :2] = draws[0:2] * settings.perspective
+    scale = float(generator.uniform(1 - settings.scale, 1.1 + settings.scale))
+    angle = math.radians(draws[2] * settings.degrees)
+    cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+    rotation = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    shear = np.eye(3)
+    shear[0, 1], shear[1, 0] = (math.tan(math.radians(draw * settings.shear)) for draw in draws[3:5])
+    translation = np.eye(3)
+    translation[:2, 2] = (0.5 + draws[5:7] * settings.translate) * size
+    return translation @ shear @ rotation @ perspective @ centring, scale
+
+
+def compose(tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int) -> tuple[Image, Boxes, Labels]:
+    """Warps tiles that lie in one canvas into an output of `size` x `size`.
+
+    Returns the image, the boxes that are worth keeping (k, 4; corners, pixels) and their labels.
+    """
+    out = np.full((size, size, 3), FILL, np.uint8)
+    boxes, labels = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)]
+    for tile in tiles:
+        placed = matrix.copy()
+        placed[:, 2] += matrix[:, 0] * tile.left + matrix[:, 1] * tile.top
+        _warp_into(out, tile.image, placed)
+        if len(tile.labels):
+            warped = np.clip(transform_boxes(tile.boxes_xyxy, placed), 0, size)
+            keep = worth_keeping(tile.boxes_xyxy * scale, warped)
+            boxes.append(warped[keep])
+            labels.append(tile.labels[keep])
+    return out, np.concatenate(boxes), np.concatenate(labels)
+
+
+def transform_boxes(boxes_xyxy: Boxes, matrix: Matrix) -> Boxes:
+    """The upright boxes (k, 4) around the transformed corners of boxes (k, 4)."""
+    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
+    points = corners @ matrix[:2, :2].T + matrix[:2, 2]
+    if matrix[2, 0] or matrix[2, 1]:
+        points /= corners @ matrix[2, :2, None] + matrix[2, 2]
+    return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1).astype(np.float32)
+
+
+def worth_keeping(before_xyxy: Boxes, after_xyxy: Boxes) -> NDArray[np.bool_]:
+    """Whether enough is left of each box: sides above 2 px, a tenth of the area, an aspect below 20; (k,)."""
+    width, height = (after_xyxy[:, 2:] - after_xyxy[:, :2]).T
+    area = (before_xyxy[:, 2] - before_xyxy[:, 0]) * (before_xyxy[:, 3] - before_xyxy[:, 1])
+    big = (width > MIN_SIDE) & (height > MIN_SIDE)
+    aspect = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1e-9)
+    keep: NDArray[np.bool_] = big & (width * height > MIN_AREA_LEFT * area) & (aspect < MAX_ASPECT)
+    return keep
+
+
+def _warp_into(out: Image, image: Image, matrix: Matrix) -> None:
+    """Draws an image through a matrix onto the part of `out` whose pixel centres it covers."""
+    height, width = image.shape[:2]
+    if not height or not width:
+        return
+    square = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
+    corners = square @ matrix[:2, :2].T + matrix[:2, 2]
+    straight = not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
+    if not straight:
+        corners /= square @ matrix[2, :2, None] + matrix[2, 2]
+    (x1, y1), (x2, y2) = np.ceil(np.clip([corners.min(axis=0), corners.max(axis=0)], 0.0, out.shape[0]) - 0.5).astype(
+        int
+    )
+    if x2 <= x1 or y2 <= y1:
+        return
+    part = out[y1:y2, x1:x2]
+    on_centres = _shift(-0.5 - x1, -0.5 - y1) @ matrix @ _shift(0.5, 0.5)
+    part_size = (int(x2 - x1), int(y2 - y1))
+    if straight:
+        cv2.warpAffine(image, on_centres[:2], part_size, dst=part, borderMode=cv2.BORDER_REPLICATE)
+        return
+    warped = cv2.warpPerspective(image, on_centres, part_size, borderMode=cv2.BORDER_REPLICATE)
+    mask = np.zeros(part.shape[:2], np.uint8)
+    outline = np.round((corners - [x1 + 0.5, y1 + 0.5]) * 256).astype(np.int32)
+    cv2.fillConvexPoly(mask, outline, 255, shift=8)
+    cv2.copyTo(warped, mask, part)
+
+
+def _shift(x: float, y: float) -> Matrix:
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def vary_colour(image: Image, settings: AugmentSettings, *, generator: Generator) -> Image:
+    """Multiplies hue, saturation and value by 1 +- their settings, through a lookup table."""
+    limits = (settings.hsv_hue, settings.hsv_saturation, settings.hsv_value)
+    gains = 1.0 + generator.uniform(-1.0, 1.0, size=3) * limits
+    if not any(limits):
+        return image
+    table = np.arange(256)[:, None] * gains
+    table[:, 0] %= 180
+    lookup = np.clip(table, 0, 255).astype(np.uint8)[None]
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.LUT(hsv, lookup, dst=hsv)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)  # type: ignore[return-value]
+
+
+def flip(image: Image, boxes_xyxy: Boxes, *, horizontal: bool, vertical: bool) -> tuple[Image, Boxes]:
+    """Mirrors an image and its boxes (k, 4; pixels)."""
+    height, width = image.shape[:2]
+    if horizontal:
+        boxes_xyxy = np.stack(
+            [width - boxes_xyxy[:, 2], boxes_xyxy[:, 1], width - boxes_xyxy[:, 0], boxes_xyxy[:, 3]], 1
+        )
+    if vertical:
+        boxes_xyxy = np.stack(
+            [boxes_xyxy[:, 0], height - boxes_xyxy[:, 3], boxes_xyxy[:, 2], height - boxes_xyxy[:, 1]], 1
+        )
+    if horizontal or vertical:
+        image = cv2.flip(image, -1 if horizontal and vertical else int(horizontal))  # type: ignore[assignment]
+    return image, boxes_xyxy
+
+
+def blend(first: Image, second: Image, *, generator: Generator) -> Image:
+    """Mixup: a share drawn from Beta(8, 8) of the first image and the rest of the second."""
+    share = float(generator.beta(8.0, 8.0))
+    return cv2.addWeighted(first, share, second, 1.0 - share, 0.0)  # type: ignore[return-value]
+
+
+def normalise_boxes(boxes_xyxy: Boxes, *, width: int, height: int) -> Boxes:
+    """Corners in pixels (k, 4) to centre and size as shares of the image."""
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    pixels = np.concatenate([(low + high) / 2, high - low], axis=1)
+    normalised: Boxes = (pixels / np.array([width, height] * 2)).astype(np.float32)
+    return normalised

@@ -1,0 +1,179 @@
+"""Training samples and letterboxed images of a split, from decoded images kept in memory where they fit."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+
+from yolov7.data.augment import (
+    Boxes,
+    Labels,
+    Letterbox,
+    Sample,
+    Tile,
+    blend,
+    compose,
+    fitted_size,
+    flip,
+    letterbox,
+    normalise_boxes,
+    place_centre,
+    place_mosaic,
+    random_transform,
+    resize,
+    vary_colour,
+)
+from yolov7.data.images import Image, read_image
+from yolov7.data.labels import ImageIndex
+from yolov7.errors import DataError
+from yolov7.settings import AugmentSettings
+
+CacheMode = Literal["auto", "memory", "none"]
+CACHE_SHARE = 0.25  # of the available memory
+
+
+class DetectionDataset:
+    """The samples of a split at one training size. What sample (seed, epoch, i) is depends on these three only.
+
+    Images decoded once stay in memory that processes forked from this one share. Crowd regions are no targets.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        *,
+        image_size: int,
+        augment: AugmentSettings | None = None,
+        seed: int = 0,
+        cache: CacheMode = "auto",
+    ) -> None:
+        self.index = index
+        self.image_size = image_size
+        self.augment = augment
+        self.seed = seed
+        self._sizes = [
+            fitted_size(int(width), int(height), size=image_size)
+            for width, height in zip(index.widths, index.heights, strict=True)
+        ]
+        self._cache = _make_cache(self._sizes, cache)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether decoded images stay in memory."""
+        return self._cache is not None
+
+    def sample(self, i: int, *, epoch: int = 0, mosaic: bool = True) -> Sample:
+        """The sample of image i in an epoch; without `augment` its letterboxed image.
+
+        `mosaic=False` leaves out mosaic and mixup, as in the last epochs.
+        """
+        if self.augment is None:
+            return self._plain(i)
+        generator = default_rng((self.seed, epoch, i))
+        image, boxes, labels = self._composed(i, self.augment, mosaic=mosaic, generator=generator)
+        if mosaic and self.augment.mosaic and generator.random() < self.augment.mixup:
+            partner = int(generator.integers(len(self)))
+            other = self._composed(partner, self.augment, mosaic=True, generator=generator)
+            image = blend(image, other[0], generator=generator)
+            boxes, labels = np.concatenate([boxes, other[1]]), np.concatenate([labels, other[2]])
+        image = vary_colour(image, self.augment, generator=generator)
+        horizontal, vertical = generator.random(2) < (self.augment.flip_horizontal, self.augment.flip_vertical)
+        image, boxes = flip(image, boxes, horizontal=bool(horizontal), vertical=bool(vertical))
+        return Sample(image, normalise_boxes(boxes, width=self.image_size, height=self.image_size), labels)
+
+    def letterboxed(self, i: int) -> tuple[Image, Letterbox]:
+        """Image i as detection sees it, and how to get back to its own pixels."""
+        image, geometry = letterbox(_read_checked(self.index, i), size=self.image_size)
+        return image, geometry
+
+    def _plain(self, i: int) -> Sample:
+        image, geometry = self.letterboxed(i)
+        chosen = ~self.index.crowd_of(i)
+        boxes = geometry.to_letterbox(self.index.boxes_of(i)[chosen])
+        normalised = normalise_boxes(boxes, width=self.image_size, height=self.image_size)
+        return Sample(image, normalised, self.index.labels_of(i)[chosen])
+
+    def _composed(
+        self, i: int, settings: AugmentSettings, *, mosaic: bool, generator: Generator
+    ) -> tuple[Image, Boxes, Labels]:
+        size = self.image_size
+        if mosaic and generator.random() < settings.mosaic:
+            partners = generator.integers(len(self), size=3)
+            images = [self._tile(int(j)) for j in (i, *partners)]
+            tiles, canvas = place_mosaic(images, size=size, generator=generator), 2 * size
+        else:
+            tiles, canvas = [place_centre(self._tile(i), size=size)], size
+        matrix, scale = random_transform(settings, canvas=canvas, size=size, generator=generator)
+        return compose(tiles, matrix, scale=scale, size=size)
+
+    def _tile(self, i: int) -> Tile:
+        """Image i at the training size, long side first."""
+        width, height = self._sizes[i]
+        image = self._cache.get(i) if self._cache is not None else None
+        if image is None:
+            image = resize(_read_checked(self.index, i), width=width, height=height)
+            if self._cache is not None:
+                self._cache.put(i, image)
+        chosen = ~self.index.crowd_of(i)
+        ratio = np.array([width / self.index.widths[i], height / self.index.heights[i]] * 2, np.float32)
+        return Tile(image, self.index.boxes_of(i)[chosen] * ratio, self.index.labels_of(i)[chosen])
+
+
+class _SharedCache:
+    """Decoded images in one anonymous mapping: processes forked later fill and read it together."""
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self._sizes = sizes
+        lengths = np.array([width * height * 3 for width, height in sizes], np.int64)
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self._filled = np.frombuffer(mmap.mmap(-1, len(sizes)), np.uint8)
+        self._pixels = np.frombuffer(mmap.mmap(-1, int(self._offsets[-1])), np.uint8)
+
+    def get(self, i: int) -> Image | None:
+        return self._view(i) if self._filled[i] else None
+
+    def put(self, i: int, image: Image) -> None:
+        self._view(i)[:] = image  # two processes may write the same bytes
+        self._filled[i] = 1
+
+    def _view(self, i: int) -> Image:
+        width, height = self._sizes[i]
+        flat: NDArray[np.uint8] = self._pixels[self._offsets[i] : self._offsets[i + 1]]
+        return flat.reshape(height, width, 3)
+
+
+def _make_cache(sizes: list[tuple[int, int]], mode: CacheMode) -> _SharedCache | None:
+    needed = sum(width * height * 3 for width, height in sizes)
+    if mode == "none" or not sizes or (mode == "auto" and needed > CACHE_SHARE * _available_memory()):
+        return None
+    return _SharedCache(sizes)
+
+
+def _available_memory() -> int:
+    """Bytes that this process may still use: of the machine, and of its control group where that has a limit."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return min(available, max(limit - used, 0))
+
+
+def _read_checked(index: ImageIndex, i: int) -> Image:
+    image = read_image(index.paths[i])
+    if image.shape[:2] != (index.heights[i], index.widths[i]):
+        found = f"{image.shape[1]}x{image.shape[0]}"
+        expected = f"{index.widths[i]}x{index.heights[i]}"
+        raise DataError(f"image {index.paths[i]} is {found}, was {expected}; run `yolov7 prepare` again")
+    return image

@@ -1,0 +1,284 @@
+"""The one form of annotated images, whatever format they came in: a columnar index, cleaned of flaws that are named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolov7.data.images import ImageFacts, inspect_image
+from yolov7.errors import ArtifactError, DataError
+
+Progress = Callable[[int, int], None]  # images checked, images in all
+INDEX_VERSION = 1
+CLIP_TOLERANCE = 1.0  # pixels that a box may reach outside the image without being listed
+
+
+class FlawKind(StrEnum):
+    """What may be wrong with a data set; the text is what the health report shows."""
+
+    NO_AREA = "box without area"
+    NOT_FINITE = "box that is not numbers"
+    OUTSIDE = "box outside its image"
+    CLIPPED = "box reaching outside its image"
+    UNKNOWN_CATEGORY = "unknown category"
+    DUPLICATE_BOX = "box given twice"
+    DUPLICATE_ID = "id given twice"
+    UNKNOWN_IMAGE = "annotation of an unknown image"
+    SIZE = "image of another size than annotated"
+    MISSING = "missing image"
+    UNREADABLE = "unreadable image"
+    NO_ANNOTATION = "missing or damaged annotation"
+    BACKGROUND = "image without boxes"
+
+    @property
+    def concerns_boxes(self) -> bool:
+        """Whether a box is left out, or changed, because of it."""
+        return self in _BOX_FLAWS
+
+    @property
+    def loses_image(self) -> bool:
+        """Whether the image is left out because of it."""
+        return self in (FlawKind.MISSING, FlawKind.UNREADABLE, FlawKind.NO_ANNOTATION)
+
+
+_BOX_FLAWS = frozenset(
+    {
+        FlawKind.NO_AREA,
+        FlawKind.NOT_FINITE,
+        FlawKind.OUTSIDE,
+        FlawKind.CLIPPED,
+        FlawKind.UNKNOWN_CATEGORY,
+        FlawKind.DUPLICATE_BOX,
+        FlawKind.UNKNOWN_IMAGE,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """One thing wrong: its kind, the file it was found in, and the value."""
+
+    kind: FlawKind
+    file: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """What an annotation file says of one image, before any check.
+
+    `boxes_xyxy`: (k, 4) absolute pixels. `labels`: (k,). `crowd`: (k,). `declared_wh`: the size that it states.
+    """
+
+    path: Path
+    boxes_xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    declared_wh: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images of a split and their boxes, in columns; n images, m boxes.
+
+    `paths`: absolute. `widths`, `heights`: (n,) int32, after EXIF rotation. `hashes`: of the files' bytes.
+    `box_offsets`: (n + 1,) int64, image i has the boxes from offset i to offset i + 1.
+    `boxes_xyxy`: (m, 4) float32, absolute pixels. `labels`: (m,) int64. `crowd`: (m,) bool, regions of many objects.
+    """
+
+    class_names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    hashes: tuple[str, ...]
+    box_offsets: NDArray[np.int64]
+    boxes_xyxy: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def num_boxes(self) -> int:
+        """Boxes of all images, crowd regions included."""
+        return len(self.labels)
+
+    def boxes_of(self, i: int) -> NDArray[np.float32]:
+        """(k, 4) absolute pixels, corners."""
+        return self.boxes_xyxy[self.box_offsets[i] : self.box_offsets[i + 1]]
+
+    def labels_of(self, i: int) -> NDArray[np.int64]:
+        """(k,) class numbers."""
+        return self.labels[self.box_offsets[i] : self.box_offsets[i + 1]]
+
+    def crowd_of(self, i: int) -> NDArray[np.bool_]:
+        """(k,) whether a box is a crowd region."""
+        return self.crowd[self.box_offsets[i] : self.box_offsets[i + 1]]
+
+    def content_hash(self) -> str:
+        """Of all pixels, boxes and names: two indices with the same hash train the same model."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\n".join((*self.class_names, "", *self.hashes)).encode())
+        for column in (self.widths, self.heights, self.box_offsets, self.boxes_xyxy, self.labels, self.crowd):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+
+def build_index(
+    images: Sequence[AnnotatedImage],
+    *,
+    class_names: tuple[str, ...],
+    flaws: Iterable[Flaw] = (),
+    progress: Progress | None = None,
+) -> tuple[ImageIndex, tuple[Flaw, ...]]:
+    """Decodes every image once, in threads, and keeps what is sound; what is not comes back as flaws."""
+    found = list(flaws)
+    kept: list[tuple[AnnotatedImage, ImageFacts]] = []
+    for image, facts in zip(images, _inspect_all([image.path for image in images], progress), strict=True):
+        if isinstance(facts, Flaw):
+            found.append(facts)
+            continue
+        cleaned, box_flaws = _clean(image, facts)
+        found.extend(box_flaws)
+        kept.append((cleaned, facts))
+    return _stack(kept, class_names), tuple(found)
+
+
+def save_index(path: Path, index: ImageIndex) -> None:
+    """Writes a .npz; image paths are stored relative to its folder, so that both may move together."""
+    folder = path.parent.resolve()
+    relative = [Path(os.path.relpath(image, folder)).as_posix() for image in index.paths]
+    columns: dict[str, Any] = {
+        "version": np.int64(INDEX_VERSION),
+        "class_names": _texts(index.class_names),
+        "paths": _texts(relative),
+        "widths": index.widths,
+        "heights": index.heights,
+        "hashes": _texts(index.hashes),
+        "box_offsets": index.box_offsets,
+        "boxes_xyxy": index.boxes_xyxy,
+        "labels": index.labels,
+        "crowd": index.crowd,
+    }
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez_compressed(temporary, allow_pickle=False, **columns)
+    temporary.replace(path)
+
+
+def load_index(path: Path) -> ImageIndex:
+    """Reads what `save_index` wrote; ArtifactError when it is missing or damaged."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; `yolov7 prepare` makes it")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+        return _from_columns(columns, path.parent.resolve())
+    except (BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ArtifactError(f"{path} is damaged or of another version ({reason}); run `yolov7 prepare` again") from None
+
+
+def _from_columns(columns: dict[str, NDArray[np.generic]], folder: Path) -> ImageIndex:
+    if int(columns["version"]) != INDEX_VERSION:
+        raise ValueError(f"version {int(columns['version'])}, expected {INDEX_VERSION}")
+    index = ImageIndex(
+        class_names=tuple(str(name) for name in columns["class_names"]),
+        paths=tuple(Path(os.path.normpath(folder / str(path))) for path in columns["paths"]),
+        widths=columns["widths"].astype(np.int32),
+        heights=columns["heights"].astype(np.int32),
+        hashes=tuple(str(value) for value in columns["hashes"]),
+        box_offsets=columns["box_offsets"].astype(np.int64),
+        boxes_xyxy=columns["boxes_xyxy"].astype(np.float32),
+        labels=columns["labels"].astype(np.int64),
+        crowd=columns["crowd"].astype(np.bool_),
+    )
+    counts = {len(index.paths), len(index.widths), len(index.heights), len(index.hashes), len(index.box_offsets) - 1}
+    rows = {len(index.boxes_xyxy), len(index.labels), len(index.crowd), int(index.box_offsets[-1])}
+    if len(counts) != 1 or len(rows) != 1:
+        raise ValueError("columns of different lengths")
+    return index
+
+
+def _texts(values: Sequence[str]) -> NDArray[np.str_]:
+    return np.array(values, dtype=np.str_) if values else np.zeros(0, dtype="<U1")
+
+
+def _inspect_all(paths: Sequence[Path], progress: Progress | None) -> Iterable[ImageFacts | Flaw]:
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        for done, facts in enumerate(pool.map(_inspect, paths), start=1):
+            if progress is not None:
+                progress(done, len(paths))
+            yield facts
+
+
+def _inspect(path: Path) -> ImageFacts | Flaw:
+    if not path.is_file():
+        return Flaw(FlawKind.MISSING, str(path), "no such file")
+    try:
+        return inspect_image(path)
+    except DataError as error:
+        reason = str(error).removeprefix(f"image {path} ").split(";")[0]
+        return Flaw(FlawKind.UNREADABLE, str(path), reason)
+
+
+def _clean(image: AnnotatedImage, facts: ImageFacts) -> tuple[AnnotatedImage, list[Flaw]]:
+    """Boxes clipped to the frame, and those left out that hold nothing of it."""
+    flaws = []
+    frame = np.array([facts.width, facts.height, facts.width, facts.height], np.float64)
+    if image.declared_wh is not None and image.declared_wh != (facts.width, facts.height):
+        stated = "{}x{}".format(*image.declared_wh)
+        flaws.append(
+            Flaw(FlawKind.SIZE, str(image.path), f"annotated as {stated}, is {facts.width}x{facts.height} upright")
+        )
+    clipped = np.clip(image.boxes_xyxy, 0.0, frame)
+    kept, seen = [], set()
+    for row, box in enumerate(image.boxes_xyxy):
+        key = (*box.tolist(), int(image.labels[row]))
+        kind = _flaw_of(box, clipped[row], frame) or (FlawKind.DUPLICATE_BOX if key in seen else None)
+        seen.add(key)
+        if kind is not None:
+            flaws.append(Flaw(kind, str(image.path), f"[{', '.join(f'{value:g}' for value in box)}]"))
+        if kind in (None, FlawKind.CLIPPED):
+            kept.append(row)
+    if not len(image.boxes_xyxy):
+        flaws.append(Flaw(FlawKind.BACKGROUND, str(image.path), "kept, as background"))
+    return AnnotatedImage(image.path, clipped[kept], image.labels[kept], image.crowd[kept]), flaws
+
+
+def _flaw_of(box: NDArray[np.float64], clipped: NDArray[np.float64], frame: NDArray[np.float64]) -> FlawKind | None:
+    if not np.isfinite(box).all():
+        return FlawKind.NOT_FINITE
+    if box[2] <= box[0] or box[3] <= box[1]:
+        return FlawKind.NO_AREA
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        return FlawKind.OUTSIDE
+    return FlawKind.CLIPPED if np.abs(box - clipped).max() > CLIP_TOLERANCE else None
+
+
+def _stack(kept: Sequence[tuple[AnnotatedImage, ImageFacts]], class_names: tuple[str, ...]) -> ImageIndex:
+    counts = [len(image.labels) for image, _ in kept]
+    boxes = [np.zeros((0, 4)), *(image.boxes_xyxy for image, _ in kept)]
+    labels = [np.zeros(0, np.int64), *(image.labels for image, _ in kept)]
+    crowd = [np.zeros(0, np.bool_), *(image.crowd for image, _ in kept)]
+    return ImageIndex(
+        class_names=class_names,
+        paths=tuple(image.path.absolute() for image, _ in kept),
+        widths=np.array([facts.width for _, facts in kept], np.int32),
+        heights=np.array([facts.height for _, facts in kept], np.int32),
+        hashes=tuple(facts.content_hash for _, facts in kept),
+        box_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes_xyxy=np.concatenate(boxes).astype(np.float32),
+        labels=np.concatenate(labels).astype(np.int64),
+        crowd=np.concatenate(crowd).astype(np.bool_),
+    )
