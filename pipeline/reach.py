@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import cache
 from typing import final
 
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 900.0  # seconds without another try after a failure
 _OUTAGES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR"}
+
+
+@cache
+def reach_of(name: str) -> Reach:
+    """One for each store in a process, whoever asks: what one run waited for, the next need not."""
+    return Reach(name)
 
 
 @final

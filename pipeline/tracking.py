@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
-from pipeline.reach import Reach, is_outage
+from pipeline.reach import is_outage, reach_of
 from pipeline.records import chunks, clean_name, flatten, next_step, shorten
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class Tracker:
     def __init__(self, experiment: str, *, uri: str | None = None) -> None:
         self._experiment = experiment
         self._uri = uri or tracking_uri()
-        self._store = Reach(f"MLflow at {self._uri}")
-        self._artifacts = Reach(f"MLflow's artifacts at {self._uri}")
+        self._store = reach_of(f"MLflow at {self._uri}")
+        self._artifacts = reach_of(f"MLflow's artifacts at {self._uri}")
         self._client: MlflowClient | None = None
 
     def run(self, key: RunKey) -> TrackedRun:

@@ -1,0 +1,217 @@
+"""The stage `benchmark`: latency and FPS of every variant, before and after re-parameterisation, in one measurement.
+
+A sample is one batch: the model and the decoding of its maps, then non-maximum suppression with the detector's own
+settings. Both times are taken of the same call, so that rows with and without suppression differ by it alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from pipeline.artifacts import Benchmark, BenchmarkRow, fresh_folder, stage_folder, write_json
+from pipeline.params import BenchmarkSettings, Params
+from pipeline.progress import console, stage_line
+from pipeline.tables import headline_row
+from pipeline.timing import Rounds, measure_interleaved, summarise
+from yolov7.data.dataset import DetectionDataset
+from yolov7.data.labels import ImageIndex, load_index
+from yolov7.model import DetectionModel
+from yolov7.nms import non_max_suppression
+from yolov7.precision import autocast, precision_name, resolve_device, resolve_precision
+from yolov7.settings import NmsSettings
+from yolov7.structures import HeadMaps
+from yolov7.weights import load_weights
+
+FORMS = {"trained": "train", "deployed": "reparam"}  # the form, and the stage that made its weights
+_LIBRARIES = ("torch", "numpy", "opencv-python-headless")
+_NMS = NmsSettings()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model in one setting, on one batch of images (B, 3, S, S) in 0..1."""
+
+    variant: str
+    form: str
+    engine: str
+    dtype: torch.dtype
+    images: Tensor
+    model: DetectionModel
+    forward: Callable[[Tensor], HeadMaps]
+
+    @torch.inference_mode()
+    def run(self) -> tuple[float, float]:
+        """Seconds to the decoded boxes, and to the detections."""
+        start = _now(self.images.device)
+        with autocast(self.dtype, self.images.device):
+            maps = self.forward(self.images)
+        decoded = self.model.decode(maps)
+        middle = _now(self.images.device)
+        non_max_suppression(decoded, settings=_NMS)
+        return middle - start, _now(self.images.device) - start
+
+
+def benchmark(params: Params, *, device: str = "auto") -> Benchmark:
+    """Measures all variants (their first seed) in interleaved rounds; writes benchmark.json and benchmark.csv."""
+    settings = params.benchmark
+    cases = list(_make_cases(params, resolve_device(device)))
+    rounds = Rounds(settings.rounds, settings.seconds_per_round, settings.warmup_seconds)
+    with _shown(cases, turns=(rounds.count + 1) * len(cases)) as on_turn:
+        samples = measure_interleaved(
+            [case.run for case in cases], rounds=rounds, generator=random.Random(0), on_turn=on_turn
+        )
+    result = _describe(cases, samples, device=cases[0].images.device)
+    folder = fresh_folder(stage_folder("benchmark"))
+    write_json(folder / "benchmark.json", result)
+    write_rows(folder / "benchmark.csv", result)
+    return result
+
+
+def write_rows(path: Path, result: Benchmark) -> None:
+    """The rows as CSV, for DVC's plots."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(BenchmarkRow.model_fields))
+        writer.writeheader()
+        writer.writerows(row.model_dump() for row in result.rows)
+
+
+def fps_before_and_after(result: Benchmark, variant: str) -> tuple[float | None, float | None]:
+    """FPS of a variant as trained and as deployed: eager, the smallest batch, without suppression."""
+    before = headline_row(result, variant=variant, form="trained")
+    after = headline_row(result, variant=variant, form="deployed")
+    return (before.fps if before else None, after.fps if after else None)
+
+
+def benchmark_metrics(result: Benchmark, variant: str) -> dict[str, float | None]:
+    """All FPS of a variant under names for tracking: `benchmark/fps`, `benchmark/fps_trained`, and every setting."""
+    before, after = fps_before_and_after(result, variant)
+    settings = {f"benchmark/{_setting(row)}": row.fps for row in result.rows if row.variant == variant}
+    return {"benchmark/fps": after, "benchmark/fps_trained": before} | settings
+
+
+def _make_cases(params: Params, device: torch.device) -> Iterator[Case]:
+    index = load_index(_split_path())
+    for variant in params.variants:
+        for form, stage in FORMS.items():
+            weights = load_weights(stage_folder(stage, variant, params.seeds[0]) / "weights.safetensors", device=device)
+            for engine, forward in _engines(weights.model, params.benchmark):
+                for dtype in dict.fromkeys(resolve_precision(name, device) for name in params.benchmark.precisions):
+                    for batch in params.benchmark.batch_sizes:
+                        images = read_images(index, image_size=weights.image_size, count=batch).to(device)
+                        yield Case(variant, form, engine, dtype, images, weights.model, forward)
+
+
+def _split_path() -> Path:
+    """The validation split's index, or the training split's where there is no other."""
+    path = stage_folder("prepare") / "val.npz"
+    return path if path.is_file() else path.with_name("train.npz")
+
+
+def read_images(index: ImageIndex, *, image_size: int, count: int) -> Tensor:
+    """The split's first images, letterboxed: (count, 3, S, S) in 0..1; over again where there are too few."""
+    dataset = DetectionDataset(index, image_size=image_size, cache="none")
+    arrays = [dataset.letterboxed(i % len(index))[0] for i in range(count)]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def _engines(model: DetectionModel, settings: BenchmarkSettings) -> Iterator[tuple[str, Callable[[Tensor], HeadMaps]]]:
+    yield "eager", model
+    if settings.compile:
+        yield "compile", torch.compile(model, dynamic=False)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _describe(cases: list[Case], samples: list[list[tuple[float, float]]], *, device: torch.device) -> Benchmark:
+    rows = [
+        _row(case, [sample[nms] for sample in taken], nms=bool(nms))
+        for case, taken in zip(cases, samples, strict=True)
+        for nms in (0, 1)
+    ]
+    return Benchmark(
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        clock_mhz=_clock_mhz(device),
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        rows=tuple(rows),
+    )
+
+
+def _row(case: Case, seconds: list[float], *, nms: bool) -> BenchmarkRow:
+    latency = summarise(seconds)
+    batch, side = case.images.shape[0], case.images.shape[-1]
+    return BenchmarkRow(
+        variant=case.variant,
+        form=case.form,
+        engine=case.engine,
+        precision=precision_name(case.dtype),
+        batch=batch,
+        nms=nms,
+        image_size=side,
+        p50_ms=latency.p50_ms,
+        p90_ms=latency.p90_ms,
+        p99_ms=latency.p99_ms,
+        mean_ms=latency.mean_ms,
+        fps=1000 * batch / latency.p50_ms,
+        samples=latency.samples,
+    )
+
+
+def _setting(row: BenchmarkRow) -> str:
+    nms = "_nms" if row.nms else ""
+    return f"fps_{row.form}_{row.engine}_{row.precision}_batch{row.batch}{nms}"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _clock_mhz(device: torch.device) -> float | None:
+    """Taken right after the measurement, while the device is warm; None where it cannot be read."""
+    import psutil
+
+    try:
+        if device.type == "cuda":
+            return float(torch.cuda.clock_rate(device))
+        frequency = psutil.cpu_freq()
+    except (RuntimeError, ImportError, OSError, NotImplementedError):  # no driver library, or a machine that hides it
+        return None
+    return float(frequency.current) if frequency and frequency.current else None
+
+
+@contextmanager
+def _shown(cases: list[Case], *, turns: int) -> Iterator[Callable[[int], None]]:
+    """A live bar on a terminal; elsewhere one line."""
+    if not console.is_terminal:
+        names = ", ".join(dict.fromkeys(case.variant for case in cases))
+        console.print(stage_line("benchmark", "", f"{len(cases)} cases in interleaved rounds: {names}").rstrip())
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("benchmark", total=turns)
+        yield lambda i: bar.update(
+            task, advance=1, description=stage_line("benchmark", cases[i].variant, f"{cases[i].form:<8}")
+        )
