@@ -1,0 +1,68 @@
+"""Reading of the golden vectors, and the deterministic weights that those of whole models rest on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+DATA = Path(__file__).parent / "data"
+
+# the base of the paper's Table 3: YOLOv7 with ELAN for ELAN-W and plain convolutions for RepConv
+LIGHT: dict[str, Any] = {
+    "base": "yolov7",
+    "swap": {name: {"block": "elan"} for name in ("n4", "n3", "m4", "m5")}
+    | {name: {"block": "conv"} for name in ("r3", "r4", "r5")},
+}
+
+
+def load_vectors(name: str) -> dict[str, Any]:
+    """The arrays of a golden file as tensors, 0-d ones as numbers."""
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) if file[key].ndim else file[key].item() for key in file.files}
+
+
+def load_facts(name: str) -> dict[str, Any]:
+    """The measured facts of one of the reference's graphs, such as `training/yolov7`."""
+    facts: dict[str, Any] = json.loads((DATA / "architectures.json").read_text())[name]
+    return facts
+
+
+def reference_weights(name: str, *, gain: float) -> list[Tensor]:
+    """The deterministic weights of a reference graph in its own order, without counters and anchors."""
+    with gzip.open(DATA / "state_dict_keys.json.gz", "rt") as file:
+        entries = json.load(file)[name]
+    skipped = ("num_batches_tracked", "anchors", "anchor_grid")
+    return [_draw(i, key, shape, gain=gain) for i, (key, shape, _) in enumerate(entries) if not key.endswith(skipped)]
+
+
+def fill(model: nn.Module, weights: list[Tensor]) -> None:
+    """Loads weights one after the other, which holds only if the modules come in the reference's order."""
+    own = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert [tuple(value.shape) for value in own.values()] == [tuple(value.shape) for value in weights]
+    model.load_state_dict(dict(zip(own, weights, strict=True)), strict=False)
+
+
+def reference_images(size: int) -> Tensor:
+    """The input of the golden forwards, (1, 3, size, size)."""
+    return torch.from_numpy(np.random.default_rng(1234).random((1, 3, size, size)).astype(np.float32))
+
+
+def _draw(index: int, key: str, shape: list[int], *, gain: float) -> Tensor:
+    n = np.random.default_rng(index).standard_normal(shape)
+    return torch.from_numpy(np.asarray(_shape_noise(n, key, gain=gain), dtype=np.float32))
+
+
+def _shape_noise(n: Any, key: str, *, gain: float) -> Any:
+    if key.endswith(".implicit"):
+        return 0.02 * n if ".ia." in key else 1 + 0.02 * n
+    if key.endswith("running_var"):
+        return 1 + 0.1 * abs(n)
+    if n.ndim == 4:
+        return n * np.sqrt(gain / np.prod(n.shape[1:]))
+    return 1 + 0.1 * n if key.endswith(".weight") else 0.1 * n

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.golden.vectors import LIGHT
+from yolov7.cost import Cost, spec_cost
+from yolov7.model import DetectionModel
+from yolov7.scaling import scale_spec
+from yolov7.spec import load_spec, resolve_spec
+
+# parameters in millions and GFLOPs of the rows of Table 3, counted as the paper counts
+TABLE3 = {
+    "base": ({"rule": "compound"}, 47.05, 125.5),
+    "width only": ({"rule": "width", "width": 1.25}, 73.36, 195.3),
+    "depth only": ({"rule": "depth", "depth": 2.0}, 69.29, 187.4),
+    "compound": ({"rule": "compound", "depth": 1.5}, 71.31, 189.9),
+}
+
+
+@pytest.mark.parametrize("row", TABLE3)
+def test_table_3(row: str) -> None:
+    factors, parameters, gflops = TABLE3[row]
+    cost = spec_cost(scale_spec(resolve_spec(LIGHT, name="light"), **factors))
+    assert round(cost.parameters_deployed / 1e6, 2) == parameters
+    assert round(cost.gflops_with_bias, 1) == gflops
+
+
+def test_nano_is_small() -> None:
+    cost = spec_cost(load_spec("nano"), num_classes=8)
+    assert cost == Cost(386_994, 384_805, 0.2179328, 0.2205734, 0.2179328)
+
+
+def test_training_graph_has_the_branches_too() -> None:
+    cost = spec_cost(load_spec("yolov7"), image_size=64)
+    assert cost.gflops_built > cost.gflops
+
+
+def test_cost_follows_size_and_leaves_nothing_behind() -> None:
+    spec = load_spec("nano")
+    assert spec_cost(spec, image_size=640).gflops == pytest.approx(4 * spec_cost(spec, image_size=320).gflops)
+    model = DetectionModel(spec, num_classes=3).eval()
+    assert model(torch.rand(1, 3, 64, 64)).lead[0].device.type == "cpu"

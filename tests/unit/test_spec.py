@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolov7.errors import SpecError
+from yolov7.graph import Shape, infer_shapes
+from yolov7.spec import list_specs, load_spec, resolve_spec, spec_from_json, spec_to_json
+
+ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
+
+
+def rows(**changes: object) -> dict[str, object]:
+    """A small spec of two levels, with rows changed or added."""
+    plain: dict[str, object] = {
+        "s1": {"block": "conv", "out": 8, "s": 2},
+        "s2": {"block": "conv", "out": 8, "s": 2},
+        "p2": {"block": "elan", "out": 16, "hidden": 8, "depth": 1},
+        "d3": {"block": "mp", "out": 16},
+        "head": {"block": "detect", "from": ["p2", "d3"], "anchors": ANCHORS},
+    }
+    return plain | changes
+
+
+@pytest.mark.parametrize("name", ["nano", "yolov7", "yolov7-tiny"])
+def test_packaged_specs_survive_json(name: str) -> None:
+    spec = load_spec(name)
+    assert name in list_specs()
+    assert spec.name == name
+    assert spec_from_json(spec_to_json(spec)) == spec
+
+
+def test_row_above_is_the_default_source() -> None:
+    spec = resolve_spec({"rows": rows()}, name="small")
+    assert spec.rows["s1"].sources == ("image",)
+    assert spec.rows["p2"].sources == ("s2",)
+    assert infer_shapes(spec)["d3"] == Shape(16, 8)
+
+
+def test_swap_keeps_the_keys_that_the_new_block_shares() -> None:
+    spec = resolve_spec({"base": "yolov7", "swap": {"r3": {"block": "conv"}, "p2": {"depth": 3}}}, name="swapped")
+    assert spec.rows["r3"].model_dump(by_alias=True) == {"from": ("n3",), "block": "conv", "out": 256, "k": 3, "s": 1}
+    assert spec.rows["p2"].depth == 3
+    kept = resolve_spec({"base": "yolov7", "swap": {"d2": {"block": "maxpool"}, "p2": {"hidden": 64}}}, name="swapped")
+    assert kept.rows["d2"].block == "maxpool"
+
+
+def test_base_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("base: nano\nimage_size: 256\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nscale: {rule: depth, depth: 2}\n")
+    spec = load_spec(str(tmp_path / "second.yaml"))
+    assert (spec.name, spec.image_size, spec.rows["p2"].depth) == ("second", 256, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"p2": {"block": "elan", "out": 16, "hiden": 8, "hidden": 8, "depth": 1}},
+         "p2.elan.hiden: unknown key; did you mean 'hidden'?"),
+        ({"p2": {"block": "elann"}}, "p2: unknown block 'elann'; did you mean 'elan'?"),
+        ({"p2": {"out": 8}}, "p2: names no block"),
+        ({"p2": {"block": "elan", "out": 16, "depth": 1}}, "p2.elan.hidden: missing"),
+        ({"p2": {"block": "elan", "out": 16, "hidden": 0, "depth": 1}}, "p2.elan.hidden: Input should be greater"),
+        ({"p2": {"block": "elan", "out": True, "hidden": 8, "depth": 1}}, "p2.elan.out: Input should be a valid int"),
+        ({"p2": {"block": "elan_w", "out": 16, "hidden": 7, "depth": 1}}, "p2.elan_w: hidden=7 must be even"),
+        ({"s2": {"block": "conv", "out": 8, "s": 3}}, "s2.conv.s: Input should be 1 or 2, not 3"),
+        ({"s2": {"block": "conv", "out": 8, "from": ["p2"]}}, "s2: takes 'p2', which is not above it"),
+        ({"s2": {"block": "conv", "out": 8, "from": ["s2"]}}, "s2: takes 's2', which is not above it"),
+        ({"s2": {"block": "conv", "out": 8, "from": ["s11"]}}, "there is no such row; did you mean 's1'?"),
+        ({"d3": {"block": "mp", "out": 16, "from": ["p2", "s1"]}}, "d3.mp: cannot concatenate a map of stride 8 with"),
+        ({"d3": {"block": "mp", "out": 17}}, "d3.mp: out=17 leaves 17 channels of its own, which must be even"),
+        ({"d3": {"block": "up", "out": 16, "from": ["p2", "s2"]}}, "d3.up: cannot join a map of stride 4, doubled"),
+        ({"d3": {"block": "up", "out": 16}}, "d3.up: takes 2 maps, not 1"),
+        ({"head": {"block": "detect", "from": ["p2"], "anchors": ANCHORS}}, "head.detect: 2 levels of anchors for 1"),
+        ({"head": {"block": "detect", "from": ["d3", "p2"], "anchors": ANCHORS}}, "head.detect: strides [8, 4] must"),
+        ({"head": {"block": "detect", "from": ["p2", "d3"], "anchors": [[1, 2], [3]]}}, "must be pairs of width"),
+        ({"head": {"block": "conv", "out": 8}}, "the last row, and no other, must be a detect row; found none"),
+        ({"head": {"block": "detect", "from": ["p2"], "anchors": [[1, 2]]}}, "d3: no row takes its map"),
+    ],
+)  # fmt: skip
+def test_faults_are_told_in_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_spec({"rows": rows(**changes)}, name="small")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: yolov8\n", "no spec 'yolov8'; did you mean 'yolov7'?"),
+        ("base: bad.yaml\n", "is its own base"),
+        ("base: none.yaml\n", "does not exist"),
+        ("base: nano\nswap: {p22: {out: 8}}\n", "swap.p22: no such row; did you mean 'p2'?"),
+        ("base: nano\nscal: {rule: depth}\n", "scal: unknown key; did you mean 'scale'?"),
+        ("base: nano\nimage_size: 100\n", "image_size=100 must be a multiple of 32"),
+        ("base: nano\nrows: {}\n", "give either `rows` or a `base`"),
+        ("rows: {a: {block: conv, out: 8}, a: {block: conv, out: 8}}\n", "'a' is written twice"),
+        ("rows: [1, 2\n", "is not YAML"),
+        ("- 1\n", "must hold a mapping"),
+    ],
+)
+def test_faults_of_files_are_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_of_another_kind_is_a_spec_error() -> None:
+    for text in ("{", "[]", '{"name": "x", "rows": {"a": {"block": "mystery"}}}'):
+        with pytest.raises(SpecError):
+            spec_from_json(text)
+
+
+def test_spec_and_scaling_do_not_import_torch() -> None:
+    code = "import sys, yolov7.spec as s; s.load_spec('nano'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
