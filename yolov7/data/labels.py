@@ -38,6 +38,7 @@ class FlawKind(StrEnum):
     MISSING = "missing image"
     UNREADABLE = "unreadable image"
     NO_ANNOTATION = "missing or damaged annotation"
+    LEAK = "image that is in train too"
     BACKGROUND = "image without boxes"
 
     @property

@@ -1,0 +1,170 @@
+"""Stage prepare: read or draw the data, check every image and box, and write one index a split and a health report."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.artifacts import PreparedData, fresh_folder, stage_folder, write_json
+from pipeline.health import describe_flaws, make_report, write_sheet
+from pipeline.health_html import report_html
+from pipeline.params import DataSettings
+from pipeline.progress import console
+from yolov7.data.coco import find_coco_file, read_coco
+from yolov7.data.labels import Flaw, FlawKind, ImageIndex, Progress, save_index
+from yolov7.data.synthetic import shuffle_labels, write_synthetic
+from yolov7.data.voc import read_voc, voc_class_names
+from yolov7.errors import DataError
+
+_PLAIN_STEPS = 4  # lines of progress where there is no terminal
+
+
+def prepare(settings: DataSettings, *, project_root: Path = Path()) -> str:
+    """Writes artifacts/prepare and returns a line that says what is there.
+
+    DataError for data that cannot be used; what was there before stays until the new data are whole.
+    """
+    final = (project_root / stage_folder("prepare")).absolute()
+    folder = fresh_folder(final.with_name(f".{final.name}.new"))
+    try:
+        splits = _read_splits(settings, folder, project_root)
+        _check(splits, settings)
+        _write(splits, settings, folder)
+        _swap(folder, final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _summary(splits, settings, final / "health.html")
+
+
+Splits = Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]]
+
+
+def _read_splits(settings: DataSettings, folder: Path, project_root: Path) -> Splits:
+    """Every split that is named; the classes of all are those of train."""
+    root = (project_root / settings.path).absolute()
+    names = {"train": settings.train, "val": settings.val, "test": settings.test}
+    splits: dict[str, tuple[ImageIndex, tuple[Flaw, ...]]] = {}
+    classes = voc_class_names(root) if settings.format == "voc" else None
+    for split, name in names.items():
+        if name is None or (settings.format == "synthetic" and split == "test"):
+            continue
+        with _progress(split) as progress:
+            match settings.format:
+                case "synthetic":
+                    index, flaws = _draw(settings, folder / "synthetic" / split, split, progress)
+                case "coco":
+                    index, flaws = read_coco(
+                        find_coco_file(root, name), class_names=classes, root=root, progress=progress
+                    )
+                case "voc":
+                    index, flaws = read_voc(root, name, class_names=classes, progress=progress)
+        classes = index.class_names
+        splits[split] = (index, flaws)
+    return _with_leaks(splits)
+
+
+def _draw(settings: DataSettings, folder: Path, split: str, progress: Progress) -> tuple[ImageIndex, tuple[Flaw, ...]]:
+    synthetic = settings.synthetic
+    count = synthetic.train_images if split == "train" else synthetic.val_images
+    size, seed = synthetic.image_size, synthetic.seed
+    write_synthetic(folder, num_images=count, image_size=size, seed=seed, split=split, progress=progress)
+    index, flaws = read_coco(folder / "annotations.json")
+    if split == "train" and synthetic.shuffle_labels:
+        index = shuffle_labels(index, seed=seed)
+    return index, flaws
+
+
+def _with_leaks(splits: Splits) -> Splits:
+    """Adds to the flaws the images of val and test that are in train too."""
+    known = set(splits["train"][0].hashes)
+    checked = {"train": splits["train"]}
+    for split, (index, flaws) in splits.items():
+        if split != "train":
+            twice = [path for path, key in zip(index.paths, index.hashes, strict=True) if key in known]
+            leaks = tuple(Flaw(FlawKind.LEAK, str(path), "the same bytes, kept") for path in twice)
+            checked[split] = (index, flaws + leaks)
+    return checked
+
+
+def _check(splits: Splits, settings: DataSettings) -> None:
+    for split, (index, flaws) in splits.items():
+        lost = [flaw for flaw in flaws if flaw.kind.loses_image]
+        total = len(index) + len(lost)
+        if not len(index) or len(lost) > settings.max_unreadable * total:
+            first = f", e.g. {lost[0].file}: {lost[0].detail}" if lost else ""
+            limit = f"data.max_unreadable={settings.max_unreadable:g}"
+            raise DataError(f"{len(lost)} of {total} images of {split} cannot be used ({limit}){first}; restore them")
+        wrong = [flaw for flaw in flaws if flaw.kind.concerns_boxes]
+        if wrong and settings.flawed_boxes == "error":
+            first = f"{wrong[0].kind}, {wrong[0].file}: {wrong[0].detail}"
+            remedy = "mend them or set data.flawed_boxes to skip"
+            raise DataError(f"{len(wrong)} flawed boxes in {split}, e.g. {first}; {remedy}")
+        if not index.num_boxes:
+            raise DataError(f"no image of {split} has a box ({len(index)} images); annotate some or name another split")
+
+
+def _write(splits: Splits, settings: DataSettings, folder: Path) -> None:
+    digest = hashlib.blake2b(digest_size=16)
+    for split, (index, _) in splits.items():
+        save_index(folder / f"{split}.npz", index)
+        digest.update(f"{split} {index.content_hash()}\n".encode())
+    source = "synthetic" if settings.format == "synthetic" else f"{settings.format}: {settings.path}"
+    indices = {split: index for split, (index, _) in splits.items()}
+    prepared = PreparedData(
+        class_names=indices["train"].class_names,
+        splits={split: len(index) for split, index in indices.items()},
+        boxes={split: index.num_boxes for split, index in indices.items()},
+        source=source,
+        content_hash=digest.hexdigest(),
+    )
+    write_json(folder / "dataset.json", prepared)
+    report = make_report(splits, source=source)
+    write_json(folder / "health.json", report)
+    write_sheet(folder / "sheet.jpg", indices["train"])
+    html = report_html(report, sheet=(folder / "sheet.jpg").read_bytes())
+    (folder / "health.html").write_text(html, encoding="utf-8")
+
+
+def _swap(folder: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    folder.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _summary(splits: Splits, settings: DataSettings, report: Path) -> str:
+    images = " + ".join(f"{len(index):,}" for index, _ in splits.values())
+    boxes = sum(index.num_boxes for index, _ in splits.values())
+    classes = len(splits["train"][0].class_names)
+    flaws = [flaw for _, found in splits.values() for flaw in found]
+    shuffled = ", labels shuffled" if settings.format == "synthetic" and settings.synthetic.shuffle_labels else ""
+    told = describe_flaws(flaws) + (f"; see {_shown(report)}" if flaws else "")
+    return f"{'prepare':<10} {settings.format}: {images} images, {classes} classes, {boxes:,} boxes{shuffled}, {told}"
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+@contextmanager
+def _progress(split: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a few lines elsewhere."""
+    if not console.is_terminal:
+        yield lambda done, total: _plain_line(split, done, total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(TextColumn("prepare    {task.description}"), BarColumn(), MofNCompleteColumn(), transient=True) as bar:
+        task = bar.add_task(split, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_line(split: str, done: int, total: int) -> None:
+    if total >= 1000 and done * _PLAIN_STEPS // total != (done - 1) * _PLAIN_STEPS // total:
+        console.print(f"{'prepare':<10} {split}: {done:,} of {total:,} images")
