@@ -9,7 +9,7 @@ import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -207,7 +207,7 @@ class ModelSpec(BaseModel):
     rows: dict[str, Row]
 
     @model_validator(mode="after")
-    def _check_graph(self) -> Self:
+    def _check_graph(self) -> ModelSpec:
         shapes = infer_shapes(self)
         _check_head(self)
         largest = max(shape.stride for shape in shapes.values())

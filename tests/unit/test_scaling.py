@@ -39,7 +39,7 @@ def test_depth_only_leaves_widths() -> None:
 
 def test_every_unit_of_depth_doubles() -> None:
     nano = load_spec("nano")
-    deep = scale_spec(nano, rule="compound", depth=2)
+    deep = scale_spec(nano, rule="compound", depth=2.0)
     assert (nano.rows["p3"].depth, deep.rows["p3"].depth) == (2, 4)
     assert (nano.rows["p3"].out, deep.rows["p3"].out) == (32, 48)  # 6 maps for 4
     assert deep.rows["p3"].hidden == nano.rows["p3"].hidden
