@@ -111,3 +111,14 @@ def _iou(a: list[float], b: list[float]) -> float:
     height = min(a[1] + a[3] / 2, b[1] + b[3] / 2) - max(a[1] - a[3] / 2, b[1] - b[3] / 2)
     inter = max(width, 0) * max(height, 0)
     return inter / (a[2] * a[3] + b[2] * b[3] - inter)
+
+
+def naive_nms(boxes_xyxy: Tensor, groups: Tensor, *, threshold: float) -> list[int]:
+    """Greedy suppression of boxes that come best first, box by box."""
+    centred = torch.cat(((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), dim=1)
+    rows, labels = centred.tolist(), groups.tolist()
+    kept: list[int] = []
+    for i, row in enumerate(rows):
+        if all(labels[i] != labels[j] or _iou(row, rows[j]) <= threshold for j in kept):
+            kept.append(i)
+    return kept

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from tests.bench.loop_assigner import loop_ota
 from yolov7.assign import Anchors, Assigner, OtaAssigner
 from yolov7.loss import DetectionLoss
 from yolov7.settings import LossSettings
@@ -28,8 +30,6 @@ class LoopAssigner(Assigner):
     """The usual form: image by image, every object's class cost over all classes."""
 
     def __call__(self, maps, targets):  # type: ignore[no-untyped-def]
-        from tests.bench.loop_assigner import loop_ota
-
         return loop_ota(maps, targets, anchors_px=ANCHORS, strides=STRIDES)
 
 
@@ -65,12 +65,16 @@ def rows(*, repeats: int = 5) -> list[tuple[str, float, float, float]]:
         name = f"batch {batch}, {objects} objects, {size} px, {classes} classes"
         detached = [m.detach() for m in maps.lead]
         batched = OtaAssigner(Anchors(ANCHORS, STRIDES), threshold=4.0, merge_duplicates=False)
-        slow = best_seconds(lambda d=detached, t=targets: LoopAssigner()(d, t), repeats=repeats)  # type: ignore[misc]
-        fast = best_seconds(lambda d=detached, t=targets: batched(d, t), repeats=repeats)  # type: ignore[misc]
-        result.append((f"assigner: {name}", slow, fast, slow / fast))
-        slow = best_seconds(lambda m=maps, t=targets, c=classes: _step(m, t, c, LoopAssigner()), repeats=repeats)  # type: ignore[misc]
-        fast = best_seconds(lambda m=maps, t=targets, c=classes: _step(m, t, c, None), repeats=repeats)  # type: ignore[misc]
-        result.append((f"loss and gradient: {name}", slow, fast, slow / fast))
+        forms = {
+            "assigner": (partial(LoopAssigner(), detached, targets), partial(batched, detached, targets)),
+            "loss and gradient": (
+                partial(_step, maps, targets, classes, LoopAssigner()),
+                partial(_step, maps, targets, classes, None),
+            ),
+        }
+        for what, (loop, ours) in forms.items():
+            slow, fast = best_seconds(loop, repeats=repeats), best_seconds(ours, repeats=repeats)
+            result.append((f"{what}: {name}", slow, fast, slow / fast))
     return result
 
 

@@ -1,0 +1,63 @@
+"""Suppression against the usual loop, class by class and box by box: python -m tests.bench.bench_nms"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tests.bench.bench_loss import best_seconds
+from yolov7.boxes import pairwise_iou
+from yolov7.nms import _apart, suppress
+
+CASES = (  # candidates, classes, objects, limit
+    (30_000, 80, 40, 300),
+    (30_000, 80, 40, 30_000),
+    (30_000, 1, 3, 300),
+    (3_000, 20, 30, 300),
+    (300, 8, 20, 300),
+)
+
+
+def example(count: int, *, classes: int, clusters: int, size: float = 640.0) -> tuple[Tensor, Tensor]:
+    """Boxes, best first, around some objects, as a detector at a low confidence has them."""
+    random = torch.Generator().manual_seed(0)
+    centres = torch.rand(clusters, 2, generator=random) * size
+    sides = 20 + 150 * torch.rand(clusters, 2, generator=random)
+    which = torch.randint(clusters, (count,), generator=random)
+    centre = centres[which] + 15 * torch.randn(count, 2, generator=random)
+    side = sides[which] * torch.exp(0.3 * torch.randn(count, 2, generator=random))
+    return torch.cat((centre - side / 2, centre + side / 2), dim=1), torch.randint(classes, (count,), generator=random)
+
+
+def class_by_class(boxes: Tensor, groups: Tensor, *, threshold: float, limit: int) -> Tensor:
+    """The usual loop in torch: of each class the best box, away with what it overlaps, and again."""
+    kept = []
+    for group in groups.unique():
+        rest = (groups == group).nonzero()[:, 0]
+        while len(rest):
+            kept.append(rest[:1])
+            iou = pairwise_iou(boxes[rest[:1]], boxes[rest[1:]])[0]
+            rest = rest[1:][iou <= threshold]
+    return torch.cat(kept).sort().values[:limit]
+
+
+def rows(*, repeats: int = 3) -> list[tuple[str, float, float, float]]:
+    """(case, seconds class by class, seconds in blocks, ratio)."""
+    result = []
+    for count, classes, clusters, limit in CASES:
+        boxes, groups = example(count, classes=classes, clusters=clusters)
+        loop = partial(class_by_class, _apart(boxes, groups), groups, threshold=0.65, limit=limit)
+        ours = partial(suppress, boxes, groups=groups, threshold=0.65, limit=limit)
+        assert torch.equal(loop(), ours())
+        slow, fast = best_seconds(loop, repeats=repeats), best_seconds(ours, repeats=repeats)
+        name = f"{count} candidates, {classes} classes, {clusters} objects, limit {limit}"
+        result.append((name, slow, fast, slow / fast))
+    return result
+
+
+if __name__ == "__main__":
+    print(f"{'case':62s} {'loop':>9s} {'blocks':>9s} {'ratio':>6s}")
+    for case, slow, fast, ratio in rows():
+        print(f"{case:62s} {slow * 1e3:7.1f}ms {fast * 1e3:7.1f}ms {ratio:5.1f}x")
