@@ -42,6 +42,7 @@ class TrainSummary(Settings):
     seconds: float
     images_per_second: float
     loader_wait_share: float  # of the training time
+    skipped_steps: int  # whose loss was not finite
     AP: float | None  # the EMA's on val after the last epoch; None where there is no val split
     AP50: float | None
     precision: str

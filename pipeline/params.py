@@ -13,7 +13,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from yolov7.settings import NmsSettings, NonNegative, Positive, Precision, Probability, Settings, TrainSettings
+from yolov7.scaling import scale_spec
+from yolov7.settings import COCO_NMS, NmsSettings, NonNegative, Positive, Precision, Probability, Settings, TrainSettings
+from yolov7.spec import ModelSpec, load_spec
 
 PARAMS_FILE = "params.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -60,6 +62,13 @@ class Variant(Settings):
     scale: ScaleSettings | None = None
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of `train`, as nested as it is")
 
+    def build_spec(self) -> ModelSpec:
+        """The resolved spec; SpecError where it cannot be had."""
+        spec = load_spec(self.spec)
+        if self.scale is None:
+            return spec
+        return scale_spec(spec, rule=self.scale.rule, depth=self.scale.depth, width=self.scale.width)
+
 
 class ReparamSettings(Settings):
     """Largest error that the re-parameterised model may show, relative to the scale of its outputs."""
@@ -67,15 +76,15 @@ class ReparamSettings(Settings):
     images: int = Field(16, ge=1)
     tolerance_float32: Positive = 1e-4
     tolerance_float64: Positive = 1e-9
-    tolerance_ap: Positive = 1e-3
 
 
 class EvaluateSettings(Settings):
     """COCO evaluation; the defaults are the reference's."""
 
     batch_size: int = Field(16, ge=1)
-    nms: NmsSettings = NmsSettings(confidence=0.001, iou=0.65, multi_label=True)
-    examples: int = Field(12, ge=0, description="images drawn with their detections")
+    nms: NmsSettings = COCO_NMS
+    tolerance_ap: Positive = Field(1e-3, description="largest change of AP by re-parameterisation")
+    examples: int = Field(12, ge=1, description="images drawn with their detections")
     example_confidence: Probability = 0.35
 
 
@@ -108,6 +117,11 @@ class TrackingSettings(Settings):
 
 class PipelineTrainSettings(TrainSettings, RayTrainSettings):
     """The `train` section: the settings of a run, and how it is spread over workers."""
+
+    @property
+    def run(self) -> TrainSettings:
+        """What decides the result; the rest is how it is spread."""
+        return TrainSettings.model_validate(self.model_dump(include=set(TrainSettings.model_fields)))
 
 
 class Params(Settings):

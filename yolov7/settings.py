@@ -101,3 +101,6 @@ class NmsSettings(Settings):
     max_candidates: int = Field(30_000, ge=1, description="an image, before suppression")
     multi_label: bool = Field(False, description="a detection for every class above the confidence, not the best only")
     agnostic: bool = Field(False, description="suppress across classes")
+
+
+COCO_NMS = NmsSettings(confidence=0.001, iou=0.65, multi_label=True)  # for COCO figures, as the reference measures them

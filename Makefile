@@ -1,0 +1,63 @@
+# Every target sets up what it needs, in a clone and in an unpacked archive, and says what it is doing.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help repro test test-slow check bench clean
+
+help:
+	@echo "make repro      run the whole pipeline on the embedded data: prepare, train, reparam, evaluate, benchmark, tables"
+	@echo "make test       the tests (under 15 minutes on two cores)"
+	@echo "make test-slow  the slower tests: whole pipelines, several workers"
+	@echo "make check      ruff, mypy, import-linter"
+	@echo "make bench      speed, as ratios to plain versions of the same thing"
+	@echo "make clean      remove what was built; keeps the virtual environment"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+repro: $(READY) | .dvc/tmp
+	@echo "== dvc repro"
+	@dvc repro
+	@yolov7 tables --show
+
+.dvc/tmp:
+	@test "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$(CURDIR)" || dvc config --local core.no_scm true
+	@mkdir -p $@
+
+test: $(READY)
+	@echo "== pytest"
+	@python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	@echo "== pytest, slow tests"
+	@python -m pytest -m slow
+
+check: $(READY)
+	@echo "== ruff"
+	@ruff check .
+	@ruff format --check .
+	@echo "== mypy"
+	@mypy
+	@echo "== import-linter"
+	@lint-imports
+
+bench: $(READY)
+	@echo "== benchmarks"
+	@python -m tests.bench
+
+clean:
+	@echo "== removing artifacts, runs, the tracking store and caches"
+	@rm -rf artifacts runs mlruns mlartifacts mlflow.db build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find yolov7 pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +

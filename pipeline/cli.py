@@ -1,0 +1,141 @@
+"""The command line: thin commands around the stages. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+app = typer.Typer(
+    name="yolov7",
+    help="YOLOv7 experiments: say in params.yaml what to compare, then run `dvc repro`, or single stages from here.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Variant = Annotated[str | None, typer.Argument(help="A variant of params.yaml; all of them if left out.")]
+_Seed = Annotated[int | None, typer.Option(help="One seed; all seeds of params.yaml if left out.")]
+
+
+def main() -> None:
+    """Runs a command; what a user can mend ends in one line and exit code 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", code=130)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("YOLOV7_TRACEBACK"):
+            raise
+        _fail(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _fail(message: str, *, code: int = 2) -> None:
+    print(f"yolov7: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def prepare() -> None:
+    """Read or draw the data, check them, and write one index a split and a health report."""
+    from pipeline.stages.prepare import prepare as run
+
+    typer.echo(run(_params().data))
+
+
+@app.command()
+def train(variant: _Variant = None, seed: _Seed = None) -> None:
+    """Train variants with Ray Train; an interrupted training goes on."""
+    from pipeline.commands import run_train
+
+    run_train(_params(), _selected(variant, seed))
+
+
+@app.command()
+def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
+    """Re-parameterise trained models, and prove that nothing changed."""
+    from pipeline.commands import run_reparam
+
+    run_reparam(_params(), _selected(variant, seed))
+
+
+@app.command()
+def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
+    """Measure COCO figures of the deployed models, and draw examples."""
+    from pipeline.commands import run_evaluate
+
+    run_evaluate(_params(), _selected(variant, seed))
+
+
+@app.command()
+def benchmark() -> None:
+    """Measure latency and FPS of all variants in interleaved rounds."""
+    from pipeline.commands import run_benchmark
+
+    run_benchmark(_params())
+
+
+@app.command()
+def tables() -> None:
+    """Fill the paper's tables and the comparison of the variants."""
+    from pipeline.commands import run_tables
+
+    run_tables(_params())
+
+
+@app.command()
+def models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List every spec: name, parameters, GFLOPs, image size, strides."""
+    from pipeline.commands import list_models
+
+    list_models(as_json=json)
+
+
+@app.command()
+def use(
+    name: Annotated[str | None, typer.Argument(help="A file of experiments/ without its ending.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(envvar="YOLOV7_DATA", help="The folder of the data; written into params.yaml.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite a params.yaml with edits that are not saved.")] = False,
+) -> None:
+    """Put experiments/NAME.yaml in place as params.yaml; without a name, list them."""
+    from pipeline.experiments import list_experiments, use_experiment
+
+    if name is None:
+        typer.echo("\n".join(list_experiments()))
+    else:
+        typer.echo(use_experiment(name, data=data, force=force))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The port of the page.")] = 5000) -> None:
+    """Open MLflow's page on the pipeline's runs."""
+    from pipeline.commands import open_ui
+
+    open_ui(port=port)
+
+
+def _params() -> Params:
+    from pipeline.params import load_params
+
+    return load_params()
+
+
+def _selected(variant: str | None, seed: int | None) -> tuple[tuple[str, int], ...]:
+    """The (variant, seed) pairs that a command is about."""
+    params = _params()
+    if variant is not None:
+        params.variant(variant)
+    variants = tuple(params.variants) if variant is None else (variant,)
+    if seed is not None and seed not in params.seeds:
+        raise ValueError(f"seed {seed} is not in params.yaml; it has seeds: {list(params.seeds)}")
+    seeds = params.seeds if seed is None else (seed,)
+    return tuple((name, number) for name in variants for number in seeds)

@@ -1,0 +1,187 @@
+"""What the commands do: run a stage, show it, and hand its figures to tracking."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.artifacts import PreparedData, TrainSummary, read_json, stage_folder
+from pipeline.params import Params
+from pipeline.progress import TrainView, console, duration, stage_line, train_view
+from pipeline.tracking import RunKey, TrackedRun, Tracker, ui_command
+from yolov7.train.record import read_epochs, read_progress
+
+Selection = Iterable[tuple[str, int]]
+
+
+def run_train(params: Params, selection: Selection) -> None:
+    """Trains each selected variant and seed, in turn."""
+    from pipeline.stages.train import build_job, train
+
+    for variant, seed in selection:
+        job = build_job(params, variant=variant, seed=seed)
+        name = _name(params, variant, seed)
+        key = RunKey(variant=variant, seed=seed, fingerprint=job.fingerprint)
+        with Tracker(params.tracking.experiment).run(key) as run, train_view(name) as view:
+            _log_start(params, run, variant=variant)
+            follower = _Follower(view, run)
+            summary = train(params, variant=variant, seed=seed, on_tick=follower.tick)
+            run.set_tags({"precision": summary.precision, "device": summary.device, "workers": summary.workers})
+            run.log_artifact(stage_folder("train", variant, seed) / "curve.csv", "train")
+        console.print(stage_line("train", name, _train_text(summary)))
+
+
+def run_reparam(params: Params, selection: Selection) -> None:
+    """Re-parameterises each selected variant and seed."""
+    from pipeline.stages.reparam import reparam
+
+    for variant, seed in selection:
+        report = reparam(params, variant=variant, seed=seed)
+        with _tracked(params, variant, seed) as run:
+            run.log_metrics(
+                {
+                    "reparam/max_error_float32": report.max_error_float32,
+                    "reparam/parameters": report.parameters_after,
+                    "reparam/gflops": report.gflops_after,
+                }
+            )
+            run.set_tags({"reparam": params.reparam.model_dump()})
+            run.log_detector(stage_folder("reparam", variant, seed) / "weights.safetensors")
+        text = (
+            f"{report.parameters_before:,} -> {report.parameters_after:,} parameters, "
+            f"largest error {report.max_error_float32:.1e} (float64 {report.max_error_float64:.1e})"
+        )
+        console.print(stage_line("reparam", _name(params, variant, seed), text))
+
+
+def run_evaluate(params: Params, selection: Selection) -> None:
+    """Evaluates each selected variant and seed."""
+    from pipeline.stages.evaluate import evaluate
+
+    for variant, seed in selection:
+        metrics = evaluate(params, variant=variant, seed=seed)
+        figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
+        with _tracked(params, variant, seed) as run:
+            run.log_metrics({f"evaluate/{name}": value for name, value in figures.items()})
+            run.set_tags({"evaluate": params.evaluate.model_dump()})
+            run.log_artifact(stage_folder("evaluate", variant, seed), "evaluate")
+        shown = "  ".join(f"{name} {_figure(figures[name])}" for name in ("AP", "AP50", "APs", "APm", "APl"))
+        console.print(stage_line("evaluate", _name(params, variant, seed), f"{shown}  ({metrics.images} images)"))
+
+
+def run_benchmark(params: Params) -> None:
+    """Measures all variants."""
+    from pipeline.stages.benchmark import benchmark, fps_before_and_after
+
+    result = benchmark(params)
+    for variant in params.variants:
+        before, after = fps_before_and_after(result, variant)
+        for seed in params.seeds:
+            with _tracked(params, variant, seed) as run:
+                run.log_metrics({"benchmark/fps_trained": before, "benchmark/fps": after})
+                run.set_tags({"benchmark": params.benchmark.model_dump(), "benchmark_device": result.device})
+        console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
+
+
+def run_tables(params: Params) -> None:
+    """Writes the tables, and marks in MLflow the runs that they show."""
+    from pipeline.stages.tables import tables
+
+    tables(params)
+    keys = [_key(variant, seed) for variant in params.variants for seed in params.seeds]
+    Tracker(params.tracking.experiment).mark_current(keys)
+
+
+def list_models(*, as_json: bool) -> None:
+    """Prints every spec with its cost."""
+    from yolov7.cost import spec_cost
+    from yolov7.graph import infer_shapes
+    from yolov7.spec import list_specs, load_spec
+
+    rows = []
+    for name in list_specs():
+        spec = load_spec(name)
+        cost, shapes = spec_cost(spec), infer_shapes(spec)
+        rows.append(
+            {
+                "name": name,
+                "params": cost.parameters_deployed,
+                "params_training": cost.parameters,
+                "gflops": round(cost.gflops_with_bias, 4),
+                "size": spec.image_size,
+                "strides": [shapes[source].stride for source in spec.head.sources],
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'name':<16}{'parameters':>12}{'GFLOPs':>9}{'size':>6}  strides")
+    for row in rows:
+        strides = " ".join(str(stride) for stride in row["strides"])
+        print(f"{row['name']:<16}{row['params']:>12,}{row['gflops']:>9.1f}{row['size']:>6}  {strides}")
+    print("of the deployed model with 80 classes; GFLOPs as the paper counts them")
+
+
+def open_ui(*, port: int) -> None:
+    """Runs MLflow's server on the pipeline's store until it is interrupted."""
+    console.print(f"MLflow on http://127.0.0.1:{port}, Ctrl-C ends it; the chart view compares the variants")
+    subprocess.run(ui_command(port=port), env=os.environ, check=True)
+
+
+class _Follower:
+    """Copies what a training run records to the view and to tracking, as it grows."""
+
+    def __init__(self, view: TrainView, run: TrackedRun) -> None:
+        self._view, self._run = view, run
+        self._seen = 0
+
+    def tick(self, folder: Path) -> None:
+        self._view.show_progress(read_progress(folder))
+        for line in read_epochs(folder)[self._seen :]:
+            self._seen += 1
+            self._view.show_epoch(line)
+            numbers = {name: line.get(name) for name in _LOGGED}
+            self._run.log_metrics({f"train/{name}": value for name, value in numbers.items()}, step=line["epoch"])
+
+
+_LOGGED = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+
+
+def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
+    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    run.log_params({"spec": params.variant(variant).spec, **params.train_settings(variant).run.model_dump()})
+    run.log_dataset(
+        params.data.format,
+        digest=prepared.content_hash,
+        source=prepared.source,
+        profile={"images": prepared.splits, "boxes": prepared.boxes, "classes": len(prepared.class_names)},
+    )
+
+
+def _tracked(params: Params, variant: str, seed: int) -> TrackedRun:
+    return Tracker(params.tracking.experiment).run(_key(variant, seed))
+
+
+def _key(variant: str, seed: int) -> RunKey:
+    path = stage_folder("train", variant, seed) / "train.json"
+    summary = read_json(path, TrainSummary, made_by=f"train {variant}")
+    return RunKey(variant=variant, seed=seed, fingerprint=summary.fingerprint)
+
+
+def _name(params: Params, variant: str, seed: int) -> str:
+    return variant if len(params.seeds) == 1 else f"{variant}/{seed}"
+
+
+def _train_text(summary: TrainSummary) -> str:
+    measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "
+    return (
+        f"{summary.epochs} epochs  {measured}{summary.images_per_second:.0f} img/s "
+        f"(loader waits {summary.loader_wait_share:.0%})  {duration(summary.seconds)}"
+    )
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,160 @@
+"""Ray Train around `yolov7.train`: the one module that knows Ray.
+
+Each worker runs the plain training loop. State that outlives a worker is the run folder, which all of them see;
+a worker group that Ray starts again after a failure takes up its checkpoint there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.params import RayTrainSettings
+from yolov7.train.job import TrainJob
+
+log = logging.getLogger(__name__)
+
+_ERROR_FILE = "error.txt"
+_TICK_SECONDS = 0.5
+
+
+def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callable[[], None]) -> None:
+    """Trains a job on one or more Ray workers; `on_tick` is called about twice a second meanwhile.
+
+    Joins the cluster of RAY_ADDRESS, or starts one on this machine for the time of the training.
+    ValueError for what the user can mend, RuntimeError where the workers failed more often than allowed.
+    """
+    _check_batch(job, settings)
+    error_file = job.run_folder / _ERROR_FILE
+    error_file.unlink(missing_ok=True)
+    with _cluster(settings) as cpus_per_worker, _ticking(on_tick):
+        _fit(job, settings, cpus_per_worker)
+    if error_file.is_file():
+        raise ValueError(error_file.read_text(encoding="utf-8"))
+
+
+def _check_batch(job: TrainJob, settings: RayTrainSettings) -> None:
+    batch, workers = job.settings.batch_size, settings.workers
+    if batch % workers:
+        nearest = max(1, round(batch / workers)) * workers
+        raise ValueError(
+            f"train.batch_size={batch} must be a multiple of train.workers={workers}, for every worker the same share; "
+            f"try train.batch_size: {nearest}"
+        )
+
+
+@contextmanager
+def _cluster(settings: RayTrainSettings) -> Iterator[int]:
+    """A connection to Ray; yields the CPUs of a worker."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(settings.start_timeout))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+        cpus = _cpus(settings, int(ray.cluster_resources().get("CPU", 1)))
+    else:
+        cpus = _cpus(settings, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus * settings.workers, include_dashboard=False, **quiet)
+    try:
+        yield cpus
+    finally:
+        ray.shutdown()
+
+
+def _cpus(settings: RayTrainSettings, available: int) -> int:
+    wanted = settings.cpus_per_worker
+    return max(1, available // settings.workers) if wanted == "auto" else wanted
+
+
+def _gpus(settings: RayTrainSettings) -> float:
+    if settings.gpus_per_worker != "auto":
+        return settings.gpus_per_worker
+    import ray
+
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= settings.workers else 0.0
+
+
+def _fit(job: TrainJob, settings: RayTrainSettings, cpus: int) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus = _gpus(settings)
+    resources: dict[str, float] = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": job.model_dump(mode="json"), "cpus": cpus},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=f"ray-{os.getpid()}",
+            storage_path=str(job.run_folder),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):
+            raise
+        raise RuntimeError(f"training failed on its Ray workers: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What every worker does."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from yolov7.train.loop import Worker, fit
+
+    context = ray.train.get_context()
+    cpus = int(config["cpus"])
+    torch.set_num_threads(cpus)
+    job = TrainJob.model_validate(config["job"])
+    worker = Worker(
+        device=get_device(),
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        loader_workers=_loader_workers(job, cpus),
+    )
+    try:
+        fit(job, worker)
+    except ValueError as error:  # the user's to mend: starting again would only repeat it
+        (job.run_folder / _ERROR_FILE).write_text(" ".join(str(error).split()), encoding="utf-8")
+
+
+def _loader_workers(job: TrainJob, cpus: int) -> int:
+    wanted = job.settings.loader_workers
+    return min(cpus, 8) if wanted == "auto" else wanted
+
+
+@contextmanager
+def _ticking(on_tick: Callable[[], None]) -> Iterator[None]:
+    """Calls `on_tick` from a thread, and once more at the end."""
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(_TICK_SECONDS):
+            on_tick()
+
+    thread = threading.Thread(target=tick, name="train-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        on_tick()

@@ -1,0 +1,100 @@
+"""The stage `evaluate`: COCO figures of the deployed model, its predictions, plots, and pictures of them.
+
+It also completes the proof of `reparam`: the deployed model's AP must be that of the model that was trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+
+from pipeline import plots
+from pipeline.artifacts import Metrics, TrainSummary, fresh_folder, read_json, stage_folder, write_json
+from pipeline.params import EvaluateSettings, Params
+from yolov7.data.images import read_image
+from yolov7.data.labels import ImageIndex, load_index
+from yolov7.draw import contact_sheet, draw_detections
+from yolov7.errors import ArtifactError
+from yolov7.evaluation import SplitResult, evaluate_split
+from yolov7.metrics import coco_results, confusion_matrix, precision_recall
+from yolov7.precision import resolve_device
+from yolov7.settings import COCO_NMS
+from yolov7.structures import Detections
+from yolov7.weights import Weights, load_weights
+
+WEIGHTS = "weights.safetensors"
+
+
+def evaluate(params: Params, *, variant: str, seed: int) -> Metrics:
+    """Measures on the test split where there is one, else on val; ArtifactError where AP changed by fusing."""
+    split, index = _load_split()
+    deployed = load_weights(stage_folder("reparam", variant, seed) / WEIGHTS, device=resolve_device())
+    result = _measure(deployed, index, params.evaluate)
+    before = _trained_ap(params, index, split=split, variant=variant, seed=seed)
+    _check_ap(before, result.figures.AP, tolerance=params.evaluate.tolerance_ap, name=f"{variant}/{seed}")
+    metrics = Metrics(**result.figures.as_dict(), AP_before_reparam=before, split=split, images=len(index))
+    folder = fresh_folder(stage_folder("evaluate", variant, seed))
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "predictions.json", coco_results(index, result.detections))
+    _write_plots(folder, index, result)
+    _draw_examples(folder / "examples.jpg", index, result.detections, params.evaluate)
+    return metrics
+
+
+def _load_split() -> tuple[str, ImageIndex]:
+    for split in ("test", "val"):
+        path = stage_folder("prepare") / f"{split}.npz"
+        if path.is_file():
+            return split, load_index(path)
+    raise ArtifactError("there is no test or val split to evaluate on; name one in data.test or data.val")
+
+
+def _measure(weights: Weights, index: ImageIndex, settings: EvaluateSettings) -> SplitResult:
+    return evaluate_split(
+        weights.model, index, image_size=weights.image_size, batch_size=settings.batch_size, nms=settings.nms
+    )
+
+
+def _trained_ap(params: Params, index: ImageIndex, *, split: str, variant: str, seed: int) -> float | None:
+    """The AP of the weights before fusing: training's own last figure where it is comparable, else measured here."""
+    folder = stage_folder("train", variant, seed)
+    summary = read_json(folder / "train.json", TrainSummary, made_by=f"train {variant}")
+    if split == "val" and summary.AP is not None and params.evaluate.nms == COCO_NMS:
+        return summary.AP
+    trained = load_weights(folder / WEIGHTS, device=resolve_device())
+    return _measure(trained, index, params.evaluate).figures.AP
+
+
+def _check_ap(before: float | None, after: float | None, *, tolerance: float, name: str) -> None:
+    if before is None or after is None:
+        return
+    if not abs(after - before) <= tolerance:
+        raise ArtifactError(
+            f"evaluate of {name}: AP is {after:.4f} after re-parameterisation and was {before:.4f} before; "
+            f"allowed evaluate.tolerance_ap={tolerance}"
+        )
+
+
+def _write_plots(folder: Path, index: ImageIndex, result: SplitResult) -> None:
+    plots.write_precision_recall(folder, precision_recall(index, result.detections))
+    plots.write_confusion(folder, confusion_matrix(index, result.detections), class_names=index.class_names)
+
+
+def _draw_examples(
+    path: Path, index: ImageIndex, detections: tuple[Detections, ...], settings: EvaluateSettings
+) -> None:
+    """A sheet of images spread over the split, with what was found above `example_confidence`."""
+    step = max(1, len(index) // settings.examples)
+    chosen = list(range(0, len(index), step))[: settings.examples]
+    pictures = []
+    for i in chosen:
+        shown = _above(detections[i], settings.example_confidence)
+        pictures.append(draw_detections(read_image(index.paths[i]), shown, index.class_names))
+    sheet = contact_sheet(pictures, columns=min(4, len(pictures)))
+    cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def _above(detections: Detections, confidence: float) -> Detections:
+    keep = detections.scores >= confidence
+    return Detections(detections.boxes_xyxy[keep], detections.scores[keep], detections.labels[keep])

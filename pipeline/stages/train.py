@@ -1,0 +1,78 @@
+"""The stage `train`: one variant with one seed, from prepared data to the weights of its EMA."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import PreparedData, TrainSummary, fresh_folder, read_json, run_folder, stage_folder, write_json
+from pipeline.distributed import train_with_ray
+from pipeline.params import Params
+from yolov7.spec import spec_to_json
+from yolov7.train.job import TrainJob
+from yolov7.train.record import read_epochs
+
+WEIGHTS = "weights.safetensors"
+_CURVE = ("epoch", "box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+
+
+def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], None]) -> TrainSummary:
+    """Trains until the end, from where an interrupted run of the same settings stopped.
+
+    `on_tick` is called with the run's folder about twice a second.
+    """
+    job = build_job(params, variant=variant, seed=seed)
+    settings = params.train_settings(variant)
+    train_with_ray(job, settings, on_tick=lambda: on_tick(job.run_folder))
+    epochs = read_epochs(job.run_folder)
+    summary = _summarise(job, epochs, variant=variant, workers=settings.workers)
+    folder = fresh_folder(stage_folder("train", variant, seed))
+    shutil.move(job.run_folder / WEIGHTS, folder / WEIGHTS)
+    _write_curve(folder / "curve.csv", epochs)
+    write_json(folder / "train.json", summary)
+    shutil.rmtree(job.run_folder)  # so that asking for the training again trains again
+    return summary
+
+
+def build_job(params: Params, *, variant: str, seed: int) -> TrainJob:
+    """The training run that params.yaml describes, on the prepared data."""
+    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    return TrainJob(
+        spec_json=spec_to_json(params.variant(variant).build_spec()),
+        settings=params.train_settings(variant).run,
+        seed=seed,
+        data_folder=stage_folder("prepare").resolve(),
+        data_hash=prepared.content_hash,
+        run_folder=run_folder(variant, seed).resolve(),
+    )
+
+
+def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str, workers: int) -> TrainSummary:
+    last = epochs[-1]
+    speeds = [line["images_per_second"] for line in epochs]
+    waits = [line["loader_wait_share"] for line in epochs]
+    return TrainSummary(
+        variant=variant,
+        seed=job.seed,
+        fingerprint=job.fingerprint,
+        epochs=last["epoch"],
+        seconds=last["seconds"],
+        images_per_second=sum(speeds) / len(speeds),
+        loader_wait_share=sum(waits) / len(waits),
+        skipped_steps=last["skipped_steps"],
+        AP=last.get("AP"),
+        AP50=last.get("AP50"),
+        precision=last["precision"],
+        device=last["device"],
+        workers=workers,
+    )
+
+
+def _write_curve(path: Path, epochs: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=_CURVE, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(epochs)

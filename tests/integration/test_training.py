@@ -1,0 +1,117 @@
+"""The training loop on real, small data: it learns, and what is resumed ends as what was never interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.params import DataSettings, SyntheticSettings
+from pipeline.stages.prepare import prepare
+from yolov7.settings import TrainSettings
+from yolov7.spec import load_spec, spec_to_json
+from yolov7.train.checkpoint import load_checkpoint
+from yolov7.train.job import TrainJob
+from yolov7.train.loop import CHECKPOINT, WEIGHTS, Trainer, Worker, fit
+from yolov7.train.record import read_epochs
+from yolov7.weights import load_weights
+
+WORKER = Worker(device=torch.device("cpu"))
+QUICK = {"epochs": 3, "batch_size": 4, "image_size": 96, "precision": "float32", "optim": {"nominal_batch": 8}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    synthetic = SyntheticSettings(train_images=10, val_images=4, image_size=128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        prepare(DataSettings(synthetic=synthetic))
+    return root / "artifacts" / "prepare"
+
+
+def job(data: Path, run_folder: Path, **changes: object) -> TrainJob:
+    return TrainJob(
+        spec_json=spec_to_json(load_spec("nano")),
+        settings=TrainSettings.model_validate({**QUICK, **changes}),
+        seed=3,
+        data_folder=data,
+        data_hash="the same",
+        run_folder=run_folder,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_weights(folder / WEIGHTS).model.state_dict()
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(data: Path, tmp_path: Path) -> None:
+    fit(job(data, tmp_path / "whole"), WORKER)
+    first = Trainer(job(data, tmp_path / "parts"), WORKER)
+    first.resume()
+    first.run_epoch()
+    del first
+    fit(job(data, tmp_path / "parts"), WORKER)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert [line["epoch"] for line in read_epochs(tmp_path / "parts")] == [1, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_weights_with_or_without_loader_processes(data: Path, tmp_path: Path) -> None:
+    fit(job(data, tmp_path / "a", epochs=2), WORKER)
+    fit(job(data, tmp_path / "b", epochs=2), Worker(device=torch.device("cpu"), loader_workers=2))
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(data: Path, tmp_path: Path) -> None:
+    fit(job(data, tmp_path, epochs=1), WORKER)
+    other = Trainer(job(data, tmp_path, epochs=2), WORKER)
+    other.resume()
+    assert other.epoch == 0
+    assert read_epochs(tmp_path) == []
+
+
+def test_a_finished_run_is_not_trained_again(data: Path, tmp_path: Path) -> None:
+    fit(job(data, tmp_path, epochs=1), WORKER)
+    before = load_checkpoint(tmp_path / CHECKPOINT)
+    fit(job(data, tmp_path, epochs=1), WORKER)
+    assert load_checkpoint(tmp_path / CHECKPOINT).step == before.step == 3
+
+
+def test_the_loss_falls(data: Path, tmp_path: Path) -> None:
+    fit(job(data, tmp_path, epochs=12, augment={"mosaic": 0.0}), WORKER)
+    epochs = read_epochs(tmp_path)
+    totals = [line["box"] + line["objectness"] + line["classification"] for line in epochs]
+    assert np.mean(totals[-3:]) < 0.8 * np.mean(totals[:3])
+
+
+def test_every_epoch_is_recorded_whole(data: Path, tmp_path: Path) -> None:
+    fit(job(data, tmp_path, epochs=2, validate_every=2), WORKER)
+    first, last = read_epochs(tmp_path)
+    assert "AP" not in first
+    assert 0 <= last["AP"] <= 1
+    assert last["images_per_second"] > 0
+    assert 0 <= last["loader_wait_share"] <= 1
+    assert last["skipped_steps"] == 0
+
+
+def test_multi_scale_and_bfloat16_train(data: Path, tmp_path: Path) -> None:
+    fit(job(data, tmp_path, epochs=1, multi_scale=0.5, precision="bfloat16"), WORKER)
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+
+
+def test_a_loss_that_is_never_finite_ends_with_a_remedy(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(job(data, tmp_path, epochs=30), WORKER)
+    for parameter in trainer._model.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"not finite in 20 steps in a row; lower train\.optim\.lr0"):
+        while True:
+            trainer.run_epoch()

@@ -1,0 +1,74 @@
+"""A model over a whole split: its detections in each image's own pixels, and their COCO figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from yolov7.data.labels import ImageIndex
+from yolov7.data.loader import ValLoader, to_original
+from yolov7.metrics import CocoFigures, CocoGroundTruth, coco_metrics
+from yolov7.model import DetectionModel
+from yolov7.nms import non_max_suppression
+from yolov7.precision import autocast, resolve_precision
+from yolov7.settings import NmsSettings
+from yolov7.structures import Detections
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """The detections of every image of a split, in its order, and their figures."""
+
+    detections: tuple[Detections, ...]
+    figures: CocoFigures
+
+
+def evaluate_split(
+    model: DetectionModel,
+    index: ImageIndex,
+    *,
+    image_size: int,
+    batch_size: int,
+    nms: NmsSettings,
+    precision: str = "auto",
+    num_workers: int = 0,
+) -> SplitResult:
+    """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures."""
+    detections = detect_split(
+        model,
+        index,
+        image_size=image_size,
+        batch_size=batch_size,
+        nms=nms,
+        precision=precision,
+        num_workers=num_workers,
+    )
+    return SplitResult(detections, coco_metrics(CocoGroundTruth(index), detections))
+
+
+@torch.inference_mode()
+def detect_split(
+    model: DetectionModel,
+    index: ImageIndex,
+    *,
+    image_size: int,
+    batch_size: int,
+    nms: NmsSettings,
+    precision: str = "auto",
+    num_workers: int = 0,
+) -> tuple[Detections, ...]:
+    """The detections of every image, on the CPU, in the pixels of the original images."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    dtype = resolve_precision(precision, device)
+    found: list[Detections] = []
+    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, num_workers=num_workers):
+        images = batch.images.to(device, non_blocking=True).float() / 255  # B 3 S S
+        with autocast(dtype, device):
+            maps = model(images)
+        suppressed = non_max_suppression(model.decode(maps), settings=nms)
+        found += [to_original(boxes, way) for boxes, way in zip(suppressed, batch.geometry, strict=True)]
+    model.train(was_training)
+    return tuple(found)

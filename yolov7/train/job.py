@@ -1,0 +1,30 @@
+"""What a training run is: plain values that can travel to another process or node."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from yolov7.settings import Settings, TrainSettings
+from yolov7.spec import ModelSpec, spec_from_json
+
+
+class TrainJob(Settings):
+    """One run: a model, its settings, a seed, where the prepared data are and where the run keeps its state."""
+
+    spec_json: str
+    settings: TrainSettings
+    seed: int
+    data_folder: Path  # absolute; holds train.npz and, where there is one, val.npz
+    data_hash: str  # of the prepared images and boxes
+    run_folder: Path  # absolute, on storage that every worker sees
+
+    @property
+    def spec(self) -> ModelSpec:
+        return spec_from_json(self.spec_json)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when the data or any training parameter does."""
+        parts = (self.spec_json, self.settings.model_dump_json(), str(self.seed), self.data_hash)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,105 @@
+"""The optimizer's parameter groups, and the schedule of learning rates, momentum and gradient accumulation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from yolov7.settings import OptimSettings
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What holds at one step."""
+
+    lr: float
+    bias_lr: float
+    momentum: float
+    accumulate: int  # steps whose gradients are summed before the optimizer moves
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A linear warm-up, then a cosine from `lr0` to `lr0 * lr_final`, step by step.
+
+    The warm-up takes `warmup_epochs`, but never more than `warmup_share` of the run: the reference's
+    takes at least 1000 steps however short the run is, so that small data sets never leave it.
+    """
+
+    settings: OptimSettings
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def warmup_steps(self) -> int:
+        wanted = self.settings.warmup_epochs * self.steps_per_epoch
+        return int(min(wanted, self.settings.warmup_share * self.total_steps))
+
+    @property
+    def accumulate(self) -> int:
+        """Steps that make up the nominal batch after the warm-up."""
+        return max(1, round(self.settings.nominal_batch / self.batch_size))
+
+    def at(self, step: int) -> StepPlan:
+        """The plan of a step, counted from 0 over the whole run."""
+        settings = self.settings
+        lr = settings.lr0 * self._cosine(step)
+        if step >= self.warmup_steps:
+            return StepPlan(lr=lr, bias_lr=lr, momentum=settings.momentum, accumulate=self.accumulate)
+        share = (step + 1) / (self.warmup_steps + 1)
+        return StepPlan(
+            lr=share * lr,
+            bias_lr=_between(settings.warmup_bias_lr, lr, share),
+            momentum=_between(settings.warmup_momentum, settings.momentum, share),
+            accumulate=max(1, round(_between(1, self.accumulate, share))),
+        )
+
+    def _cosine(self, step: int) -> float:
+        progress = step / max(1, self.total_steps - 1)
+        return 1 + (self.settings.lr_final - 1) * (1 - math.cos(math.pi * progress)) / 2
+
+
+def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Schedule) -> torch.optim.SGD:
+    """SGD with Nesterov momentum over three groups, in this order: convolution weights, everything else, biases.
+
+    Only convolution weights decay; batch norm's scale and implicit vectors do not. The decay is for the
+    nominal batch and grows with the batch that is really summed.
+    """
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                biases.append(parameter)
+            elif name == "weight" and isinstance(module, nn.Conv2d):
+                weights.append(parameter)
+            else:
+                others.append(parameter)
+    decay = settings.weight_decay * schedule.batch_size * schedule.accumulate / settings.nominal_batch
+    groups = [
+        {"params": weights, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": biases, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=settings.momentum > 0)
+
+
+def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
+    """Sets learning rates and momentum; the biases' group is the last one."""
+    for group in optimizer.param_groups:
+        group["lr"] = plan.lr
+        group["momentum"] = plan.momentum
+    optimizer.param_groups[-1]["lr"] = plan.bias_lr
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share

@@ -1,0 +1,60 @@
+"""The record of a run on disk: a line per epoch, and where the run is now. It is the truth that trackers copy."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Record:
+    """Appends to `epochs.jsonl` and refreshes `progress.json` in a run's folder."""
+
+    def __init__(self, folder: Path, *, refresh_seconds: float = 0.5) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._epochs = folder / "epochs.jsonl"
+        self._progress = folder / "progress.json"
+        self._refresh_seconds = refresh_seconds
+        self._refreshed = 0.0
+
+    def start_after(self, epoch: int) -> None:
+        """Drops the lines of epochs that will be done again."""
+        kept = [line for line in read_epochs(self._epochs.parent) if line["epoch"] <= epoch]
+        _replace(self._epochs, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def add_epoch(self, line: dict[str, Any]) -> None:
+        """Adds what an epoch measured; `line` holds `epoch`, counted from 1."""
+        with self._epochs.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def show(self, progress: dict[str, Any], *, now: bool = False) -> None:
+        """Refreshes the progress, at most every `refresh_seconds` unless asked to do it now."""
+        if now or time.monotonic() - self._refreshed > self._refresh_seconds:
+            self._refreshed = time.monotonic()
+            _replace(self._progress, json.dumps(progress))
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a record; a last line that was cut short is left out."""
+    path = folder / "epochs.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The latest progress; empty before there is any."""
+    path = folder / "progress.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
