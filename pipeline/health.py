@@ -118,7 +118,13 @@ def _draw_boxes(index: ImageIndex, i: int) -> Image:
     for (x1, y1, x2, y2), label, crowd in zip(boxes, index.labels_of(i).tolist(), index.crowd_of(i), strict=True):
         name = index.class_names[label] + (" (crowd)" if crowd else "")
         cv2.rectangle(image, (x1, y1), (x2, y2), class_colour(label), 1, cv2.LINE_AA)
-        corner = (x1 + 2, max(y1 - 3, 9))
-        for colour, thickness in (((0, 0, 0), 2), (class_colour(label), 1)):
-            cv2.putText(image, name, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.32, colour, thickness, cv2.LINE_AA)
+        _draw_tag(image, name, left=x1, bottom=max(y1, 11), colour=class_colour(label))
     return cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))  # type: ignore[return-value]
+
+
+def _draw_tag(image: Image, text: str, *, left: int, bottom: int, colour: tuple[int, int, int]) -> None:
+    """Dark text on a small plate of the class's colour."""
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.32, 1)
+    left = max(min(left, image.shape[1] - width - 4), 0)
+    cv2.rectangle(image, (left, bottom - 11), (left + width + 3, bottom), colour, -1)
+    cv2.putText(image, text, (left + 2, bottom - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1, cv2.LINE_AA)

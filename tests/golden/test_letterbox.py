@@ -1,0 +1,35 @@
+"""The letterbox against vectors of the reference: geometry for every option, pixels for two images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolov7.data.augment import letterbox, letterbox_geometry
+
+VECTORS = np.load(Path(__file__).parent / "data" / "letterbox.npz", allow_pickle=False)
+COLUMNS = [str(name) for name in VECTORS["columns"]]
+
+
+def test_geometry_of_every_row() -> None:
+    for values in VECTORS["rows"]:
+        row = dict(zip(COLUMNS, values.tolist(), strict=True))
+        found = letterbox_geometry(
+            int(row["w"]),
+            int(row["h"]),
+            size=(int(row["new_h"]), int(row["new_w"])),
+            scale_up=bool(row["scaleup"]),
+            stride=int(row["stride"]) if row["auto"] else None,
+            stretch=bool(row["scaleFill"]),
+        )
+        assert (found.out_h, found.out_w) == (row["out_h"], row["out_w"]), row
+        expected = (row["ratio_w"], row["ratio_h"], row["dw"], row["dh"])
+        assert (found.ratio_w, found.ratio_h, found.pad_w, found.pad_h) == pytest.approx(expected, abs=1e-9), row
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_pixels(case: int) -> None:
+    out, _ = letterbox(VECTORS[f"img{case}"], size=int(VECTORS[f"img{case}_new"]))
+    np.testing.assert_array_equal(out, VECTORS[f"img{case}_out"])

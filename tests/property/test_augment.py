@@ -1,0 +1,104 @@
+"""Whatever is drawn, boxes stay in frame and around what they held, and the letterbox can be undone."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolov7.data.augment import (
+    FILL,
+    Tile,
+    compose,
+    flip,
+    letterbox_geometry,
+    normalise_boxes,
+    place_centre,
+    place_mosaic,
+    random_transform,
+)
+from yolov7.settings import AugmentSettings
+
+SIDES = st.integers(16, 96)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def _tile(generator: np.random.Generator, *, width: int, height: int, count: int) -> Tile:
+    points = generator.uniform(0, [width, height], (2, count, 2))
+    boxes = np.concatenate([points.min(axis=0), points.max(axis=0)], axis=1).astype(np.float32)
+    image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Tile(image, boxes, generator.integers(0, 5, count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=SEEDS,
+    size=SIDES,
+    degrees=st.floats(0, 180),
+    shear=st.floats(0, 30),
+    scale=st.floats(0, 0.9),
+    perspective=st.floats(0, 0.001),
+    mosaic=st.booleans(),
+)
+def test_boxes_stay_in_frame(
+    seed: int, size: int, degrees: float, shear: float, scale: float, perspective: float, mosaic: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    chosen = AugmentSettings(degrees=degrees, shear=shear, scale=scale, perspective=perspective, translate=0.3)
+    sides = [(size, int(generator.integers(1, size + 1))) for _ in range(4)]
+    tiles = [_tile(generator, width=w, height=h, count=int(generator.integers(0, 6))) for w, h in sides]
+    placed = place_mosaic(tiles, size=size, generator=generator) if mosaic else [place_centre(tiles[0], size=size)]
+    canvas = 2 * size if mosaic else size
+    matrix, drawn = random_transform(chosen, canvas=canvas, size=size, generator=generator)
+    image, boxes, labels = compose(placed, matrix, scale=drawn, size=size)
+    assert image.shape == (size, size, 3)
+    assert len(boxes) == len(labels)
+    assert boxes.dtype == np.float32
+    assert (boxes >= 0).all()
+    assert (boxes <= size).all()
+    assert (boxes[:, 2:] - boxes[:, :2] > 2).all()
+    normalised = normalise_boxes(boxes, width=size, height=size)
+    assert (normalised[:, :2] - normalised[:, 2:] / 2 >= -1e-6).all()
+    assert (normalised[:, :2] + normalised[:, 2:] / 2 <= 1 + 1e-6).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, degrees=st.sampled_from([0.0, 30.0]), scale=st.floats(0, 0.5))
+def test_box_follows_its_object(seed: int, degrees: float, scale: float) -> None:
+    """A bright square on black: its box after the transform encloses its pixels, and not much more if it is upright."""
+    size, generator = 128, np.random.default_rng(seed)
+    image = np.zeros((size, size, 3), np.uint8)
+    x, y = (int(value) for value in generator.integers(30, 70, 2))
+    image[y : y + 30, x : x + 24] = 255
+    tile = Tile(image, np.array([[x, y, x + 24, y + 30]], np.float32), np.array([3]))
+    chosen = AugmentSettings(degrees=degrees, scale=scale, translate=0.0)
+    matrix, drawn = random_transform(chosen, canvas=size, size=size, generator=generator)
+    out, boxes, labels = compose([tile], matrix, scale=drawn, size=size)
+    rows, columns = np.nonzero(out[..., 0] > FILL + 14)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert labels.tolist() == [3]
+    assert (found[:2] >= boxes[0, :2] - 1.01).all()
+    assert (found[2:] <= boxes[0, 2:] + 1.01).all()
+    if not degrees:
+        np.testing.assert_allclose(found, boxes[0], atol=1.01)
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.integers(32, 1280), seed=SEEDS)
+def test_letterbox_round_trip(width: int, height: int, size: int, seed: int) -> None:
+    geometry = letterbox_geometry(width, height, size=size)
+    assert (geometry.out_w, geometry.out_h) == (size, size)
+    points = np.random.default_rng(seed).uniform(0, [width, height], (2, 8, 2))
+    boxes = np.concatenate([points.min(axis=0), points.max(axis=0)], axis=1).astype(np.float32)
+    there = geometry.to_letterbox(boxes)
+    assert (there >= -1e-3).all()
+    assert (there <= size + 1e-3).all()
+    np.testing.assert_allclose(geometry.to_original(there), boxes, rtol=1e-4, atol=max(width, height) * 1e-5)
+
+
+@given(seed=SEEDS, horizontal=st.booleans(), vertical=st.booleans())
+def test_flip_twice_is_nothing(seed: int, horizontal: bool, vertical: bool) -> None:
+    tile = _tile(np.random.default_rng(seed), width=20, height=14, count=3)
+    once = flip(tile.image, tile.boxes_xyxy, horizontal=horizontal, vertical=vertical)
+    image, boxes = flip(*once, horizontal=horizontal, vertical=vertical)
+    np.testing.assert_array_equal(image, tile.image)
+    np.testing.assert_allclose(boxes, tile.boxes_xyxy, atol=1e-5)

@@ -1,0 +1,101 @@
+"""What the stage prepare leaves, and how it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from pipeline.artifacts import PreparedData, read_json
+from pipeline.health import HealthReport
+from pipeline.params import DataSettings
+from pipeline.stages.prepare import prepare
+from tests.unit.data_files import write_image, write_voc
+from yolov7.data.labels import load_index
+from yolov7.errors import DataError
+
+
+def _synthetic(**changes: Any) -> DataSettings:
+    small = {"train_images": 5, "val_images": 3, "image_size": 96}
+    return DataSettings.model_validate({"synthetic": small | changes})
+
+
+def _voc(root: Path, **changes: Any) -> DataSettings:
+    return DataSettings.model_validate({"format": "voc", "path": str(root), "val": None} | changes)
+
+
+def _prepared(root: Path) -> PreparedData:
+    return read_json(root / "artifacts/prepare/dataset.json", PreparedData, made_by="prepare")
+
+
+def test_synthetic_data_are_whole_and_repeatable(tmp_path: Path) -> None:
+    line = prepare(_synthetic(), project_root=tmp_path)
+    first = _prepared(tmp_path)
+    folder = tmp_path / "artifacts" / "prepare"
+    assert line == f"prepare    synthetic: 5 + 3 images, 8 classes, {sum(first.boxes.values()):,} boxes, 0 flaws"
+    assert first.splits == {"train": 5, "val": 3}
+    index = load_index(folder / "val.npz")
+    assert all(path.is_file() and path.is_relative_to(folder) for path in index.paths)
+    assert cv2.imread(str(folder / "sheet.jpg")) is not None
+    page = (folder / "health.html").read_text()
+    assert "crescent" in page
+    assert "http" not in page
+    prepare(_synthetic(), project_root=tmp_path)
+    assert _prepared(tmp_path) == first
+    assert [path.name for path in folder.parent.iterdir()] == ["prepare"]
+
+
+def test_shuffled_labels_touch_train_only(tmp_path: Path) -> None:
+    prepare(_synthetic(), project_root=tmp_path)
+    plain = {
+        split: load_index(tmp_path / f"artifacts/prepare/{split}.npz").content_hash() for split in ("train", "val")
+    }
+    assert "labels shuffled" in prepare(_synthetic(shuffle_labels=True), project_root=tmp_path)
+    other = {
+        split: load_index(tmp_path / f"artifacts/prepare/{split}.npz").content_hash() for split in ("train", "val")
+    }
+    assert plain["train"] != other["train"]
+    assert plain["val"] == other["val"]
+
+
+def test_flaws_are_reported_or_fatal(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", {"x": [("b", 1, 1, 20, 20), ("b", 5, 5, 5, 5)], "<y>": [("a", 1, 1, 60, 40)], "z": []})
+    line = prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
+    assert "1 flaw (box without area: 1), 1 images without boxes; see" in line
+    report = read_json(tmp_path / "artifacts/prepare/health.json", HealthReport, made_by="prepare")
+    train = report.splits["train"]
+    assert (train.images, train.boxes, train.images_without_boxes) == (3, 2, 1)
+    assert train.boxes_per_size == {"small": 1, "medium": 1, "large": 0}
+    assert train.flaws == {"box without area": 1, "image without boxes": 1}
+    with pytest.raises(DataError, match=r"1 flawed boxes in train.*x\.jpg: \[5, 5, 5, 5\]; mend them"):
+        prepare(_voc(tmp_path / "voc", flawed_boxes="error"), project_root=tmp_path)
+    assert _prepared(tmp_path).splits == {"train": 3}  # what was there stays
+
+
+def test_unreadable_images_count_against_a_limit(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", {name: [("a", 1, 1, 20, 20)] for name in "wxyz"})
+    (tmp_path / "voc/JPEGImages/x.jpg").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"1 of 4 images of train cannot be used.*x\.jpg: is not an image"):
+        prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
+    assert not (tmp_path / "artifacts/prepare").exists()
+    assert "3 images" in prepare(_voc(tmp_path / "voc", max_unreadable=0.3), project_root=tmp_path)
+
+
+def test_images_of_both_splits_are_told(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", {"x": [("a", 1, 1, 20, 20)], "y": [("a", 1, 1, 20, 20)]})
+    (tmp_path / "voc/ImageSets/Main/val.txt").write_text("y\n")
+    line = prepare(_voc(tmp_path / "voc", val="val"), project_root=tmp_path)
+    assert "2 + 1 images" in line
+    assert "image that is in train too: 1" in line
+
+
+def test_edited_pixels_change_the_hash(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", {"x": [("a", 1, 1, 20, 20)]})
+    prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
+    before = _prepared(tmp_path)
+    write_image(tmp_path / "voc/JPEGImages/x.jpg", seed=99)
+    prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
+    assert before.content_hash != _prepared(tmp_path).content_hash
+    assert before.boxes == _prepared(tmp_path).boxes
