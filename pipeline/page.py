@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -46,7 +47,7 @@ def render_page(page: Page) -> str:
         conditions=escape(page.conditions),
         summary=_summary(page.summary),
         charts=_curve_chart(page.curves) + _fps_chart(page.summary),
-        pictures="".join(map(_picture, page.pictures)),
+        pictures="".join(map(_picture, page.pictures)) or "<p class=soft>None were made.</p>",
         links=" ".join(f'<a href="#{table.name}">{escape(table.title.partition(":")[0])}</a>' for table in page.tables),
         tables="".join(map(_table, page.tables)),
     )
@@ -102,7 +103,7 @@ def _curve_chart(curves: Mapping[str, Sequence[Curve]]) -> str:
     points = [point for seeds in curves.values() for curve in seeds for point in curve]
     if not points:
         return ""
-    last, top = max(x for x, _ in points), max(max(y for _, y in points), 1e-3)
+    last, top = max(x for x, _ in points), _round_up(max(y for _, y in points))
     to_x, to_y = _axis(0, last, 44, 590), _axis(0, top, 216, 12)
     grid = "".join(
         f'<path class=grid d="M44 {to_y(y):.1f}H590"/><text x=38 y={to_y(y) + 4:.1f} text-anchor=end>{y:.2f}</text>'
@@ -118,6 +119,12 @@ def _curve_chart(curves: Mapping[str, Sequence[Curve]]) -> str:
         if curve
     )
     return _chart("AP on val by epoch", curves, f"<svg viewBox='0 0 600 240' role=img>{grid}{ticks}{lines}</svg>")
+
+
+def _round_up(value: float) -> float:
+    """The next even tenth, or hundredth of small figures, so that the middle is a round number too."""
+    unit = 0.2 if value > 0.1 else 0.02
+    return max(math.ceil(value / unit), 1) * unit
 
 
 def _axis(low: float, high: float, start: float, end: float) -> Axis:

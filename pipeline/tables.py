@@ -25,7 +25,7 @@ COCO_VAL_IMAGES, COCO_CLASSES = 5000, 80
 TITLES = {
     "table1": "Table 1: comparison of baseline object detectors",
     "table2": "Table 2: comparison of state-of-the-art real-time object detectors",
-    "table9": "Table 9: more comparison, batch 1, without suppression",
+    "table9": "Table 9: more comparison, batch 1, without NMS",
 }
 LABELS = {
     "params_m": "#Param (M)",
@@ -172,7 +172,7 @@ def number_text(value: float | None, digits: int) -> str:
 
 
 def headline_row(benchmark: Benchmark, *, variant: str, form: str) -> BenchmarkRow | None:
-    """The row that stands for a variant: eager, without suppression, the smallest batch, the first precision."""
+    """The row that stands for a variant: eager, without NMS, the smallest batch, the first precision."""
     rows = [row for row in benchmark.rows if (row.variant, row.form, row.nms) == (variant, form, False)]
     return min(rows, key=lambda row: (row.engine != "eager", row.batch), default=None)
 
@@ -267,7 +267,7 @@ def _measured(name: str, evidence: Evidence) -> Iterator[tuple[str, _Ours]]:
             yield f"{quantity}_val", (100 * value, "measured here", f"variant {name}, {len(metrics)} seeds")
     row = headline_row(evidence.benchmark, variant=name, form="deployed")
     if row:
-        where = f"{evidence.benchmark.device}, {row.precision}, batch {row.batch}, without suppression"
+        where = f"{evidence.benchmark.device}, {row.precision}, batch {row.batch}, without NMS"
         for quantity in ("fps", "fps_v100"):
             yield quantity, (row.fps, "measured here", where)
 
@@ -297,10 +297,9 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     for line in _read_csv("countings"):
         if line["counting"] in used:
             yield line["text"]
-    for row in rows:
-        if row.note:
-            yield f"{row.model} ({row.size} px): {row.note}."
-    yield "FPS of the paper: V100, FP16, batch 1, without suppression; on other devices compare ratios of rows."
+    yield from dict.fromkeys(f"{row.model}: {row.note}." for row in rows if row.note)
+    if any(cell.quantity.startswith("fps") for cell in rows[0].cells):
+        yield "FPS of the paper: V100, FP16, batch 1, without NMS; on other devices compare ratios of rows."
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:

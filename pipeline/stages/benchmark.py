@@ -1,7 +1,7 @@
 """The stage `benchmark`: latency and FPS of every variant, before and after re-parameterisation, in one measurement.
 
 A sample is one batch: the model and the decoding of its maps, then non-maximum suppression with the detector's own
-settings. Both times are taken of the same call, so that rows with and without suppression differ by it alone.
+settings. Both times are taken of the same call, so that rows with and without NMS differ by it alone.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def write_rows(path: Path, result: Benchmark) -> None:
 
 
 def fps_before_and_after(result: Benchmark, variant: str) -> tuple[float | None, float | None]:
-    """FPS of a variant as trained and as deployed: eager, the smallest batch, without suppression."""
+    """FPS of a variant as trained and as deployed: eager, the smallest batch, without NMS."""
     before = headline_row(result, variant=variant, form="trained")
     after = headline_row(result, variant=variant, form="deployed")
     return (before.fps if before else None, after.fps if after else None)

@@ -96,12 +96,16 @@ def _page(evidence: Evidence, report: Report, conditions: str) -> Page:
 def _conditions(benchmark: Benchmark) -> str:
     clock = f" at {benchmark.clock_mhz / 1000:.1f} GHz" if benchmark.clock_mhz else ""
     row = next((row for row in benchmark.rows if not row.nms), None)
-    setting = f"batch {row.batch}, {row.precision}, {row.engine}, without suppression, " if row else ""
+    setting = f"batch {row.batch}, {row.precision}, {row.engine}, without NMS, " if row else ""
     versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
     return (
         "AP: mean over seeds ± sample standard deviation; parameters and GFLOPs: of the deployed model. "
-        f"FPS: {setting}on {benchmark.device}{clock}, {benchmark.threads} threads; {versions}."
+        f"FPS: {setting}on {benchmark.device}{clock}, {_counted(benchmark.threads, 'thread')}; {versions}."
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _curves(params: Params, name: str) -> Iterator[Curve]:

@@ -1,0 +1,126 @@
+"""Interleaved timing, and the benchmark stage on small models."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Benchmark, read_json
+from pipeline.params import Params
+from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after, read_images
+from pipeline.tables import headline_row
+from pipeline.timing import Rounds, measure_interleaved, summarise
+from tests.artifacts import benchmark_of, write_prepared, write_weights
+from yolov7.data.labels import load_index
+from yolov7.errors import ArtifactError
+
+
+class Machine:
+    """A clock that only moves while a subject works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def subject(self, name: str, seconds: float) -> float:
+        self.now += seconds
+        self.calls.append(name)
+        return seconds
+
+
+def measure(machine: Machine, *, rounds: Rounds) -> list[list[float]]:
+    subjects = [lambda: machine.subject("fast", 0.01), lambda: machine.subject("slow", 0.1)]
+    return measure_interleaved(subjects, rounds=rounds, generator=random.Random(0), clock=lambda: machine.now)
+
+
+def test_every_subject_has_the_same_time_in_every_round() -> None:
+    samples = measure(Machine(), rounds=Rounds(count=5, seconds=0.195, warmup_seconds=0.0))
+    assert [len(taken) for taken in samples] == [5 * 20, 5 * 2]
+
+
+def test_rounds_are_interleaved_and_their_order_changes() -> None:
+    machine = Machine()
+    measure(machine, rounds=Rounds(count=12, seconds=0.001, warmup_seconds=0.0))
+    turns = machine.calls[2::2]  # after the warm-up two calls a turn: one uncounted, one counted
+    rounds = [tuple(turns[i : i + 2]) for i in range(0, len(turns), 2)]
+    assert len(rounds) == 12
+    assert set(rounds) == {("fast", "slow"), ("slow", "fast")}
+
+
+def test_warm_up_and_the_first_call_of_a_turn_are_not_counted() -> None:
+    machine = Machine()
+    samples = measure(machine, rounds=Rounds(count=3, seconds=0.001, warmup_seconds=0.5))
+    assert [len(taken) for taken in samples] == [3, 3]
+    assert len(machine.calls) == 50 + 5 + 2 * 2 * 3
+
+
+def test_percentiles_are_over_all_samples() -> None:
+    latency = summarise([0.001 * i for i in range(101)])
+    assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == pytest.approx((50, 90, 99))
+    assert latency.samples == 101
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Two variants with small weights in the working folder, and settings that take a second."""
+    monkeypatch.chdir(tmp_path)
+    write_prepared()
+    write_weights("a")
+    write_weights("b")
+    brief = {"rounds": 3, "seconds_per_round": 0.001, "warmup_seconds": 0, "batch_sizes": [1, 4]}
+    brief["precisions"] = ["float32", "bfloat16"]
+    return Params.model_validate({"variants": {"a": {"spec": "nano"}, "b": {"spec": "nano"}}, "benchmark": brief})
+
+
+def test_the_stage_measures_every_form_batch_and_precision_with_and_without_suppression(params: Params) -> None:
+    result = benchmark(params, device="cpu")
+    settings = [(row.variant, row.form, row.precision, row.batch, row.nms) for row in result.rows]
+    assert len(settings) == len(set(settings)) == 2 * 2 * 2 * 2 * 2
+    for row in result.rows:
+        assert row.samples >= 3
+        assert row.image_size == 64
+        assert 0 < row.p50_ms <= row.p90_ms <= row.p99_ms
+        assert row.fps == pytest.approx(1000 * row.batch / row.p50_ms)
+    assert result.device
+    assert result.versions["torch"]
+
+
+def test_suppression_costs_time(params: Params) -> None:
+    result = benchmark(params, device="cpu")
+    pairs = zip(result.rows[::2], result.rows[1::2], strict=True)
+    assert all(without.p50_ms < with_nms.p50_ms and with_nms.nms for without, with_nms in pairs)
+
+
+def test_the_stage_writes_json_and_csv(params: Params) -> None:
+    result = benchmark(params, device="cpu")
+    folder = Path("artifacts/benchmark")
+    assert read_json(folder / "benchmark.json", Benchmark, made_by="benchmark") == result
+    lines = list(csv.DictReader((folder / "benchmark.csv").read_text(encoding="utf-8").splitlines()))
+    assert [float(line["fps"]) for line in lines] == [row.fps for row in result.rows]
+
+
+def test_images_are_the_splits_own_over_again_where_there_are_too_few(params: Params) -> None:
+    images = read_images(load_index(Path("artifacts/prepare/val.npz")), image_size=64, count=5)
+    assert images.shape == (5, 3, 64, 64)
+    assert images.max() <= 1
+    assert (images[3] == images[0]).all()
+    assert (images[1] != images[0]).any()
+
+
+def test_missing_weights_are_named(params: Params) -> None:
+    Path("artifacts/reparam/b/0/weights.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"reparam/b/0/weights\.safetensors"):
+        benchmark(params, device="cpu")
+
+
+def test_figures_for_tracking() -> None:
+    result = benchmark_of(["a", "b"])
+    assert fps_before_and_after(result, "a") == (100.0, 160.0)
+    assert fps_before_and_after(result, "none") == (None, None)
+    metrics = benchmark_metrics(result, "a")
+    assert metrics["benchmark/fps"] == 160.0
+    assert metrics["benchmark/fps_deployed_eager_float32_batch1_nms"] == 80.0
+    assert headline_row(result, variant="a", form="deployed") == result.rows[2]
