@@ -26,7 +26,7 @@ def write_coco(root: Path, *, images: Sequence[Mapping[str, Any]], annotations: 
     """A COCO file with the categories 7: cat and 3: dog; draws the images that have no `skip`."""
     rows = []
     for number, image in enumerate(images):
-        row = {"id": number + 1, "file_name": f"{number}.jpg", "width": 60, "height": 40} | dict(image)
+        row: dict[str, Any] = {"id": number + 1, "file_name": f"{number}.jpg", "width": 60, "height": 40} | dict(image)
         if not row.pop("skip", False):
             write_image(root / "images" / row["file_name"], seed=number)
         rows.append(row)

@@ -43,7 +43,7 @@ def test_tiles_warped_one_by_one_equal_a_warped_canvas(degrees: float) -> None:
     """The oracle draws the canvas of double size and warps it whole; away from the seams both agree."""
     size, generator = 96, np.random.default_rng(5)
     images = [cv2.GaussianBlur(generator.integers(0, 256, (96, 80, 3), dtype=np.uint8), (0, 0), 3) for _ in range(4)]
-    tiles = [Tile(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) for image in images]
+    tiles = [Tile(np.asarray(image, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) for image in images]
     placed = place_mosaic(tiles, size=size, generator=generator)
     chosen = AugmentSettings(degrees=degrees, scale=0.3, shear=degrees / 5, perspective=0.0)
     matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)

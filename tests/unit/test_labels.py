@@ -145,7 +145,8 @@ def test_grey_and_deep_images_become_rgb(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "alpha.png"), np.stack([ramp, ramp, ramp, 255 - ramp], axis=2))
     for name in ("grey", "deep", "alpha"):
         image = read_image(tmp_path / f"{name}.png")
-        assert (image.shape, image.dtype) == ((48, 64, 3), np.uint8)
+        assert image.shape == (48, 64, 3)
+        assert image.dtype == np.uint8
         np.testing.assert_allclose(image, np.stack([ramp] * 3, axis=2), atol=1)
 
 
