@@ -1,0 +1,121 @@
+"""Pictures of detections: boxes with legible labels, and contact sheets."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolov7.structures import Detections
+
+Image = NDArray[np.uint8]  # H W 3, RGB
+Colour = tuple[int, int, int]
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_GOLDEN = 0.618034  # steps of the hue by it are never near each other
+_SHORTEST_SIDE = 480  # smaller images are enlarged, so that a label does not hide what it names
+_PAPER: Colour = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """Sizes that suit an image: line width and text height in pixels."""
+
+    line: int
+    text: int
+
+    @staticmethod
+    def for_image(image: Image) -> _Pen:
+        side = min(image.shape[:2])
+        return _Pen(line=max(1, round(side / 300)), text=max(9, round(side / 42)))
+
+
+def class_colour(label: int) -> Colour:
+    """The colour of a class, RGB; the same in every picture, and far from its neighbours'."""
+    hue = (0.02 + label * _GOLDEN) % 1.0
+    brightness = (0.95, 0.75, 0.85)[label % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, brightness)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(image: Image, detections: Detections, class_names: Sequence[str]) -> Image:
+    """A copy of the image with a box for each detection, and its class and score; small images are enlarged.
+
+    The surest are drawn last, on top.
+    """
+    canvas, scale = _enlarge(image)
+    pen = _Pen.for_image(canvas)
+    boxes = (detections.boxes_xyxy.cpu().numpy() * scale).round().astype(int)
+    labels, scores = detections.labels.tolist(), detections.scores.tolist()
+    order = np.argsort(scores, kind="stable").tolist()
+    for i in order:
+        left, top, right, bottom = boxes[i].tolist()
+        cv2.rectangle(canvas, (left, top), (right, bottom), class_colour(labels[i]), pen.line, cv2.LINE_AA)
+    for i in order:
+        name = class_names[labels[i]] if labels[i] < len(class_names) else str(labels[i])
+        _write_label(canvas, f"{name} {scores[i]:.2f}", boxes[i].tolist(), class_colour(labels[i]), pen)
+    return canvas
+
+
+def contact_sheet(images: Sequence[Image], columns: int, *, cell: int = 480, margin: int = 12) -> Image:
+    """The images side by side on white, each fitted into a cell of that many pixels and centred in it."""
+    if not images:
+        raise ValueError("a contact sheet needs at least one image")
+    columns = max(1, min(columns, len(images)))
+    fitted = [_fit(image, cell) for image in images]
+    rows = [fitted[start : start + columns] for start in range(0, len(fitted), columns)]
+    heights = [max(image.shape[0] for image in row) for row in rows]
+    width = max(image.shape[1] for image in fitted)
+    sheet = np.full((sum(heights) + margin * (len(rows) + 1), columns * (width + margin) + margin, 3), _PAPER, np.uint8)
+    top = margin
+    for row, height in zip(rows, heights, strict=True):
+        for column, image in enumerate(row):
+            left = margin + column * (width + margin) + (width - image.shape[1]) // 2
+            middle = top + (height - image.shape[0]) // 2
+            sheet[middle : middle + image.shape[0], left : left + image.shape[1]] = image
+        top += height + margin
+    return sheet
+
+
+def _write_label(canvas: Image, text: str, box: list[int], colour: Colour, pen: _Pen) -> None:
+    """The text on its colour, above the box where there is room, else inside, and always within the image."""
+    height, width = canvas.shape[:2]
+    scale = pen.text / 22  # the font's capitals are 22 pixels high at scale 1
+    thickness = max(1, round(scale * 1.6))
+    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, scale, thickness)
+    pad = max(2, pen.text // 4)
+    tag_width, tag_height = text_width + 2 * pad, text_height + 2 * pad
+    left = min(max(box[0] - pen.line // 2, 0), max(width - tag_width, 0))
+    top = box[1] - tag_height if box[1] >= tag_height else min(max(box[1], 0), max(height - tag_height, 0))
+    cv2.rectangle(canvas, (left, top), (left + tag_width, top + tag_height), colour, cv2.FILLED)
+    ink = _ink_on(colour)
+    cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, ink, thickness, cv2.LINE_AA)
+
+
+def _ink_on(colour: Colour) -> Colour:
+    """Black or white, whichever reads better on a colour."""
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+def _enlarge(image: Image) -> tuple[Image, float]:
+    """A copy whose shorter side has _SHORTEST_SIDE pixels at least, and by how much it grew."""
+    scale = max(1.0, _SHORTEST_SIDE / min(image.shape[:2]))
+    if scale == 1.0:
+        return np.ascontiguousarray(image).copy(), scale
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8), scale
+
+
+def _fit(image: Image, cell: int) -> Image:
+    """The image with its longer side of `cell` pixels."""
+    scale = cell / max(image.shape[:2])
+    if scale == 1.0:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
