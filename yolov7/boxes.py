@@ -23,7 +23,7 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
-def clip_boxes(boxes_xyxy: Float[Tensor, "*n 4"], *, width: float, height: float) -> Float[Tensor, "*n 4"]:
+def clip_boxes(boxes_xyxy: Float[Tensor, "*n 4"], *, width: int, height: int) -> Float[Tensor, "*n 4"]:
     """Boxes cut off at the image's borders."""
     limits = boxes_xyxy.new_tensor([width, height, width, height])
     return torch.minimum(boxes_xyxy.clamp(min=0), limits)

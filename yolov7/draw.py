@@ -14,10 +14,11 @@ from yolov7.structures import Detections
 
 Image = NDArray[np.uint8]  # H W 3, RGB
 Colour = tuple[int, int, int]
+_Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GOLDEN = 0.618034  # steps of the hue by it are never near each other
-_SHORTEST_SIDE = 480  # smaller images are enlarged, so that a label does not hide what it names
+_SMALLEST = 480  # pixels of the longer side; smaller images are enlarged, so that a label does not hide what it names
 _PAPER: Colour = (255, 255, 255)
 
 
@@ -30,7 +31,7 @@ class _Pen:
 
     @staticmethod
     def for_image(image: Image) -> _Pen:
-        side = min(image.shape[:2])
+        side = max(image.shape[:2])
         return _Pen(line=max(1, round(side / 300)), text=max(9, round(side / 42)))
 
 
@@ -45,7 +46,7 @@ def class_colour(label: int) -> Colour:
 def draw_detections(image: Image, detections: Detections, class_names: Sequence[str]) -> Image:
     """A copy of the image with a box for each detection, and its class and score; small images are enlarged.
 
-    The surest are drawn last, on top.
+    The surest are drawn last, on top, and their labels are placed first: above the box, or where nothing is hidden.
     """
     canvas, scale = _enlarge(image)
     pen = _Pen.for_image(canvas)
@@ -55,9 +56,12 @@ def draw_detections(image: Image, detections: Detections, class_names: Sequence[
     for i in order:
         left, top, right, bottom = boxes[i].tolist()
         cv2.rectangle(canvas, (left, top), (right, bottom), class_colour(labels[i]), pen.line, cv2.LINE_AA)
-    for i in order:
+    tags: list[_Rectangle] = []
+    for i in reversed(order):
         name = class_names[labels[i]] if labels[i] < len(class_names) else str(labels[i])
-        _write_label(canvas, f"{name} {scores[i]:.2f}", boxes[i].tolist(), class_colour(labels[i]), pen)
+        tags.append(
+            _write_label(canvas, f"{name} {scores[i]:.2f}", boxes[i].tolist(), class_colour(labels[i]), pen, tags)
+        )
     return canvas
 
 
@@ -81,19 +85,39 @@ def contact_sheet(images: Sequence[Image], columns: int, *, cell: int = 480, mar
     return sheet
 
 
-def _write_label(canvas: Image, text: str, box: list[int], colour: Colour, pen: _Pen) -> None:
-    """The text on its colour, above the box where there is room, else inside, and always within the image."""
-    height, width = canvas.shape[:2]
+def _write_label(
+    canvas: Image, text: str, box: list[int], colour: Colour, pen: _Pen, tags: Sequence[_Rectangle]
+) -> _Rectangle:
+    """The text on its colour, clear of the other tags where that is possible; where it now stands."""
     scale = pen.text / 22  # the font's capitals are 22 pixels high at scale 1
     thickness = max(1, round(scale * 1.6))
     (text_width, text_height), _ = cv2.getTextSize(text, _FONT, scale, thickness)
     pad = max(2, pen.text // 4)
-    tag_width, tag_height = text_width + 2 * pad, text_height + 2 * pad
-    left = min(max(box[0] - pen.line // 2, 0), max(width - tag_width, 0))
-    top = box[1] - tag_height if box[1] >= tag_height else min(max(box[1], 0), max(height - tag_height, 0))
-    cv2.rectangle(canvas, (left, top), (left + tag_width, top + tag_height), colour, cv2.FILLED)
-    ink = _ink_on(colour)
-    cv2.putText(canvas, text, (left + pad, top + pad + text_height), _FONT, scale, ink, thickness, cv2.LINE_AA)
+    tag = _place(box, text_width + 2 * pad, text_height + 2 * pad, frame=canvas, pen=pen, tags=tags)
+    left, top, right, bottom = tag
+    cv2.rectangle(canvas, (left, top), (right, bottom), colour, cv2.FILLED)
+    start = (left + pad, top + pad + text_height)
+    cv2.putText(canvas, text, start, _FONT, scale, _ink_on(colour), thickness, cv2.LINE_AA)
+    return tag
+
+
+def _place(
+    box: list[int], width: int, height: int, *, frame: Image, pen: _Pen, tags: Sequence[_Rectangle]
+) -> _Rectangle:
+    """Where a tag of that size goes: above, below or inside its box, the first place in the frame that is free."""
+    most_left, lowest = max(frame.shape[1] - width, 0), max(frame.shape[0] - height, 0)
+    left = min(max(box[0] - pen.line // 2, 0), most_left)
+    right = min(max(box[2] - width, 0), most_left)
+    above, below, inside = box[1] - height, box[3], box[1]
+    corners = ((left, above), (left, inside), (left, below), (right, above), (right, inside), (right, below))
+    places = [(x, y, x + width, y + height) for x, y in corners if 0 <= y <= lowest]
+    fallback = (left, min(max(above, 0), lowest))
+    free = (place for place in places if not any(_meet(place, tag) for tag in tags))
+    return next(free, (*fallback, fallback[0] + width, fallback[1] + height))
+
+
+def _meet(a: _Rectangle, b: _Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _ink_on(colour: Colour) -> Colour:
@@ -103,8 +127,8 @@ def _ink_on(colour: Colour) -> Colour:
 
 
 def _enlarge(image: Image) -> tuple[Image, float]:
-    """A copy whose shorter side has _SHORTEST_SIDE pixels at least, and by how much it grew."""
-    scale = max(1.0, _SHORTEST_SIDE / min(image.shape[:2]))
+    """A copy whose longer side has _SMALLEST pixels at least, and by how much it grew."""
+    scale = max(1.0, _SMALLEST / max(image.shape[:2]))
     if scale == 1.0:
         return np.ascontiguousarray(image).copy(), scale
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))

@@ -1,0 +1,90 @@
+"""The detector: sizes, batches, frames, and input that is no image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from yolov7.detector import Detector
+from yolov7.errors import ArtifactError, DataError
+from yolov7.model import DetectionModel
+from yolov7.settings import NmsSettings
+from yolov7.spec import load_spec
+from yolov7.weights import save_weights
+
+LOW = NmsSettings(confidence=0.0005, max_detections=20)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("detector") / "weights.safetensors"
+    model = DetectionModel(load_spec("nano"), num_classes=2)
+    save_weights(path, model, class_names=("cat", "dog"), image_size=64, training={})
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector(weights: Path) -> Detector:
+    return Detector.load(weights, device="cpu", precision="float32")
+
+
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    sizes = ((64, 64), (200, 90), (31, 77), (480, 640), (1, 5))
+    return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def test_boxes_lie_in_each_image(detector: Detector, images: list[np.ndarray]) -> None:
+    found = detector.predict(images, nms=LOW)
+    assert len(found) == len(images)
+    assert any(len(one) for one in found)
+    for image, one in zip(images, found, strict=True):
+        limits = torch.tensor([image.shape[1], image.shape[0]] * 2)
+        assert ((one.boxes_xyxy >= 0) & (one.boxes_xyxy <= limits)).all()
+        assert (one.scores.diff() <= 0).all()
+        assert set(one.labels.tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_batches_change_nothing(detector: Detector, images: list[np.ndarray], batch_size: int) -> None:
+    expected = [detector.predict([image], nms=LOW)[0] for image in images]
+    for one, other in zip(detector.predict(images, nms=LOW, batch_size=batch_size), expected, strict=True):
+        torch.testing.assert_close(one.scores, other.scores)
+        torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, atol=1e-2, rtol=1e-4)
+
+
+def test_files_and_arrays_are_the_same(detector: Detector, images: list[np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), cv2.cvtColor(images[1], cv2.COLOR_RGB2BGR))
+    by_path, by_name, by_array = detector.predict([path, str(path), images[1]], nms=LOW)
+    torch.testing.assert_close(by_path.boxes_xyxy, by_array.boxes_xyxy)
+    torch.testing.assert_close(by_name.scores, by_array.scores)
+
+
+def test_no_images(detector: Detector) -> None:
+    assert detector.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 7, "no/such/file.jpg"],
+)
+def test_what_is_no_image(detector: Detector, image: object) -> None:
+    with pytest.raises(DataError):
+        detector.predict([image])  # type: ignore[list-item]
+
+
+def test_single_image_instead_of_a_sequence(detector: Detector) -> None:
+    with pytest.raises(DataError, match=r"predict\(\[image\]\)"):
+        detector.predict(np.zeros((4, 4, 3), np.uint8))  # type: ignore[arg-type]
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError):
+        Detector.load(tmp_path / "none.safetensors")

@@ -1,0 +1,52 @@
+"""Pictures: sizes, what is drawn where, odd images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from yolov7.draw import class_colour, contact_sheet, draw_detections
+from yolov7.structures import Detections
+
+
+def detections(*boxes: tuple[float, float, float, float]) -> Detections:
+    count = len(boxes)
+    return Detections(torch.tensor(boxes).reshape(-1, 4), torch.linspace(0.9, 0.5, count), torch.arange(count))
+
+
+def test_draws_on_a_copy_in_the_colour_of_the_class() -> None:
+    image = np.full((600, 800, 3), 50, np.uint8)
+    drawn = draw_detections(image, detections((100, 200, 300, 400)), ["cat"])
+    assert (image == 50).all()
+    assert drawn.shape == image.shape
+    assert tuple(drawn[300, 100].tolist()) == class_colour(0)
+    assert (drawn[300, 200] == 50).all()
+
+
+def test_small_images_are_enlarged() -> None:
+    drawn = draw_detections(np.zeros((40, 60, 3), np.uint8), detections((10, 10, 30, 30)), ["cat"])
+    assert drawn.shape == (320, 480, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 900, 3), (900, 5, 3)])
+def test_odd_images_and_long_names(shape: tuple[int, int, int]) -> None:
+    image = np.zeros(shape, np.uint8)
+    names = ["a very long name of a class that fits nowhere at all"]
+    assert draw_detections(image, detections((0, 0, 1, 1), (0, 0, 5, 5)), names).ndim == 3
+    assert draw_detections(image, detections(), names).ndim == 3
+
+
+def test_neighbouring_classes_differ_in_colour() -> None:
+    colours = np.array([class_colour(label) for label in range(20)], int)
+    distance = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(20, dtype=int)
+    assert distance.min() > 30
+
+
+def test_contact_sheet() -> None:
+    images = [np.zeros((100, 200, 3), np.uint8), np.zeros((200, 100, 3), np.uint8), np.zeros((50, 50, 3), np.uint8)]
+    sheet = contact_sheet(images, 2, cell=100, margin=10)
+    assert sheet.shape == (100 + 100 + 3 * 10, 2 * 100 + 3 * 10, 3)
+    assert (sheet[:10] == 255).all()
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([], 3)
