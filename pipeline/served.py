@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +20,15 @@ import numpy as np
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
-from yolov7.detector import Detector
 
+from yolov7.detector import Detector
 from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
 
 _RUNTIME = ("mlflow", "torch", "numpy", "opencv-python-headless", "pydantic", "safetensors", "jaxtyping", "pyyaml")
+
+# MLflow would check the input by type hints, which know nothing of images; the signature says what there is to say
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict`", category=UserWarning)
 
 
 @final
@@ -35,7 +39,7 @@ class ServedDetector(PythonModel):  # type: ignore[misc]
         """Loads the weights that were logged with the model."""
         self._detector = Detector.load(context.artifacts["weights"])
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> list[dict[str, Any]]:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """One answer a row; `params` may hold `confidence` and `iou`. ValueError names the row that is no image."""
         images = [_to_image(value, row=row) for row, value in enumerate(_image_column(model_input))]
         nms = NmsSettings.model_validate(params or {})
@@ -47,14 +51,16 @@ def log_served(mlflow: Any, weights: Path) -> None:
     """Adds the model to MLflow's active run, whole: the weights, this file and the detector's code."""
     import yolov7
 
-    mlflow.pyfunc.log_model(
-        name="detector",
-        python_model=__file__,
-        artifacts={"weights": str(weights.absolute())},
-        code_paths=[str(Path(str(yolov7.__file__)).parent)],
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _RUNTIME],
-        signature=_signature(),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input
+        mlflow.pyfunc.log_model(
+            name="detector",
+            python_model=__file__,
+            artifacts={"weights": str(weights.absolute())},
+            code_paths=[str(Path(str(yolov7.__file__)).parent)],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _RUNTIME],
+            signature=_signature(),
+        )
 
 
 def _signature() -> ModelSignature:

@@ -121,10 +121,13 @@ def _split_path() -> Path:
 
 
 def read_images(index: ImageIndex, *, image_size: int, count: int) -> Tensor:
-    """The split's first images, letterboxed: (count, 3, S, S) in 0..1; over again where there are too few."""
+    """The split's first images, letterboxed: (count, 3, S, S) in 0..1; over again where there are too few.
+
+    Channels last in memory, as the detector hands its images on.
+    """
     dataset = DetectionDataset(index, image_size=image_size, cache="none")
     arrays = [dataset.letterboxed(i % len(index))[0] for i in range(count)]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
 def _engines(model: DetectionModel, settings: BenchmarkSettings) -> Iterator[tuple[str, Callable[[Tensor], HeadMaps]]]:
