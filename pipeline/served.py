@@ -17,6 +17,7 @@ from typing import Any, final
 
 import cv2
 import numpy as np
+import pandas as pd
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
@@ -27,9 +28,6 @@ from yolov7.structures import Detections
 
 _RUNTIME = ("mlflow", "torch", "numpy", "opencv-python-headless", "pydantic", "safetensors", "jaxtyping", "pyyaml")
 
-# MLflow would check the input by type hints, which know nothing of images; the signature says what there is to say
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict`", category=UserWarning)
-
 
 @final
 class ServedDetector(PythonModel):  # type: ignore[misc]
@@ -39,10 +37,12 @@ class ServedDetector(PythonModel):  # type: ignore[misc]
         """Loads the weights that were logged with the model."""
         self._detector = Detector.load(context.artifacts["weights"])
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         """One answer a row; `params` may hold `confidence` and `iou`. ValueError names the row that is no image."""
         images = [_to_image(value, row=row) for row, value in enumerate(_image_column(model_input))]
-        nms = NmsSettings.model_validate(params or {})
+        nms = NmsSettings.model_validate(dict(params or {}))
         names = self._detector.class_names
         return [_to_json(found, names) for found in self._detector.predict(images, nms=nms)]
 
@@ -69,13 +69,11 @@ def _signature() -> ModelSignature:
     return ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema([ColSpec(AnyType())]), ParamSchema(params))
 
 
-def _image_column(model_input: Any) -> list[Any]:
-    if hasattr(model_input, "columns"):
-        columns = list(model_input.columns)
-        if "image" not in columns and len(columns) != 1:
-            raise ValueError(f"the input has the columns {columns}: name the one with the images 'image'")
-        return list(model_input["image" if "image" in columns else columns[0]])
-    return [row["image"] if isinstance(row, Mapping) else row for row in model_input]
+def _image_column(rows: pd.DataFrame) -> list[Any]:
+    columns = list(rows.columns)
+    if "image" not in columns and len(columns) != 1:
+        raise ValueError(f"the input has the columns {columns}: name the one with the images 'image'")
+    return list(rows["image" if "image" in columns else columns[0]])
 
 
 def _to_image(value: Any, *, row: int) -> np.ndarray:
