@@ -147,12 +147,17 @@ def write_json(path: Path, content: Settings | dict[str, Any] | list[Any]) -> No
     temporary.replace(path)
 
 
-def read_json(path: Path, kind: type[Model], *, made_by: str) -> Model:
-    """Reads what a stage left; ArtifactError names the file and the command that makes it."""
+def existing(path: Path, *, made_by: str) -> Path:
+    """The path of a file that another stage makes; ArtifactError names the command where it is missing."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing; `yolov7 {made_by}` makes it, and `dvc repro` all that is missing")
+    return path
+
+
+def read_json(path: Path, kind: type[Model], *, made_by: str) -> Model:
+    """Reads what a stage left; ArtifactError names the file and the command that makes it."""
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(existing(path, made_by=made_by).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         message = f"{path} is damaged or of another version ({reason}); run `yolov7 {made_by}` again"

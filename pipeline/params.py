@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from yolov7.errors import SpecError
 from yolov7.scaling import scale_spec
 from yolov7.settings import COCO_NMS, NmsSettings, NonNegative, Positive, Precision, Probability, Settings, TrainSettings
 from yolov7.spec import ModelSpec, load_spec
@@ -152,9 +153,10 @@ class Params(Settings):
         return seeds
 
     @model_validator(mode="after")
-    def _check_overrides(self) -> Params:
-        for name in self.variants:
+    def _check_variants(self) -> Params:
+        for name, variant in self.variants.items():
             self.train_settings(name)
+            _build(name, variant)
         return self
 
     def variant(self, name: str) -> Variant:
@@ -171,6 +173,13 @@ class Params(Settings):
             return PipelineTrainSettings.model_validate(merged)
         except ValidationError as error:
             raise ValueError(f"variants.{name}.train.{first_error(error)}") from None
+
+
+def _build(name: str, variant: Variant) -> None:
+    try:
+        variant.build_spec()
+    except SpecError as error:
+        raise ValueError(f"variants.{name}: {error}") from None
 
 
 def load_params(path: Path = Path(PARAMS_FILE)) -> Params:

@@ -57,8 +57,9 @@ class LossSettings(Settings):
 
 
 class OptimSettings(Settings):
-    """SGD with Nesterov momentum, a cosine schedule, warm-up and the exponential moving average of the weights."""
+    """The optimizer, a cosine schedule, warm-up and the exponential moving average of the weights."""
 
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: with Nesterov momentum, the reference's")
     lr0: Positive = Field(0.01, description="learning rate after warm-up, at the nominal batch")
     lr_final: Positive = Field(0.01, le=1.0, description="last learning rate as a share of lr0")
     momentum: Probability = 0.937
@@ -67,7 +68,7 @@ class OptimSettings(Settings):
     warmup_epochs: NonNegative = 3.0
     warmup_share: Probability = Field(0.1, description="the warm-up never takes more than this share of the run")
     warmup_momentum: Probability = 0.8
-    warmup_bias_lr: NonNegative = 0.1
+    warmup_bias_lr: NonNegative = Field(0.1, description="of SGD's biases at the first step; AdamW's start from 0")
     ema_decay: float = Field(0.9999, gt=0.0, lt=1.0)
     ema_ramp: Positive = Field(2000.0, description="updates over which the decay grows to ema_decay")
 

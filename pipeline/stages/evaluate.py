@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 
 from pipeline import plots
-from pipeline.artifacts import Metrics, TrainSummary, fresh_folder, read_json, stage_folder, write_json
+from pipeline.artifacts import Metrics, TrainSummary, existing, fresh_folder, read_json, stage_folder, write_json
 from pipeline.params import EvaluateSettings, Params
 from yolov7.data.images import read_image
 from yolov7.data.labels import ImageIndex, load_index
@@ -29,7 +29,8 @@ WEIGHTS = "weights.safetensors"
 def evaluate(params: Params, *, variant: str, seed: int) -> Metrics:
     """Measures on the test split where there is one, else on val; ArtifactError where AP changed by fusing."""
     split, index = _load_split()
-    deployed = load_weights(stage_folder("reparam", variant, seed) / WEIGHTS, device=resolve_device())
+    path = existing(stage_folder("reparam", variant, seed) / WEIGHTS, made_by=f"reparam {variant}")
+    deployed = load_weights(path, device=resolve_device())
     result = _measure(deployed, index, params.evaluate)
     before = _trained_ap(params, index, split=split, variant=variant, seed=seed)
     _check_ap(before, result.figures.AP, tolerance=params.evaluate.tolerance_ap, name=f"{variant}/{seed}")
@@ -47,7 +48,9 @@ def _load_split() -> tuple[str, ImageIndex]:
         path = stage_folder("prepare") / f"{split}.npz"
         if path.is_file():
             return split, load_index(path)
-    raise ArtifactError("there is no test or val split to evaluate on; name one in data.test or data.val")
+    raise ArtifactError(
+        "there is no prepared test or val split to evaluate on; name one in data.test or data.val, then `yolov7 prepare`"
+    )
 
 
 def _measure(weights: Weights, index: ImageIndex, settings: EvaluateSettings) -> SplitResult:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import ReparamReport, fresh_folder, stage_folder, write_json
+from pipeline.artifacts import ReparamReport, existing, fresh_folder, stage_folder, write_json
 from pipeline.params import Params, ReparamSettings
 from yolov7.cost import count_convolutions, count_parameters
 from yolov7.data.labels import ImageIndex, load_index
@@ -37,7 +37,7 @@ def reparam(
 
     ArtifactError where the outputs differ by more than `reparam.tolerance_*` allows; nothing is saved then.
     """
-    trained = load_weights(stage_folder("train", variant, seed) / WEIGHTS)
+    trained = load_weights(existing(stage_folder("train", variant, seed) / WEIGHTS, made_by=f"train {variant}"))
     index = load_index(stage_folder("prepare") / "train.npz")
     images = _sample_images(index, image_size=trained.image_size, count=params.reparam.images)
     deployed = fuse_model(trained.model)
@@ -72,13 +72,13 @@ def reparam(
 @torch.no_grad()
 def compare_outputs(before: DetectionModel, after: DetectionModel, images: Tensor) -> OutputError:
     """The error of `after`'s raw maps against `before`'s over images (n, 3, H, W)."""
-    largest, total, count = 0.0, 0.0, 0
-    for image in torch.split(images, 1):
-        for expected, got in zip(before.eval()(image).lead, after.eval()(image).lead, strict=True):
-            error = (got - expected).abs() / expected.abs().max()
-            largest = max(largest, float(error.max()))
-            total, count = total + float(error.sum()), count + error.numel()
-    return OutputError(largest=largest, mean=total / count)
+    errors = [
+        ((got - expected).abs() / expected.abs().max()).flatten()
+        for image in torch.split(images, 1)
+        for expected, got in zip(before.eval()(image).lead, after.eval()(image).lead, strict=True)
+    ]
+    every = torch.cat(errors)  # torch's maximum is not a number where any element is not
+    return OutputError(largest=float(every.max()), mean=float(every.mean()))
 
 
 def _sample_images(index: ImageIndex, *, image_size: int, count: int) -> Tensor:

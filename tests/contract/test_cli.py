@@ -99,9 +99,8 @@ def test_an_unknown_seed_names_those_there_are(tmp_path: Path) -> None:
 
 
 def test_an_unknown_spec_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"variants": {"a": {"spec": "yolov9"}}}))
-    (tmp_path / "artifacts" / "prepare").mkdir(parents=True)
-    assert "yolov9" in fails_in_one_line(run(tmp_path, "train"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"variants": {"a": {"spec": "yolov7-tini"}}}))
+    assert "did you mean 'yolov7-tiny'" in fails_in_one_line(run(tmp_path, "prepare"))
 
 
 def test_missing_data_are_one_line(tmp_path: Path) -> None:
@@ -112,7 +111,12 @@ def test_missing_data_are_one_line(tmp_path: Path) -> None:
 
 def test_a_stage_before_its_time_names_the_one_that_is_missing(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(GOOD))
-    for stage, missing in (("train", "prepare"), ("reparam", "train"), ("evaluate", "prepare"), ("benchmark", "prepare")):
+    for stage, missing in (
+        ("train", "prepare"),
+        ("reparam", "train"),
+        ("evaluate", "prepare"),
+        ("benchmark", "prepare"),
+    ):
         assert f"yolov7 {missing}" in fails_in_one_line(run(tmp_path, stage)), stage
 
 

@@ -1,4 +1,4 @@
-"""One name per stage: each stage of dvc.yaml is a command, a module, a folder of artifacts; its settings a key of params."""
+"""One name per stage: each stage of dvc.yaml is a command, a module, a folder of artifacts, a key of params."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Schedule:
         share = (step + 1) / (self.warmup_steps + 1)
         return StepPlan(
             lr=share * lr,
-            bias_lr=_between(settings.warmup_bias_lr, lr, share),
+            bias_lr=_between(settings.warmup_bias_lr, lr, share) if settings.optimizer == "sgd" else share * lr,
             momentum=_between(settings.warmup_momentum, settings.momentum, share),
             accumulate=max(1, round(_between(1, self.accumulate, share))),
         )
@@ -67,8 +67,8 @@ class Schedule:
         return 1 + (self.settings.lr_final - 1) * (1 - math.cos(math.pi * progress)) / 2
 
 
-def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Schedule) -> torch.optim.SGD:
-    """SGD with Nesterov momentum over three groups, in this order: convolution weights, everything else, biases.
+def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Schedule) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW, over three groups: convolution weights, everything else, biases.
 
     Only convolution weights decay; batch norm's scale and implicit vectors do not. The decay is for the
     nominal batch and grows with the batch that is really summed.
@@ -84,12 +84,14 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Sche
                 weights.append(parameter)
             else:
                 others.append(parameter)
-    decay = settings.weight_decay * schedule.batch_size * schedule.accumulate / settings.nominal_batch
+    batch_share = schedule.batch_size * schedule.accumulate / settings.nominal_batch
     groups = [
-        {"params": weights, "weight_decay": decay},
+        {"params": weights, "weight_decay": settings.weight_decay * batch_share},
         {"params": others, "weight_decay": 0.0},
         {"params": biases, "weight_decay": 0.0},
     ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr0, betas=(settings.momentum, 0.999))
     return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=settings.momentum > 0)
 
 
@@ -97,7 +99,10 @@ def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
     """Sets learning rates and momentum; the biases' group is the last one."""
     for group in optimizer.param_groups:
         group["lr"] = plan.lr
-        group["momentum"] = plan.momentum
+        if "betas" in group:
+            group["betas"] = (plan.momentum, group["betas"][1])
+        else:
+            group["momentum"] = plan.momentum
     optimizer.param_groups[-1]["lr"] = plan.bias_lr
 
 

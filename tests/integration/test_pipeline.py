@@ -1,0 +1,152 @@
+"""The real pipeline in a folder of its own: real DVC, Ray and MLflow, small data. What reruns, and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+CODE = ("yolov7", "pipeline", "dvc.yaml", "experiments", ".dvcignore")
+SMALL: dict[str, Any] = {
+    "data": {"synthetic": {"train_images": 16, "val_images": 8, "image_size": 128}},
+    "variants": {"nano": {"spec": "nano"}, "deep": {"spec": "nano", "scale": {"depth": 2}}},
+    "train": {"epochs": 1, "batch_size": 8, "image_size": 128},
+    "reparam": {"images": 4},
+    "evaluate": {"examples": 4},
+    "benchmark": {"rounds": 3, "seconds_per_round": 0.05, "warmup_seconds": 0},
+}
+
+
+class Project:
+    """A copy of the project without git, with parameters that train in seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in CODE:
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / name)
+        self.run("dvc", "init", "--no-scm", "--quiet")
+        self.write(SMALL)
+
+    def write(self, params: dict[str, Any]) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+    def run(self, *command: str, **environment: str) -> str:
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=os.environ | {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def repro(self) -> list[str]:
+        """The stages that ran."""
+        return re.findall(r"Running stage '([^']+)'", self.run("dvc", "repro"))
+
+    def json(self, path: str) -> Any:
+        return json.loads((self.folder / "artifacts" / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("a projéct"))
+    ran = project.repro()
+    assert ran[0] == "prepare"
+    assert ran[-1] == "tables"
+    assert len(ran) == 9
+    return project
+
+
+def test_every_stage_left_what_it_promises(project: Project) -> None:
+    for variant in ("nano", "deep"):
+        report = project.json(f"reparam/{variant}/0/reparam.json")
+        assert report["max_error_float32"] < 1e-4
+        assert report["max_error_float64"] < 1e-9
+        assert report["parameters_after"] < report["parameters_before"]
+        metrics = project.json(f"evaluate/{variant}/0/metrics.json")
+        assert abs(metrics["AP"] - metrics["AP_before_reparam"]) <= 1e-3
+        assert (project.folder / f"artifacts/evaluate/{variant}/0/examples.jpg").stat().st_size > 1000
+    rows = project.json("benchmark/benchmark.json")["rows"]
+    assert {(row["variant"], row["form"]) for row in rows} >= {("nano", "trained"), ("deep", "deployed")}
+    page = (project.folder / "artifacts/tables/index.html").read_text()
+    assert "deep" in page
+    assert not (project.folder / "runs/nano/0").exists()
+
+
+def test_a_second_repro_runs_nothing(project: Project) -> None:
+    assert project.repro() == []
+
+
+def test_a_changed_training_parameter_reruns_its_variant_only(project: Project) -> None:
+    changed = SMALL | {"variants": SMALL["variants"] | {"deep": SMALL["variants"]["deep"] | {"train": {"epochs": 2}}}}
+    project.write(changed)
+    assert project.repro() == ["train@deep-0", "reparam@deep-0", "evaluate@deep-0", "benchmark", "tables"]
+    project.write(SMALL)
+    project.repro()
+
+
+def test_a_changed_evaluation_setting_trains_nothing(project: Project) -> None:
+    project.write(SMALL | {"evaluate": {"examples": 4, "nms": {"confidence": 0.01, "iou": 0.6}}})
+    assert sorted(project.repro()) == ["evaluate@deep-0", "evaluate@nano-0", "tables"]
+    project.write(SMALL)
+    project.repro()
+
+
+def test_mlflow_holds_one_run_a_variant_with_the_figures_of_all_stages(project: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("yolov7")
+    runs = client.search_runs([experiment.experiment_id], filter_string="tags.current = 'yes'")
+    assert sorted(run.data.tags["variant"] for run in runs) == ["deep", "nano"]
+    for run in runs:
+        assert {"train/box", "evaluate/AP", "benchmark/fps", "reparam/max_error_float32"} <= set(run.data.metrics)
+        assert run.data.params["epochs"] == "1"
+
+
+def test_dvc_shows_metrics_and_plots(project: Project) -> None:
+    shown = project.run("dvc", "metrics", "show", "--json")
+    assert "AP50" in shown
+    project.run("dvc", "plots", "show")
+    pictures = list((project.folder / "dvc_plots").rglob("*.png"))
+    assert pictures
+
+
+def test_two_workers_train_the_same_pipeline(project: Project) -> None:
+    train = SMALL["train"] | {"workers": 2, "cpus_per_worker": 1, "epochs": 2}
+    project.write(SMALL | {"train": train})
+    project.run("yolov7", "train", "nano")
+    summary = project.json("train/nano/0/train.json")
+    assert summary["workers"] == 2
+    assert summary["epochs"] == 2
+    project.write(SMALL)
+
+
+def test_a_batch_that_workers_cannot_share_is_one_line(project: Project) -> None:
+    project.write(SMALL | {"train": SMALL["train"] | {"workers": 3}})
+    done = subprocess.run(
+        [BIN / "yolov7", "train", "nano"], cwd=project.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "train.batch_size=8 must be a multiple of train.workers=3" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    project.write(SMALL)
