@@ -83,11 +83,14 @@ def benchmark() -> None:
 
 
 @app.command()
-def tables() -> None:
+def tables(show: Annotated[bool, typer.Option("--show", help="Print what was made before.")] = False) -> None:
     """Fill the paper's tables and the comparison of the variants."""
-    from pipeline.commands import run_tables
+    from pipeline.commands import print_summary, run_tables
 
-    run_tables(_params())
+    if show:
+        print_summary()
+    else:
+        run_tables(_params())
 
 
 @app.command()

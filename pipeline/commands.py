@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.artifacts import PreparedData, TrainSummary, read_json, stage_folder
+from pipeline.artifacts import PreparedData, TrainSummary, existing, read_json, stage_folder
 from pipeline.params import Params
 from pipeline.progress import TrainView, console, duration, stage_line, train_view
 from pipeline.tracking import RunKey, TrackedRun, Tracker, ui_command
@@ -74,16 +73,24 @@ def run_evaluate(params: Params, selection: Selection) -> None:
 
 def run_benchmark(params: Params) -> None:
     """Measures all variants."""
-    from pipeline.stages.benchmark import benchmark, fps_before_and_after
+    from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after
 
     result = benchmark(params)
     for variant in params.variants:
         before, after = fps_before_and_after(result, variant)
         for seed in params.seeds:
             with _tracked(params, variant, seed) as run:
-                run.log_metrics({"benchmark/fps_trained": before, "benchmark/fps": after})
+                run.log_metrics(benchmark_metrics(result, variant))
                 run.set_tags({"benchmark": params.benchmark.model_dump(), "benchmark_device": result.device})
         console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
+
+
+def print_summary() -> None:
+    """Prints the variants side by side, as the last `tables` left them, and where to look next."""
+    folder = stage_folder("tables")
+    path = existing(folder / "summary.txt", made_by="tables")
+    print(path.read_text(encoding="utf-8").rstrip())
+    print(f"Pictures: {stage_folder('evaluate')}/*/*/examples.jpg   Tables: {folder}/index.html   Runs: yolov7 ui")
 
 
 def run_tables(params: Params) -> None:
@@ -91,6 +98,7 @@ def run_tables(params: Params) -> None:
     from pipeline.stages.tables import tables
 
     tables(params)
+    print_summary()
     keys = [_key(variant, seed) for variant in params.variants for seed in params.seeds]
     Tracker(params.tracking.experiment).mark_current(keys)
 
@@ -128,7 +136,7 @@ def list_models(*, as_json: bool) -> None:
 def open_ui(*, port: int) -> None:
     """Runs MLflow's server on the pipeline's store until it is interrupted."""
     console.print(f"MLflow on http://127.0.0.1:{port}, Ctrl-C ends it; the chart view compares the variants")
-    subprocess.run(ui_command(port=port), env=os.environ, check=True)
+    subprocess.run(ui_command(port=port), env=quiet_environment(), check=False)
 
 
 class _Follower:

@@ -21,9 +21,10 @@ from pipeline.artifacts import (
 from pipeline.page import Curve, Page, Picture, render_page
 from pipeline.params import Params
 from pipeline.render import summary_csv, summary_markdown, table_csv, table_markdown
-from pipeline.tables import Evidence, Results, SummaryRow, Table, paper_tables, summarise_variants
+from pipeline.tables import Evidence, Results, SummaryRow, Table, paper_tables, summarise_variants, summary_lines
 from yolov7.settings import Settings
 
+SUMMARY = "summary.txt"  # as a terminal shows it
 _PICTURES = {
     "examples.jpg": "detections",
     "precision_recall.png": "precision and recall",
@@ -49,6 +50,7 @@ def tables(params: Params) -> Report:
         (folder / f"{table.name}.md").write_text(table_markdown(table), encoding="utf-8")
     (folder / "summary.csv").write_text(summary_csv(report.summary), encoding="utf-8")
     (folder / "summary.md").write_text(summary_markdown(report.summary, conditions=conditions), encoding="utf-8")
+    (folder / SUMMARY).write_text("\n".join(summary_lines(report.summary)) + "\n", encoding="utf-8")
     (folder / "index.html").write_text(render_page(_page(evidence, report, conditions)), encoding="utf-8")
     return report
 

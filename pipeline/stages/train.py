@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.artifacts import PreparedData, TrainSummary, fresh_folder, read_json, run_folder, stage_folder, write_json
 from pipeline.distributed import train_with_ray
 from pipeline.params import Params
+from pipeline.plots import draw_training
 from yolov7.spec import spec_to_json
 from yolov7.train.job import TrainJob
 from yolov7.train.record import read_epochs
@@ -32,6 +33,7 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     folder = fresh_folder(stage_folder("train", variant, seed))
     shutil.move(job.run_folder / WEIGHTS, folder / WEIGHTS)
     _write_curve(folder / "curve.csv", epochs)
+    draw_training(folder / "curve.png", epochs)
     write_json(folder / "train.json", summary)
     shutil.rmtree(job.run_folder)  # so that asking for the training again trains again
     return summary

@@ -20,12 +20,14 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 CODE = ("yolov7", "pipeline", "dvc.yaml", "experiments", ".dvcignore")
 SMALL: dict[str, Any] = {
-    "data": {"synthetic": {"train_images": 16, "val_images": 8, "image_size": 128}},
+    "data": {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 8, "image_size": 128}},
+    "seeds": [0],
     "variants": {"nano": {"spec": "nano"}, "deep": {"spec": "nano", "scale": {"depth": 2}}},
     "train": {"epochs": 1, "batch_size": 8, "image_size": 128},
     "reparam": {"images": 4},
     "evaluate": {"examples": 4},
     "benchmark": {"rounds": 3, "seconds_per_round": 0.05, "warmup_seconds": 0},
+    "tracking": {},
 }
 
 
