@@ -6,11 +6,12 @@ import json
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifacts import PreparedData, TrainSummary, existing, read_json, stage_folder
 from pipeline.params import Params
 from pipeline.progress import TrainView, console, duration, stage_line, train_view
-from pipeline.tracking import RunKey, TrackedRun, Tracker, ui_command
+from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, ui_command
 from yolov7.train.record import read_epochs, read_progress
 
 Selection = Iterable[tuple[str, int]]
@@ -109,7 +110,7 @@ def list_models(*, as_json: bool) -> None:
     from yolov7.graph import infer_shapes
     from yolov7.spec import list_specs, load_spec
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in list_specs():
         spec = load_spec(name)
         cost, shapes = spec_cost(spec), infer_shapes(spec)

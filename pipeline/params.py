@@ -15,7 +15,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from yolov7.errors import SpecError
 from yolov7.scaling import scale_spec
-from yolov7.settings import COCO_NMS, NmsSettings, NonNegative, Positive, Precision, Probability, Settings, TrainSettings
+from yolov7.settings import (
+    COCO_NMS,
+    NmsSettings,
+    NonNegative,
+    Positive,
+    Precision,
+    Probability,
+    Settings,
+    TrainSettings,
+)
 from yolov7.spec import ModelSpec, load_spec
 
 PARAMS_FILE = "params.yaml"

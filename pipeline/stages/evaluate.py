@@ -49,7 +49,8 @@ def _load_split() -> tuple[str, ImageIndex]:
         if path.is_file():
             return split, load_index(path)
     raise ArtifactError(
-        "there is no prepared test or val split to evaluate on; name one in data.test or data.val, then `yolov7 prepare`"
+        "there is no prepared test or val split to evaluate on; "
+        "name one in data.test or data.val, then `yolov7 prepare`"
     )
 
 
