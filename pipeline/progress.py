@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,12 +73,3 @@ def train_view(name: str) -> Iterator[TrainView]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         yield TrainView(name, bar)
-
-
-@contextmanager
-def timed() -> Iterator[list[float]]:
-    """Measures a block: the list holds its seconds afterwards."""
-    seconds: list[float] = []
-    started = time.perf_counter()
-    yield seconds
-    seconds.append(time.perf_counter() - started)

@@ -15,13 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
-import cv2
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
 
+from yolov7.data.images import decode_image
 from yolov7.detector import Detector
 from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
@@ -96,11 +96,10 @@ def _decode_base64(text: str, *, row: int) -> bytes:
 
 
 def _decode_picture(content: bytes, *, row: int) -> np.ndarray:
-    if content:
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if picture is not None:
-            return np.asarray(picture, dtype=np.uint8)
-    raise ValueError(f"row {row}: {len(content)} bytes that are no picture; send a JPEG or PNG file's bytes")
+    picture = decode_image(content)
+    if picture is None:
+        raise ValueError(f"row {row}: {len(content)} bytes that are no picture; send a JPEG or PNG file's bytes")
+    return picture
 
 
 def _to_json(found: Detections, names: tuple[str, ...]) -> dict[str, Any]:

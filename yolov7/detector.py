@@ -9,20 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from yolov7.data.augment import Letterbox, letterbox
-from yolov7.data.images import read_image
+from yolov7.data.augment import letterbox
+from yolov7.data.images import Image, read_image
 from yolov7.errors import DataError
+from yolov7.inference import detect_batch
 from yolov7.model import DetectionModel
-from yolov7.nms import non_max_suppression
-from yolov7.precision import autocast, resolve_device, resolve_precision
+from yolov7.precision import resolve_device, resolve_precision
 from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
 from yolov7.weights import load_weights
-
-Image = NDArray[np.uint8]  # H W 3, RGB
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,6 @@ class Detector:
     model: DetectionModel
     class_names: tuple[str, ...]
     image_size: int
-    device: torch.device
     dtype: torch.dtype
 
     @staticmethod
@@ -44,9 +39,8 @@ class Detector:
         where = resolve_device(device)
         weights = load_weights(path, device=where)
         dtype = resolve_precision(precision, where)
-        return Detector(weights.model.eval(), weights.class_names, weights.image_size, where, dtype)
+        return Detector(weights.model.eval(), weights.class_names, weights.image_size, dtype)
 
-    @torch.inference_mode()
     def predict(
         self,
         images: Sequence[Image | str | os.PathLike[str]],
@@ -69,16 +63,8 @@ class Detector:
 
     def _predict_batch(self, images: Sequence[Image | str | os.PathLike[str]], *, nms: NmsSettings) -> list[Detections]:
         fitted = [letterbox(_as_image(image), size=self.image_size) for image in images]
-        batch = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).to(self.device)
-        suppressed = non_max_suppression(self._decode(batch), settings=nms)
-        return [_to_original(one, geometry) for one, (_, geometry) in zip(suppressed, fitted, strict=True)]
-
-    def _decode(self, batch: Tensor) -> Tensor:
-        """Decoded predictions (B, N, 5 + classes) of images (B, S, S, 3) uint8."""
-        images = batch.permute(0, 3, 1, 2).float() / 255  # B 3 S S, channels last in memory
-        with autocast(self.dtype, self.device):
-            maps = self.model(images)
-        return self.model.decode(maps)
+        batch = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).permute(0, 3, 1, 2)  # B 3 S S
+        return detect_batch(self.model, batch, [way for _, way in fitted], nms=nms, dtype=self.dtype)
 
 
 def _as_image(image: Image | str | os.PathLike[str]) -> Image:
@@ -91,9 +77,3 @@ def _as_image(image: Image | str | os.PathLike[str]) -> Image:
     if 0 in image.shape:
         raise DataError(f"an image must have pixels; this one has the shape {image.shape}")
     return image
-
-
-def _to_original(detections: Detections, geometry: Letterbox) -> Detections:
-    """Detections of the letterboxed image in the pixels of the original, clipped to it, on the CPU."""
-    boxes = geometry.to_original(detections.boxes_xyxy.float().cpu().numpy())
-    return Detections(torch.from_numpy(boxes), detections.scores.cpu(), detections.labels.cpu())

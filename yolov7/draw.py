@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from yolov7.data.images import Image
 from yolov7.structures import Detections
 
-Image = NDArray[np.uint8]  # H W 3, RGB
 Colour = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 

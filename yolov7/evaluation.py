@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from yolov7.data.labels import ImageIndex
-from yolov7.data.loader import ValLoader, to_original
+from yolov7.data.loader import ValLoader
+from yolov7.inference import detect_batch
 from yolov7.metrics import CocoFigures, CocoGroundTruth, coco_metrics
 from yolov7.model import DetectionModel
-from yolov7.nms import non_max_suppression
-from yolov7.precision import autocast, resolve_precision
+from yolov7.precision import resolve_precision
 from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
 
@@ -47,7 +45,6 @@ def evaluate_split(
     return SplitResult(detections, coco_metrics(CocoGroundTruth(index), detections))
 
 
-@torch.inference_mode()
 def detect_split(
     model: DetectionModel,
     index: ImageIndex,
@@ -61,14 +58,9 @@ def detect_split(
     """The detections of every image, on the CPU, in the pixels of the original images."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    dtype = resolve_precision(precision, device)
+    dtype = resolve_precision(precision, next(model.parameters()).device)
     found: list[Detections] = []
     for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, num_workers=num_workers):
-        images = batch.images.to(device, non_blocking=True).float() / 255  # B 3 S S
-        with autocast(dtype, device):
-            maps = model(images)
-        suppressed = non_max_suppression(model.decode(maps), settings=nms)
-        found += [to_original(boxes, way) for boxes, way in zip(suppressed, batch.geometry, strict=True)]
+        found += detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype)
     model.train(was_training)
     return tuple(found)

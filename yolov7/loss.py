@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov7.assign import Anchors, Assigner, Assignment, OtaAssigner
+from yolov7.assign import AnchorAssigner, Anchors, Assigner, Assignment, OtaAssigner
 from yolov7.boxes import ciou
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
@@ -46,9 +46,7 @@ class DetectionLoss:
     ) -> None:
         self._anchors = Anchors(anchors_px.detach().float(), strides)
         self._settings = settings
-        self._assigner = assigner or OtaAssigner(
-            self._anchors, threshold=settings.anchor_threshold, merge_duplicates=settings.merge_duplicate_cells
-        )
+        self._assigner = assigner or make_assigner(self._anchors, settings)
         share = 3 / len(strides)
         self._num_classes = num_classes
         self._box_gain = settings.box * share
@@ -104,6 +102,16 @@ class DetectionLoss:
             return binary_cross_entropy_with_logits(logits, goal, pos_weight=weight)
         loss = binary_cross_entropy_with_logits(logits, goal, pos_weight=weight, reduction="none")
         return (loss * focal_weight(logits, goal, gamma=self._settings.focal_gamma)).mean()
+
+
+def make_assigner(anchors: Anchors, settings: LossSettings) -> Assigner:
+    """The assigner that the settings name."""
+    threshold = settings.anchor_threshold
+    match settings.assigner:
+        case "ota":
+            return OtaAssigner(anchors, threshold=threshold, merge_duplicates=settings.merge_duplicate_cells)
+        case "anchor":
+            return AnchorAssigner(anchors, threshold=threshold)
 
 
 def decode_cells(raw: Float[Tensor, "p 4"], anchors_grid: Float[Tensor, "p 2"]) -> Float[Tensor, "p 4"]:

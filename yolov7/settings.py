@@ -42,7 +42,7 @@ class AugmentSettings(Settings):
 class LossSettings(Settings):
     """Gains of the loss, before they are scaled by the number of levels, classes and the image size."""
 
-    assigner: Literal["ota"] = "ota"
+    assigner: Literal["ota", "anchor"] = Field("ota", description="anchor: by shape alone, as YOLOv5 matches")
     box: NonNegative = 0.05
     objectness: NonNegative = 1.0
     classification: NonNegative = 0.5

@@ -9,7 +9,8 @@ import pytest
 
 from yolov7.data.augment import letterbox, letterbox_geometry
 
-VECTORS = np.load(Path(__file__).parent / "data" / "letterbox.npz", allow_pickle=False)
+DATA = Path(__file__).parent / "data"
+VECTORS = np.load(DATA / "letterbox.npz", allow_pickle=False)
 COLUMNS = [str(name) for name in VECTORS["columns"]]
 
 
@@ -33,3 +34,15 @@ def test_geometry_of_every_row() -> None:
 def test_pixels(case: int) -> None:
     out, _ = letterbox(VECTORS[f"img{case}"], size=int(VECTORS[f"img{case}_new"]))
     np.testing.assert_array_equal(out, VECTORS[f"img{case}_out"])
+
+
+def test_boxes_back_in_the_image() -> None:
+    """The reference divides by the ideal ratio, ours by that of whole pixels: they differ by a pixel of the frame."""
+    data = np.load(DATA / "scale_coords.npz", allow_pickle=False)
+    (height, width), (frame_height, frame_width) = data["img0"].tolist(), data["img1"].tolist()
+    geometry = letterbox_geometry(width, height, size=(frame_height, frame_width))
+    ours = geometry.to_original(data["coords"])
+    np.testing.assert_allclose(ours, data["out_auto"], rtol=0, atol=1 / geometry.ratio_w)
+    at_border = np.isin(data["out_auto"], (0, width, height))
+    np.testing.assert_array_equal(ours[at_border], data["out_auto"][at_border])
+    assert at_border.any()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
-from yolov7.assign import AnchorAssigner, Anchors, Assigner, OtaAssigner
-from yolov7.loss import DetectionLoss
+from yolov7.assign import Anchors, Assigner
+from yolov7.loss import DetectionLoss, make_assigner
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
@@ -23,20 +23,17 @@ class Case:
 
     def __init__(self, name: str) -> None:
         self.data: dict[str, Any] = dict(np.load(DATA / f"{name}.npz", allow_pickle=False))
-        self.settings = _settings(self.data)
         self.strides = tuple(int(stride) for stride in self.data["strides"])
         self.anchors = Anchors(torch.from_numpy(self.data["anchors_px"]), self.strides)
         self.maps = tuple(torch.from_numpy(self.data[f"p{i}"].astype(np.float32)).requires_grad_() for i in range(3))
         rows = torch.from_numpy(self.data["targets"])
         self.targets = Targets(rows[:, 0].long(), rows[:, 1].long(), rows[:, 2:])
         self.plain = name.startswith("loss_plain")
+        self.settings = _settings(self.data, assigner="anchor" if self.plain else "ota")
         self.stable = bool(self.data["tie_stable"])
 
     def assigner(self) -> Assigner:
-        threshold = self.settings.anchor_threshold
-        if self.plain:
-            return AnchorAssigner(self.anchors, threshold=threshold)
-        return OtaAssigner(self.anchors, threshold=threshold, merge_duplicates=False)
+        return make_assigner(self.anchors, self.settings)
 
     def loss(self) -> DetectionLoss:
         return DetectionLoss(
@@ -45,13 +42,13 @@ class Case:
             num_classes=int(self.data["nc"]),
             image_size=int(self.data["img_size"]),
             settings=self.settings,
-            assigner=self.assigner() if self.plain else None,
         )
 
 
-def _settings(data: dict[str, Any]) -> LossSettings:
+def _settings(data: dict[str, Any], *, assigner: Literal["ota", "anchor"]) -> LossSettings:
     raw = dict(zip(data["hyp_keys"].tolist(), data["hyp_raw"].tolist(), strict=True))
     return LossSettings(
+        assigner=assigner,
         box=raw["box"],
         objectness=raw["obj"],
         classification=raw["cls"],

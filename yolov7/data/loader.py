@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from yolov7.data.augment import Letterbox, Sample
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex
-from yolov7.structures import Batch, Detections, Targets
+from yolov7.structures import Batch, Targets
 
 PREFETCH = 2  # batches that a worker makes ahead
 _SHUFFLE = 1 << 32  # keeps the shuffling generator apart from those of the samples
@@ -115,13 +115,6 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[ValBatch]:
         return iter(self._batches)
-
-
-def to_original(detections: Detections, geometry: Letterbox) -> Detections:
-    """Detections of a letterboxed image in the pixels of the original one, clipped to it."""
-    boxes = detections.boxes_xyxy
-    mapped = torch.from_numpy(geometry.to_original(boxes.detach().float().cpu().numpy())).to(boxes.device)
-    return Detections(mapped, detections.scores, detections.labels)
 
 
 def collate(samples: Sequence[Sample], *, indices: Sequence[int]) -> Batch:
