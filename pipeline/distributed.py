@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _ERROR_FILE = "error.txt"
 _TICK_SECONDS = 0.5
+_REACH_SECONDS = 10.0
 
 
 def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callable[[], None]) -> None:
@@ -32,9 +34,11 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
     error_file = job.run_folder / _ERROR_FILE
     error_file.unlink(missing_ok=True)
     with _cluster(settings) as cpus_per_worker, _ticking(on_tick):
-        _fit(job, settings, cpus_per_worker)
-    if error_file.is_file():
-        raise ValueError(error_file.read_text(encoding="utf-8"))
+        try:
+            _fit(job, settings, cpus_per_worker)
+        finally:
+            if error_file.is_file():  # says more than what Ray made of it
+                raise ValueError(error_file.read_text(encoding="utf-8"))
 
 
 def _check_batch(job: TrainJob, settings: RayTrainSettings) -> None:
@@ -58,15 +62,35 @@ def _cluster(settings: RayTrainSettings) -> Iterator[int]:
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
+        _check_reachable(address)
         ray.init(address=address, **quiet)
         cpus = _cpus(settings, int(ray.cluster_resources().get("CPU", 1)))
     else:
-        cpus = _cpus(settings, os.cpu_count() or 1)
+        cpus = _cpus(settings, _own_cpus())
         ray.init(address="local", num_cpus=cpus * settings.workers, include_dashboard=False, **quiet)
     try:
         yield cpus
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """ConnectionError where nothing listens at RAY_ADDRESS; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto` and the like: Ray looks by itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error}); "
+            "start it, or unset RAY_ADDRESS to train on this machine"
+        ) from None
+
+
+def _own_cpus() -> int:
+    """The CPUs that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpus(settings: RayTrainSettings, available: int) -> int:
@@ -75,11 +99,18 @@ def _cpus(settings: RayTrainSettings, available: int) -> int:
 
 
 def _gpus(settings: RayTrainSettings) -> float:
-    if settings.gpus_per_worker != "auto":
-        return settings.gpus_per_worker
     import ray
 
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= settings.workers else 0.0
+    available = ray.cluster_resources().get("GPU", 0)
+    if settings.gpus_per_worker == "auto":
+        return 1.0 if available >= settings.workers else 0.0
+    wanted = settings.gpus_per_worker * settings.workers
+    if wanted > available and not os.environ.get("RAY_ADDRESS"):  # a cluster may still grow
+        raise ValueError(
+            f"train.gpus_per_worker={settings.gpus_per_worker:g} with train.workers={settings.workers} "
+            f"needs {wanted:g} GPUs, this machine has {available:g}; use train.gpus_per_worker: auto"
+        )
+    return settings.gpus_per_worker
 
 
 def _fit(job: TrainJob, settings: RayTrainSettings, cpus: int) -> None:
@@ -96,7 +127,10 @@ def _fit(job: TrainJob, settings: RayTrainSettings, cpus: int) -> None:
         run_config=RunConfig(
             name=f"ray-{os.getpid()}",
             storage_path=str(job.run_folder),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(
+                max_failures=settings.max_failures,
+                controller_failure_limit=settings.max_failures,  # Ray's default waits for resources for ever
+            ),
         ),
     )
     try:
@@ -124,6 +158,9 @@ def _work(config: dict[str, Any]) -> None:
     cpus = int(config["cpus"])
     torch.set_num_threads(cpus)
     job = TrainJob.model_validate(config["job"])
+    error_file = job.run_folder / _ERROR_FILE
+    if error_file.is_file():  # the group was started again, but this is the user's to mend
+        return
     worker = Worker(
         device=get_device(),
         rank=context.get_world_rank(),
@@ -133,7 +170,17 @@ def _work(config: dict[str, Any]) -> None:
     try:
         fit(job, worker)
     except ValueError as error:  # the user's to mend: starting again would only repeat it
-        (job.run_folder / _ERROR_FILE).write_text(" ".join(str(error).split()), encoding="utf-8")
+        error_file.write_text(first_cause(error), encoding="utf-8")
+        if worker.world_size > 1:
+            raise  # or else the other workers would wait for this one
+
+
+def first_cause(error: Exception) -> str:
+    """An error's message in one line; of one that a loader's process handed on with its traceback, the last line."""
+    lines = str(error).splitlines()
+    if not lines or not lines[0].startswith("Caught "):  # as torch begins it
+        return " ".join(str(error).split())
+    return lines[-1].partition(": ")[2] or lines[-1]
 
 
 def _loader_workers(job: TrainJob, cpus: int) -> int:
