@@ -18,6 +18,7 @@ from yolov7.settings import Settings
 
 ROOT = Path("artifacts")
 RUNS = Path("runs")
+WEIGHTS = "weights.safetensors"
 
 Model = TypeVar("Model", bound=Settings)
 

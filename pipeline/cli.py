@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="yolov7",
     help="YOLOv7 experiments: say in params.yaml what to compare, then run `dvc repro`, or single stages from here.",
+    epilog="YOLOV7_TRACEBACK=1 shows where an error came from.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 _Variant = Annotated[str | None, typer.Argument(help="A variant of params.yaml; all of them if left out.")]
 _Seed = Annotated[int | None, typer.Option(help="One seed; all seeds of params.yaml if left out.")]
 
@@ -29,8 +31,12 @@ def main() -> None:
     """Runs a command; what a user can mend ends in one line and exit code 2."""
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", code=130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            _fail(
+                "interrupted; a training goes on from its last checkpoint when it is started again", code=_INTERRUPTED
+            )
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("YOLOV7_TRACEBACK"):
             raise
@@ -55,7 +61,8 @@ def train(variant: _Variant = None, seed: _Seed = None) -> None:
     """Train variants with Ray Train; an interrupted training goes on."""
     from pipeline.commands import run_train
 
-    run_train(_params(), _selected(variant, seed))
+    params = _params()
+    run_train(params, _selected(params, variant, seed))
 
 
 @app.command()
@@ -63,7 +70,8 @@ def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
     """Re-parameterise trained models, and prove that nothing changed."""
     from pipeline.commands import run_reparam
 
-    run_reparam(_params(), _selected(variant, seed))
+    params = _params()
+    run_reparam(params, _selected(params, variant, seed))
 
 
 @app.command()
@@ -71,7 +79,8 @@ def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
     """Measure COCO figures of the deployed models, and draw examples."""
     from pipeline.commands import run_evaluate
 
-    run_evaluate(_params(), _selected(variant, seed))
+    params = _params()
+    run_evaluate(params, _selected(params, variant, seed))
 
 
 @app.command()
@@ -132,9 +141,8 @@ def _params() -> Params:
     return load_params()
 
 
-def _selected(variant: str | None, seed: int | None) -> tuple[tuple[str, int], ...]:
+def _selected(params: Params, variant: str | None, seed: int | None) -> tuple[tuple[str, int], ...]:
     """The (variant, seed) pairs that a command is about."""
-    params = _params()
     if variant is not None:
         params.variant(variant)
     variants = tuple(params.variants) if variant is None else (variant,)

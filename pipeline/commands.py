@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import PreparedData, TrainSummary, existing, read_json, stage_folder
+from pipeline.artifacts import WEIGHTS, PreparedData, TrainSummary, existing, read_json, stage_folder
 from pipeline.params import Params
 from pipeline.progress import TrainView, console, duration, stage_line, train_view
 from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, ui_command
-from yolov7.train.record import read_epochs, read_progress
+from yolov7.train.record import FIGURES, read_epochs, read_progress
 
 Selection = Iterable[tuple[str, int]]
 
@@ -49,7 +49,7 @@ def run_reparam(params: Params, selection: Selection) -> None:
                 }
             )
             run.set_tags({"reparam": params.reparam.model_dump()})
-            run.log_detector(stage_folder("reparam", variant, seed) / "weights.safetensors")
+            run.log_detector(stage_folder("reparam", variant, seed) / WEIGHTS)
         text = (
             f"{report.parameters_before:,} -> {report.parameters_after:,} parameters, "
             f"largest error {report.max_error_float32:.1e} (float64 {report.max_error_float64:.1e})"
@@ -152,16 +152,13 @@ class _Follower:
         for line in read_epochs(folder)[self._seen :]:
             self._seen += 1
             self._view.show_epoch(line)
-            numbers = {name: line.get(name) for name in _LOGGED}
-            self._run.log_metrics({f"train/{name}": value for name, value in numbers.items()}, step=line["epoch"])
-
-
-_LOGGED = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+            self._run.log_metrics({f"train/{name}": line.get(name) for name in FIGURES}, step=line["epoch"])
 
 
 def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
-    run.log_params({"spec": params.variant(variant).spec, **params.train_settings(variant).run.model_dump()})
+    model = params.variant(variant).model_dump(include={"spec", "scale"}, exclude_none=True)
+    run.log_params(model | params.train_settings(variant).run.model_dump())
     run.log_dataset(
         params.data.format,
         digest=prepared.content_hash,

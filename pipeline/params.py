@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -36,7 +36,7 @@ class SyntheticSettings(Settings):
 
     train_images: int = Field(640, ge=1)
     val_images: int = Field(160, ge=1)
-    image_size: int = Field(320, ge=64, le=2048, description="side, pixels")
+    image_size: int = Field(256, ge=64, le=2048, description="side, pixels")
     seed: int = 0
     shuffle_labels: bool = Field(False, description="a control: train on labels that mean nothing")
 
@@ -55,6 +55,12 @@ class DataSettings(Settings):
     flawed_boxes: Literal["skip", "error"] = "skip"
     max_unreadable: Probability = Field(0.01, description="share of unreadable images above which prepare fails")
     synthetic: SyntheticSettings = SyntheticSettings()
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> DataSettings:
+        if self.format == "synthetic" and self.test is not None:
+            raise ValueError(f"test={self.test!r}: the synthetic data have no test split; leave it out")
+        return self
 
 
 class ScaleSettings(Settings):
@@ -94,7 +100,7 @@ class EvaluateSettings(Settings):
     batch_size: int = Field(16, ge=1)
     nms: NmsSettings = COCO_NMS
     tolerance_ap: Positive = Field(1e-3, description="largest change of AP by re-parameterisation")
-    examples: int = Field(12, ge=1, description="images drawn with their detections")
+    examples: int = Field(12, ge=1, le=100, description="images drawn with their detections")
     example_confidence: Probability = 0.35
 
 
@@ -104,8 +110,8 @@ class BenchmarkSettings(Settings):
     rounds: int = Field(15, ge=3)
     seconds_per_round: Positive = Field(0.3, description="for each model, in each round")
     warmup_seconds: NonNegative = 0.5
-    batch_sizes: tuple[int, ...] = (1,)
-    precisions: tuple[Precision, ...] = ("auto",)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
+    precisions: tuple[Precision, ...] = Field(("auto",), min_length=1)
     compile: bool = Field(False, description="measure torch.compile too")
 
 
@@ -113,8 +119,8 @@ class RayTrainSettings(Settings):
     """How training is spread; RAY_ADDRESS names a cluster to join, without it one is started on this machine."""
 
     workers: int = Field(1, ge=1)
-    cpus_per_worker: int | Literal["auto"] = "auto"
-    gpus_per_worker: float | Literal["auto"] = Field("auto", description="auto: one where there are GPUs")
+    cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    gpus_per_worker: NonNegative | Literal["auto"] = Field("auto", description="auto: one where there are GPUs")
     max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint")
     start_timeout: Positive = Field(120.0, description="seconds to wait for the workers' resources")
 
@@ -162,7 +168,9 @@ class Params(Settings):
         return seeds
 
     @model_validator(mode="after")
-    def _check_variants(self) -> Params:
+    def _check_whole(self) -> Params:
+        if self.data.val is None and self.data.test is None:  # told here, not after hours of training
+            raise ValueError("data.val and data.test are both null, but evaluate needs one of them; name a split")
         for name, variant in self.variants.items():
             self.train_settings(name)
             _build(name, variant)

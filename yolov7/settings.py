@@ -86,7 +86,9 @@ class TrainSettings(Settings):
     close_mosaic: int = Field(10, ge=0, description="last epochs without mosaic and mixup; at most a fifth of the run")
     validate_every: int = Field(1, ge=1, description="epochs between two validations")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
-    loader_workers: int | Literal["auto"] = Field("auto", description="processes that prepare samples")
+    loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes that prepare samples"
+    )
     cache_images: Literal["auto", "memory", "none"] = Field("auto", description="keep decoded images in memory")
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()

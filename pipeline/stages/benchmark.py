@@ -21,7 +21,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pipeline.artifacts import Benchmark, BenchmarkRow, existing, fresh_folder, stage_folder, write_json
+from pipeline.artifacts import WEIGHTS, Benchmark, BenchmarkRow, existing, fresh_folder, stage_folder, write_json
 from pipeline.params import BenchmarkSettings, Params
 from pipeline.progress import console, stage_line
 from pipeline.tables import headline_row
@@ -106,7 +106,7 @@ def _make_cases(params: Params, device: torch.device) -> Iterator[Case]:
     index = load_index(_split_path())
     for variant in params.variants:
         for form, stage in FORMS.items():
-            path = stage_folder(stage, variant, params.seeds[0]) / "weights.safetensors"
+            path = stage_folder(stage, variant, params.seeds[0]) / WEIGHTS
             weights = load_weights(existing(path, made_by=f"{stage} {variant}"), device=device)
             for engine, forward in _engines(weights.model, params.benchmark):
                 for dtype in dict.fromkeys(resolve_precision(name, device) for name in params.benchmark.precisions):

@@ -10,7 +10,16 @@ from pathlib import Path
 import cv2
 
 from pipeline import plots
-from pipeline.artifacts import Metrics, TrainSummary, existing, fresh_folder, read_json, stage_folder, write_json
+from pipeline.artifacts import (
+    WEIGHTS,
+    Metrics,
+    TrainSummary,
+    existing,
+    fresh_folder,
+    read_json,
+    stage_folder,
+    write_json,
+)
 from pipeline.params import EvaluateSettings, Params
 from yolov7.data.images import read_image
 from yolov7.data.labels import ImageIndex, load_index
@@ -18,12 +27,10 @@ from yolov7.draw import contact_sheet, draw_detections
 from yolov7.errors import ArtifactError
 from yolov7.evaluation import SplitResult, evaluate_split
 from yolov7.metrics import coco_results, confusion_matrix, precision_recall
-from yolov7.precision import resolve_device
+from yolov7.precision import precision_name, resolve_device, resolve_precision
 from yolov7.settings import COCO_NMS
 from yolov7.structures import Detections
 from yolov7.weights import Weights, load_weights
-
-WEIGHTS = "weights.safetensors"
 
 
 def evaluate(params: Params, *, variant: str, seed: int) -> Metrics:
@@ -64,7 +71,9 @@ def _trained_ap(params: Params, index: ImageIndex, *, split: str, variant: str, 
     """The AP of the weights before fusing: training's own last figure where it is comparable, else measured here."""
     folder = stage_folder("train", variant, seed)
     summary = read_json(folder / "train.json", TrainSummary, made_by=f"train {variant}")
-    if split == "val" and summary.AP is not None and params.evaluate.nms == COCO_NMS:
+    precision = precision_name(resolve_precision("auto", resolve_device()))  # as _measure has it
+    same_way = summary.precision == precision and params.evaluate.nms == COCO_NMS
+    if split == "val" and same_way and summary.AP is not None:
         return summary.AP
     trained = load_weights(folder / WEIGHTS, device=resolve_device())
     return _measure(trained, index, params.evaluate).figures.AP
@@ -96,7 +105,8 @@ def _draw_examples(
         shown = _above(detections[i], settings.example_confidence)
         pictures.append(draw_detections(read_image(index.paths[i]), shown, index.class_names))
     sheet = contact_sheet(pictures, columns=min(4, len(pictures)))
-    cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]):
+        raise OSError(f"{path} cannot be written; is the disk full?")
 
 
 def _above(detections: Detections, confidence: float) -> Detections:

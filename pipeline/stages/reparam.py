@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import ReparamReport, existing, fresh_folder, stage_folder, write_json
+from pipeline.artifacts import WEIGHTS, ReparamReport, existing, fresh_folder, stage_folder, write_json
 from pipeline.params import Params, ReparamSettings
 from yolov7.cost import count_convolutions, count_parameters
 from yolov7.data.labels import ImageIndex, load_index
@@ -18,8 +18,6 @@ from yolov7.errors import ArtifactError
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
 from yolov7.weights import load_weights, save_weights
-
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)

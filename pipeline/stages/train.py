@@ -8,16 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import PreparedData, TrainSummary, fresh_folder, read_json, run_folder, stage_folder, write_json
+from pipeline.artifacts import (
+    WEIGHTS,
+    PreparedData,
+    TrainSummary,
+    fresh_folder,
+    read_json,
+    run_folder,
+    stage_folder,
+    write_json,
+)
 from pipeline.distributed import train_with_ray
 from pipeline.params import Params
 from pipeline.plots import draw_training
 from yolov7.spec import spec_to_json
 from yolov7.train.job import TrainJob
-from yolov7.train.record import read_epochs
+from yolov7.train.record import FIGURES, read_epochs
 
-WEIGHTS = "weights.safetensors"
-_CURVE = ("epoch", "box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+_OWNER = "fingerprint"  # the file that says of which data and settings a run folder holds the state
 
 
 def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], None]) -> TrainSummary:
@@ -27,6 +35,7 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     """
     job = build_job(params, variant=variant, seed=seed)
     settings = params.train_settings(variant)
+    _claim(job)
     train_with_ray(job, settings, on_tick=lambda: on_tick(job.run_folder))
     epochs = read_epochs(job.run_folder)
     summary = _summarise(job, epochs, variant=variant, workers=settings.workers)
@@ -37,6 +46,14 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     write_json(folder / "train.json", summary)
     shutil.rmtree(job.run_folder)  # so that asking for the training again trains again
     return summary
+
+
+def _claim(job: TrainJob) -> None:
+    """Empties a run folder that other data or settings left: their epochs must not be taken for this run's."""
+    owner = job.run_folder / _OWNER
+    if not owner.is_file() or owner.read_text(encoding="utf-8") != job.fingerprint:
+        fresh_folder(job.run_folder)
+        owner.write_text(job.fingerprint, encoding="utf-8")
 
 
 def build_job(params: Params, *, variant: str, seed: int) -> TrainJob:
@@ -75,6 +92,6 @@ def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str, wor
 
 def _write_curve(path: Path, epochs: list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=_CURVE, extrasaction="ignore", restval="")
+        writer = csv.DictWriter(file, fieldnames=("epoch", *FIGURES), extrasaction="ignore", restval="")
         writer.writeheader()
         writer.writerows(epochs)

@@ -58,6 +58,15 @@ def test_help_is_quick_beside_starting_python() -> None:
     assert fastest([str(YOLOV7), "--help"]) < 4 * python
 
 
+def test_ctrl_c_is_one_line_too() -> None:
+    code = "import pipeline.cli as c; c.app.command()(c.interrupt); c.main()"
+    interrupt = "import pipeline.cli as c\ndef interrupt(): raise KeyboardInterrupt\nc.interrupt = interrupt\n"
+    command = [sys.executable, "-c", interrupt + code, "interrupt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "a training goes on from its last checkpoint" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
@@ -67,6 +76,9 @@ def test_help_is_quick_beside_starting_python() -> None:
         ({**GOOD, "train": {"epochs": 0}}, "train.epochs: input should be greater than or equal to 1, got 0"),
         ({**GOOD, "train": {"optim": {"lr0": float("nan")}}}, "train.optim.lr0: input should be a finite number"),
         ({"variants": {}}, "variants: "),
+        ({**GOOD, "data": {"val": None}}, "data.val and data.test are both null, but evaluate needs one of them"),
+        ({**GOOD, "data": {"test": "test"}}, "test='test': the synthetic data have no test split"),
+        ({**GOOD, "benchmark": {"batch_sizes": [0]}}, "benchmark.batch_sizes.0: input should be greater than or equal"),
         ({**GOOD, "seeds": [1, 1]}, "seeds=[1, 1] must be different numbers"),
         ({"variants": {"../x": {"spec": "nano"}}}, "the variant name '../x' becomes a folder"),
         ({"variants": {"a": {"spec": "nano", "train": {"epoch": 1}}}}, "variants.a.train.epoch: unknown key"),

@@ -148,7 +148,7 @@ def test_the_stage_writes_every_table_in_every_form(params: Params) -> None:
     report = tables(params)
     names = {path.name for path in Path("artifacts/tables").iterdir()}
     expected = {f"{name}.{kind}" for name in ("table1", "table2", "table9", "summary") for kind in ("csv", "md")}
-    assert names == expected | {"index.html"}
+    assert names == expected | {"index.html", "summary.txt"}
     lines = list(csv.DictReader(Path("artifacts/tables/table1.csv").read_text(encoding="utf-8").splitlines()))
     assert len(lines) == sum(len(row.cells) for row in report.tables[0].rows)
 

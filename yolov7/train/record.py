@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+# what an epoch's line says beside its number, if it was measured
+FIGURES = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+
 
 class Record:
     """Appends to `epochs.jsonl` and refreshes `progress.json` in a run's folder."""
