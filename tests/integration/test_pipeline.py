@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-CODE = ("yolov7", "pipeline", "dvc.yaml", "experiments", ".dvcignore")
+CODE = ("yolov7", "pipeline", "dvc.yaml", "experiments", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
 SMALL: dict[str, Any] = {
     "data": {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 8, "image_size": 128}},
     "seeds": [0],
@@ -32,16 +32,36 @@ SMALL: dict[str, Any] = {
 
 
 class Project:
-    """A copy of the project without git, with parameters that train in seconds."""
+    """A copy of the project, as a git repository or as an unpacked archive, with parameters that train in seconds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, git: bool) -> None:
         self.folder = folder
         for name in CODE:
-            source = ROOT / name
+            source, target = ROOT / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, folder / name)
-        self.run("dvc", "init", "--no-scm", "--quiet")
+            copy(source, target)
         self.write(SMALL)
+        if git:
+            self.run("git", "init", "--quiet")
+            self.commit("begin")
+        else:
+            self.run("dvc", "config", "--local", "core.no_scm", "true")
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run(
+            "git",
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.org",
+            "commit",
+            "--quiet",
+            "--allow-empty",
+            "-m",
+            message,
+        )
 
     def write(self, params: dict[str, Any]) -> None:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -70,7 +90,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("a projéct"))
+    project = Project(tmp_path_factory.mktemp("a projéct"), git=True)
     ran = project.repro()
     assert ran[0] == "prepare"
     assert ran[-1] == "tables"
@@ -123,6 +143,31 @@ def test_mlflow_holds_one_run_a_variant_with_the_figures_of_all_stages(project: 
     for run in runs:
         assert {"train/box", "evaluate/AP", "benchmark/fps", "reparam/max_error_float32"} <= set(run.data.metrics)
         assert run.data.params["epochs"] == "1"
+
+
+def test_an_experiment_varies_a_parameter_and_is_kept(project: Project) -> None:
+    project.commit("the small run")
+    project.run("dvc", "exp", "run", "--name", "varied", "-S", "evaluate.examples=3")
+    assert "varied" in project.run("dvc", "exp", "show", "--csv")
+    project.run("git", "checkout", "--", ".")
+    project.run("dvc", "checkout")
+
+
+def test_a_clone_gets_everything_from_a_remote(project: Project, tmp_path: Path) -> None:
+    project.run("dvc", "remote", "add", "--local", "--force", "--default", "store", str(tmp_path / "store"))
+    project.run("dvc", "push")
+    project.commit("pushed")
+    clone = tmp_path / "clone"
+    project.run("git", "clone", "--quiet", str(project.folder), str(clone))
+    project.run("dvc", "--cd", str(clone), "remote", "add", "--default", "store", str(tmp_path / "store"))
+    project.run("dvc", "--cd", str(clone), "pull")
+    assert (clone / "artifacts/tables/index.html").is_file()
+    assert "up to date" in project.run("dvc", "--cd", str(clone), "status")
+
+
+def test_an_unpacked_archive_works_without_git(tmp_path: Path) -> None:
+    archive = Project(tmp_path, git=False)
+    assert re.findall(r"Running stage '([^']+)'", archive.run("dvc", "repro", "prepare")) == ["prepare"]
 
 
 def test_dvc_shows_metrics_and_plots(project: Project) -> None:

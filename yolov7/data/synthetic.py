@@ -28,10 +28,11 @@ from yolov7.data.shapes import CLASS_NAMES, Field, Patch, Shape, draw_shape
 
 JPEG_QUALITY = 90
 MIN_VISIBLE = 0.35  # share of an object that others must leave to see
-_SIZES = ((0.17, 19, 31), (0.47, 34, 92), (0.36, 100, 170))  # share of objects, sides in pixels of a 320-pixel image
+_SIZES = ((0.14, 20, 31), (0.38, 38, 88), (0.48, 106, 150))  # share of objects, sides in pixels of a 256-pixel image
 _REFERENCE_SIZE = 320
 _OVERLAP = 0.54  # share of objects that are put close to an earlier one
 _GROUP, _CROWD = 0.22, 0.06  # share of images with a group of one class, with a crowd region
+_TYPICAL, _NUM_HUES = 0.8, 4  # share of objects in a hue of their class; hues, so that two classes share each
 _TRIES = 12
 
 
@@ -216,8 +217,8 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
     size = canvas.shape[0]
     owner = np.full((size, size), -1, np.int32)
     placed: list[_Placed] = []
-    wanted = int(generator.integers(4, 10))
-    group = int(generator.integers(3, 7)) if generator.random() < _GROUP else 0
+    wanted = int(generator.integers(3, 8))
+    group = int(generator.integers(3, 6)) if generator.random() < _GROUP else 0
     for number in range(wanted + group):
         leader = placed[wanted - 1] if number >= wanted and len(placed) >= wanted else None
         for _ in range(_TRIES):
@@ -251,7 +252,7 @@ def _random_shape(
         direction = generator.uniform(0, 2 * np.pi)
         x, y = near.shape.x + reach * math.cos(direction), near.shape.y + reach * math.sin(direction)
     angle, squeeze = generator.uniform(0, 2 * np.pi), generator.uniform(0.78, 1.0)
-    colours = _random_colours(canvas, x, y, generator)
+    colours = _random_colours(canvas, x, y, label, generator)
     return Shape(label, float(x), float(y), float(radius), float(angle), float(squeeze), colours, light)
 
 
@@ -261,8 +262,11 @@ def _random_radius(size: int, generator: Generator) -> float:
     return float(side * size / _REFERENCE_SIZE / 1.85)
 
 
-def _random_colours(canvas: Field, x: float, y: float, generator: Generator) -> Field:
-    """Two colours of any hue, told apart from each other and, together, from what they lie on, by their brightness."""
+def _random_colours(canvas: Field, x: float, y: float, label: int, generator: Generator) -> Field:
+    """A bright and a dark colour, told apart from each other and, together, from what they lie on, by brightness.
+
+    Most objects have a hue that is typical of two classes; the others have any.
+    """
     row, column = np.clip([y, x], 0, canvas.shape[0] - 1).astype(int)
     ground = float(canvas[row, column].mean())
     pair = generator.uniform(0.12, 0.95, 2)
@@ -270,9 +274,12 @@ def _random_colours(canvas: Field, x: float, y: float, generator: Generator) -> 
         if abs(pair[0] - pair[1]) > 0.3 and abs(pair.mean() - ground) > 0.12:
             break
         pair = generator.uniform(0.12, 0.95, 2)
-    hues = (generator.random() + np.array([0.0, generator.uniform(-0.2, 0.2)])) % 1
-    saturation = generator.uniform(0.15, 0.8, 2)
-    return np.array([colorsys.hsv_to_rgb(*row) for row in zip(hues, saturation, pair, strict=True)], np.float32)
+    is_typical = generator.random() < _TYPICAL
+    hue = label % _NUM_HUES / _NUM_HUES + generator.normal(0, 0.03) if is_typical else generator.random()
+    hues = (hue + np.array([0.0, generator.uniform(-0.08, 0.08)])) % 1
+    saturation = generator.uniform(0.4 if is_typical else 0.1, 0.85, 2)
+    brightness = np.sort(pair)[::-1]
+    return np.array([colorsys.hsv_to_rgb(*row) for row in zip(hues, saturation, brightness, strict=True)], np.float32)
 
 
 def _fits(owner: NDArray[np.int32], placed: list[_Placed], shape: Shape, patch: Patch) -> bool:
@@ -315,7 +322,7 @@ def _draw_crowd(
     for _ in range(int(generator.integers(18, 36))):
         x, y = left + width * generator.uniform(0.07, 0.93), top + height * generator.uniform(0.07, 0.93)
         radius = generator.uniform(0.011, 0.02) * size
-        colours = _random_colours(canvas, x, y, generator)
+        colours = _random_colours(canvas, x, y, label, generator)
         shape = Shape(label, x, y, radius, generator.uniform(0, 6.28), 0.9, colours, light)
         patch = draw_shape(shape, size=size, generator=generator)
         if patch is not None:
