@@ -1,14 +1,13 @@
-"""Assigner and loss, batched over images, against the usual loop over images: python -m tests.bench.bench_loss"""
+"""Assigner and loss, batched over images, against the usual loop over images."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from tests.bench.comparison import Comparison, best_seconds
 from tests.bench.loop_assigner import loop_ota
 from yolov7.assign import Anchors, Assigner, OtaAssigner
 from yolov7.loss import DetectionLoss
@@ -46,19 +45,8 @@ def example(*, batch: int, objects: int, size: int, classes: int, seed: int = 0)
     return HeadMaps(leaves), Targets(image, labels, torch.cat((centre, sides), dim=1))
 
 
-def best_seconds(call: Callable[[], object], *, repeats: int) -> float:
-    """The shortest of several runs, after one that warms up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def rows(*, repeats: int = 5) -> list[tuple[str, float, float, float]]:
-    """(case, seconds image by image, seconds batched, ratio)."""
+def rows(*, repeats: int = 5) -> list[Comparison]:
+    """Image by image beside batched."""
     result = []
     for batch, objects, size, classes in ((16, 50, 640, 80), (16, 8, 320, 8), (64, 8, 320, 8)):
         maps, targets = example(batch=batch, objects=objects, size=size, classes=classes)
@@ -74,7 +62,7 @@ def rows(*, repeats: int = 5) -> list[tuple[str, float, float, float]]:
         }
         for what, (loop, ours) in forms.items():
             slow, fast = best_seconds(loop, repeats=repeats), best_seconds(ours, repeats=repeats)
-            result.append((f"{what}: {name}", slow, fast, slow / fast))
+            result.append(Comparison(f"{what}: {name}", slow, fast))
     return result
 
 
@@ -88,9 +76,3 @@ def _step(maps: HeadMaps, targets: Targets, classes: int, assigner: Assigner | N
         assigner=assigner,
     )
     return list(torch.autograd.grad(loss(maps, targets).total, maps.lead))
-
-
-if __name__ == "__main__":
-    print(f"{'case':62s} {'loop':>9s} {'batched':>9s} {'ratio':>6s}")
-    for case, slow, fast, ratio in rows():
-        print(f"{case:62s} {slow * 1e3:7.1f}ms {fast * 1e3:7.1f}ms {ratio:5.1f}x")

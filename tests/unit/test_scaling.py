@@ -38,11 +38,11 @@ def test_depth_only_leaves_widths() -> None:
 
 
 def test_every_unit_of_depth_doubles() -> None:
-    nano = load_spec("nano")
-    deep = scale_spec(nano, rule="compound", depth=2.0)
-    assert (nano.rows["p3"].depth, deep.rows["p3"].depth) == (2, 4)
-    assert (nano.rows["p3"].out, deep.rows["p3"].out) == (32, 48)  # 6 maps for 4
-    assert deep.rows["p3"].hidden == nano.rows["p3"].hidden
+    tiny = load_spec("yolov7-tiny")
+    deep = scale_spec(tiny, rule="compound", depth=2.0)
+    assert (tiny.rows["p3"].depth, deep.rows["p3"].depth) == (2, 4)
+    assert (tiny.rows["p3"].out, deep.rows["p3"].out) == (128, 192)  # 6 maps for 4
+    assert deep.rows["p3"].hidden == tiny.rows["p3"].hidden
 
 
 def test_factor_one_changes_nothing() -> None:
@@ -53,7 +53,7 @@ def test_factor_one_changes_nothing() -> None:
 
 
 def test_widths_round_up_to_multiples_of_8() -> None:
-    scaled = scale_spec(load_spec("nano"), rule="width", width=1.1)
+    scaled = scale_spec(load_spec("yolov7-tiny"), rule="width", width=0.3)
     assert {width % 8 for width in widths(scaled).values()} == {0}
     assert (scaled.rows["s1"].out, scaled.rows["p2"].out) == (16, 24)
     assert scaled.rows["u4"].out == 80  # two maps of 40
