@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import yaml
 
 from pipeline.params import PARAMS_FILE, load_params
+from yolov7.graph import suggest
 
 FOLDER = Path("experiments")
 
@@ -48,9 +48,8 @@ def _read(name: str) -> str:
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         names = [file.stem for file in _files()]
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names) or 'none here'}"
-        raise ValueError(f"no experiment {name!r} in {FOLDER}/; {hint}")
+        hint = suggest(name, names) or f"; there are: {', '.join(names) or 'none here'}"
+        raise ValueError(f"no experiment {name!r} in {FOLDER}/{hint}")
     return path.read_text(encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from yolov7.errors import SpecError
+from yolov7.graph import suggest
 from yolov7.scaling import scale_spec
 from yolov7.settings import (
     COCO_NMS,
@@ -231,16 +232,12 @@ def first_error(error: ValidationError) -> str:
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    from difflib import get_close_matches
-
     model: type[Settings] | None = Params
     for part in location[:-1]:
         model = _child(model, str(part))
     names = list(model.model_fields) if model else []
-    close = get_close_matches(str(location[-1]), names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; possible keys: {', '.join(names)}" if names else ""
+    possible = f"; possible keys: {', '.join(names)}" if names else ""
+    return suggest(str(location[-1]), names) or possible
 
 
 def _child(model: type[Settings] | None, part: str) -> type[Settings] | None:
