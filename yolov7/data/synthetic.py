@@ -27,12 +27,13 @@ from yolov7.data.labels import ImageIndex
 from yolov7.data.shapes import CLASS_NAMES, Field, Patch, Shape, draw_shape
 
 JPEG_QUALITY = 90
-MIN_VISIBLE = 0.35  # share of an object that others must leave to see
+MIN_VISIBLE = 0.5  # share of an object that others must leave to see
 _SIZES = ((0.14, 20, 31), (0.38, 38, 88), (0.48, 106, 150))  # share of objects, sides in pixels of a 256-pixel image
 _REFERENCE_SIZE = 320
 _OVERLAP = 0.54  # share of objects that are put close to an earlier one
 _GROUP, _CROWD = 0.22, 0.06  # share of images with a group of one class, with a crowd region
-_TYPICAL, _NUM_HUES = 0.8, 4  # share of objects in a hue of their class; hues, so that two classes share each
+_TYPICAL = 0.8  # share of objects in the hue of their class
+_HUES = (0.0, 0.25, 0.5, 0.75, 0.75, 0.0, 0.25, 0.5)  # of each class; two very different classes share each
 _TRIES = 12
 
 
@@ -275,7 +276,7 @@ def _random_colours(canvas: Field, x: float, y: float, label: int, generator: Ge
             break
         pair = generator.uniform(0.12, 0.95, 2)
     is_typical = generator.random() < _TYPICAL
-    hue = label % _NUM_HUES / _NUM_HUES + generator.normal(0, 0.03) if is_typical else generator.random()
+    hue = _HUES[label] + generator.normal(0, 0.03) if is_typical else generator.random()
     hues = (hue + np.array([0.0, generator.uniform(-0.08, 0.08)])) % 1
     saturation = generator.uniform(0.4 if is_typical else 0.1, 0.85, 2)
     brightness = np.sort(pair)[::-1]
