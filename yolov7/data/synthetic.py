@@ -30,10 +30,9 @@ JPEG_QUALITY = 90
 MIN_VISIBLE = 0.5  # share of an object that others must leave to see
 _SIZES = ((0.14, 20, 31), (0.38, 38, 88), (0.48, 106, 150))  # share of objects, sides in pixels of a 256-pixel image
 _REFERENCE_SIZE = 320
-_OVERLAP = 0.54  # share of objects that are put close to an earlier one
+_OVERLAP = 0.44  # share of objects that are put close to an earlier one
 _GROUP, _CROWD = 0.22, 0.06  # share of images with a group of one class, with a crowd region
-_TYPICAL = 0.8  # share of objects in the hue of their class
-_HUES = (0.0, 0.25, 0.5, 0.75, 0.75, 0.0, 0.25, 0.5)  # of each class; two very different classes share each
+_TYPICAL = 0.75  # share of objects in the hue of their class; the others have any
 _TRIES = 12
 
 
@@ -266,7 +265,7 @@ def _random_radius(size: int, generator: Generator) -> float:
 def _random_colours(canvas: Field, x: float, y: float, label: int, generator: Generator) -> Field:
     """A bright and a dark colour, told apart from each other and, together, from what they lie on, by brightness.
 
-    Most objects have a hue that is typical of two classes; the others have any.
+    Most objects have about the hue of their class; the others have any, and only shape and texture tell what they are.
     """
     row, column = np.clip([y, x], 0, canvas.shape[0] - 1).astype(int)
     ground = float(canvas[row, column].mean())
@@ -276,7 +275,7 @@ def _random_colours(canvas: Field, x: float, y: float, label: int, generator: Ge
             break
         pair = generator.uniform(0.12, 0.95, 2)
     is_typical = generator.random() < _TYPICAL
-    hue = _HUES[label] + generator.normal(0, 0.03) if is_typical else generator.random()
+    hue = label / len(CLASS_NAMES) + generator.normal(0, 0.02) if is_typical else generator.random()
     hues = (hue + np.array([0.0, generator.uniform(-0.08, 0.08)])) % 1
     saturation = generator.uniform(0.4 if is_typical else 0.1, 0.85, 2)
     brightness = np.sort(pair)[::-1]
