@@ -7,13 +7,13 @@ outputs, so that an interrupted stage resumes.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from yolov7.errors import ArtifactError
+from yolov7.files import write_whole
 from yolov7.settings import Settings
 
 ROOT = Path("artifacts")
@@ -140,12 +140,9 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def write_json(path: Path, content: Settings | dict[str, Any] | list[Any]) -> None:
-    """Writes through a temporary file, so that no reader sees half of it."""
+    """Writes a file that holds the content as JSON; no reader sees half of it."""
     plain = content.model_dump(mode="json") if isinstance(content, Settings) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(plain, indent=1) + "\n").encode())
 
 
 def existing(path: Path, *, made_by: str) -> Path:

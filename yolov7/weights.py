@@ -15,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from yolov7.errors import ArtifactError, SpecError
+from yolov7.files import write_whole
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
 from yolov7.spec import spec_from_json, spec_to_json
@@ -53,7 +54,7 @@ def save_weights(
         "training": json.dumps(training),
     }
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    _write_atomically(Path(path), to_bytes(state, metadata))
+    write_whole(Path(path), to_bytes(state, metadata))
 
 
 def load_weights(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Weights:
@@ -98,19 +99,6 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path}: is damaged or no weight file ({_one_line(error)}); {_REMEDY}") from None
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _one_line(error: BaseException) -> str:

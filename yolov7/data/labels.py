@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from yolov7.data.images import ImageFacts, inspect_image
 from yolov7.errors import ArtifactError, DataError
+from yolov7.files import write_whole
 
 Progress = Callable[[int, int], None]  # images checked, images in all
 INDEX_VERSION = 1
@@ -172,9 +174,9 @@ def save_index(path: Path, index: ImageIndex) -> None:
         "labels": index.labels,
         "crowd": index.crowd,
     }
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, allow_pickle=False, **columns)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **columns)
+    write_whole(path, buffer.getvalue())
 
 
 def load_index(path: Path) -> ImageIndex:

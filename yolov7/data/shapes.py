@@ -1,4 +1,4 @@
-"""The objects of the synthetic data: eight classes that differ in shape and texture; colour is a hint, and not always there.
+"""The objects of the synthetic data: eight classes of their own shape and texture; colour is a hint, not always there.
 
 Coordinates u, v are the object's own: rotated with it, and in units of its radius.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from yolov7.errors import ArtifactError
+from yolov7.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes through a temporary file: the file at `path` is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({name: getattr(checkpoint, name) for name in _FIELDS}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a checkpoint; the file at `path` is always whole."""
+    buffer = io.BytesIO()
+    torch.save({name: getattr(checkpoint, name) for name in _FIELDS}, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from yolov7.files import write_whole
+
 # what an epoch's line says beside its number, if it was measured
 FIGURES = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
 
@@ -24,7 +26,7 @@ class Record:
     def start_after(self, epoch: int) -> None:
         """Drops the lines of epochs that will be done again."""
         kept = [line for line in read_epochs(self._epochs.parent) if line["epoch"] <= epoch]
-        _replace(self._epochs, "".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(self._epochs, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add_epoch(self, line: dict[str, Any]) -> None:
         """Adds what an epoch measured; `line` holds `epoch`, counted from 1."""
@@ -35,7 +37,7 @@ class Record:
         """Refreshes the progress, at most every `refresh_seconds` unless asked to do it now."""
         if now or time.monotonic() - self._refreshed > self._refresh_seconds:
             self._refreshed = time.monotonic()
-            _replace(self._progress, json.dumps(progress))
+            write_whole(self._progress, json.dumps(progress).encode(), durable=False)
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
@@ -55,9 +57,3 @@ def read_progress(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return content
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
