@@ -102,7 +102,7 @@ def _distance(name: str, u: Field, v: Field) -> Field:
         case "hexagon":
             distance = _polygon(u, v, sides=6, inner=0.87)
         case _:
-            distance = np.maximum(np.hypot(u, v) - 1, np.float32(0.82) - np.hypot(u - np.float32(0.5), v))
+            distance = np.maximum(np.hypot(u, v) - 1, np.float32(0.7) - np.hypot(u - np.float32(0.62), v))
     return distance
 
 

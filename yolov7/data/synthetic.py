@@ -28,11 +28,11 @@ from yolov7.data.shapes import CLASS_NAMES, Field, Patch, Shape, draw_shape
 
 JPEG_QUALITY = 90
 MIN_VISIBLE = 0.5  # share of an object that others must leave to see
-_SIZES = ((0.14, 20, 31), (0.38, 38, 88), (0.48, 106, 150))  # share of objects, sides in pixels of a 256-pixel image
+_SIZES = ((0.13, 22, 31), (0.39, 40, 88), (0.48, 106, 150))  # share of objects, sides in pixels of a 256-pixel image
 _REFERENCE_SIZE = 320
-_OVERLAP = 0.44  # share of objects that are put close to an earlier one
-_GROUP, _CROWD = 0.22, 0.06  # share of images with a group of one class, with a crowd region
-_TYPICAL = 0.75  # share of objects in the hue of their class; the others have any
+_OVERLAP = 0.15  # share of objects that are put close to an earlier one
+_GROUP, _CROWD = 0.2, 0.06  # share of images with a group of one class, with a crowd region
+_TYPICAL = 0.85  # share of objects in the hue of their class; the others have any
 _TRIES = 12
 
 
@@ -217,7 +217,7 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
     size = canvas.shape[0]
     owner = np.full((size, size), -1, np.int32)
     placed: list[_Placed] = []
-    wanted = int(generator.integers(3, 8))
+    wanted = int(generator.integers(5, 10))
     group = int(generator.integers(3, 6)) if generator.random() < _GROUP else 0
     for number in range(wanted + group):
         leader = placed[wanted - 1] if number >= wanted and len(placed) >= wanted else None
