@@ -37,7 +37,7 @@ class SyntheticSettings(Settings):
 
     train_images: int = Field(640, ge=1)
     val_images: int = Field(160, ge=1)
-    image_size: int = Field(256, ge=64, le=2048, description="side, pixels")
+    image_size: int = Field(192, ge=64, le=2048, description="side, pixels")
     seed: int = 0
     shuffle_labels: bool = Field(False, description="a control: train on labels that mean nothing")
 

@@ -15,7 +15,7 @@ from yolov7.data.synthetic import Scene, draw_scene, shuffle_labels, write_synth
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [draw_scene(256, generator=np.random.default_rng((11, i))) for i in range(60)]
+    return [draw_scene(192, generator=np.random.default_rng((11, i))) for i in range(60)]
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:

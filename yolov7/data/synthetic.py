@@ -28,9 +28,9 @@ from yolov7.data.shapes import CLASS_NAMES, Field, Patch, Shape, draw_shape
 
 JPEG_QUALITY = 90
 MIN_VISIBLE = 0.5  # share of an object that others must leave to see
-_SIZES = ((0.13, 22, 31), (0.39, 40, 88), (0.48, 106, 150))  # share of objects, sides in pixels of a 256-pixel image
-_REFERENCE_SIZE = 320
-_OVERLAP = 0.15  # share of objects that are put close to an earlier one
+_SIZES = ((0.16, 21, 31), (0.5, 38, 84), (0.34, 106, 132))  # share of objects, sides in pixels of a 192-pixel image
+_REFERENCE_SIZE = 192
+_OVERLAP = 0.1  # share of objects that are put close to an earlier one
 _GROUP, _CROWD = 0.2, 0.06  # share of images with a group of one class, with a crowd region
 _TYPICAL = 0.85  # share of objects in the hue of their class; the others have any
 _TRIES = 12
@@ -217,12 +217,14 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
     size = canvas.shape[0]
     owner = np.full((size, size), -1, np.int32)
     placed: list[_Placed] = []
-    wanted = int(generator.integers(5, 10))
+    wanted = int(generator.integers(3, 7))
     group = int(generator.integers(3, 6)) if generator.random() < _GROUP else 0
+    radii = sorted((_random_radius(size, generator) for _ in range(wanted)), reverse=True)  # small ones lie on top
     for number in range(wanted + group):
         leader = placed[wanted - 1] if number >= wanted and len(placed) >= wanted else None
         for _ in range(_TRIES):
-            shape = _random_shape(canvas, placed, leader, light, generator)
+            radius = radii[number] if leader is None and number < wanted else radii[-1]
+            shape = _random_shape(canvas, placed, leader, radius, light, generator)
             patch = draw_shape(shape, size=size, generator=generator)
             if patch is not None and _fits(owner, placed, shape, patch):
                 covered = patch.alpha > 0.5
@@ -233,9 +235,9 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
 
 
 def _random_shape(
-    canvas: Field, placed: list[_Placed], leader: _Placed | None, light: float, generator: Generator
+    canvas: Field, placed: list[_Placed], leader: _Placed | None, radius: float, light: float, generator: Generator
 ) -> Shape:
-    """A random object; near `leader` and of its class, or often near any earlier object."""
+    """A random object of that radius; near `leader` and of its class, or often near any earlier object."""
     size = canvas.shape[0]
     near = leader
     if leader is None and placed and generator.random() < _OVERLAP:
@@ -244,7 +246,7 @@ def _random_shape(
         radius, label = leader.shape.radius * generator.uniform(0.8, 1.1), leader.shape.label
         radius = min(radius, 0.13 * size)
     else:
-        radius, label = _random_radius(size, generator), int(generator.integers(len(CLASS_NAMES)))
+        label = int(generator.integers(len(CLASS_NAMES)))
     if near is None:
         x, y = generator.uniform(0.06, 0.94, 2) * size
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Generic, TypeVar, final
 
@@ -39,4 +40,5 @@ class Ema(Generic[Model]):
 
 
 def _floating_state(model: nn.Module) -> list[torch.Tensor]:
-    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    tensors = itertools.chain(model.parameters(), model.buffers())  # much quicker than a state_dict
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

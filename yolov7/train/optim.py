@@ -91,8 +91,10 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Sche
         {"params": biases, "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr0, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=settings.momentum > 0)
+        return torch.optim.AdamW(groups, lr=settings.lr0, betas=(settings.momentum, 0.999), fused=True)
+    return torch.optim.SGD(
+        groups, lr=settings.lr0, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
+    )
 
 
 def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
