@@ -42,7 +42,7 @@ def test_experiments_are_listed_with_what_they_are(project: Path) -> None:
 
 def test_unsaved_edits_are_not_overwritten(project: Path) -> None:
     use_experiment("demo")
-    edited = Path("params.yaml").read_text().replace("batch_size: 16", "batch_size: 8")
+    edited = Path("params.yaml").read_text().replace("seeds: [0]", "seeds: [5]")
     Path("params.yaml").write_text(edited)
     with pytest.raises(ValueError, match="edits that are in no file"):
         use_experiment("bccd", data=project)

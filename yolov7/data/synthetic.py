@@ -27,11 +27,11 @@ from yolov7.data.labels import ImageIndex
 from yolov7.data.shapes import CLASS_NAMES, Field, Patch, Shape, draw_shape
 
 JPEG_QUALITY = 90
-MIN_VISIBLE = 0.5  # share of an object that others must leave to see
-_SIZES = ((0.16, 21, 31), (0.5, 38, 84), (0.34, 106, 132))  # share of objects, sides in pixels of a 192-pixel image
+MIN_VISIBLE = 0.6  # share of an object that others must leave to see
+_SIZES = ((0.17, 22, 31), (0.47, 40, 84), (0.36, 106, 132))  # share of objects, sides in pixels of a 192-pixel image
 _REFERENCE_SIZE = 192
-_OVERLAP = 0.1  # share of objects that are put close to an earlier one
-_GROUP, _CROWD = 0.2, 0.06  # share of images with a group of one class, with a crowd region
+_OVERLAP = 0.05  # share of objects that are put close to an earlier one
+_GROUP, _CROWD = 0.15, 0.06  # share of images with a group of one class, with a crowd region
 _TYPICAL = 0.85  # share of objects in the hue of their class; the others have any
 _TRIES = 12
 
@@ -221,7 +221,7 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
     group = int(generator.integers(3, 6)) if generator.random() < _GROUP else 0
     radii = sorted((_random_radius(size, generator) for _ in range(wanted)), reverse=True)  # small ones lie on top
     for number in range(wanted + group):
-        leader = placed[wanted - 1] if number >= wanted and len(placed) >= wanted else None
+        leader = placed[len(placed) // 2] if number >= wanted and placed else None
         for _ in range(_TRIES):
             radius = radii[number] if leader is None and number < wanted else radii[-1]
             shape = _random_shape(canvas, placed, leader, radius, light, generator)
