@@ -64,7 +64,7 @@ def _cluster(settings: RayTrainSettings) -> Iterator[int]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         _check_reachable(address)
-        ray.init(address=address, **quiet)
+        _join(address, quiet)
         cpus = _cpus(settings, int(ray.cluster_resources().get("CPU", 1)))
     else:
         cpus = _cpus(settings, _own_cpus())
@@ -73,6 +73,18 @@ def _cluster(settings: RayTrainSettings) -> Iterator[int]:
         yield cpus
     finally:
         ray.shutdown()
+
+
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"the Ray cluster at RAY_ADDRESS={address} lets nobody in: {error}; it needs this version of Ray "
+            f"({ray.__version__}) and the same token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)"
+        ) from None
 
 
 def _check_reachable(address: str) -> None:

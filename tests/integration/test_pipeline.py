@@ -6,12 +6,8 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,31 +186,6 @@ def test_two_workers_train_the_same_pipeline(project: Project) -> None:
     assert summary["workers"] == 2
     assert summary["epochs"] == 2
     project.write(SMALL)
-
-
-@pytest.fixture
-def cluster(project: Project) -> Iterator[str]:
-    """The address of a running Ray cluster of one node, which ends with the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
-    node = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(120):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.5)
-        yield f"127.0.0.1:{port}"
-    finally:
-        os.killpg(node.pid, signal.SIGTERM)
-        node.wait(30)
-
-
-def test_training_joins_a_cluster(project: Project, cluster: str) -> None:
-    project.run("yolov7", "train", "nano", RAY_ADDRESS=cluster)
-    assert project.json("train/nano/0/train.json")["epochs"] == SMALL["train"]["epochs"]
 
 
 def test_a_batch_that_workers_cannot_share_is_one_line(project: Project) -> None:
