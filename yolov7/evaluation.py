@@ -30,37 +30,16 @@ def evaluate_split(
     batch_size: int,
     nms: NmsSettings,
     precision: str = "auto",
-    num_workers: int = 0,
 ) -> SplitResult:
-    """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures."""
-    detections = detect_split(
-        model,
-        index,
-        image_size=image_size,
-        batch_size=batch_size,
-        nms=nms,
-        precision=precision,
-        num_workers=num_workers,
-    )
-    return SplitResult(detections, coco_metrics(CocoGroundTruth(index), detections))
+    """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures.
 
-
-def detect_split(
-    model: DetectionModel,
-    index: ImageIndex,
-    *,
-    image_size: int,
-    batch_size: int,
-    nms: NmsSettings,
-    precision: str = "auto",
-    num_workers: int = 0,
-) -> tuple[Detections, ...]:
-    """The detections of every image, on the CPU, in the pixels of the original images."""
+    The detections are on the CPU, in the pixels of the original images.
+    """
     was_training = model.training
     model.eval()
     dtype = resolve_precision(precision, next(model.parameters()).device)
     found: list[Detections] = []
-    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, num_workers=num_workers):
+    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size):
         found += detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype)
     model.train(was_training)
-    return tuple(found)
+    return SplitResult(tuple(found), coco_metrics(CocoGroundTruth(index), found))

@@ -222,8 +222,8 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
     radii = sorted((_random_radius(size, generator) for _ in range(wanted)), reverse=True)  # small ones lie on top
     for number in range(wanted + group):
         leader = placed[len(placed) // 2] if number >= wanted and placed else None
+        radius = radii[min(number, wanted - 1)]
         for _ in range(_TRIES):
-            radius = radii[number] if leader is None and number < wanted else radii[-1]
             shape = _random_shape(canvas, placed, leader, radius, light, generator)
             patch = draw_shape(shape, size=size, generator=generator)
             if patch is not None and _fits(owner, placed, shape, patch):
