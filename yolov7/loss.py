@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from yolov7.assign import AnchorAssigner, Anchors, Assigner, Assignment, OtaAssigner
-from yolov7.boxes import ciou
+from yolov7.boxes import box_similarity
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
@@ -81,7 +81,8 @@ class DetectionLoss:
         box_loss = class_loss = goal.new_zeros(())
         if len(cells):
             anchors_grid = anchors_px.to(rows.device) / stride
-            similarity = ciou(decode_cells(rows[:, :4], anchors_grid[cells.anchor]), _goal_boxes(cells, targets, goal))
+            boxes = decode_cells(rows[:, :4], anchors_grid[cells.anchor])
+            similarity = box_similarity(boxes, _goal_boxes(cells, targets, goal), kind="ciou")
             box_loss = (1 - similarity).mean()
             _put_last(goal, cells, similarity.detach().clamp(min=0))
             if self._num_classes > 1:

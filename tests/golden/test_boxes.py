@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from yolov7 import boxes
@@ -12,16 +13,17 @@ from yolov7 import boxes
 DATA = Path(__file__).parent / "data"
 
 
-def test_ciou() -> None:
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
+def test_similarity(kind: boxes.IouKind) -> None:
     data = np.load(DATA / "iou.npz")
-    ours = boxes.ciou(torch.from_numpy(data["b1"]), torch.from_numpy(data["b2"]))
-    np.testing.assert_allclose(ours.numpy(), data["ciou"], atol=1e-6)
+    ours = boxes.box_similarity(torch.from_numpy(data["b1"]), torch.from_numpy(data["b2"]), kind=kind)
+    np.testing.assert_allclose(ours.numpy(), data[kind], atol=1e-6)
 
 
 def test_gradient_of_ciou() -> None:
     data = np.load(DATA / "iou.npz")
     first = torch.from_numpy(data["b1"]).requires_grad_()
-    boxes.ciou(first, torch.from_numpy(data["b2"])).sum().backward()
+    boxes.box_similarity(first, torch.from_numpy(data["b2"]), kind="ciou").sum().backward()
     assert first.grad is not None
     np.testing.assert_allclose(first.grad.numpy(), data["ciou_grad_b1"], rtol=1e-4, atol=2e-6)
 
