@@ -7,6 +7,9 @@ outputs, so that an interrupted stage resumes.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,10 +133,35 @@ def run_folder(variant: str, seed: int) -> Path:
     return RUNS / variant / str(seed)
 
 
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `final` when it is done; where it fails nothing of it is left.
+
+    What was in `final` stays until then. An OSError that names no file, as on a full disk, names the folder.
+    """
+    draft = fresh_folder(final.with_name(f".{final.name}.new"))
+    try:
+        yield draft
+        _replace_folder(draft, final)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(final)) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _replace_folder(draft: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def fresh_folder(folder: Path) -> Path:
     """The folder, made and emptied of what an earlier run left there."""
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

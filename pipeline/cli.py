@@ -29,6 +29,7 @@ _Seed = Annotated[int | None, typer.Option(help="One seed; all seeds of params.y
 
 def main() -> None:
     """Runs a command; what a user can mend ends in one line and exit code 2."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is told in our own line
     try:
         app()
     except SystemExit as end:
@@ -40,7 +41,9 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("YOLOV7_TRACEBACK"):
             raise
-        _fail(" ".join(str(error).split()) or type(error).__name__)
+        from yolov7.errors import told
+
+        _fail(told(error))
 
 
 def _fail(message: str, *, code: int = 2) -> None:
@@ -51,9 +54,9 @@ def _fail(message: str, *, code: int = 2) -> None:
 @app.command()
 def prepare() -> None:
     """Read or draw the data, check them, and write one index a split and a health report."""
-    from pipeline.stages.prepare import prepare as run
+    from pipeline.commands import run_prepare
 
-    typer.echo(run(_params().data))
+    run_prepare(_params())
 
 
 @app.command()

@@ -17,6 +17,13 @@ from yolov7.train.record import FIGURES, read_epochs, read_progress
 Selection = Iterable[tuple[str, int]]
 
 
+def run_prepare(params: Params) -> None:
+    """Prepares the data."""
+    from pipeline.stages.prepare import prepare
+
+    console.print(prepare(params.data))
+
+
 def run_train(params: Params, selection: Selection) -> None:
     """Trains each selected variant and seed, in turn."""
     from pipeline.stages.train import build_job, train

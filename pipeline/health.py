@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 
 from yolov7.data.augment import letterbox
+from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.images import Image, read_image
-from yolov7.data.labels import Flaw, FlawKind, ImageIndex
+from yolov7.data.labels import ImageIndex
 from yolov7.settings import Settings
 
 SMALL, LARGE = 32.0**2, 96.0**2  # pixels, COCO's bounds

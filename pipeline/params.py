@@ -42,6 +42,18 @@ class SyntheticSettings(Settings):
     shuffle_labels: bool = Field(False, description="a control: train on labels that mean nothing")
 
 
+class FlawSettings(Settings):
+    """What becomes of flaws in the data; all are counted and listed in the health report.
+
+    Flawed boxes, the second of two images with one id, and unreadable images are left out, unless that is fatal.
+    """
+
+    fatal: tuple[Literal["boxes", "ids", "sizes", "leaks"], ...] = Field(
+        (), description="groups of flaws (yolov7/data/flaws.py) of which a single one ends prepare"
+    )
+    max_unreadable: Probability = Field(0.01, description="share of a split's images above which prepare ends")
+
+
 class DataSettings(Settings):
     """Where the images are.
 
@@ -53,8 +65,7 @@ class DataSettings(Settings):
     train: str = "train"
     val: str | None = Field("val", description="measured while training; null: not at all")
     test: str | None = Field(None, description="measured once, by evaluate; null: evaluate uses val")
-    flawed_boxes: Literal["skip", "error"] = "skip"
-    max_unreadable: Probability = Field(0.01, description="share of unreadable images above which prepare fails")
+    flaws: FlawSettings = FlawSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
 
     @model_validator(mode="after")

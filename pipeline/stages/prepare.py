@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.artifacts import PreparedData, fresh_folder, stage_folder, write_json
+from pipeline.artifacts import PreparedData, stage_folder, whole_folder, write_json
 from pipeline.health import describe_flaws, make_report, write_sheet
 from pipeline.health_html import report_html
-from pipeline.params import DataSettings
+from pipeline.params import DataSettings, FlawSettings
 from pipeline.progress import console
 from yolov7.data.coco import find_coco_file, read_coco
-from yolov7.data.labels import Flaw, FlawKind, ImageIndex, Progress, save_index
+from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
+from yolov7.data.labels import ImageIndex, Progress, save_index
 from yolov7.data.synthetic import shuffle_labels, write_synthetic
 from yolov7.data.voc import read_voc, voc_class_names
 from yolov7.errors import DataError
@@ -28,14 +28,10 @@ def prepare(settings: DataSettings, *, project_root: Path = Path()) -> str:
     DataError for data that cannot be used; what was there before stays until the new data are whole.
     """
     final = (project_root / stage_folder("prepare")).absolute()
-    folder = fresh_folder(final.with_name(f".{final.name}.new"))
-    try:
+    with whole_folder(final) as folder:
         splits = _read_splits(settings, folder, project_root)
-        _check(splits, settings)
+        _check(splits, settings.flaws)
         _write(splits, settings, folder)
-        _swap(folder, final)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return _summary(splits, settings, final / "health.html")
 
 
@@ -89,21 +85,38 @@ def _with_leaks(splits: Splits) -> Splits:
     return checked
 
 
-def _check(splits: Splits, settings: DataSettings) -> None:
+def _check(splits: Splits, settings: FlawSettings) -> None:
     for split, (index, flaws) in splits.items():
-        lost = [flaw for flaw in flaws if flaw.kind.loses_image]
-        total = len(index) + len(lost)
-        if not len(index) or len(lost) > settings.max_unreadable * total:
-            first = f", e.g. {lost[0].file}: {lost[0].detail}" if lost else ""
-            limit = f"data.max_unreadable={settings.max_unreadable:g}"
-            raise DataError(f"{len(lost)} of {total} images of {split} cannot be used ({limit}){first}; restore them")
-        wrong = [flaw for flaw in flaws if flaw.kind.concerns_boxes]
-        if wrong and settings.flawed_boxes == "error":
-            first = f"{wrong[0].kind}, {wrong[0].file}: {wrong[0].detail}"
-            remedy = "mend them or set data.flawed_boxes to skip"
-            raise DataError(f"{len(wrong)} flawed boxes in {split}, e.g. {first}; {remedy}")
+        _check_images(split, len(index), _of_group(flaws, FlawGroup.IMAGES), settings)
+        for group in settings.fatal:
+            found = _of_group(flaws, FlawGroup(group))
+            if found:
+                remedy = f"mend them, or take {group} out of data.flaws.fatal"
+                raise DataError(f"{_counted(len(found), split)}, e.g. {_told(found[0])}; {remedy}")
         if not index.num_boxes:
             raise DataError(f"no image of {split} has a box ({len(index)} images); annotate some or name another split")
+
+
+def _check_images(split: str, usable: int, lost: Sequence[Flaw], settings: FlawSettings) -> None:
+    total = usable + len(lost)
+    if usable and len(lost) / total <= settings.max_unreadable:
+        return
+    limit = f"allowed data.flaws.max_unreadable={settings.max_unreadable:g}"
+    first = f", e.g. {_told(lost[0])}" if lost else ""
+    remedy = "restore them, or allow more to have all of them listed in the health report"
+    raise DataError(f"{len(lost)} of {total} images of {split} cannot be used ({limit}){first}; {remedy}")
+
+
+def _of_group(flaws: Sequence[Flaw], group: FlawGroup) -> list[Flaw]:
+    return [flaw for flaw in flaws if flaw.kind.group is group]
+
+
+def _counted(count: int, split: str) -> str:
+    return f"{count:,} flaw{'' if count == 1 else 's'} in {split}"
+
+
+def _told(flaw: Flaw) -> str:
+    return f"{flaw.kind}, {flaw.file}: {flaw.detail}"
 
 
 def _write(splits: Splits, settings: DataSettings, folder: Path) -> None:
@@ -126,15 +139,6 @@ def _write(splits: Splits, settings: DataSettings, folder: Path) -> None:
     write_sheet(folder / "sheet.jpg", indices["train"])
     html = report_html(report, sheet=(folder / "sheet.jpg").read_bytes())
     (folder / "health.html").write_text(html, encoding="utf-8")
-
-
-def _swap(folder: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    folder.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _summary(splits: Splits, settings: DataSettings, report: Path) -> str:

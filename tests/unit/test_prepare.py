@@ -69,8 +69,8 @@ def test_flaws_are_reported_or_fatal(tmp_path: Path) -> None:
     assert (train.images, train.boxes, train.images_without_boxes) == (3, 2, 1)
     assert train.boxes_per_size == {"small": 1, "medium": 1, "large": 0}
     assert train.flaws == {"box without area": 1, "image without boxes": 1}
-    with pytest.raises(DataError, match=r"1 flawed boxes in train.*x\.jpg: \[5, 5, 5, 5\]; mend them"):
-        prepare(_voc(tmp_path / "voc", flawed_boxes="error"), project_root=tmp_path)
+    with pytest.raises(DataError, match=r"1 flaw in train.*box without area.*x\.jpg: \[5, 5, 5, 5\]; mend them"):
+        prepare(_voc(tmp_path / "voc", flaws={"fatal": ["boxes"]}), project_root=tmp_path)
     assert _prepared(tmp_path).splits == {"train": 3}  # what was there stays
 
 
@@ -80,7 +80,7 @@ def test_unreadable_images_count_against_a_limit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of 4 images of train cannot be used.*x\.jpg: is not an image"):
         prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
     assert not (tmp_path / "artifacts/prepare").exists()
-    assert "3 images" in prepare(_voc(tmp_path / "voc", max_unreadable=0.3), project_root=tmp_path)
+    assert "3 images" in prepare(_voc(tmp_path / "voc", flaws={"max_unreadable": 0.3}), project_root=tmp_path)
 
 
 def test_images_of_both_splits_are_told(tmp_path: Path) -> None:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from yolov7.data.labels import AnnotatedImage, Flaw, FlawKind, ImageIndex, Progress, build_index
-from yolov7.errors import DataError
+from yolov7.data.flaws import Flaw, FlawKind
+from yolov7.data.labels import AnnotatedImage, ImageIndex, Progress, build_index
+from yolov7.errors import DataError, one_line, shown
+from yolov7.files import is_file
+
+_Id = int | float | str
+
+
+class _Row(NamedTuple):
+    """An annotation of an image."""
+
+    corners: list[float]
+    label: int
+    crowd: bool
 
 
 def find_coco_file(root: Path, name: str) -> Path:
@@ -42,7 +54,7 @@ def read_coco(
     flaws: list[Flaw] = []
     categories = _categories(content, path)
     names = class_names or tuple(categories[key] for key in sorted(categories))
-    labels = {key: names.index(name) for key, name in categories.items() if name in names}
+    labels: dict[_Id, int] = {key: names.index(name) for key, name in categories.items() if name in names}
     images = _by_id(content["images"], path, flaws)
     rows = _group(content["annotations"], images, labels, path, flaws)
     folder = _images_folder(path, root, content["images"])
@@ -55,8 +67,8 @@ def _load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise DataError(f"{path} is missing; set data.train and data.val to json files under data.path") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); restore the file") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON ({one_line(error)}); restore the file") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{path} has no list {key!r}; a COCO file has images, annotations and categories")
@@ -66,18 +78,21 @@ def _load(path: Path) -> dict[str, Any]:
 def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:
     try:
         categories = {int(row["id"]): str(row["name"]) for row in content["categories"]}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(f"{path} has a category without id or name; give each category both") from None
     if not categories or len(set(categories.values())) != len(content["categories"]):
         raise DataError(f"{path} has no categories, or ids or names given twice; give each its own")
+    for name in categories.values():
+        if not _is_text(name):
+            raise DataError(f"{path} has a category of the name {shown(name)}; give it one of letters")
     return categories
 
 
-def _by_id(rows: list[Any], path: Path, flaws: list[Flaw]) -> dict[Any, dict[str, Any]]:
-    images: dict[Any, dict[str, Any]] = {}
+def _by_id(rows: list[Any], path: Path, flaws: list[Flaw]) -> dict[_Id, dict[str, Any]]:
+    images: dict[_Id, dict[str, Any]] = {}
     for row in rows:
-        if not isinstance(row, dict) or "id" not in row or "file_name" not in row:
-            raise DataError(f"{path} has an image without id or file_name; give each image both")
+        if not (isinstance(row, dict) and isinstance(row.get("id"), _Id) and _is_text(row.get("file_name"))):
+            raise DataError(f"{path} has an image without id or file_name: {shown(row)}; give each image both")
         if row["id"] in images:
             flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"image id {row['id']}, {row['file_name']} left out"))
         else:
@@ -85,34 +100,47 @@ def _by_id(rows: list[Any], path: Path, flaws: list[Flaw]) -> dict[Any, dict[str
     return images
 
 
+def _is_text(value: object) -> bool:
+    """Whether a name can be written: some characters, none of control, no half of a surrogate pair."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return not any(sign < " " or "\ud800" <= sign <= "\udfff" for sign in value)
+
+
 def _group(
-    annotations: list[Any], images: Mapping[Any, Any], labels: Mapping[int, int], path: Path, flaws: list[Flaw]
-) -> dict[Any, list[tuple[list[float], int, bool]]]:
-    """Rows (box as corners, label, crowd) by image id."""
-    grouped: dict[Any, list[tuple[list[float], int, bool]]] = defaultdict(list)
-    seen = set()
+    annotations: list[Any], images: Mapping[_Id, Any], labels: Mapping[_Id, int], path: Path, flaws: list[Flaw]
+) -> dict[_Id, list[_Row]]:
+    """The rows of each image that has any."""
+    grouped: dict[_Id, list[_Row]] = defaultdict(list)
+    seen: set[_Id] = set()
     for row in annotations:
         if not isinstance(row, dict):
-            raise DataError(f"{path} has an annotation that is not an object: {row!r:.60}; remove it")
-        identity = row.get("id")
+            raise DataError(f"{path} has an annotation that is not an object: {shown(row)}; remove it")
+        identity, image, category = (_as_id(row.get(key)) for key in ("id", "image_id", "category_id"))
         if identity is not None and identity in seen:
             flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"annotation id {identity}, kept"))
-        seen.add(identity)
-        if row.get("image_id") not in images:
-            flaws.append(Flaw(FlawKind.UNKNOWN_IMAGE, str(path), f"annotation {identity}: image {row.get('image_id')}"))
-        elif row.get("category_id") not in labels:
-            detail = f"annotation {identity}: category id {row.get('category_id')}"
+        if identity is not None:
+            seen.add(identity)
+        if image is None or image not in images:
+            detail = f"annotation {identity}: image {shown(row.get('image_id'))}"
+            flaws.append(Flaw(FlawKind.UNKNOWN_IMAGE, str(path), detail))
+        elif category is None or category not in labels:
+            detail = f"annotation {identity}: category id {shown(row.get('category_id'))}"
             flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, str(path), detail))
         else:
-            label = labels[row["category_id"]]
-            grouped[row["image_id"]].append((_corners(row.get("bbox")), label, bool(row.get("iscrowd", 0))))
+            corners = _corners(row.get("bbox"))
+            grouped[image].append(_Row(corners, labels[category], bool(row.get("iscrowd", 0))))
     return grouped
+
+
+def _as_id(value: object) -> _Id | None:
+    return value if isinstance(value, _Id) else None
 
 
 def _corners(bbox: object) -> list[float]:
     try:
-        x, y, width, height = (float(value) for value in bbox)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+        x, y, width, height = (float(value) for value in bbox if not isinstance(bbox, str))  # type: ignore[attr-defined]
+    except (TypeError, ValueError, OverflowError):
         return [float("nan")] * 4
     return [x, y, x + width, y + height]
 
@@ -123,19 +151,19 @@ def _images_folder(path: Path, root: Path | None, rows: list[Any]) -> Path:
     folders = [base / part for base in bases for part in ("", "images", split, f"images/{split}")]
     for row in rows[:20]:
         for folder in folders:
-            if (folder / row["file_name"]).is_file():
+            if is_file(folder / row["file_name"]):
                 return folder
     if not rows:
         raise DataError(f"{path} lists no images; name another file in data.train or data.val")
     raise DataError(f"none of the first images of {path} was found, e.g. {rows[0]['file_name']!r} in {folders[-1]}")
 
 
-def _annotated(image: Mapping[str, Any], folder: Path, rows: list[tuple[list[float], int, bool]]) -> AnnotatedImage:
+def _annotated(image: Mapping[str, Any], folder: Path, rows: Sequence[_Row]) -> AnnotatedImage:
     declared = (image.get("width"), image.get("height"))
     return AnnotatedImage(
         path=folder / image["file_name"],
-        boxes_xyxy=np.array([box for box, _, _ in rows], np.float64).reshape(-1, 4),
-        labels=np.array([label for _, label, _ in rows], np.int64),
-        crowd=np.array([crowd for _, _, crowd in rows], np.bool_),
+        boxes_xyxy=np.array([row.corners for row in rows], np.float64).reshape(-1, 4),
+        labels=np.array([row.label for row in rows], np.int64),
+        crowd=np.array([row.crowd for row in rows], np.bool_),
         declared_wh=declared if all(isinstance(value, int) for value in declared) else None,  # type: ignore[arg-type]
     )

@@ -1,8 +1,9 @@
-"""Reading image files: always 8-bit RGB and upright, whatever the file holds."""
+"""Reading image files: always 8-bit RGB, upright and a single one, whatever the file holds."""
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.errors import DataError
+from yolov7.errors import DataError, one_line
 
 Image = NDArray[np.uint8]  # H W 3, RGB
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
@@ -43,8 +44,8 @@ def inspect_image(path: Path) -> ImageFacts:
 
 
 def decode_image(content: bytes) -> Image | None:
-    """An image file's bytes as (H, W, 3) uint8 RGB; None where they are not a whole image."""
-    if not content or _is_truncated(content):
+    """An image file's bytes as (H, W, 3) uint8 RGB, of an animation its first frame; None where they are not whole."""
+    if _damage(content):
         return None
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)  # type: ignore[return-value]
@@ -55,20 +56,38 @@ def decode_image(content: bytes) -> Image | None:
 def _read(path: Path) -> tuple[Image, bytes]:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # a path that no file can have is a ValueError
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(
             f"image {path} cannot be read ({reason}); restore the file or run `yolov7 prepare` again"
         ) from None
     image = decode_image(content)
     if image is None:
-        what = "is empty" if not content else "is truncated" if _is_truncated(content) else "is not an image"
+        what = _damage(content) or "is not an image"
         raise DataError(f"image {path} {what} ({len(content)} bytes); replace the file or remove it from the split")
     return image, content
 
 
-def _is_truncated(content: bytes) -> bool:
-    """Whether the end of a JPEG or PNG is missing, which the decoder would fill with grey."""
+def _damage(content: bytes) -> str | None:
+    """What can be seen without decoding: the decoder fills with grey what is missing, or complains by itself."""
+    if not content:
+        return "is empty"
     if content.startswith(_JPEG_START):
-        return content.find(_JPEG_END, content.rfind(_JPEG_SCAN)) < 0
-    return content.startswith(_PNG_START) and content.rfind(_PNG_END) < 0
+        return "is truncated" if content.find(_JPEG_END, content.rfind(_JPEG_SCAN)) < 0 else None
+    return _png_damage(memoryview(content)) if content.startswith(_PNG_START) else None
+
+
+def _png_damage(content: memoryview) -> str | None:
+    """Follows the chunks: length, kind, data, checksum; a small letter begins the kind of those that can be spared."""
+    start = len(_PNG_START)
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if end > len(content):
+            break
+        kind, checksum = bytes(content[start + 4 : start + 8]), int.from_bytes(content[end - 4 : end], "big")
+        if kind[:1].isupper() and zlib.crc32(content[start + 4 : end - 4]) != checksum:
+            return "is damaged"
+        if kind == _PNG_END:
+            return None
+        start = end
+    return "is truncated"

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,64 +15,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.images import ImageFacts, inspect_image
-from yolov7.errors import ArtifactError, DataError
-from yolov7.files import write_whole
+from yolov7.errors import ArtifactError, DataError, one_line
+from yolov7.files import is_file, write_whole
 
 Progress = Callable[[int, int], None]  # images checked, images in all
 INDEX_VERSION = 1
 CLIP_TOLERANCE = 1.0  # pixels that a box may reach outside the image without being listed
-
-
-class FlawKind(StrEnum):
-    """What may be wrong with a data set; the text is what the health report shows."""
-
-    NO_AREA = "box without area"
-    NOT_FINITE = "box that is not numbers"
-    OUTSIDE = "box outside its image"
-    CLIPPED = "box reaching outside its image"
-    UNKNOWN_CATEGORY = "unknown category"
-    DUPLICATE_BOX = "box given twice"
-    DUPLICATE_ID = "id given twice"
-    UNKNOWN_IMAGE = "annotation of an unknown image"
-    SIZE = "image of another size than annotated"
-    MISSING = "missing image"
-    UNREADABLE = "unreadable image"
-    NO_ANNOTATION = "missing or damaged annotation"
-    LEAK = "image that is in train too"
-    BACKGROUND = "image without boxes"
-
-    @property
-    def concerns_boxes(self) -> bool:
-        """Whether a box is left out, or changed, because of it."""
-        return self in _BOX_FLAWS
-
-    @property
-    def loses_image(self) -> bool:
-        """Whether the image is left out because of it."""
-        return self in (FlawKind.MISSING, FlawKind.UNREADABLE, FlawKind.NO_ANNOTATION)
-
-
-_BOX_FLAWS = frozenset(
-    {
-        FlawKind.NO_AREA,
-        FlawKind.NOT_FINITE,
-        FlawKind.OUTSIDE,
-        FlawKind.CLIPPED,
-        FlawKind.UNKNOWN_CATEGORY,
-        FlawKind.DUPLICATE_BOX,
-        FlawKind.UNKNOWN_IMAGE,
-    }
-)
-
-
-@dataclass(frozen=True)
-class Flaw:
-    """One thing wrong: its kind, the file it was found in, and the value."""
-
-    kind: FlawKind
-    file: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -188,7 +137,7 @@ def load_index(path: Path) -> ImageIndex:
             columns = {name: file[name] for name in file.files}
         return _from_columns(columns, path.parent.resolve())
     except (BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, limit=120)
         raise ArtifactError(f"{path} is damaged or of another version ({reason}); run `yolov7 prepare` again") from None
 
 
@@ -226,7 +175,7 @@ def _inspect_all(paths: Sequence[Path], progress: Progress | None) -> Iterable[I
 
 
 def _inspect(path: Path) -> ImageFacts | Flaw:
-    if not path.is_file():
+    if not is_file(path):
         return Flaw(FlawKind.MISSING, str(path), "no such file")
     try:
         return inspect_image(path)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from yolov7.data.labels import AnnotatedImage, Flaw, FlawKind, ImageIndex, Progress, build_index
-from yolov7.errors import DataError
+from yolov7.data.flaws import Flaw, FlawKind
+from yolov7.data.labels import AnnotatedImage, ImageIndex, Progress, build_index
+from yolov7.errors import DataError, one_line
+from yolov7.files import is_file
 
+_PRESENCE = re.compile(r"\s+-?[01]\s*$")  # lists of a single class say behind each name whether the image has it
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -42,7 +46,7 @@ def read_voc(
         annotation = root / "Annotations" / f"{stem}.xml"
         tree = _parse(annotation)
         if tree is None:
-            reason = "does not parse" if annotation.is_file() else "no such file"
+            reason = "does not parse" if is_file(annotation) else "no such file"
             flaws.append(Flaw(FlawKind.NO_ANNOTATION, str(annotation), reason))
         else:
             images.append(_annotated(tree, _image_path(root, stem, tree), annotation, names, flaws))
@@ -56,7 +60,11 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
     if not path.is_file():
         present = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
         raise DataError(f"split {split!r} is not in {folder}; it has: {present or 'no lists'}")
-    names = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"split list {path} is not UTF-8 ({one_line(error)}); save it as UTF-8") from None
+    names = tuple(_PRESENCE.sub("", line).strip() for line in lines if line.strip())
     if not names:
         raise DataError(f"split list {path} names no images; fill it or name another split")
     return names
@@ -73,7 +81,7 @@ def _folder(root: Path, name: str) -> Path:
 def _parse(path: Path) -> ElementTree.Element | None:
     try:
         return ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError):
+    except (OSError, ElementTree.ParseError, ValueError, LookupError):  # the last two: of encodings
         return None
 
 
@@ -97,7 +105,7 @@ def _image_path(root: Path, stem: str, tree: ElementTree.Element) -> Path:
     folder = root / "JPEGImages"
     stated = folder / (tree.findtext("filename") or f"{stem}.jpg")
     candidates = [*(folder / f"{stem}{suffix}" for suffix in _SUFFIXES), stated]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    return next((path for path in candidates if is_file(path)), candidates[0])
 
 
 def _annotated(
@@ -134,4 +142,4 @@ def _corners(node: ElementTree.Element) -> list[float]:
 
 def _declared(tree: ElementTree.Element) -> tuple[int, int] | None:
     width, height = (tree.findtext(f"size/{key}") or "" for key in ("width", "height"))
-    return (int(width), int(height)) if width.isdigit() and height.isdigit() and int(width) else None
+    return (int(width), int(height)) if width.isdecimal() and height.isdecimal() and int(width) else None
