@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +18,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from yolov7.boxes import cxcywh_to_xyxy, pairwise_iou
-from yolov7.structures import Targets
+from yolov7.structures import HeadMaps, Targets
+
+Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
+
+FINE, COARSE = 0.5, 1.0  # cells between a centre and the neighbours that are candidates too
+MAX_K, MAX_K_WITH_AUXILIARY = 10, 20  # IoUs that are summed to an object's number of positives
+LEAD_SPAN, WIDE_SPAN = 2.0, 3.0  # cells within which a box's centre may lie, around that of its cell
 
 _IOU_WEIGHT = 3.0  # of the box cost beside the class cost
 _MAX_PAIRS = 1 << 22  # objects times candidates (padded) that are compared at once; bounds the memory
@@ -54,7 +61,7 @@ class Assignment:
 
 
 class Assigner(ABC):
-    """Chooses the positive cells of a batch."""
+    """Chooses the positive cells of a batch for one head."""
 
     @abstractmethod
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
@@ -73,40 +80,59 @@ class Anchors:
         px = self.px.to(device=device, dtype=torch.float32)
         return px, torch.tensor(self.strides, dtype=torch.float32, device=device)
 
+    def of(self, cells: Assignment) -> Tensor:
+        """The anchors of cells (p, 2), in their cells."""
+        px, strides = self.on(cells.level.device)
+        return (px / strides[:, None, None])[cells.level, cells.anchor]
+
 
 class AnchorAssigner(Assigner):
     """Every candidate is positive: matching by anchor shape alone, as YOLOv5 does."""
 
-    def __init__(self, anchors: Anchors, *, threshold: float) -> None:
+    def __init__(self, anchors: Anchors, *, threshold: float, reach: float = FINE) -> None:
         self._anchors = anchors
         self._threshold = threshold
+        self._reach = reach
 
     @torch.no_grad()
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
-        return find_candidates(targets, maps=maps, anchors=self._anchors, threshold=self._threshold)
+        return find_candidates(targets, maps=maps, anchors=self._anchors, threshold=self._threshold, reach=self._reach)
 
 
 class OtaAssigner(Assigner):
     """Dynamic-k assignment from the head's own predictions (paper, section 4.2; after SimOTA of YOLOX).
 
-    Every object takes its k cheapest candidates, k being the sum of its ten largest IoUs; a candidate that several
+    Every object takes its k cheapest candidates, k being the sum of its `max_k` largest IoUs; a candidate that several
     take goes to the object of the image for which it is cheapest. With `merge_duplicates` a cell is one candidate
     whichever objects propose it, hence positive for one object at most. Without it, it is one candidate for every
-    proposing object, as in the reference, and may become positive for several.
+    proposing object, as in the reference, and may become positive for several. `span`: of the head's decoder, in cells.
     """
 
-    def __init__(self, anchors: Anchors, *, threshold: float, merge_duplicates: bool, max_k: int = 10) -> None:
+    def __init__(
+        self,
+        anchors: Anchors,
+        *,
+        threshold: float,
+        merge_duplicates: bool,
+        max_k: int = MAX_K,
+        reach: float = FINE,
+        span: float = LEAD_SPAN,
+    ) -> None:
         self._anchors = anchors
         self._threshold = threshold
         self._merge_duplicates = merge_duplicates
         self._max_k = max_k
+        self._reach = reach
+        self._span = span
 
     @torch.no_grad()
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
-        candidates = find_candidates(targets, maps=maps, anchors=self._anchors, threshold=self._threshold)
+        candidates = find_candidates(
+            targets, maps=maps, anchors=self._anchors, threshold=self._threshold, reach=self._reach
+        )
         if self._merge_duplicates:
             candidates = _distinct_cells(candidates, maps=maps)
-        predictions = _predict(candidates, maps=maps, anchors=self._anchors)
+        predictions = _predict(candidates, maps=maps, anchors=self._anchors, span=self._span)
         objects = _objects(targets, maps=maps, anchors=self._anchors)
         num_images = maps[0].shape[0]
         by_candidate = _ByImage.of(candidates.image, num_images=num_images)
@@ -123,8 +149,48 @@ class OtaAssigner(Assigner):
         return Assignment(cells.level, cells.image, cells.anchor, cells.row, cells.column, target[order])
 
 
+@dataclass(frozen=True)
+class HeadsAssignment:
+    """The positives of the lead head and of the auxiliary head; the same of both where there is no auxiliary head."""
+
+    lead: Assignment
+    auxiliary: Assignment
+
+
+class HeadsAssigner:
+    """Which cells the lead and the auxiliary head learn from (paper, section 4.2 and figure 5).
+
+    `lead_guided`: both from one assignment, by the lead's predictions. `coarse_to_fine`: the auxiliary head has one of
+    its own, of coarser candidates, also by the lead's predictions. `independent`: each by its own predictions.
+    `alone` assigns where there is no auxiliary head.
+    """
+
+    def __init__(
+        self, *, alone: Assigner, lead: Assigner, auxiliary: Assigner, guidance: Guidance = "coarse_to_fine"
+    ) -> None:
+        self._alone = alone
+        self._lead = lead
+        self._auxiliary = auxiliary
+        self._guidance = guidance
+
+    @torch.no_grad()
+    def __call__(self, maps: HeadMaps, targets: Targets) -> HeadsAssignment:
+        """The positives of a batch."""
+        if not maps.auxiliary:
+            alone = self._alone(maps.lead, targets)
+            return HeadsAssignment(alone, alone)
+        lead = self._lead(maps.lead, targets)
+        match self._guidance:
+            case "lead_guided":
+                return HeadsAssignment(lead, lead)
+            case "coarse_to_fine":
+                return HeadsAssignment(lead, self._auxiliary(maps.lead, targets))
+            case "independent":
+                return HeadsAssignment(lead, self._auxiliary(maps.auxiliary, targets))
+
+
 def find_candidates(
-    targets: Targets, *, maps: Sequence[Tensor], anchors: Anchors, threshold: float, reach: float = 0.5
+    targets: Targets, *, maps: Sequence[Tensor], anchors: Anchors, threshold: float, reach: float = FINE
 ) -> Assignment:
     """The candidates of all objects, each with the object that proposes it.
 
@@ -158,15 +224,24 @@ def _neighbours(
 
 def _distinct_cells(candidates: Assignment, *, maps: Sequence[Tensor]) -> Assignment:
     """Every cell once, ordered by level, image, anchor, row, column."""
-    sizes = torch.tensor([m.shape[:4] for m in maps], device=candidates.level.device)  # nl 4: B na H W
-    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
-    _, num_anchors, height, width = sizes[candidates.level].unbind(1)
-    plane = candidates.image * num_anchors + candidates.anchor
-    cell = starts[candidates.level] + (plane * height + candidates.row) * width + candidates.column
-    cell, order = torch.sort(cell, stable=True)
-    first = torch.ones_like(cell, dtype=torch.bool)
-    first[1:] = cell[1:] != cell[:-1]
+    numbers, order = torch.sort(cell_numbers(candidates, maps=maps), stable=True)
+    first = torch.ones_like(numbers, dtype=torch.bool)
+    first[1:] = numbers[1:] != numbers[:-1]
     return candidates.take(order[first])
+
+
+def cell_numbers(cells: Assignment, *, maps: Sequence[Tensor]) -> Int[Tensor, " p"]:
+    """The place of each cell among all of the maps, counted by level, image, anchor, row, column."""
+    sizes = torch.tensor([m.shape[:4] for m in maps], device=cells.level.device)  # nl 4: B na H W
+    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
+    _, num_anchors, height, width = sizes[cells.level].unbind(1)
+    plane = cells.image * num_anchors + cells.anchor
+    return starts[cells.level] + (plane * height + cells.row) * width + cells.column
+
+
+def centre_in_cell(probability: Float[Tensor, "p 2"], *, span: float) -> Float[Tensor, "p 2"]:
+    """Centres relative to their cell's corner, from sigmoids: a span around the middle of the cell."""
+    return probability * span - (span - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -190,15 +265,15 @@ class _Objects:
     labels: Tensor
 
 
-def _predict(candidates: Assignment, *, maps: Sequence[Tensor], anchors: Anchors) -> _Predictions:
+def _predict(candidates: Assignment, *, maps: Sequence[Tensor], anchors: Anchors, span: float) -> _Predictions:
     """Decodes the candidates only, in float32."""
     levels = zip(maps, candidates.per_level(len(maps)), strict=True)
     rows = torch.cat([m[c.image, c.anchor, c.row, c.column].float() for m, c in levels])  # c 5+nc
     anchors_px, strides = anchors.on(rows.device)
-    box = rows[:, :4].sigmoid() * 2
+    box = rows[:, :4].sigmoid()
     cell = torch.stack((candidates.column, candidates.row), dim=1)
-    centre = (box[:, :2] - 0.5 + cell) * strides[candidates.level, None]
-    size = box[:, 2:].square() * anchors_px[candidates.level, candidates.anchor]
+    centre = (centre_in_cell(box[:, :2], span=span) + cell) * strides[candidates.level, None]
+    size = (2 * box[:, 2:]).square() * anchors_px[candidates.level, candidates.anchor]
     negatives, switch = class_costs(rows[:, 5:], rows[:, 4])
     return _Predictions(cxcywh_to_xyxy(torch.cat((centre, size), dim=1)), negatives, switch)
 

@@ -1,16 +1,33 @@
-"""The detection loss: CIoU for boxes, binary cross-entropy for objectness and classes (paper, section 5.1)."""
+"""The detection loss: CIoU or its kin for boxes, binary cross-entropy for the rest (paper, section 5.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov7.assign import AnchorAssigner, Anchors, Assigner, Assignment, OtaAssigner
+from yolov7.assign import (
+    COARSE,
+    FINE,
+    LEAD_SPAN,
+    MAX_K,
+    MAX_K_WITH_AUXILIARY,
+    WIDE_SPAN,
+    AnchorAssigner,
+    Anchors,
+    Assigner,
+    Assignment,
+    HeadsAssigner,
+    OtaAssigner,
+    cell_numbers,
+    centre_in_cell,
+)
 from yolov7.boxes import box_similarity
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
@@ -31,7 +48,8 @@ class DetectionLoss:
     """The loss of a head's raw maps for the objects of a batch.
 
     `anchors_px` (nl, na, 2). `image_size` is the training size: the objectness gain grows with its area. Works on any
-    device and computes in float32, whatever the maps' type. `assigner` replaces the one that the settings name.
+    device and computes in float32, whatever the maps' type. Where there is an auxiliary head its loss is added, with
+    the settings' `auxiliary_gain` (section 4.2).
     """
 
     def __init__(
@@ -42,11 +60,10 @@ class DetectionLoss:
         num_classes: int,
         image_size: int,
         settings: LossSettings,
-        assigner: Assigner | None = None,
     ) -> None:
         self._anchors = Anchors(anchors_px.detach().float(), strides)
         self._settings = settings
-        self._assigner = assigner or make_assigner(self._anchors, settings)
+        self._assigner = make_assigner(self._anchors, settings)
         share = 3 / len(strides)
         self._num_classes = num_classes
         self._box_gain = settings.box * share
@@ -56,69 +73,100 @@ class DetectionLoss:
 
     def __call__(self, maps: HeadMaps, targets: Targets) -> LossParts:
         """The loss of one batch; an image, or a whole batch, without objects is in order."""
+        found = self._assigner(maps, targets)
+        parts = self._head(maps.lead, targets, found.lead, span=LEAD_SPAN)
         if maps.auxiliary:
-            raise ValueError("the maps have an auxiliary head, which this loss does not train; use a spec without one")
-        assignment = self._assigner([m.detach() for m in maps.lead], targets)
-        parts = self._sum_levels(maps.lead, targets, assignment.per_level(len(maps.lead)))
+            span = auxiliary_span(self._settings)
+            auxiliary = self._head(maps.auxiliary, targets, found.auxiliary, span=span)
+            parts = parts + self._settings.auxiliary_gain * auxiliary
         gains = parts.new_tensor([self._box_gain, self._objectness_gain, self._class_gain])
         box, objectness, classification = gained = parts * gains
         total = gained.sum() * maps.lead[0].shape[0]
         return LossParts(total, box.detach(), objectness.detach(), classification.detach())
 
-    def _sum_levels(
-        self, maps: Sequence[Tensor], targets: Targets, positives: Sequence[Assignment]
-    ) -> Float[Tensor, " 3"]:
-        """Box, objectness and class loss, summed over the levels."""
-        levels = zip(maps, positives, self._anchors.strides, self._anchors.px, self._balance, strict=False)
-        losses = [self._level(m, cells, targets, stride, px, balance) for m, cells, stride, px, balance in levels]
-        return torch.stack(losses).sum(0)
-
-    def _level(
-        self, level_map: Tensor, cells: Assignment, targets: Targets, stride: int, anchors_px: Tensor, balance: float
-    ) -> Float[Tensor, " 3"]:
-        rows, objectness = _Select.apply(level_map, cells)  # type: ignore[no-untyped-call]  # (p, 5 + nc), (B, na, H, W)
+    def _head(self, maps: Sequence[Tensor], targets: Targets, cells: Assignment, *, span: float) -> Float[Tensor, " 3"]:
+        """Box, objectness and class loss of one head: of each level the mean, summed over the levels."""
+        rows, objectness = _Select.apply(cells, *maps)  # type: ignore[no-untyped-call]  # (p, 5 + nc), (cells of all,)
         goal = torch.zeros_like(objectness)
         box_loss = class_loss = goal.new_zeros(())
         if len(cells):
-            anchors_grid = anchors_px.to(rows.device) / stride
-            boxes = decode_cells(rows[:, :4], anchors_grid[cells.anchor])
-            similarity = box_similarity(boxes, _goal_boxes(cells, targets, goal), kind="ciou")
-            box_loss = (1 - similarity).mean()
-            _put_last(goal, cells, similarity.detach().clamp(min=0))
+            share = 1 / torch.bincount(cells.level).float()[cells.level]  # of its level's mean, each positive
+            boxes = decode_cells(rows[:, :4], self._anchors.of(cells), span=span)
+            similarity = box_similarity(boxes, _goal_boxes(cells, targets, maps), kind=self._settings.box_loss)
+            box_loss = ((1 - similarity) * share).sum()
+            _put_last(goal, cell_numbers(cells, maps=maps), similarity.detach().clamp(min=0))
             if self._num_classes > 1:
-                class_loss = self._class_loss(rows[:, 5:], targets.label[cells.target])
-        objectness_loss = self._bce(objectness, goal, self._settings.objectness_pos_weight) * balance
-        return torch.stack((box_loss, objectness_loss, class_loss))
+                class_loss = self._class_loss(rows[:, 5:], targets.label[cells.target], share)
+        return torch.stack((box_loss, self._objectness_loss(objectness, goal, maps), class_loss))
 
-    def _class_loss(self, logits: Float[Tensor, "p nc"], labels: Tensor) -> Float[Tensor, ""]:
+    def _objectness_loss(
+        self, logits: Float[Tensor, " n"], goal: Float[Tensor, " n"], maps: Sequence[Tensor]
+    ) -> Float[Tensor, ""]:
+        sizes = [m[..., 4].numel() for m in maps]
+        levels = zip(logits.split(sizes), goal.split(sizes), self._balance, strict=False)
+        weight = self._settings.objectness_pos_weight
+        losses = [self._bce(x, wanted, weight) * (balance / len(x)) for x, wanted, balance in levels]
+        return torch.stack(losses).sum()
+
+    def _class_loss(
+        self, logits: Float[Tensor, "p nc"], labels: Int[Tensor, " p"], share: Float[Tensor, " p"]
+    ) -> Float[Tensor, ""]:
         smoothing = self._settings.label_smoothing
         goal = torch.full_like(logits, 0.5 * smoothing)
         goal.scatter_(1, labels[:, None], 1 - 0.5 * smoothing)
-        return self._bce(logits, goal, self._settings.classification_pos_weight)
+        share = share[:, None] / self._num_classes
+        return self._bce(logits, goal, self._settings.classification_pos_weight, share=share)
 
-    def _bce(self, logits: Tensor, goal: Tensor, pos_weight: float) -> Float[Tensor, ""]:
-        """Mean binary cross-entropy, focal if the settings say so."""
-        weight = None if pos_weight == 1 else logits.new_tensor(pos_weight)
-        if self._settings.focal_gamma == 0:
-            return binary_cross_entropy_with_logits(logits, goal, pos_weight=weight)
-        loss = binary_cross_entropy_with_logits(logits, goal, pos_weight=weight, reduction="none")
-        return (loss * focal_weight(logits, goal, gamma=self._settings.focal_gamma)).mean()
+    def _bce(
+        self, logits: Tensor, goal: Tensor, pos_weight: float, *, share: Tensor | None = None
+    ) -> Float[Tensor, ""]:
+        """Sum of the binary cross-entropy, focal if the settings say so, with the share of each element."""
+        positive = None if pos_weight == 1 else logits.new_tensor(pos_weight)
+        focal = self._settings.focal_gamma
+        how = "sum" if focal == 0 else "none"
+        loss = binary_cross_entropy_with_logits(logits, goal, weight=share, pos_weight=positive, reduction=how)
+        return loss if focal == 0 else (loss * focal_weight(logits, goal, gamma=focal)).sum()
 
 
-def make_assigner(anchors: Anchors, settings: LossSettings) -> Assigner:
-    """The assigner that the settings name."""
+def make_assigner(anchors: Anchors, settings: LossSettings) -> HeadsAssigner:
+    """The assigner that the settings name, for a lead head alone or with an auxiliary head."""
+    make = partial(_make_single, anchors, settings)
+    auxiliary = make(
+        reach=COARSE if settings.auxiliary == "coarse_to_fine" else FINE,
+        max_k=MAX_K_WITH_AUXILIARY,
+        span=auxiliary_span(settings) if settings.auxiliary == "independent" else LEAD_SPAN,
+    )
+    return HeadsAssigner(
+        alone=make(max_k=MAX_K),
+        lead=make(max_k=MAX_K_WITH_AUXILIARY),
+        auxiliary=auxiliary,
+        guidance=settings.auxiliary,
+    )
+
+
+def _make_single(
+    anchors: Anchors, settings: LossSettings, *, max_k: int, reach: float = FINE, span: float = LEAD_SPAN
+) -> Assigner:
     threshold = settings.anchor_threshold
     match settings.assigner:
         case "ota":
-            return OtaAssigner(anchors, threshold=threshold, merge_duplicates=settings.merge_duplicate_cells)
+            merge = settings.merge_duplicate_cells
+            return OtaAssigner(
+                anchors, threshold=threshold, merge_duplicates=merge, max_k=max_k, reach=reach, span=span
+            )
         case "anchor":
-            return AnchorAssigner(anchors, threshold=threshold)
+            return AnchorAssigner(anchors, threshold=threshold, reach=reach)
 
 
-def decode_cells(raw: Float[Tensor, "p 4"], anchors_grid: Float[Tensor, "p 2"]) -> Float[Tensor, "p 4"]:
-    """Boxes cxcywh in cells, relative to their cell's corner: centre in (-0.5, 1.5), size up to 4 anchors."""
-    scaled = raw.sigmoid() * 2
-    return torch.cat((scaled[:, :2] - 0.5, scaled[:, 2:].square() * anchors_grid), dim=1)
+def auxiliary_span(settings: LossSettings) -> float:
+    """The span of the auxiliary decoder: the lead's, or wide enough for a whole coarse neighbour (Table 7)."""
+    return LEAD_SPAN if settings.auxiliary_constraint else WIDE_SPAN
+
+
+def decode_cells(raw: Float[Tensor, "p 4"], anchors_grid: Float[Tensor, "p 2"], *, span: float) -> Float[Tensor, "p 4"]:
+    """Boxes cxcywh in cells, relative to their cell's corner: a span of 2 reaches from -0.5 to 1.5; up to 4 anchors."""
+    scaled = raw.sigmoid()
+    return torch.cat((centre_in_cell(scaled[:, :2], span=span), (2 * scaled[:, 2:]).square() * anchors_grid), dim=1)
 
 
 def focal_weight(logits: Float[Tensor, "*n"], goal: Float[Tensor, "*n"], *, gamma: float) -> Float[Tensor, "*n"]:
@@ -129,43 +177,55 @@ def focal_weight(logits: Float[Tensor, "*n"], goal: Float[Tensor, "*n"], *, gamm
     return alpha * (1 - right) ** gamma
 
 
-def _goal_boxes(cells: Assignment, targets: Targets, like: Float[Tensor, "b na h w"]) -> Float[Tensor, "p 4"]:
+def _goal_boxes(cells: Assignment, targets: Targets, maps: Sequence[Tensor]) -> Float[Tensor, "p 4"]:
     """The objects' boxes cxcywh in cells, relative to the corner of the assigned cell."""
-    height, width = like.shape[2:]
-    boxes = targets.boxes_cxcywh[cells.target].float() * like.new_tensor([width, height, width, height])
+    boxes = targets.boxes_cxcywh[cells.target].float()
+    grid = torch.tensor([(m.shape[3], m.shape[2]) * 2 for m in maps], dtype=torch.float32, device=boxes.device)
+    boxes = boxes * grid[cells.level]
     corner = torch.stack((cells.column, cells.row), dim=1)
     return torch.cat((boxes[:, :2] - corner, boxes[:, 2:]), dim=1)
 
 
-def _put_last(goal: Float[Tensor, "b na h w"], cells: Assignment, values: Float[Tensor, " p"]) -> None:
+def _put_last(goal: Float[Tensor, " n"], numbers: Int[Tensor, " p"], values: Float[Tensor, " p"]) -> None:
     """Writes the values at their cells; of several at one cell the last one stays, on every device."""
-    _, num_anchors, height, width = goal.shape
-    flat = ((cells.image * num_anchors + cells.anchor) * height + cells.row) * width + cells.column
-    position = torch.arange(len(cells), device=goal.device)
-    last = torch.zeros(goal.numel(), dtype=torch.int64, device=goal.device)
-    last.scatter_reduce_(0, flat, position, "amax")
-    goal.view(-1)[flat] = values[last[flat]]
+    position = torch.arange(len(numbers), device=goal.device)
+    last = torch.zeros(goal.shape, dtype=torch.int64, device=goal.device)
+    last.scatter_reduce_(0, numbers, position, "amax")
+    goal[numbers] = values[last[numbers]]
 
 
 class _Select(torch.autograd.Function):
-    """The rows of some cells (p, 5 + nc) and the objectness of all (B, na, H, W), both float32.
+    """The rows of some cells (p, 5 + nc) and the objectness of all, level after level, both float32.
 
-    A single function, so that the backward pass fills one buffer of the map's size, in the map's memory order.
+    A single function, so that the backward pass fills one buffer of each map's size.
     """
 
     @staticmethod
-    def forward(ctx: Any, level_map: Tensor, cells: Assignment) -> tuple[Tensor, Tensor]:
-        ctx.cells = cells
-        ctx.like = level_map.detach()
-        rows = level_map[cells.image, cells.anchor, cells.row, cells.column]
-        return rows.float(), level_map[..., 4].float().contiguous()
+    def forward(ctx: Any, cells: Assignment, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        levels = cells.per_level(len(maps))
+        ctx.levels = levels
+        ctx.maps = [m.detach() for m in maps]
+        rows = [m[c.image, c.anchor, c.row, c.column].float() for m, c in zip(maps, levels, strict=True)]
+        return torch.cat(rows), torch.cat([m[..., 4].float().flatten() for m in maps])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        rows, objectness = gradients
-        cells, like = ctx.cells, ctx.like
-        gradient = torch.zeros_like(like)
-        gradient[..., 4] = objectness.to(like.dtype)
-        where = (cells.image, cells.anchor, cells.row, cells.column)
-        gradient.index_put_(where, rows.to(like.dtype), accumulate=True)
-        return gradient, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows = gradients[0].split([len(cells) for cells in ctx.levels])
+        objectness = gradients[1].split([m[..., 4].numel() for m in ctx.maps])
+        return None, *map(_spread, ctx.maps, ctx.levels, rows, objectness)
+
+
+def _spread(like: Tensor, cells: Assignment, rows: Tensor, objectness: Tensor) -> Tensor:
+    """The gradient of a map: of some cells' rows, and of the objectness of all."""
+    gradient = _zeros_like(like)
+    gradient[..., 4] = objectness.view(like.shape[:4])
+    numbers = ((cells.image * like.shape[1] + cells.anchor) * like.shape[2] + cells.row) * like.shape[3] + cells.column
+    gradient.view(-1, like.shape[4]).index_add_(0, numbers, rows.to(like.dtype))
+    return gradient
+
+
+def _zeros_like(like: Tensor) -> Tensor:
+    """Zeros, contiguous; on the CPU from numpy, which asks the system for huge, zeroed pages: a fifth of the time."""
+    if like.device.type != "cpu":
+        return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+    return torch.from_numpy(np.zeros(like.nbytes, np.uint8)).view(like.dtype).view(like.shape)

@@ -43,6 +43,7 @@ class LossSettings(Settings):
     """Gains of the loss, before they are scaled by the number of levels, classes and the image size."""
 
     assigner: Literal["ota", "anchor"] = Field("ota", description="anchor: by shape alone, as YOLOv5 matches")
+    box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field("ciou", description="what boxes are compared by")
     box: NonNegative = 0.05
     objectness: NonNegative = 1.0
     classification: NonNegative = 0.5
@@ -54,12 +55,23 @@ class LossSettings(Settings):
     merge_duplicate_cells: bool = Field(
         True, description="a cell positive for several objects goes to the cheapest one (the reference keeps all)"
     )
+    auxiliary: Literal["coarse_to_fine", "lead_guided", "independent"] = Field(
+        "coarse_to_fine", description="what an auxiliary head learns from: coarser cells, the lead's, its own"
+    )
+    auxiliary_gain: NonNegative = Field(0.25, description="of the auxiliary head's loss")
+    auxiliary_constraint: bool = Field(
+        True, description="the auxiliary head's boxes reach as far as the lead's, which is not quite to coarse cells"
+    )
 
 
 class OptimSettings(Settings):
     """The optimizer, a cosine schedule, warm-up and the exponential moving average of the weights."""
 
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: with Nesterov momentum, the reference's")
+    schedule: Literal["scaled", "reference"] = Field(
+        "scaled",
+        description="scaled: the warm-up to the run; reference: its own of at least 1000 steps, cosine by epoch",
+    )
     lr0: Positive = Field(0.01, description="learning rate after warm-up, at the nominal batch")
     lr_final: Positive = Field(0.01, le=1.0, description="last learning rate as a share of lr0")
     momentum: Probability = 0.937
@@ -86,6 +98,7 @@ class TrainSettings(Settings):
     close_mosaic: int = Field(10, ge=0, description="last epochs without mosaic and mixup; at most a fifth of the run")
     validate_every: int = Field(1, ge=1, description="epochs between two validations")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
+    checkpoint_minutes: NonNegative = Field(10.0, description="and within an epoch, minutes since the last one")
     loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="processes that prepare samples"
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from yolov7.assign import AnchorAssigner, Anchors, Assignment
 from yolov7.loss import DetectionLoss, _put_last
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
@@ -24,15 +25,13 @@ def example(*, counts: tuple[int, ...] = (3, 0, 5), classes: int = 4, size: int 
     return HeadMaps(maps), Targets(image, torch.randint(classes, image.shape, generator=random), boxes)
 
 
-def loss_for(classes: int = 4, *, size: int = 96, plain: bool = False, **settings: float) -> DetectionLoss:
-    anchors = Anchors(ANCHORS, STRIDES)
+def loss_for(classes: int = 4, *, size: int = 96, **settings: Any) -> DetectionLoss:
     return DetectionLoss(
         anchors_px=ANCHORS,
         strides=STRIDES,
         num_classes=classes,
         image_size=size,
-        settings=LossSettings(**settings),  # type: ignore[arg-type]
-        assigner=AnchorAssigner(anchors, threshold=4.0) if plain else None,
+        settings=LossSettings(**settings),
     )
 
 
@@ -71,10 +70,10 @@ def test_low_precision_maps(dtype: torch.dtype) -> None:
     assert all(m.grad is not None and m.grad.dtype == dtype for m in low.lead)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_gradient_by_differences(plain: bool) -> None:
+@pytest.mark.parametrize("assigner", ["ota", "anchor"])
+def test_gradient_by_differences(assigner: str) -> None:
     maps, targets = example(counts=(2,), classes=2)
-    loss = loss_for(2, plain=plain, focal_gamma=1.5, label_smoothing=0.1)
+    loss = loss_for(2, assigner=assigner, focal_gamma=1.5, label_smoothing=0.1)
     gradients = torch.autograd.grad(loss(maps, targets).total, maps.lead)
     for level, gradient in enumerate(gradients):
         position = int(gradient[..., 5].abs().argmax()) * gradient.shape[-1] + 5  # a class: no part of detached goals
@@ -109,14 +108,78 @@ def test_objectness_gain_grows_with_the_area() -> None:
 
 
 def test_last_of_several_values_stays() -> None:
-    goal = torch.zeros(1, 1, 2, 2)
-    zero = torch.zeros(3, dtype=torch.int64)
-    cells = Assignment(zero, zero, zero, torch.tensor([0, 1, 0]), torch.tensor([1, 1, 1]), zero)
-    _put_last(goal, cells, torch.tensor([0.25, 0.5, 0.75]))
-    assert goal.flatten().tolist() == [0, 0.75, 0, 0.5]
+    goal = torch.zeros(4)
+    _put_last(goal, torch.tensor([1, 3, 1]), torch.tensor([0.25, 0.5, 0.75]))
+    assert goal.tolist() == [0, 0.75, 0, 0.5]
 
 
-def test_auxiliary_maps_are_refused() -> None:
+def test_cells_of_several_objects_gather_their_gradients() -> None:
+    maps, targets = example(counts=(1,), classes=2)
+    twice = Targets(*(torch.cat((field, field)) for field in (targets.image, targets.label, targets.boxes_cxcywh)))
+    parts = loss_for(2, assigner="anchor")(maps, twice)
+    single = loss_for(2, assigner="anchor")(maps, targets)
+    for both, one in zip(*(torch.autograd.grad(p.total, maps.lead) for p in (parts, single)), strict=True):
+        torch.testing.assert_close(both, one)  # means over twice as many equal rows
+
+
+@pytest.mark.parametrize("kind", ["ciou", "giou", "diou", "siou", "eiou"])
+def test_every_kind_of_box_loss_learns(kind: str) -> None:
+    maps, targets = example(counts=(2, 1), classes=2)
+    loss, leaves = loss_for(2, box_loss=kind, assigner="anchor"), list(maps.lead)
+    optimizer = torch.optim.Adam(leaves, lr=0.1)
+    first = loss(maps, targets).box.item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(maps, targets).total.backward()
+        optimizer.step()
+    assert loss(maps, targets).box.item() < 0.3 * first
+
+
+def with_auxiliary(maps: HeadMaps) -> HeadMaps:
+    """The same maps as an auxiliary head, in other leaves, a little different."""
+    return HeadMaps(maps.lead, tuple((m.detach() + 0.3 * m.detach().flip(-1)).requires_grad_() for m in maps.lead))
+
+
+def test_an_auxiliary_head_adds_its_share() -> None:
     maps, targets = example()
-    with pytest.raises(ValueError, match="auxiliary head"):
-        loss_for()(HeadMaps(maps.lead, maps.lead), targets)
+    alike = HeadMaps(maps.lead, tuple(m.detach().clone().requires_grad_() for m in maps.lead))
+    both = loss_for(auxiliary="lead_guided", auxiliary_gain=0.5)(alike, targets)
+    lead = loss_for(auxiliary="lead_guided", auxiliary_gain=0.0)(alike, targets)
+    assert both.total.item() == pytest.approx(1.5 * lead.total.item(), rel=1e-5)
+    gradients = torch.autograd.grad(both.total, (*alike.lead, *alike.auxiliary))
+    for ours, theirs in zip(gradients[:3], gradients[3:], strict=True):
+        torch.testing.assert_close(0.5 * ours, theirs)
+
+
+@pytest.mark.parametrize("guidance", ["coarse_to_fine", "lead_guided", "independent"])
+def test_every_auxiliary_head_learns(guidance: str) -> None:
+    maps, targets = example(classes=2)
+    maps = with_auxiliary(maps)
+    loss, leaves = loss_for(2, auxiliary=guidance, auxiliary_gain=1.0), [*maps.lead, *maps.auxiliary]
+    optimizer = torch.optim.Adam(leaves, lr=0.1)
+    first = loss(maps, targets).total.item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss(maps, targets).total.backward()
+        optimizer.step()
+    assert loss(maps, targets).total.item() < 0.6 * first
+
+
+def test_the_constraint_keeps_boxes_from_coarse_cells() -> None:
+    """A centre at 4.9 has coarse positives in cell 3, 1.9 away from its corner: in reach of the wide decoder alone."""
+    nothing = torch.zeros(1, dtype=torch.int64)
+    targets = Targets(nothing, nothing, torch.tensor([[39.2, 39.2, 8, 8]]) / 64)
+    left = {}
+    for constraint in (True, False):
+        settings = LossSettings(assigner="anchor", auxiliary_constraint=constraint, auxiliary_gain=1.0, objectness=0.0)
+        anchors = torch.tensor([[[8.0, 8.0]]])
+        loss = DetectionLoss(anchors_px=anchors, strides=(8,), num_classes=1, image_size=64, settings=settings)
+        lead, auxiliary = (torch.zeros(1, 1, 8, 8, 6).requires_grad_() for _ in range(2))
+        optimizer = torch.optim.Adam([auxiliary], lr=0.2)
+        for _ in range(100):
+            optimizer.zero_grad()
+            parts = loss(HeadMaps((lead,), (auxiliary,)), targets)
+            parts.total.backward()
+            optimizer.step()
+        left[constraint] = parts.box.item() - loss(HeadMaps((lead,)), targets).box.item()
+    assert left[False] < 0.4 * left[True]
