@@ -165,7 +165,8 @@ def _work(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from yolov7.train.loop import Worker, fit
+    from yolov7.train.loop import fit
+    from yolov7.train.worker import Worker
 
     context = ray.train.get_context()
     cpus = int(config["cpus"])

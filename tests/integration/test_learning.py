@@ -12,8 +12,9 @@ from pipeline.stages.prepare import prepare
 from yolov7.settings import TrainSettings
 from yolov7.spec import spec_to_json
 from yolov7.train.job import TrainJob
-from yolov7.train.loop import Worker, fit
+from yolov7.train.loop import fit
 from yolov7.train.record import read_epochs
+from yolov7.train.worker import Worker
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ from yolov7.model import DetectionModel
 from yolov7.settings import OptimSettings
 from yolov7.spec import load_spec
 from yolov7.train.ema import Ema
-from yolov7.train.optim import Schedule, apply_plan, build_optimizer
+from yolov7.train.optim import Schedule, apply_plan, build_optimizer, build_schedule
 
 
-def schedule(*, batch: int = 16, steps: int = 100, epochs: int = 30, **settings: float) -> Schedule:
-    return Schedule(
-        settings=OptimSettings.model_validate(settings), batch_size=batch, steps_per_epoch=steps, epochs=epochs
+def schedule(*, batch: int = 16, steps: int = 100, epochs: int = 30, **settings: float | str) -> Schedule:
+    return build_schedule(
+        OptimSettings.model_validate(settings), batch_size=batch, steps_per_epoch=steps, epochs=epochs
     )
 
 
@@ -50,6 +50,23 @@ def test_gradients_accumulate_to_the_nominal_batch() -> None:
     assert schedule(batch=16).accumulate == 4
     assert schedule(batch=64).accumulate == 1
     assert schedule(batch=100).accumulate == 1
+
+
+def test_the_optimizer_moves_when_the_nominal_batch_is_together() -> None:
+    plans = schedule(batch=16)
+    assert not plans.moves(1000, waiting=3)
+    assert plans.moves(1000, waiting=4)
+
+
+@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 128))
+def test_the_reference_schedule_stays_within_its_bounds_too(steps: int, epochs: int, batch: int) -> None:
+    plans = schedule(steps=steps, epochs=epochs, batch=batch, schedule="reference")
+    assert plans.warmup_steps >= 1000  # which a short run never leaves
+    for step in range(plans.total_steps):
+        plan = plans.at(step)
+        assert 0 <= plan.lr <= 0.01 + 1e-12
+        assert plan.bias_lr <= 0.1 + 1e-12
+        assert 1 <= plan.accumulate <= max(1, round(64 / batch))
 
 
 def test_only_convolution_weights_decay_and_every_parameter_is_in_one_group() -> None:
@@ -86,6 +103,16 @@ def test_the_average_follows_the_weights_with_a_growing_decay() -> None:
         decay = 0.9 * (1 - math.exp(-update / 2.0))
         expected = decay * expected + (1 - decay) * value
     assert float(ema.model.weight) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_share_of_the_rates_leaves_the_momentum() -> None:
+    model = DetectionModel(load_spec("nano"), num_classes=2)
+    plans = schedule()
+    optimizer = build_optimizer(model, plans.settings, schedule=plans)
+    plan = plans.at(10)
+    apply_plan(optimizer, plan, share=0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [plan.lr / 2, plan.lr / 2, plan.bias_lr / 2]
+    assert all(group["momentum"] == plan.momentum for group in optimizer.param_groups)
 
 
 def test_the_average_takes_running_statistics_along() -> None:

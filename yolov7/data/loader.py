@@ -76,9 +76,9 @@ class TrainLoader:
     def __len__(self) -> int:
         return -(-self._num_images // self._batch_size)
 
-    def epoch(self, epoch: int, *, mosaic: bool = True) -> Iterator[Batch]:
-        """The batches of an epoch; `mosaic=False` as in the last epochs."""
-        self._keys.keys = [BatchKey(epoch, mosaic, indices) for indices in self._shares(epoch)]
+    def epoch(self, epoch: int, *, mosaic: bool = True, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on; `mosaic=False` as in the last epochs."""
+        self._keys.keys = [BatchKey(epoch, mosaic, indices) for indices in self._shares(epoch)][start:]
         return iter(self._batches)
 
     def _shares(self, epoch: int) -> Iterator[tuple[int, ...]]:

@@ -33,10 +33,15 @@ class Ema(Generic[Model]):
 
     @torch.no_grad()
     def update(self, model: Model) -> None:
-        """Moves the average towards the model's weights and buffers, all tensors in one call."""
+        """Moves the average towards the model's weights and buffers, all tensors at once.
+
+        In the reference's order of roundings, to which a fused multiply and add would not keep.
+        """
         self.updates += 1
-        average, current = _floating_state(self.model), _floating_state(model)
-        torch._foreach_lerp_(average, current, 1 - self.decay_at(self.updates))
+        decay = self.decay_at(self.updates)
+        average = _floating_state(self.model)
+        torch._foreach_mul_(average, decay)
+        torch._foreach_add_(average, torch._foreach_mul(_floating_state(model), 1 - decay))
 
 
 def _floating_state(model: nn.Module) -> list[torch.Tensor]:

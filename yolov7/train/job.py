@@ -8,6 +8,8 @@ from pathlib import Path
 from yolov7.settings import Settings, TrainSettings
 from yolov7.spec import ModelSpec, spec_from_json
 
+_NO_EFFECT = {"checkpoint_every", "checkpoint_minutes", "loader_workers", "cache_images"}  # on what is learned
+
 
 class TrainJob(Settings):
     """One run: a model, its settings, a seed, where the prepared data are and where the run keeps its state."""
@@ -25,6 +27,7 @@ class TrainJob(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when the data or any training parameter does."""
-        parts = (self.spec_json, self.settings.model_dump_json(), str(self.seed), self.data_hash)
+        """Twelve hexadecimal digits that change when the data or any parameter that the result hangs on does."""
+        settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
+        parts = (self.spec_json, settings, str(self.seed), self.data_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

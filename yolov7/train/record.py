@@ -1,4 +1,7 @@
-"""The record of a run on disk: a line per epoch, and where the run is now. It is the truth that trackers copy."""
+"""The record of a run on disk: a line per epoch, what happened to it, and where it is now.
+
+It is the truth that trackers copy.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ FIGURES = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_pe
 
 
 class Record:
-    """Appends to `epochs.jsonl` and refreshes `progress.json` in a run's folder."""
+    """Appends to `epochs.jsonl` and `notes.txt` and refreshes `progress.json` in a run's folder."""
 
     def __init__(self, folder: Path, *, refresh_seconds: float = 0.5) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._epochs = folder / "epochs.jsonl"
+        self._notes = folder / "notes.txt"
         self._progress = folder / "progress.json"
         self._refresh_seconds = refresh_seconds
         self._refreshed = 0.0
@@ -32,6 +36,11 @@ class Record:
         """Adds what an epoch measured; `line` holds `epoch`, counted from 1."""
         with self._epochs.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def add_note(self, text: str) -> None:
+        """Adds a line about something that the user should know."""
+        with self._notes.open("a", encoding="utf-8") as file:
+            file.write(" ".join(text.split()) + "\n")
 
     def show(self, progress: dict[str, Any], *, now: bool = False) -> None:
         """Refreshes the progress, at most every `refresh_seconds` unless asked to do it now."""
@@ -47,6 +56,12 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def read_notes(folder: Path) -> list[str]:
+    """What the user should know, oldest first."""
+    path = folder / "notes.txt"
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""The average of the weights against the reference's, to the last bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.golden.vectors import load_vectors
+from yolov7.settings import OptimSettings
+from yolov7.train.ema import Ema
+
+
+def make_ema(start: torch.Tensor) -> tuple[nn.Linear, Ema[nn.Linear]]:
+    model = nn.Linear(start.shape[1], start.shape[0], bias=False)
+    model.weight.data = start.clone()
+    settings = OptimSettings()
+    return model, Ema(model, decay=settings.ema_decay, ramp=settings.ema_ramp)
+
+
+def test_the_decay_grows_as_the_references() -> None:
+    golden = load_vectors("ema")
+    _, ema = make_ema(golden["w0"])
+    found = [ema.decay_at(updates) for updates in golden["updates"].tolist()]
+    assert found == pytest.approx(golden["decay"].tolist(), rel=1e-12)
+
+
+def test_the_average_is_the_references_to_the_last_bit() -> None:
+    golden = load_vectors("ema")
+    model, ema = make_ema(golden["w0"])
+    for weights, expected in zip(golden["w_seq"], golden["ema_seq"], strict=True):
+        model.weight.data = weights.clone()
+        ema.update(model)
+        assert torch.equal(ema.model.weight, expected)

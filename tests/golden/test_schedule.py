@@ -1,0 +1,56 @@
+"""The schedule named `reference` against the reference's own learning rates, momentum and optimizer steps."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.golden.vectors import DATA
+from yolov7.model import DetectionModel
+from yolov7.settings import OptimSettings
+from yolov7.spec import load_spec
+from yolov7.train.optim import Schedule, apply_plan, build_optimizer, build_schedule
+
+CASES = ("lr_p5_b16_nb100_e300", "lr_tiny_b64_nb400_e30")
+
+
+def load_case(name: str) -> tuple[dict[str, Any], Schedule]:
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
+        case = {key: file[key] for key in file.files}
+    names = json.loads(str(case["hyp"]))
+    names["lr_final"] = names.pop("lrf")
+    settings = OptimSettings(schedule="reference", **names)
+    batch, steps, epochs = (int(case[key]) for key in ("batch", "nb", "epochs"))
+    return case, build_schedule(settings, batch_size=batch, steps_per_epoch=steps, epochs=epochs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rates_and_momentum_are_the_references(name: str) -> None:
+    case, schedule = load_case(name)
+    plans = [schedule.at(step) for step in range(len(case["lr"]))]
+    rates = np.array([[plan.lr, plan.lr, plan.bias_lr] for plan in plans])  # batch norm, convolutions, biases
+    np.testing.assert_allclose(rates, case["lr"], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose([plan.momentum for plan in plans], case["momentum"], rtol=1e-12)
+    assert schedule.warmup_steps == case["nw"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_optimizer_moves_at_the_references_steps(name: str) -> None:
+    case, schedule = load_case(name)
+    steps = range(len(case["opt_step"]))
+    assert [schedule.at(step).accumulate for step in steps] == case["accumulate"].tolist()
+    assert [schedule.moves(step, waiting=1) for step in steps] == case["opt_step"].tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_optimizer_gets_the_rates_by_group_and_the_scaled_decay(name: str) -> None:
+    case, schedule = load_case(name)
+    model = DetectionModel(load_spec("nano"), num_classes=2)
+    optimizer = build_optimizer(model, schedule.settings, schedule=schedule)
+    apply_plan(optimizer, schedule.at(500))
+    weights, others, biases = optimizer.param_groups
+    np.testing.assert_allclose([others["lr"], weights["lr"], biases["lr"]], case["lr"][500], rtol=1e-12)
+    assert weights["weight_decay"] == pytest.approx(float(case["weight_decay_scaled"]))

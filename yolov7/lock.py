@@ -1,0 +1,45 @@
+"""Locks between processes: a file that one of them holds until it lets go or ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from yolov7.errors import ArtifactError
+
+_LOOK_AGAIN = 0.1  # seconds
+
+
+@contextmanager
+def exclusive(path: Path, *, what: str, patience: float = 0.0) -> Iterator[None]:
+    """Holds the lock `path`; ArtifactError where another process still holds it after `patience` seconds.
+
+    `what` names the thing that is locked, for the message. The file stays behind; only the lock on it counts.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        _acquire(file, what=what, until=time.monotonic() + patience)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _acquire(file: IO[str], *, what: str, until: float) -> None:
+    import fcntl
+
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                file.seek(0)
+                raise ArtifactError(
+                    f"{what} is in use by another process ({file.read() or 'unknown'}); wait for it, or end it"
+                ) from None
+        time.sleep(_LOOK_AGAIN)

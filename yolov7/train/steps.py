@@ -1,0 +1,167 @@
+"""One training step: forward, loss, backward and, when the batch is together, the optimizer. And what is skipped."""
+
+from __future__ import annotations
+
+import logging
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from yolov7.loss import DetectionLoss
+from yolov7.model import DetectionModel
+from yolov7.precision import autocast
+from yolov7.structures import Batch, HeadMaps
+from yolov7.train.job import TrainJob
+from yolov7.train.optim import Schedule, apply_plan
+from yolov7.train.state import TrainState
+from yolov7.train.worker import Worker
+
+log = logging.getLogger(__name__)
+
+MOST_SKIPPED_IN_A_ROW = 20
+_RATE_AFTER_ROLLBACK = 0.5  # going on as before would lead to the same place
+
+
+class DivergedError(Exception):
+    """Training cannot go on from where it is; the message says why."""
+
+
+@final
+class Stepper:
+    """Moves a state step by step.
+
+    A step whose loss or gradients are not finite is skipped and counted; DivergedError after many in a row.
+    """
+
+    def __init__(
+        self, job: TrainJob, worker: Worker, state: TrainState, *, schedule: Schedule, dtype: torch.dtype
+    ) -> None:
+        model, settings = state.model, job.settings
+        self._job, self._worker, self._state, self._schedule, self._dtype = job, worker, state, schedule, dtype
+        self._runner = _wrap(model, worker, compiled=settings.compile)
+        self._stride = max(model.strides)
+        self._loss = DetectionLoss(
+            anchors_px=model.anchors_px,
+            strides=model.strides,
+            num_classes=model.num_classes,
+            image_size=settings.image_size,
+            settings=settings.loss,
+        )
+        self._waiting = 0  # steps whose gradients wait for the optimizer
+        self._skipped_in_a_row = 0
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the last step was a good one."""
+        return self._skipped_in_a_row == 0
+
+    def lr(self, step: int) -> float:
+        """The learning rate of most parameters at a step."""
+        return self._schedule.at(step).lr * self._rate_share
+
+    def step(self, batch: Batch) -> None:
+        """One step on a batch of this worker's."""
+        progress = self._state.progress
+        plan = self._schedule.at(progress.step)
+        apply_plan(self._state.optimizer, plan, share=self._rate_share)
+        self._add_gradients(batch)
+        due = self._schedule.moves(progress.step, waiting=self._waiting)
+        progress.step += 1
+        progress.batch += 1
+        progress.images += len(batch.index) * self._worker.world_size
+        if due:
+            self._move()
+        self.settle()
+
+    def end_epoch(self) -> None:
+        """Uses up the gradients that wait, where the schedule wants none carried over."""
+        if self._schedule.moves_at_epoch_end:
+            self._move()
+            self.settle()
+
+    def settle(self) -> None:
+        """Marks the state as one to go back to, if it is."""
+        if self._waiting == 0:
+            self._state.mark()
+
+    def reset(self) -> None:
+        """Forgets what led to where the state no longer is."""
+        self._waiting = self._skipped_in_a_row = 0
+
+    def _add_gradients(self, batch: Batch) -> None:
+        images = self._prepare(batch.images)
+        with autocast(self._dtype, self._worker.device):
+            maps = HeadMaps(*self._runner(images))
+        parts = self._loss(maps, batch.targets.to(self._worker.device))
+        if not self._is_finite(parts.total):
+            self._skip("the loss", steps=1)
+            return
+        # DDP averages gradients over processes; the sum over all images is what the schedule is made for
+        scaled: Tensor = self._state.scaler.scale(parts.total * self._worker.world_size)
+        scaled.backward()  # type: ignore[no-untyped-call]
+        self._waiting += 1
+        losses = torch.stack([parts.box, parts.objectness, parts.classification]).detach()
+        self._state.progress.losses = self._state.progress.losses + losses  # the mark keeps the old one
+
+    def _move(self) -> None:
+        if self._waiting == 0:
+            return
+        state, waiting, self._waiting = self._state, self._waiting, 0
+        state.scaler.unscale_(state.optimizer)
+        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+        finite = self._is_finite(nn.utils.get_total_norm(gradients))
+        if finite:
+            state.scaler.step(state.optimizer)
+            state.ema.update(state.model)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        if finite:
+            self._skipped_in_a_row = 0
+        else:
+            self._skip("the gradient", steps=waiting)
+
+    def _is_finite(self, value: Tensor) -> bool:
+        (broken,) = self._worker.any_of(not bool(torch.isfinite(value.detach())))
+        return not broken
+
+    def _skip(self, what: str, *, steps: int) -> None:
+        progress = self._state.progress
+        progress.skipped_steps += steps
+        self._skipped_in_a_row += steps
+        self._state.put_buffers_back()  # not finite either
+        log.info("step %d skipped: %s is not finite", progress.step, what)
+        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise DivergedError(f"{what} was not finite in {self._skipped_in_a_row} steps in a row")
+
+    @property
+    def _rate_share(self) -> float:
+        return _RATE_AFTER_ROLLBACK**self._state.progress.rollbacks
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        scaled = images.to(self._worker.device, non_blocking=True).float() / 255  # B 3 H W
+        size = self._training_size(images.shape[-1])
+        if size != images.shape[-1]:
+            scaled = functional.interpolate(scaled, size=(size, size), mode="bilinear", align_corners=False)
+        if self._job.settings.channels_last:
+            return scaled.contiguous(memory_format=torch.channels_last)
+        return scaled
+
+    def _training_size(self, size: int) -> int:
+        vary = self._job.settings.multi_scale
+        if vary == 0:
+            return size
+        generator = np.random.default_rng((self._job.seed, self._state.progress.step))
+        drawn = generator.uniform(1 - vary, 1 + vary) * size
+        return max(self._stride, round(drawn / self._stride) * self._stride)
+
+
+def _wrap(model: DetectionModel, worker: Worker, *, compiled: bool) -> nn.Module:
+    module: nn.Module = model
+    if worker.world_size > 1:
+        ids = [worker.device.index] if worker.device.type == "cuda" else None
+        module = DistributedDataParallel(model, device_ids=ids)
+    return torch.compile(module) if compiled else module  # type: ignore[return-value]
