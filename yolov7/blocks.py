@@ -5,12 +5,14 @@ Convolutions are registered in the order of the reference's graph, so that its w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from yolov7.graph import ElanRow
+from yolov7.row_base import RepPlace, Shape
+from yolov7.rows import BottleneckRow, CspRow
 
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.03
@@ -31,9 +33,11 @@ def make_norm(width: int) -> nn.BatchNorm2d:
 class ConvBnAct(nn.Module):
     """Convolution without bias, batch norm, activation: B C H W -> B width H/stride W/stride."""
 
-    def __init__(self, channels: int, width: int, kernel: int = 3, stride: int = 1, *, activation: str) -> None:
+    def __init__(
+        self, channels: int, width: int, kernel: int = 3, stride: int = 1, *, groups: int = 1, activation: str
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
+        self.conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = make_norm(width)
         self.act = make_activation(activation)
 
@@ -60,12 +64,14 @@ class ConvAct(nn.Module):
 class RepConv(nn.Module):
     """3x3, 1x1 and, where asked for, identity branch, each with batch norm, added: one 3x3 once fused (section 4.1)."""
 
-    def __init__(self, channels: int, width: int, stride: int = 1, *, identity: bool, activation: str) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int = 1, *, identity: bool, groups: int = 1, activation: str
+    ) -> None:
         super().__init__()
         assert not identity or (channels == width and stride == 1)
         self.identity = make_norm(width) if identity else None
-        self.dense = _conv_bn(channels, width, 3, stride)
-        self.pointwise = _conv_bn(channels, width, 1, stride)
+        self.dense = _conv_bn(channels, width, 3, stride, groups)
+        self.pointwise = _conv_bn(channels, width, 1, stride, groups)
         self.act = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,6 +104,14 @@ class MaxPool(nn.Module):
 
 
 @final
+class Reorg(nn.Module):
+    """Space to depth: the 2x2 pixels become groups of channels, column by column."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], dim=1)
+
+
+@final
 class MpTransition(nn.Module):
     """Halves the resolution twice over, by pooling and by a strided convolution: cat[convolved, pooled, laterals]."""
 
@@ -113,6 +127,21 @@ class MpTransition(nn.Module):
 
 
 @final
+class DownC(nn.Module):
+    """The P6 models' way down: cat[strided after a 1x1 of all channels, pooled, laterals], `width` channels each."""
+
+    def __init__(self, channels: int, width: int, *, activation: str) -> None:
+        super().__init__()
+        self.mix = ConvBnAct(channels, channels, 1, activation=activation)
+        self.strided = ConvBnAct(channels, width, 3, 2, activation=activation)
+        self.pooled = ConvBnAct(channels, width, 1, activation=activation)
+
+    def forward(self, x: Tensor, *laterals: Tensor) -> Tensor:
+        pooled = self.pooled(nn.functional.max_pool2d(x, 2, 2))
+        return torch.cat([self.strided(self.mix(x)), pooled, *laterals], dim=1)
+
+
+@final
 class UpTransition(nn.Module):
     """Doubles the resolution of the deeper map: cat[lateral, upsampled], each of `width` channels."""
 
@@ -122,45 +151,98 @@ class UpTransition(nn.Module):
         self.lateral = ConvBnAct(lateral_channels, width, 1, activation=activation)
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:
-        upsampled = nn.functional.interpolate(self.top(x), scale_factor=2.0, mode="nearest")
-        return torch.cat([self.lateral(lateral), upsampled], dim=1)
+        return torch.cat([self.lateral(lateral), _double(self.top(x))], dim=1)
 
 
 @final
-class Elan(nn.Module):
-    """Efficient layer aggregation: two 1x1, a chain of 3x3 from the second, cat[last, ..., first, b, a], 1x1.
+class Upsample(nn.Module):
+    """YOLOv3's way up: a 1x1 convolution, doubled in resolution, and the laterals as they are behind it."""
 
-    `inner` is the width of the chain, `every` how many of its convolutions lie between two maps that are taken.
-    """
+    def __init__(self, channels: int, width: int, *, activation: str) -> None:
+        super().__init__()
+        self.top = ConvBnAct(channels, width, 1, activation=activation)
+
+    def forward(self, x: Tensor, *laterals: Tensor) -> Tensor:
+        return torch.cat([_double(self.top(x)), *laterals], dim=1)
+
+
+@final
+class DarkBlock(nn.Module):
+    """1x1 to `hidden`, 3x3 to `width`, and the input added; `reversed`: 3x3, then 1x1."""
 
     def __init__(
-        self, channels: int, out: int, *, hidden: int, inner: int, chain: int, every: int, activation: str
+        self,
+        channels: int,
+        width: int,
+        *,
+        hidden: int,
+        shortcut: bool,
+        reversed: bool = False,
+        rep: RepPlace | None = None,
+        activation: str,
     ) -> None:
         super().__init__()
-        self.every = every
-        self.a = ConvBnAct(channels, hidden, 1, activation=activation)
-        self.b = ConvBnAct(channels, hidden, 1, activation=activation)
-        self.chain = nn.ModuleList(
-            ConvBnAct(inner if i else hidden, inner, activation=activation) for i in range(chain)
-        )
-        self.merge = ConvBnAct(2 * hidden + chain // every * inner, out, 1, activation=activation)
-
-    @classmethod
-    def from_row(cls, row: ElanRow, channels: int, *, activation: str) -> Elan:
-        """The block's three forms: `elan` takes every second map, `elan_w` and `elan_tiny` all of them."""
-        inner = row.hidden // 2 if row.block == "elan_w" else row.hidden
-        chain = row.depth if row.block == "elan_tiny" else 2 * row.depth
-        every = 2 if row.block == "elan" else 1
-        return cls(channels, row.out, hidden=row.hidden, inner=inner, chain=chain, every=every, activation=activation)
+        first, second = (3, 1) if reversed else (1, 3)
+        self.first = make_conv(channels, hidden, first, rep=rep if reversed else None, activation=activation)
+        self.second = make_conv(hidden, width, second, rep=None if reversed else rep, activation=activation)
+        self.adds = shortcut and channels == width
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.b(x)
-        taken = [self.a(x), y]
-        for i, conv in enumerate(self.chain, start=1):
-            y = conv(y)
-            if i % self.every == 0:
-                taken.append(y)
-        merged: Tensor = self.merge(torch.cat(taken[::-1], dim=1))
+        y: Tensor = self.second(self.first(x))
+        return x + y if self.adds else y
+
+
+@final
+class Bottlenecks(nn.Module):
+    """Darknet's dark blocks, one after the other."""
+
+    def __init__(self, row: BottleneckRow, channels: int, *, activation: str) -> None:
+        super().__init__()
+        widths = [channels] + [row.out] * (row.depth - 1)
+        self.chain = nn.Sequential(
+            *(
+                DarkBlock(width, row.out, hidden=row.out // 2, shortcut=row.shortcut, activation=activation)
+                for width in widths
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.chain(x)
+        return y
+
+
+@final
+class Csp(nn.Module):
+    """Cross-stage partial block in its three forms; 1x1 convolutions come before the chain of dark blocks."""
+
+    def __init__(self, row: CspRow, inputs: Sequence[Shape], *, activation: str) -> None:
+        super().__init__()
+        channels, hidden = inputs[0].channels, row.hidden
+        self.splits_late = row.block == "csp_b"
+        self.a = ConvBnAct(channels, hidden, 1, activation=activation)
+        self.b = ConvBnAct(hidden if self.splits_late else channels, hidden, 1, activation=activation)
+        self.behind = ConvBnAct(hidden, hidden, 1, activation=activation) if row.block == "csp_c" else nn.Identity()
+        self.merge = ConvBnAct(2 * hidden, row.out, 1, activation=activation)
+        places = {place.position: place for place in row.rep_places(inputs, meets="")}
+        self.chain = nn.Sequential(
+            *(
+                DarkBlock(
+                    hidden,
+                    hidden,
+                    hidden=hidden,
+                    shortcut=row.shortcut,
+                    reversed=row.reversed,
+                    rep=places.get(i),
+                    activation=activation,
+                )
+                for i in range(1, row.depth + 1)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        bypass = self.b(y if self.splits_late else x)
+        merged: Tensor = self.merge(torch.cat([self.behind(self.chain(y)), bypass], dim=1))
         return merged
 
 
@@ -203,6 +285,30 @@ class SppTiny(nn.Module):
         return merged
 
 
+@final
+class Spp(nn.Module):
+    """YOLOv3-SPP's pyramid: a 1x1 to half the channels, cat[it, its pools], 1x1."""
+
+    def __init__(self, channels: int, out: int, *, activation: str) -> None:
+        super().__init__()
+        self.reduce = ConvBnAct(channels, channels // 2, 1, activation=activation)
+        self.merge = ConvBnAct(4 * (channels // 2), out, 1, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.reduce(x)
+        merged: Tensor = self.merge(torch.cat([y, *pool_pyramid(y)], dim=1))
+        return merged
+
+
+def make_conv(
+    channels: int, width: int, kernel: int, *, rep: RepPlace | None = None, groups: int = 1, activation: str
+) -> ConvBnAct | RepConv:
+    """A plain convolution, or a re-parameterised one where a place of it was planned."""
+    if rep is None:
+        return ConvBnAct(channels, width, kernel, groups=groups, activation=activation)
+    return RepConv(channels, width, identity=rep.identity, groups=groups, activation=activation)
+
+
 def pool_pyramid(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Max-pooling over windows of 5, 9 and 13: 5x5 once, twice and three times, which is the same and cheaper."""
     pool5 = nn.functional.max_pool2d(x, 5, 1, 2)
@@ -210,6 +316,10 @@ def pool_pyramid(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return pool5, pool9, nn.functional.max_pool2d(pool9, 5, 1, 2)
 
 
-def _conv_bn(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
-    conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
+def _double(x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _conv_bn(channels: int, width: int, kernel: int, stride: int, groups: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, make_norm(width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from yolov7.spec import ModelSpec
 class Cost:
     """`gflops`: 2 x multiply-accumulate of all convolutions of the deployed graph; `gflops_built`: of the training one.
 
-    `gflops_with_bias` counts one bias addition for every output element too, as the paper does.
+    The training graph has all branches and the auxiliary head. `..._with_bias` count one bias addition for every
+    output element too, as the paper does, whether or not the graph has biases. `gflops_unfolded` counts the training
+    graph with 2 multiply-accumulates for every element of a batch norm.
     """
 
     parameters: int
@@ -25,6 +27,16 @@ class Cost:
     gflops: float
     gflops_with_bias: float
     gflops_built: float
+    gflops_built_with_bias: float
+    gflops_unfolded: float
+
+
+class Operations(NamedTuple):
+    """Of one forward: multiply-accumulates and output elements of all convolutions, elements of all batch norms."""
+
+    macs: int
+    outputs: int
+    norm_elements: int
 
 
 def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None = None) -> Cost:
@@ -34,13 +46,15 @@ def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None 
         model = DetectionModel(spec, num_classes=num_classes).eval()
         deployed = fuse(model)
         images = torch.empty(1, 3, side, side)
-    macs, additions = count_convolutions(deployed, images)
+    before, after = count_operations(model, images), count_operations(deployed, images)
     return Cost(
         parameters=count_parameters(model),
         parameters_deployed=count_parameters(deployed),
-        gflops=2 * macs / 1e9,
-        gflops_with_bias=2 * (macs + additions) / 1e9,
-        gflops_built=2 * count_convolutions(model, images)[0] / 1e9,
+        gflops=2 * after.macs / 1e9,
+        gflops_with_bias=2 * (after.macs + after.outputs) / 1e9,
+        gflops_built=2 * before.macs / 1e9,
+        gflops_built_with_bias=2 * (before.macs + before.outputs) / 1e9,
+        gflops_unfolded=2 * (before.macs + 2 * before.norm_elements) / 1e9,
     )
 
 
@@ -50,18 +64,22 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def count_convolutions(model: DetectionModel, images: Tensor) -> tuple[int, int]:
-    """Multiply-accumulates and output elements of all convolutions in one forward."""
-    counts: list[tuple[int, int]] = []
+def count_operations(model: DetectionModel, images: Tensor) -> Operations:
+    """What one forward computes, the auxiliary head included if there is one."""
+    counts: list[Operations] = []
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
-        counts.append((output.numel() * module.weight[0].numel(), output.numel()))
+        number = output.numel()
+        if isinstance(module, nn.Conv2d):
+            counts.append(Operations(number * module.weight[0].numel(), number, 0))
+        else:
+            counts.append(Operations(0, 0, number))
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    counted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    hooks = [module.register_forward_hook(count) for module in counted]
     try:
-        model(images)
+        model(images, auxiliary=True)
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(macs for macs, _ in counts), sum(outputs for _, outputs in counts)
+    return Operations(*(sum(column) for column in zip(*counts, strict=True)))

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from yolov7.graph import DetectRow
+from yolov7.blocks import ConvBnAct
+from yolov7.row_base import Shape
+from yolov7.rows import DetectRow
 from yolov7.structures import HeadMaps
 
 _PRIOR_OBJECTS = 8.0  # objects that an image of _PRIOR_SIDE pixels is taken to hold, before training
@@ -22,39 +24,57 @@ _PRIOR_CLASS = 0.6
 class Detect(nn.Module):
     """One 1x1 convolution a level, within implicit knowledge where wanted: im * (W (x + ia) + b) (section 4.3).
 
-    Maps (B, C, H, W) -> HeadMaps of (B, anchors, H, W, 5 + classes).
+    The auxiliary head, if the row has one, has a 3x3 convolution before each of its own, and no implicit knowledge.
+    Lead maps, then auxiliary ones, (B, C, H, W) -> HeadMaps of (B, anchors, H, W, 5 + classes).
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], *, num_anchors: int, num_classes: int, implicit: bool
+        self,
+        row: DetectRow,
+        levels: Sequence[Shape],
+        taps: Sequence[Shape] = (),
+        *,
+        num_classes: int,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
-        outputs = num_anchors * (5 + num_classes)
-        self.num_anchors = num_anchors
-        self.convs = nn.ModuleList(nn.Conv2d(width, outputs, 1) for width in channels)
-        self.ia = nn.ParameterList(_implicit(width, mean=0.0) for width in channels if implicit)
-        self.im = nn.ParameterList(_implicit(outputs, mean=1.0) for _ in channels if implicit)
-        self._init_biases(strides, num_classes)
-
-    @classmethod
-    def from_row(cls, row: DetectRow, channels: Sequence[int], strides: Sequence[int], *, num_classes: int) -> Detect:
-        """The head of a spec."""
-        num_anchors = len(row.anchors[0]) // 2
-        return cls(channels, strides, num_anchors=num_anchors, num_classes=num_classes, implicit=row.implicit)
+        self.num_anchors = len(row.anchors[0]) // 2
+        outputs = self.num_anchors * (5 + num_classes)
+        widths = (row.auxiliary.out if row.auxiliary else None) or [level.channels for level in levels]
+        stems = [
+            ConvBnAct(tap.channels, width, activation=activation) for tap, width in zip(taps, widths, strict=False)
+        ]
+        self.auxiliary_stems = nn.ModuleList(stems)
+        self.convs = nn.ModuleList(nn.Conv2d(level.channels, outputs, 1) for level in levels)
+        self.auxiliary_convs = nn.ModuleList(nn.Conv2d(stem.conv.out_channels, outputs, 1) for stem in stems)
+        implicit = levels if row.implicit else ()
+        self.ia = nn.ParameterList(_implicit(level.channels, mean=0.0) for level in implicit)
+        self.im = nn.ParameterList(_implicit(outputs, mean=1.0) for _ in implicit)
+        for convs in (self.convs, self.auxiliary_convs):
+            self._init_biases(convs, [level.stride for level in levels], num_classes)
 
     def forward(self, *maps: Tensor) -> HeadMaps:
-        return HeadMaps(tuple(self._level(i, x) for i, x in enumerate(maps)))
+        """Without the auxiliary head's maps, only the lead's are computed."""
+        levels = len(self.convs)
+        lead = tuple(self._level(i, x) for i, x in enumerate(maps[:levels]))
+        return HeadMaps(lead, tuple(self._auxiliary(i, x) for i, x in enumerate(maps[levels:])))
 
     def _level(self, level: int, x: Tensor) -> Tensor:
         y: Tensor = self.convs[level](x + self.ia[level]) * self.im[level] if len(self.ia) else self.convs[level](x)
+        return self._split(y)
+
+    def _auxiliary(self, level: int, x: Tensor) -> Tensor:
+        return self._split(self.auxiliary_convs[level](self.auxiliary_stems[level](x)))
+
+    def _split(self, y: Tensor) -> Tensor:
         batch, outputs, height, width = y.shape  # B, anchors * (5 + classes), H, W
         split = y.reshape(batch, self.num_anchors, outputs // self.num_anchors, height, width)
         return split.permute(0, 1, 3, 4, 2).contiguous()
 
     @torch.no_grad()
-    def _init_biases(self, strides: Sequence[int], num_classes: int) -> None:
+    def _init_biases(self, convs: nn.ModuleList, strides: Sequence[int], num_classes: int) -> None:
         """Objectness and classes start near how often they occur, so that the first steps are not spent on it."""
-        for conv, stride in zip(self.convs, strides, strict=True):
+        for conv, stride in zip(convs, strides, strict=False):
             assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
             bias = conv.bias.view(self.num_anchors, -1)

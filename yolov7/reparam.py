@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from yolov7.auxiliary import without_auxiliary
 from yolov7.blocks import ConvAct, ConvBnAct, RepConv
 from yolov7.heads import Detect
 from yolov7.model import DetectionModel
@@ -18,12 +19,24 @@ KernelAndBias = tuple[Tensor, Tensor]
 def fuse(model: DetectionModel) -> DetectionModel:
     """A new model, in evaluation mode, whose outputs are this one's: batch norms, branches and implicit vectors folded.
 
-    The model itself stays as it is. A fused model comes back as a copy.
+    It has no auxiliary head. The model itself stays as it is. A fused model comes back as a copy.
     """
-    fused = copy.deepcopy(model).eval()
+    fused = strip_auxiliary(model).eval()
     _fuse_children(fused)
     fused.fused = True
     return fused
+
+
+def strip_auxiliary(model: DetectionModel) -> DetectionModel:
+    """A copy without the auxiliary head, which only training needs; its spec has none either."""
+    if model.spec.head.auxiliary is None:
+        return copy.deepcopy(model)
+    with torch.device("meta"):
+        bare = DetectionModel(without_auxiliary(model.spec), num_classes=model.num_classes)
+    kept = bare.state_dict().keys()
+    bare.load_state_dict({key: value.clone() for key, value in model.state_dict().items() if key in kept}, assign=True)
+    bare.anchors_px = model.anchors_px.clone()
+    return bare.train(model.training)
 
 
 def fold_norm(kernel: Tensor, norm: nn.BatchNorm2d) -> KernelAndBias:
@@ -47,7 +60,8 @@ def fuse_rep_conv(block: RepConv) -> ConvAct:
     kernel = kernel + nn.functional.pad(kernel_1x1, [1, 1, 1, 1])
     bias = bias + bias_1x1
     if block.identity is not None:
-        unit = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)[..., None, None]
+        unit = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)[..., None, None]
+        unit = unit.repeat(dense[0].groups, 1, 1, 1)
         kernel_identity, bias_identity = fold_norm(unit, block.identity)
         kernel = kernel + nn.functional.pad(kernel_identity, [1, 1, 1, 1])
         bias = bias + bias_identity

@@ -9,14 +9,16 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from yolov7.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.errors import SpecError
-from yolov7.graph import ModelSpec, build_spec, describe, keys_of_block, suggest
-from yolov7.scaling import scale_spec
+from yolov7.graph import ModelSpec, build_spec, describe, suggest
+from yolov7.rows import keys_of_block
+from yolov7.scaling import Rule, scale_spec
 
 __all__ = ["ModelSpec", "list_specs", "load_spec", "resolve_spec", "spec_from_json", "spec_to_json"]
 
@@ -25,13 +27,16 @@ _FOLDER = Path(str(resources.files("yolov7"))) / "specs"
 
 class _Scale(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    rule: Literal["compound", "width", "depth"]
-    depth: float = 1.0
+    rule: Rule
+    depth: float | dict[str, float] = 1.0
     width: float = 1.0
 
 
 class _SpecFile(BaseModel):
-    """A spec as it is written: rows, or a base with the rows that differ and a scale over the result."""
+    """A spec as it is written: rows, or a base with the rows that differ, and a scale over the result.
+
+    `auxiliary`: with an auxiliary head or without; left out, as the rows or the base have it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     base: str | None = None
@@ -40,6 +45,7 @@ class _SpecFile(BaseModel):
     rows: dict[str, Any] | None = None
     swap: dict[str, dict[str, Any]] = {}
     scale: _Scale | None = None
+    auxiliary: bool | None = None
 
 
 def list_specs() -> tuple[str, ...]:
@@ -102,7 +108,7 @@ def _load(path: Path, *, within: tuple[Path, ...]) -> ModelSpec:
 
 
 def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[Path, ...]) -> ModelSpec:
-    """Base first, then the swaps, then the scale over all of it."""
+    """Base first, then the swaps, then the scale over all of it, then the auxiliary head."""
     try:
         file = _SpecFile.model_validate(dict(data))
     except ValidationError as error:
@@ -118,7 +124,11 @@ def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[
     plain |= {key: value for key, value in given.items() if value is not None}
     plain["rows"] = _swapped(plain["rows"], file.swap, name=name)
     spec = build_spec(plain)
-    return spec if file.scale is None else scale_spec(spec, **file.scale.model_dump())
+    if file.scale is not None:
+        spec = scale_spec(spec, **file.scale.model_dump())
+    if file.auxiliary is None:
+        return spec
+    return with_auxiliary(spec) if file.auxiliary else without_auxiliary(spec)
 
 
 def _swapped(rows: Mapping[str, Any], swap: Mapping[str, Mapping[str, Any]], *, name: str) -> dict[str, Any]:

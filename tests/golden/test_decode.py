@@ -5,6 +5,8 @@ import torch
 from tests.golden.vectors import load_vectors
 from yolov7.heads import Detect, decode_maps
 from yolov7.reparam import fuse_detect
+from yolov7.row_base import Shape
+from yolov7.rows import DetectRow
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}  # boxes are in pixels
 
@@ -50,8 +52,10 @@ def test_half_precision_maps_decode_in_float32() -> None:
 
 
 def _make_head(golden: dict, *, implicit: bool, channels: list[int]) -> Detect:
-    strides = golden["strides"].int().tolist()
-    return Detect(channels, strides, num_anchors=3, num_classes=golden["nc"], implicit=implicit)
+    levels = [Shape(width, stride) for width, stride in zip(channels, golden["strides"].int().tolist(), strict=True)]
+    anchors, sources = [[1.0] * 6] * len(levels), [str(i) for i in range(len(levels))]
+    row = DetectRow.model_validate({"block": "detect", "from": sources, "anchors": anchors, "implicit": implicit})
+    return Detect(row, levels, num_classes=golden["nc"])
 
 
 def _check_head(head: Detect, golden: dict, *, decoded: str) -> None:

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from yolov7.blocks import Elan, RepConv
-from yolov7.graph import ElanRow, infer_shapes
+from yolov7.blocks import RepConv
+from yolov7.elan import Elan
+from yolov7.graph import infer_shapes
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
+from yolov7.rows import ElanRow
 from yolov7.scaling import round_width, scale_spec
 from yolov7.spec import ModelSpec, resolve_spec
 

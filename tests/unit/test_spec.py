@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from yolov7.errors import SpecError
-from yolov7.graph import Shape, infer_shapes
+from yolov7.graph import infer_shapes
+from yolov7.row_base import Shape
 from yolov7.spec import list_specs, load_spec, resolve_spec, spec_from_json, spec_to_json
 
 ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
