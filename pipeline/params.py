@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from yolov7.errors import SpecError
-from yolov7.graph import suggest
+from yolov7.errors import SpecError, one_line, shown
+from yolov7.files import is_file
+from yolov7.graph import infer_shapes, suggest
+from yolov7.plain_yaml import read_yaml
 from yolov7.scaling import scale_spec
 from yolov7.settings import (
     COCO_NMS,
+    CocoEngine,
     NmsSettings,
     NonNegative,
     Positive,
@@ -29,6 +31,7 @@ from yolov7.settings import (
 from yolov7.spec import ModelSpec, load_spec
 
 PARAMS_FILE = "params.yaml"
+MAX_SEED = 2**32 - 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -38,7 +41,7 @@ class SyntheticSettings(Settings):
     train_images: int = Field(640, ge=1)
     val_images: int = Field(160, ge=1)
     image_size: int = Field(192, ge=64, le=2048, description="side, pixels")
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     shuffle_labels: bool = Field(False, description="a control: train on labels that mean nothing")
 
 
@@ -111,6 +114,7 @@ class EvaluateSettings(Settings):
 
     batch_size: int = Field(16, ge=1)
     nms: NmsSettings = COCO_NMS
+    engine: CocoEngine = Field("hotcoco", description="the library that counts; pycocotools: COCO's own, slower")
     tolerance_ap: Positive = Field(1e-3, description="largest change of AP by re-parameterisation")
     examples: int = Field(12, ge=1, le=100, description="images drawn with their detections")
     example_confidence: Probability = 0.35
@@ -169,14 +173,16 @@ class Params(Settings):
     def _check_names(cls, variants: dict[str, Variant]) -> dict[str, Variant]:
         for name in variants:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"the variant name {name!r} becomes a folder: use letters, digits, '_', '-' and '.'")
+                raise ValueError(
+                    f"the variant name {shown(name)} becomes a folder: use letters, digits, '_', '-' and '.'"
+                )
         return variants
 
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-            raise ValueError(f"seeds={list(seeds)} must be different numbers from 0, at least one")
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
+            raise ValueError(f"seeds={shown(list(seeds))} must be different numbers from 0 to {MAX_SEED}, at least one")
         return seeds
 
     @model_validator(mode="after")
@@ -184,8 +190,7 @@ class Params(Settings):
         if self.data.val is None and self.data.test is None:  # told here, not after hours of training
             raise ValueError("data.val and data.test are both null, but evaluate needs one of them; name a split")
         for name, variant in self.variants.items():
-            self.train_settings(name)
-            _build(name, variant)
+            _check_size(name, _build(name, variant), self.train_settings(name).image_size)
         return self
 
     def variant(self, name: str) -> Variant:
@@ -204,27 +209,36 @@ class Params(Settings):
             raise ValueError(f"variants.{name}.train.{first_error(error)}") from None
 
 
-def _build(name: str, variant: Variant) -> None:
+def _build(name: str, variant: Variant) -> ModelSpec:
     try:
-        variant.build_spec()
+        return variant.build_spec()
     except SpecError as error:
         raise ValueError(f"variants.{name}: {error}") from None
 
 
+def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
+    stride = max(shape.stride for shape in infer_shapes(spec).values())
+    if image_size % stride:
+        nearest = max(1, round(image_size / stride)) * stride
+        raise ValueError(
+            f"train.image_size={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; "
+            f"try {nearest}"
+        )
+
+
 def load_params(path: Path = Path(PARAMS_FILE)) -> Params:
     """Reads and validates a parameter file; ValueError in one line that names the key and the remedy."""
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"{path} is missing; run this in the project's folder, or `yolov7 use demo` to get one")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping with at least `variants`; `yolov7 use demo` gives an example")
+    return parse_params(read_yaml(path), source=str(path))
+
+
+def parse_params(content: Mapping[str, Any], *, source: str) -> Params:
+    """Validates plain values; ValueError in one line that names where they are from, the key and the remedy."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_error(error)}") from None
+        raise ValueError(one_line(f"{source}: {first_error(error)}")) from None
 
 
 def first_error(error: ValidationError) -> str:
@@ -237,9 +251,9 @@ def first_error(error: ValidationError) -> str:
     if details["type"] == "value_error":
         message = str(details["ctx"]["error"])
         return f"{key}: {message}{more}" if key else message + more
-    shown = "" if details["type"] == "missing" else f", got {details['input']!r}"
+    got = "" if details["type"] == "missing" else f", got {shown(details['input'])}"
     message = details["msg"][0].lower() + details["msg"][1:]
-    return f"{key}: {message}{shown[:80]}{more}"
+    return f"{key}: {message}{got}{more}"
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

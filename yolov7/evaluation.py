@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from yolov7.data.labels import ImageIndex
 from yolov7.data.loader import ValLoader
 from yolov7.inference import detect_batch
-from yolov7.metrics import CocoFigures, CocoGroundTruth, coco_metrics
+from yolov7.metrics import CocoFigures, coco_metrics
 from yolov7.model import DetectionModel
 from yolov7.precision import resolve_precision
-from yolov7.settings import NmsSettings
+from yolov7.settings import CocoEngine, NmsSettings
 from yolov7.structures import Detections
 
 
@@ -30,8 +30,9 @@ def evaluate_split(
     batch_size: int,
     nms: NmsSettings,
     precision: str = "auto",
+    engine: CocoEngine = "hotcoco",
 ) -> SplitResult:
-    """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures.
+    """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures with a library.
 
     The detections are on the CPU, in the pixels of the original images.
     """
@@ -42,4 +43,4 @@ def evaluate_split(
     for batch in ValLoader(index, image_size=image_size, batch_size=batch_size):
         found += detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype)
     model.train(was_training)
-    return SplitResult(tuple(found), coco_metrics(CocoGroundTruth(index), found))
+    return SplitResult(tuple(found), coco_metrics(index, found, engine=engine))

@@ -1,22 +1,23 @@
-"""How good detections are: COCO's figures (by pycocotools), precision over recall, and what is taken for what."""
+"""How good detections are: COCO's figures, precision over recall, and what is taken for what."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import coco, cocoeval
 
 from yolov7.boxes import pairwise_iou
+from yolov7.coco import coco_curves, columns
 from yolov7.data.labels import ImageIndex
+from yolov7.settings import CocoEngine
 from yolov7.structures import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's order
+_RECALLS = np.linspace(0.0, 1.0, 101)
 _NUM_COCO_CLASSES = 80
 _IDS_WITHOUT_OBJECTS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})  # of COCO's 90 categories
 
@@ -57,43 +58,34 @@ class PrecisionRecall:
     class_names: tuple[str, ...]
 
 
-class CocoGroundTruth:
-    """The objects of a split in the form that pycocotools wants; built once, compared with many times.
-
-    An object's area is its box's, as the index holds no outlines.
-    """
-
-    def __init__(self, index: ImageIndex) -> None:
-        self.index = index
-        images = np.repeat(np.arange(len(index)), np.diff(index.box_offsets))
-        with _quiet():
-            self.coco = _table(index, images, index.boxes_xyxy, index.labels, crowd=index.crowd)
-
-
-def coco_metrics(ground_truth: CocoGroundTruth, detections: Sequence[Detections]) -> CocoFigures:
+def coco_metrics(index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = "hotcoco") -> CocoFigures:
     """The figures of the detections of every image of a split, in its order and in its images' pixels."""
-    with _quiet():
-        evaluation = _evaluation(ground_truth, detections)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    figures = dict(zip(FIGURES, map(_defined, evaluation.stats), strict=True))
-    by_class = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class
-    names = ground_truth.index.class_names
-    return CocoFigures(**figures, per_class_AP={name: _mean(by_class[:, :, k]) for k, name in enumerate(names)})
+    curves = coco_curves(index, detections, engine=engine)
+    precision, recall = curves.precision, curves.recall  # IoU, recall, class, size, limit; without recall
+    per_class = {name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(index.class_names)}
+    return CocoFigures(
+        AP=_mean(precision[..., 0, 2]),
+        AP50=_mean(precision[0, ..., 0, 2]),
+        AP75=_mean(precision[5, ..., 0, 2]),
+        APs=_mean(precision[..., 1, 2]),
+        APm=_mean(precision[..., 2, 2]),
+        APl=_mean(precision[..., 3, 2]),
+        AR1=_mean(recall[..., 0, 0]),
+        AR10=_mean(recall[..., 0, 1]),
+        AR100=_mean(recall[..., 0, 2]),
+        ARs=_mean(recall[..., 1, 2]),
+        ARm=_mean(recall[..., 2, 2]),
+        ARl=_mean(recall[..., 3, 2]),
+        per_class_AP=per_class,
+    )
 
 
-def precision_recall(index: ImageIndex, detections: Sequence[Detections]) -> PrecisionRecall:
+def precision_recall(
+    index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = "hotcoco"
+) -> PrecisionRecall:
     """The precision of each class at 101 recalls, for objects of all sizes at IoU .5."""
-    ground_truth = CocoGroundTruth(index)
-    with _quiet():
-        evaluation = _evaluation(ground_truth, detections)
-        evaluation.params.iouThrs = np.array([0.5])
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][0, :, :, 0, -1]
-    return PrecisionRecall(evaluation.params.recThrs, np.where(precision < 0, np.nan, precision), index.class_names)
+    precision = coco_curves(index, detections, engine=engine).precision[0, :, :, 0, 2]
+    return PrecisionRecall(_RECALLS, np.where(precision < 0, np.nan, precision), index.class_names)
 
 
 def confusion_matrix(
@@ -129,7 +121,7 @@ def coco_results(index: ImageIndex, detections: Sequence[Detections]) -> list[di
     a category's id is COCO's own for the 80 classes of COCO, else the label + 1.
     """
     image_ids, category_ids = _image_ids(index), _category_ids(index.class_names)
-    images, boxes, scores, labels = _columns(detections)
+    images, boxes, scores, labels = columns(detections)
     boxes[:, 2:] -= boxes[:, :2]
     rows = zip(images.tolist(), boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
     return [
@@ -141,55 +133,6 @@ def coco_results(index: ImageIndex, detections: Sequence[Detections]) -> list[di
         }
         for image, box, score, label in rows
     ]
-
-
-def _evaluation(ground_truth: CocoGroundTruth, detections: Sequence[Detections]) -> Any:
-    index = ground_truth.index
-    assert len(detections) == len(index), f"{len(detections)} detections for {len(index)} images"
-    images, boxes, scores, labels = _columns(detections)
-    found = _table(index, images, boxes, labels, scores=scores)
-    return cocoeval.COCOeval(ground_truth.coco, found, "bbox")
-
-
-def _table(
-    index: ImageIndex,
-    images: NDArray[Any],
-    boxes_xyxy: NDArray[Any],
-    labels: NDArray[np.int64],
-    *,
-    scores: NDArray[np.float64] | None = None,
-    crowd: NDArray[np.bool_] | None = None,
-) -> Any:
-    """Boxes as a pycocotools table; ids of images and classes are their positions, those of boxes start at 1."""
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    areas = sides.astype(np.float64).prod(1).tolist()
-    bboxes = np.concatenate((boxes_xyxy[:, :2], sides), axis=1).tolist()
-    rows = zip(images.tolist(), labels.tolist(), bboxes, areas, strict=True)
-    annotations: list[dict[str, Any]] = [
-        {"id": k, "image_id": image, "category_id": label, "bbox": bbox, "area": area, "iscrowd": 0}
-        for k, (image, label, bbox, area) in enumerate(rows, start=1)
-    ]
-    for annotation, score in zip(annotations, () if scores is None else scores.tolist(), strict=False):
-        annotation["score"] = score
-    for k in () if crowd is None else np.flatnonzero(crowd).tolist():
-        annotations[k]["iscrowd"] = 1
-    table = coco.COCO()
-    table.dataset = {
-        "images": [{"id": i} for i in range(len(index))],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(index.class_names)],
-        "annotations": annotations,
-    }
-    table.createIndex()
-    return table
-
-
-def _columns(detections: Sequence[Detections]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Image (n,), boxes xyxy (n, 4), scores (n,) and labels (n,) of all detections, one below the other."""
-    images = np.repeat(np.arange(len(detections)), [len(found) for found in detections])
-    boxes = torch.cat([torch.zeros(0, 4), *(found.boxes_xyxy.cpu().float() for found in detections)])
-    scores = torch.cat([torch.zeros(0), *(found.scores.cpu().float() for found in detections)])
-    labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(found.labels.cpu() for found in detections)])
-    return images, boxes.double().numpy(), scores.double().numpy(), labels.numpy()
 
 
 def _pair(overlaps: NDArray[np.float64], *, above: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -226,24 +169,7 @@ def _category_ids(class_names: tuple[str, ...]) -> list[int]:
     return list(ids)
 
 
-def _defined(value: float) -> float | None:
-    """A figure of pycocotools, which says -1 where there are no objects."""
-    return None if value < 0 else float(value)
-
-
-def _mean(precision: NDArray[np.float64]) -> float | None:
-    known = precision[precision > -1]
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """The mean of what is defined; None where there are no objects, of which COCO says -1."""
+    known = values[values > -1]
     return float(known.mean()) if known.size else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences pycocotools' prints alone: redirecting the standard output would silence other threads too."""
-    modules: tuple[Any, ...] = (coco, cocoeval)
-    for module in modules:
-        module.print = lambda *_: None
-    try:
-        yield
-    finally:
-        for module in modules:
-            vars(module).pop("print", None)

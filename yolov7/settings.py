@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+CocoEngine = Literal["hotcoco", "pycocotools"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 

@@ -63,7 +63,12 @@ def _load_split() -> tuple[str, ImageIndex]:
 
 def _measure(weights: Weights, index: ImageIndex, settings: EvaluateSettings) -> SplitResult:
     return evaluate_split(
-        weights.model, index, image_size=weights.image_size, batch_size=settings.batch_size, nms=settings.nms
+        weights.model,
+        index,
+        image_size=weights.image_size,
+        batch_size=settings.batch_size,
+        nms=settings.nms,
+        engine=settings.engine,
     )
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from yolov7.coco import coco_curves
 from yolov7.data.labels import ImageIndex
 from yolov7.metrics import (
+    FIGURES,
     CocoFigures,
-    CocoGroundTruth,
     coco_metrics,
     coco_results,
     confusion_matrix,
     precision_recall,
 )
+from yolov7.settings import CocoEngine
 from yolov7.structures import Detections
 
 Row = tuple[float, float, float, float, int]
@@ -50,7 +55,10 @@ TWO = index_of([CAT], [DOG])
 
 
 def figures(index: ImageIndex, *detections: Detections) -> CocoFigures:
-    return coco_metrics(CocoGroundTruth(index), detections)
+    """By the fast library, and the same by the reference."""
+    fast, reference = (coco_metrics(index, detections, engine=engine) for engine in get_args(CocoEngine))
+    assert fast == reference
+    return fast
 
 
 def test_perfect_detections(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +117,71 @@ def test_precision_recall() -> None:
     np.testing.assert_allclose(curves.precision[:51, 0], 1.0)
     np.testing.assert_allclose(curves.precision[51:, 0], 2 / 3)
     assert np.isnan(curves.precision[:, 1:]).all()
+
+
+def random_split(seed: int, *, images: int, classes: int) -> tuple[ImageIndex, list[Detections]]:
+    """Objects of all sizes, crowds among them, and detections around them with many equal scores."""
+    random = np.random.default_rng(seed)
+    rows, detections = [], []
+    for _ in range(images):
+        count = int(random.integers(0, 6))
+        low = random.uniform(0, 400, (count, 2))
+        boxes = np.concatenate([low, low + np.exp(random.uniform(1.5, 5.5, (count, 2)))], axis=1)
+        labels = random.integers(0, classes, count)
+        rows.append([(*box, int(label)) for box, label in zip(boxes.tolist(), labels, strict=True)])
+        near = np.repeat(np.arange(count), random.integers(0, 40, count))
+        moved = boxes[near] + random.normal(0, 5, (len(near), 4))
+        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
+        guessed = np.where(random.random(len(near)) < 0.8, labels[near], random.integers(0, classes, len(near)))
+        scores = np.round(random.random(len(near)), 2)
+        order = np.argsort(-scores, kind="stable")
+        found = (torch.from_numpy(moved[order]).float(), torch.from_numpy(scores[order]).float())
+        detections.append(Detections(*found, torch.from_numpy(guessed[order])))
+    objects = sum(map(len, rows))
+    names = tuple(f"class {k}" for k in range(classes + 1))  # the last one never occurs
+    return index_of(*rows, names=names, crowd=tuple(range(0, objects, 9))), detections
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_libraries_agree(seed: int) -> None:
+    index, detections = random_split(seed, images=30, classes=4)
+    curves, reference = (coco_curves(index, detections, engine=engine) for engine in get_args(CocoEngine))
+    np.testing.assert_allclose(curves.precision, reference.precision, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(curves.recall, reference.recall, rtol=0, atol=1e-12)
+    assert 0.05 < float(figures(index, *detections).AP or 0) < 0.95
+
+
+def test_figures_are_those_of_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
+    index, detections = random_split(7, images=30, classes=4)
+    rows = coco_results(index, detections)
+    ids = [int(path.stem) for path in index.paths]
+    images = np.repeat(ids, np.diff(index.box_offsets)).tolist()
+    objects = [
+        {"id": k, "image_id": image, "category_id": int(label) + 1, "iscrowd": int(crowd)}
+        | {"bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], "area": float(np.prod(box[2:] - box[:2]))}
+        for k, (image, box, label, crowd) in enumerate(
+            zip(images, index.boxes_xyxy, index.labels, index.crowd, strict=True), start=1
+        )
+    ]
+    truth = COCO()
+    truth.dataset = {"images": [{"id": i} for i in ids], "annotations": objects, "info": {}}
+    truth.dataset["categories"] = [{"id": k + 1, "name": name} for k, name in enumerate(index.class_names)]
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    ours = coco_metrics(index, detections).as_dict()
+    # its results format has boxes to the thousandth of a pixel
+    assert [ours[name] for name in FIGURES] == pytest.approx(evaluation.stats.tolist(), abs=2e-3)
+    exact = coco_metrics(index, [_rounded(found) for found in detections]).as_dict()
+    assert [exact[name] for name in FIGURES] == pytest.approx(evaluation.stats.tolist(), abs=1e-9)
+
+
+def _rounded(found: Detections) -> Detections:
+    low, sides = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]
+    low, sides = (torch.round(part.double(), decimals=3) for part in (low, sides))
+    return Detections(torch.cat((low, low + sides), dim=1).float(), found.scores, found.labels)
 
 
 def test_results_format() -> None:
