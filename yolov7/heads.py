@@ -41,9 +41,7 @@ class Detect(nn.Module):
         self.num_anchors = len(row.anchors[0]) // 2
         outputs = self.num_anchors * (5 + num_classes)
         widths = (row.auxiliary.out if row.auxiliary else None) or [level.channels for level in levels]
-        stems = [
-            ConvBnAct(tap.channels, width, activation=activation) for tap, width in zip(taps, widths, strict=False)
-        ]
+        stems = [ConvBnAct(tap.channels, n, activation=activation) for tap, n in zip(taps, widths, strict=False)]
         self.auxiliary_stems = nn.ModuleList(stems)
         self.convs = nn.ModuleList(nn.Conv2d(level.channels, outputs, 1) for level in levels)
         self.auxiliary_convs = nn.ModuleList(nn.Conv2d(stem.conv.out_channels, outputs, 1) for stem in stems)
@@ -105,4 +103,6 @@ def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
 
 
 def _implicit(width: int, *, mean: float) -> nn.Parameter:
-    return nn.Parameter(mean + 0.02 * torch.randn(1, width, 1, 1))
+    # drawn on the CPU: on the meta device, drawing first loads seconds of decompositions
+    drawn = mean + 0.02 * torch.randn(1, width, 1, 1, device="cpu")
+    return nn.Parameter(drawn.to(torch.get_default_device()))
