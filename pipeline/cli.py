@@ -38,7 +38,7 @@ def main() -> None:
                 "interrupted; a training goes on from its last checkpoint when it is started again", code=_INTERRUPTED
             )
         raise
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("YOLOV7_TRACEBACK"):
             raise
         from yolov7.errors import told

@@ -8,6 +8,7 @@ import yaml
 
 from pipeline.params import PARAMS_FILE, load_params
 from yolov7.graph import suggest
+from yolov7.plain_yaml import read_yaml
 
 FOLDER = Path("experiments")
 
@@ -69,19 +70,19 @@ def _fill_data(text: str, *, data: Path | None, name: str) -> str:
 def _is_saved(target: Path) -> bool:
     """Whether the parameters in place are those of some experiment; the data's folder may differ."""
     current = _content(target)
-    return current is None or any(_content(path) == current for path in _files())
+    return not current or any(_content(path) == current for path in _files())
 
 
 def _content(path: Path) -> object:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        return path.read_text(encoding="utf-8")
-    if isinstance(content, dict) and isinstance(content.get("data"), dict):
+        content = read_yaml(path)
+    except ValueError:
+        return path.read_bytes()
+    if isinstance(content.get("data"), dict):
         return content | {"data": {key: value for key, value in content["data"].items() if key != "path"}}
     return content
 
 
 def _title(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").splitlines()[0]
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from yolov7.errors import SpecError
+from yolov7.errors import SpecError, one_line, shown
 from yolov7.row_base import RepPlace, RowBase, Shape
 from yolov7.rows import Count, DetectRow, Row, keys_of_block, list_blocks
 
@@ -106,7 +106,7 @@ def build_spec(data: Mapping[str, Any]) -> ModelSpec:
         return ModelSpec.model_validate(filled)
     except ValidationError as error:
         message = describe(error, keys=list(ModelSpec.model_fields))
-        raise SpecError(f"{message} (spec {data.get('name')!s})") from None
+        raise SpecError(f"{message} (spec {one_line(data.get('name'), limit=80)})") from None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -120,8 +120,11 @@ def describe(error: ValidationError, *, keys: Iterable[str] = ()) -> str:
 
     `keys` are those known outside of rows.
     """
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "rows")
+    return one_line(_describe(error.errors(include_url=False)[0], keys))
+
+
+def _describe(first: ErrorDetails, keys: Iterable[str]) -> str:
+    place = ".".join(one_line(part, limit=80) for part in first["loc"] if part != "rows")
     match first["type"]:
         case "extra_forbidden":
             known = keys_of_block(str(first["loc"][-2])) if len(first["loc"]) > 2 else keys
@@ -133,7 +136,7 @@ def describe(error: ValidationError, *, keys: Iterable[str] = ()) -> str:
         case "value_error":
             return f"{place}: {first['ctx']['error']}".removeprefix(": ")
         case _:
-            return f"{place}: {first['msg']}, not {first['input']!r}"
+            return f"{place}: {first['msg']}, not {shown(first['input'])}"
 
 
 def _describe_block(error: ErrorDetails) -> str:
@@ -141,7 +144,7 @@ def _describe_block(error: ErrorDetails) -> str:
     given = error["input"].get("block") if isinstance(error["input"], Mapping) else None
     if given is None:
         return f"names no block; one of {', '.join(known)}"
-    return f"unknown block {given!r}{suggest(str(given), known)} (there are {', '.join(known)})"
+    return f"unknown block {shown(given)}{suggest(str(given), known)} (there are {', '.join(known)})"
 
 
 def _fill_sources(rows: Mapping[str, Any]) -> dict[str, Any]:

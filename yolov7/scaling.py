@@ -15,6 +15,7 @@ from yolov7.rows import Auxiliary, ComputationalRow, DetectRow, ElanRow
 Rule = Literal["compound", "width", "depth", "both"]
 Depth = float | Mapping[str, float]  # one factor, or factors by row
 MULTIPLE = 8  # widths are rounded up to a multiple of this
+MAX_FACTOR = 100
 
 
 def scale_spec(spec: ModelSpec, *, rule: Rule, depth: Depth = 1.0, width: float = 1.0) -> ModelSpec:
@@ -63,8 +64,8 @@ def round_width(width: Fraction, *, multiple: int = MULTIPLE) -> int:
 def _check_factors(rule: Rule, *, depth: Depth, width: float) -> None:
     factors = depth if isinstance(depth, Mapping) else {"depth": depth}
     for name, factor in (*factors.items(), ("width", width)):
-        if not (math.isfinite(factor) and factor > 0):
-            raise SpecError(f"scale {name}={factor} must be a positive number")
+        if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
+            raise SpecError(f"scale {name}={factor} must lie between {1 / MAX_FACTOR} and {MAX_FACTOR}")
     if rule == "width" and set(factors.values()) != {1.0}:
         raise SpecError(f"scale depth={depth} does not go with rule 'width'; use 'compound', 'depth' or 'both'")
     if rule in ("compound", "depth") and width != 1:

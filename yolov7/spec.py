@@ -11,12 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from yolov7.auxiliary import with_auxiliary, without_auxiliary
-from yolov7.errors import SpecError
+from yolov7.errors import SpecError, one_line, shown
+from yolov7.files import is_file
 from yolov7.graph import ModelSpec, build_spec, describe, suggest
+from yolov7.plain_yaml import read_yaml
 from yolov7.rows import keys_of_block
 from yolov7.scaling import Rule, scale_spec
 
@@ -72,8 +73,8 @@ def spec_from_json(text: str) -> ModelSpec:
     """The spec that `spec_to_json` wrote; SpecError where it is not one."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SpecError(f"the spec is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"the spec is not JSON: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise SpecError("the spec is not a JSON object")
     return build_spec(data)
@@ -85,25 +86,20 @@ def _find(name: str, *, beside: Path) -> Path:
         return packaged[name]
     path = beside / name
     if path.suffix in {".yaml", ".yml"}:
-        if path.is_file():
+        if is_file(path):
             return path
-        raise SpecError(f"spec file {path} does not exist")
-    raise SpecError(
-        f"no spec {name!r}{suggest(name, packaged)} (there are {', '.join(sorted(packaged))}; or give a .yaml file)"
-    )
+        raise SpecError(one_line(f"spec file {path} does not exist"))
+    known = ", ".join(sorted(packaged))
+    raise SpecError(f"no spec {shown(name)}{suggest(name, packaged)} (there are {known}; or give a .yaml file)")
 
 
 def _load(path: Path, *, within: tuple[Path, ...]) -> ModelSpec:
     if path.resolve() in within:
         raise SpecError(f"spec {path} is its own base, by way of {within[-1]}")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"spec file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"spec file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise SpecError(f"spec file {path} must hold a mapping with `rows` or `base`")
+        data = read_yaml(path)
+    except ValueError as error:
+        raise SpecError(one_line(f"spec file {error}")) from None
     return _resolve(data, name=path.stem, beside=path.parent, within=(*within, path.resolve()))
 
 
@@ -135,7 +131,7 @@ def _swapped(rows: Mapping[str, Any], swap: Mapping[str, Mapping[str, Any]], *, 
     """Rows with the named ones changed key by key; where a block changes, keys that the new one shares are kept."""
     unknown = [row for row in swap if row not in rows]
     if unknown:
-        raise SpecError(f"swap.{unknown[0]}: no such row{suggest(unknown[0], rows)} (spec {name})")
+        raise SpecError(f"swap.{one_line(unknown[0], limit=80)}: no such row{suggest(unknown[0], rows)} (spec {name})")
     return {row: _merge(old, swap.get(row, {})) for row, old in rows.items()}
 
 
@@ -147,15 +143,3 @@ def _merge(old: Any, new: Mapping[str, Any]) -> Any:
         allowed = keys_of_block(str(new["block"]))
         kept = {key: value for key, value in old.items() if key in allowed}
     return {**kept, **new}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key written twice is an error; plainly, the second would win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is written twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
