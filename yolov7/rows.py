@@ -22,7 +22,8 @@ from yolov7.row_base import (
     shape_with_laterals,
 )
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+Depth = Annotated[int, Field(strict=True, ge=1, le=100)]
 Side = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -36,9 +37,8 @@ class ConvRow(RowBase):
     stride: Literal[1, 2] = Field(1, alias="s")
 
     def shape(self, inputs: Sequence[Shape]) -> Shape:
-        return shape_with_laterals(
-            self, self.out, Shape(inputs[0].channels, inputs[0].stride * self.stride), inputs[1:]
-        )
+        main = Shape(inputs[0].channels, inputs[0].stride * self.stride)
+        return shape_with_laterals(self, self.out, main, inputs[1:])
 
     def concatenates(self, position: int) -> bool:
         return position > 0
@@ -138,7 +138,7 @@ class ElanRow(RowBase):
     block: Literal["elan", "elan_w", "elan_tiny"]
     out: Count
     hidden: Count
-    depth: Count
+    depth: Depth
     cardinality: Count = 1
     grouped: bool = False
     rep: tuple[Count, ...] = ()
@@ -200,7 +200,7 @@ class CspRow(RowBase):
 
     block: Literal["csp_a", "csp_b", "csp_c"]
     out: Count
-    depth: Count
+    depth: Depth
     shortcut: bool = True
     reversed: bool = False
     rep: tuple[Count, ...] = ()
