@@ -103,7 +103,7 @@ class DetectionLoss:
         self, logits: Float[Tensor, " n"], goal: Float[Tensor, " n"], maps: Sequence[Tensor]
     ) -> Float[Tensor, ""]:
         sizes = [m[..., 4].numel() for m in maps]
-        levels = zip(logits.split(sizes), goal.split(sizes), self._balance, strict=False)
+        levels = zip(torch.split(logits, sizes), torch.split(goal, sizes), self._balance, strict=False)
         weight = self._settings.objectness_pos_weight
         losses = [self._bce(x, wanted, weight) * (balance / len(x)) for x, wanted, balance in levels]
         return torch.stack(losses).sum()
@@ -210,8 +210,8 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows = gradients[0].split([len(cells) for cells in ctx.levels])
-        objectness = gradients[1].split([m[..., 4].numel() for m in ctx.maps])
+        rows = torch.split(gradients[0], [len(cells) for cells in ctx.levels])
+        objectness = torch.split(gradients[1], [m[..., 4].numel() for m in ctx.maps])
         return None, *map(_spread, ctx.maps, ctx.levels, rows, objectness)
 
 

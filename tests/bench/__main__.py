@@ -1,32 +1,58 @@
-"""All benchmarks as one table of ratios, kept as JSON: python -m tests.bench [--output PATH] [--repeats N]"""
+"""All benchmarks as one table, kept as JSON: python -m tests.bench [NAME ...] [--output PATH] [--repeats N]"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from tests.bench import bench_loss, bench_nms
+from tests.bench import bench_coco, bench_inference, bench_loader, bench_loss, bench_nms, bench_step
+from tests.bench.comparison import Row
+from yolov7.precision import precision_name, resolve_precision
+
+CASES: dict[str, Callable[[int], Iterator[Row]]] = {
+    "loss": bench_loss.rows,
+    "loss-memory": bench_loss.memory,
+    "step": bench_step.rows,
+    "loader": bench_loader.rows,
+    "loader-wait": bench_loader.wait,
+    "nms": bench_nms.rows,
+    "coco": bench_coco.rows,
+    "inference": bench_inference.rows,
+}
 
 
 def main() -> None:
-    """Prints each case when it is measured."""
+    """Prints each row when it is measured."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all where none is named")
     parser.add_argument("--output", type=Path, default=Path("artifacts/bench.json"))
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    print(f"{'case':74s} {'plain':>10s} {'ours':>10s} {'ratio':>7s}")
-    cases = []
-    for bench in (bench_loss, bench_nms):
-        for row in bench.rows(repeats=options.repeats):
-            print(f"{row.case:74s} {row.plain * 1e3:8.1f}ms {row.ours * 1e3:8.1f}ms {row.ratio:6.1f}x", flush=True)
-            cases.append({"case": row.case, "plain_s": row.plain, "ours_s": row.ours, "ratio": row.ratio})
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cases": cases}
-    options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {options.output}")
+    if unknown := set(options.names) - set(CASES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
+    print(f"{'case':76s}{'plain':>11s}{'ours':>11s}{'ratio':>8s}")
+    rows = []
+    for name in options.names or CASES:
+        for row in CASES[name](options.repeats):
+            print(row.line(), flush=True)
+            rows.append({"name": name, **row.as_dict()})
+    _keep(options.output, rows)
+
+
+def _keep(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "precision": precision_name(resolve_precision("auto", torch.device("cpu"))),
+    }
+    path.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(f"kept in {path}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""Assigner and loss, batched over images, against the usual loop over images."""
+"""Assigner and loss, batched over images, against the usual loop over images; and the memory that they take."""
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
 from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tests.bench.comparison import Comparison, best_seconds
-from tests.bench.loop_assigner import loop_ota
-from yolov7.assign import Anchors, Assigner, OtaAssigner
+from tests.bench.comparison import Row, compare
+from tests.bench.plain_loss import loop_ota, plain_loss
+from yolov7.assign import Anchors, OtaAssigner
 from yolov7.loss import DetectionLoss
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
@@ -23,56 +27,81 @@ ANCHORS = torch.tensor(
     ],
     dtype=torch.float32,
 )
-
-
-class LoopAssigner(Assigner):
-    """The usual form: image by image, every object's class cost over all classes."""
-
-    def __call__(self, maps, targets):  # type: ignore[no-untyped-def]
-        return loop_ota(maps, targets, anchors_px=ANCHORS, strides=STRIDES)
+MIB = 1 << 20
 
 
 def example(*, batch: int, objects: int, size: int, classes: int, seed: int = 0) -> tuple[HeadMaps, Targets]:
     """Random maps and objects of all sizes."""
     random = torch.Generator().manual_seed(seed)
     maps = [torch.randn(batch, 3, size // s, size // s, 5 + classes, generator=random) - 2 for s in STRIDES]
+    leaves = tuple(m.requires_grad_() for m in maps)
+    return HeadMaps(leaves), random_targets(batch=batch, objects=objects, classes=classes, random=random)
+
+
+def random_targets(*, batch: int, objects: int, classes: int, random: torch.Generator) -> Targets:
+    """As many objects in every image, of all sizes."""
     count = batch * objects
     image = torch.arange(batch).repeat_interleave(objects)
     centre = torch.rand(count, 2, generator=random)
     sides = torch.exp(torch.rand(count, 2, generator=random) * 3 - 4)
     labels = torch.randint(classes, (count,), generator=random)
-    leaves = tuple(m.requires_grad_() for m in maps)
-    return HeadMaps(leaves), Targets(image, labels, torch.cat((centre, sides), dim=1))
+    return Targets(image, labels, torch.cat((centre, sides), dim=1))
 
 
-def rows(*, repeats: int = 5) -> list[Comparison]:
-    """Image by image beside batched."""
-    result = []
-    for batch, objects, size, classes in ((16, 50, 640, 80), (16, 8, 320, 8), (64, 8, 320, 8)):
+def rows(repeats: int) -> Iterator[Row]:
+    """Image by image beside batched; both must agree."""
+    for batch, objects, size, classes in ((16, 50, 640, 80), (16, 8, 320, 8)):
         maps, targets = example(batch=batch, objects=objects, size=size, classes=classes)
         name = f"batch {batch}, {objects} objects, {size} px, {classes} classes"
         detached = [m.detach() for m in maps.lead]
         batched = OtaAssigner(Anchors(ANCHORS, STRIDES), threshold=4.0, merge_duplicates=False)
-        forms = {
-            "assigner": (partial(LoopAssigner(), detached, targets), partial(batched, detached, targets)),
-            "loss and gradient": (
-                partial(_step, maps, targets, classes, LoopAssigner()),
-                partial(_step, maps, targets, classes, None),
-            ),
-        }
-        for what, (loop, ours) in forms.items():
-            slow, fast = best_seconds(loop, repeats=repeats), best_seconds(ours, repeats=repeats)
-            result.append(Comparison(f"{what}: {name}", slow, fast))
-    return result
+        loop = partial(loop_ota, detached, targets, anchors_px=ANCHORS, strides=STRIDES)
+        yield compare(f"assigner: {name}", loop, partial(batched, detached, targets), repeats=repeats)
+        plain, ours = partial(_plain_step, maps, targets), partial(_step, maps, targets, classes)
+        for one, other in zip(plain(), ours(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        yield compare(f"assigner, loss and gradient: {name}", plain, ours, repeats=repeats)
 
 
-def _step(maps: HeadMaps, targets: Targets, classes: int, assigner: Assigner | None) -> list[Tensor]:
+def memory(_: int) -> Iterator[Row]:
+    """The peak beside the maps themselves, gradient included, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_report_memory, args=(there,))
+    process.start()
+    extra, maps = here.recv()
+    process.join()
+    figure = f"{extra / MIB:.0f} MiB above the maps' {maps / MIB:.0f}"
+    yield Row("loss and gradient, peak memory: batch 16, 500 objects, 640 px, 80 classes", figure=figure)
+
+
+def _report_memory(connection: Connection) -> None:
+    torch.set_num_threads(1)
+    small, few = example(batch=1, objects=2, size=64, classes=80)
+    _step(small, few, 80)  # what is loaded with the first call
+    maps, targets = example(batch=16, objects=500, size=640, classes=80)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    _step(maps, targets, 80)
+    connection.send((_resident("VmHWM") - before, sum(m.nbytes for m in maps.lead)))
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def _plain_step(maps: HeadMaps, targets: Targets) -> list[Tensor]:
+    total = plain_loss(maps.lead, targets, anchors_px=ANCHORS, strides=STRIDES)
+    return list(torch.autograd.grad(total, maps.lead))
+
+
+def _step(maps: HeadMaps, targets: Targets, classes: int) -> list[Tensor]:
     loss = DetectionLoss(
         anchors_px=ANCHORS,
         strides=STRIDES,
         num_classes=classes,
         image_size=maps.lead[0].shape[2] * STRIDES[0],
         settings=LossSettings(merge_duplicate_cells=False),
-        assigner=assigner,
     )
     return list(torch.autograd.grad(loss(maps, targets).total, maps.lead))

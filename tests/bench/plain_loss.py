@@ -1,4 +1,4 @@
-"""OTA in its usual form: one image after the other, the class cost of every object over all classes at once."""
+"""Assigner and loss in their usual form: image after image, every object's class cost over all classes, autograd."""
 
 from __future__ import annotations
 
@@ -9,8 +9,34 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from yolov7.assign import Anchors, Assignment, find_candidates
-from yolov7.boxes import cxcywh_to_xyxy, pairwise_iou
+from yolov7.boxes import box_similarity, cxcywh_to_xyxy, pairwise_iou
+from yolov7.settings import LossSettings
 from yolov7.structures import Targets
+
+
+def plain_loss(maps: Sequence[Tensor], targets: Targets, *, anchors_px: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The total with the default settings; of a cell with several objects the last one counts for objectness."""
+    settings, levels = LossSettings(), len(maps)
+    found = loop_ota([m.detach() for m in maps], targets, anchors_px=anchors_px, strides=strides)
+    box = objectness = classification = maps[0].new_zeros(())
+    for level, (m, c) in enumerate(zip(maps, found.per_level(levels), strict=True)):
+        goal = torch.zeros_like(m[..., 4])
+        if len(c):
+            rows = m[c.image, c.anchor, c.row, c.column]
+            scaled = rows[:, :4].sigmoid() * 2
+            size = scaled[:, 2:] ** 2 * anchors_px[level, c.anchor] / strides[level]
+            wanted = targets.boxes_cxcywh[c.target] * torch.tensor(m.shape)[[3, 2, 3, 2]]
+            wanted[:, :2] -= torch.stack((c.column, c.row), 1)
+            similarity = box_similarity(torch.cat((scaled[:, :2] - 0.5, size), 1), wanted, kind="ciou")
+            box = box + (1 - similarity).mean()
+            goal[c.image, c.anchor, c.row, c.column] = similarity.detach().clamp(0)
+            hot = one_hot(targets.label[c.target], m.shape[-1] - 5).float()
+            classification = classification + binary_cross_entropy_with_logits(rows[:, 5:], hot)
+        objectness = objectness + binary_cross_entropy_with_logits(m[..., 4], goal) * (4.0, 1.0, 0.4)[level]
+    image_size, num_classes = maps[0].shape[2] * strides[0], maps[0].shape[-1] - 5
+    gained = settings.box * box + settings.objectness * (image_size / 640) ** 2 * objectness
+    gained = gained + settings.classification * num_classes / 80 * classification
+    return gained * 3 / levels * maps[0].shape[0]
 
 
 @torch.no_grad()

@@ -1,0 +1,51 @@
+"""One image through a deployed model: as it was trained, in float32, beside what torch can do with it on this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tests.bench.comparison import Row, compare
+from yolov7.model import DetectionModel
+from yolov7.precision import autocast
+from yolov7.reparam import fuse
+from yolov7.spec import load_spec
+
+SPEC, SIZE = "yolov7-tiny", 640
+CPU = torch.device("cpu")
+
+
+def rows(repeats: int) -> Iterator[Row]:
+    """Each way beside eager, unfused, contiguous, in float32."""
+    torch.manual_seed(0)
+    model = DetectionModel(load_spec(SPEC), num_classes=80).eval()
+    image = torch.rand(1, 3, SIZE, SIZE)
+    plain = partial(_run, model, image, torch.float32)
+    for name, ours in _ways(model, image).items():
+        yield compare(f"inference: {SPEC}, {SIZE} px, batch 1, {name}", plain, ours, repeats=2 * repeats)
+
+
+def _ways(model: DetectionModel, image: Tensor) -> dict[str, Callable[[], object]]:
+    """How a deployed model can run; bfloat16 only where the CPU multiplies it."""
+    fused = fuse(model)
+    last = fuse(model).to(memory_format=torch.channels_last)
+    image_last = image.contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(last, dynamic=False)
+    ways: dict[str, Callable[[], object]] = {
+        "fused": partial(_run, fused, image, torch.float32),
+        "fused, channels_last": partial(_run, last, image_last, torch.float32),
+        "fused, channels_last, compiled": partial(_run, compiled, image_last, torch.float32),
+    }
+    if torch.cpu._is_amx_tile_supported():
+        ways["fused, channels_last, bfloat16"] = partial(_run, last, image_last, torch.bfloat16)
+        ways["fused, channels_last, compiled, bfloat16"] = partial(_run, compiled, image_last, torch.bfloat16)
+    return ways
+
+
+@torch.inference_mode()
+def _run(model: Callable[[Tensor], object], image: Tensor, dtype: torch.dtype) -> object:
+    with autocast(dtype, CPU):
+        return model(image)

@@ -1,0 +1,131 @@
+"""Samples with mosaic, against a plain loader that draws the canvas of double size; and what training waits for."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from tests.bench.bench_step import BATCH, Step
+from tests.bench.comparison import Row, compare
+from tests.bench.plain_mosaic import plain_sample
+from yolov7.data.augment import Tile, fitted_size
+from yolov7.data.dataset import DetectionDataset
+from yolov7.data.images import read_image
+from yolov7.data.labels import ImageIndex
+from yolov7.data.loader import TrainLoader
+from yolov7.precision import resolve_precision
+from yolov7.settings import AugmentSettings
+
+SIZE, COUNT, OBJECTS, SAMPLES = 640, 32, 8, 32
+AUGMENT = AugmentSettings()
+
+
+def rows(repeats: int) -> Iterator[Row]:
+    """From decoded images and from files, one process, one thread; both draw the same mosaics."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    with _split(width=640, height=480) as index:
+        cached = DetectionDataset(index, image_size=SIZE, augment=AUGMENT, cache="memory")
+        decoded = [_plain_tile(index, i) for i in range(COUNT)]
+        _check_same(cached, decoded.__getitem__)
+        plain, ours = partial(_plain_samples, decoded.__getitem__), partial(_samples, cached)
+        name = f"{SAMPLES} samples with mosaic, {SIZE} px"
+        yield compare(f"{name}, decoded images in memory", plain, ours, repeats=repeats)
+    for width, height in ((640, 480), (1600, 1200)):
+        with _split(width=width, height=height) as index:
+            plain = partial(_plain_samples, partial(_plain_tile, index))
+            ours = partial(_samples, DetectionDataset(index, image_size=SIZE, augment=AUGMENT, cache="none"))
+            yield compare(f"{name}, JPEG files of {width} x {height}", plain, ours, repeats=min(repeats, 2))
+    cv2.setNumThreads(threads)
+
+
+def wait(_: int) -> Iterator[Row]:
+    """The share of a short training that passes in waiting for one worker process; decoded images in memory and not."""
+    step = Step(dtype=resolve_precision("auto", torch.device("cpu")), channels_last=True)
+    size = step.images.shape[-1]
+    for cache in ("memory", "none"):
+        with _split(width=640, height=480, count=6 * BATCH) as index:
+            dataset = DetectionDataset(index, image_size=size, augment=AUGMENT, cache=cache)  # type: ignore[arg-type]
+            loader = TrainLoader(dataset, batch_size=BATCH, num_workers=1)
+            waited, total = _train(loader, step)
+        what = "decoded images in memory" if cache == "memory" else "JPEG files"
+        name = f"training step, {size} px, batch {BATCH}, waits for its loader ({what}, 1 worker)"
+        yield Row(name, figure=f"{waited / total:.1%} of {total:.1f} s, the first batch left out")
+
+
+def _train(loader: TrainLoader, step: Step) -> tuple[float, float]:
+    """Seconds of waiting and in all, over the epoch's batches after the first."""
+    batches = loader.epoch(0)
+    next(batches)
+    step()
+    waited, began = 0.0, time.perf_counter()
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            return waited, time.perf_counter() - began
+        step.images, step.targets = batch.images.float() / 255, batch.targets
+        step()
+
+
+@contextmanager
+def _split(*, width: int, height: int, count: int = COUNT) -> Iterator[ImageIndex]:
+    """JPEG files about as hard to decode as photographs, with random boxes."""
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = tuple(Path(folder) / f"{i}.jpg" for i in range(count))
+        for path in paths:
+            coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+            pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+            noisy = np.clip(pixels + random.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(path), noisy, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        low = random.uniform(0, [width * 0.7, height * 0.7], (count * OBJECTS, 2))
+        sides = random.uniform(0.05, 0.3, low.shape) * [width, height]
+        yield ImageIndex(
+            class_names=("a", "b"),
+            paths=paths,
+            widths=np.full(count, width, np.int32),
+            heights=np.full(count, height, np.int32),
+            hashes=("",) * count,
+            box_offsets=np.arange(count + 1) * OBJECTS,
+            boxes_xyxy=np.concatenate([low, low + sides], axis=1).astype(np.float32),
+            labels=random.integers(0, 2, count * OBJECTS),
+            crowd=np.zeros(count * OBJECTS, bool),
+        )
+
+
+def _plain_tile(index: ImageIndex, i: int) -> Tile:
+    image = read_image(index.paths[i])
+    height, width = image.shape[:2]
+    new_width, new_height = fitted_size(width, height, size=SIZE)
+    resized = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    ratio = np.array([new_width / width, new_height / height] * 2, np.float32)
+    return Tile(resized, index.boxes_of(i) * ratio, index.labels_of(i))  # type: ignore[arg-type]
+
+
+def _plain_samples(tile: Callable[[int], Tile]) -> None:
+    for i in range(SAMPLES):
+        plain_sample(i, tile=tile, count=COUNT, size=SIZE, settings=AUGMENT, seed=0, epoch=0)
+
+
+def _samples(dataset: DetectionDataset) -> None:
+    for i in range(SAMPLES):
+        dataset.sample(i)
+
+
+def _check_same(dataset: DetectionDataset, tile: Callable[[int], Tile]) -> None:
+    """The same boxes, and the same pixels but at the seams."""
+    for i in range(4):
+        ours = dataset.sample(i)
+        theirs = plain_sample(i, tile=tile, count=COUNT, size=SIZE, settings=AUGMENT, seed=0, epoch=0)
+        np.testing.assert_allclose(ours.boxes_cxcywh, theirs.boxes_cxcywh, atol=1e-5)
+        assert (np.abs(ours.image.astype(int) - theirs.image).max(axis=2) > 16).mean() < 0.02

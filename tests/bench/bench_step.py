@@ -1,0 +1,85 @@
+"""A training step: what `precision: auto` and channels_last give over float32 contiguous, and the loss's share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tests.bench.bench_loss import random_targets
+from tests.bench.comparison import Row, compare, seconds_of
+from yolov7.loss import DetectionLoss
+from yolov7.memory import keep_memory
+from yolov7.model import DetectionModel
+from yolov7.precision import autocast, precision_name, resolve_precision
+from yolov7.settings import LossSettings
+from yolov7.spec import load_spec
+from yolov7.structures import HeadMaps, Targets
+
+BATCH, SIZE, CLASSES, OBJECTS = 16, 320, 80, 8
+CPU = torch.device("cpu")
+
+
+class Step:
+    """Model, loss and optimizer in one setting; calling it trains one step."""
+
+    def __init__(self, *, dtype: torch.dtype, channels_last: bool, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = DetectionModel(load_spec("yolov7-tiny"), num_classes=CLASSES).to(memory_format=order)
+        self.runner: nn.Module = torch.compile(self.model) if compiled else self.model
+        self.images = torch.rand(BATCH, 3, SIZE, SIZE).contiguous(memory_format=order)
+        self.targets = targets_of_a_batch()
+        self.dtype = dtype
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
+        self.loss = DetectionLoss(
+            anchors_px=self.model.anchors_px,
+            strides=self.model.strides,
+            num_classes=CLASSES,
+            image_size=SIZE,
+            settings=LossSettings(),
+        )
+
+    def __call__(self) -> None:
+        with autocast(self.dtype, CPU):
+            maps = HeadMaps(*self.runner(self.images))
+        self.loss(maps, self.targets).total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def maps(self) -> HeadMaps:
+        """The head's maps as leaves."""
+        with autocast(self.dtype, CPU):
+            maps = self.runner(self.images)
+        return HeadMaps(tuple(m.clone().requires_grad_() for m in maps.lead))
+
+
+def targets_of_a_batch() -> Targets:
+    """A few objects an image."""
+    return random_targets(batch=BATCH, objects=OBJECTS, classes=CLASSES, random=torch.Generator().manual_seed(0))
+
+
+def rows(repeats: int) -> Iterator[Row]:
+    """The setting that training takes here beside the plain one, in the same process and memory."""
+    dtype = resolve_precision("auto", CPU)
+    plain, ours = Step(dtype=torch.float32, channels_last=False), Step(dtype=dtype, channels_last=True)
+    name = f"training step: yolov7-tiny, {SIZE} px, batch {BATCH}"
+    chosen = f"precision auto is {precision_name(dtype)} here" + (
+        "" if torch.cpu._is_amx_tile_supported() else ", no AMX"
+    )
+    repeats = min(repeats, 3)
+    fresh = min(seconds_of(ours) for _ in range(repeats + 1))
+    yield compare(f"{name}, channels_last", plain, ours, repeats=repeats, figure=chosen)
+    keep_memory()
+    kept = min(seconds_of(ours) for _ in range(repeats + 1))
+    yield Row(f"{name}, memory kept between steps", fresh, kept, "the plain one with memory given back")
+    maps = ours.maps()
+    loss = min(seconds_of(partial(_loss_step, ours, maps)) for _ in range(repeats + 1))
+    yield Row("assigner and loss with gradients, share of that step", figure=f"{loss / kept:.1%} ({loss * 1e3:.0f} ms)")
+
+
+def _loss_step(step: Step, maps: HeadMaps) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(step.loss(maps, step.targets).total, maps.lead)
