@@ -19,7 +19,7 @@ class Cost:
 
     The training graph has all branches and the auxiliary head. `..._with_bias` count one bias addition for every
     output element too, as the paper does, whether or not the graph has biases. `gflops_unfolded` counts the training
-    graph with 2 multiply-accumulates for every element of a batch norm.
+    graph with 2 multiply-accumulates for every element of a batch norm, and one for every bias that it has.
     """
 
     parameters: int
@@ -32,10 +32,13 @@ class Cost:
 
 
 class Operations(NamedTuple):
-    """Of one forward: multiply-accumulates and output elements of all convolutions, elements of all batch norms."""
+    """Of one forward: multiply-accumulates of all convolutions, their output elements, those that get a bias, and the
+    elements of all batch norms.
+    """
 
     macs: int
     outputs: int
+    biases: int
     norm_elements: int
 
 
@@ -54,7 +57,7 @@ def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None 
         gflops_with_bias=2 * (after.macs + after.outputs) / 1e9,
         gflops_built=2 * before.macs / 1e9,
         gflops_built_with_bias=2 * (before.macs + before.outputs) / 1e9,
-        gflops_unfolded=2 * (before.macs + 2 * before.norm_elements) / 1e9,
+        gflops_unfolded=2 * (before.macs + 2 * before.norm_elements + before.biases) / 1e9,
     )
 
 
@@ -71,9 +74,10 @@ def count_operations(model: DetectionModel, images: Tensor) -> Operations:
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
         number = output.numel()
         if isinstance(module, nn.Conv2d):
-            counts.append(Operations(number * module.weight[0].numel(), number, 0))
+            biases = number if module.bias is not None else 0
+            counts.append(Operations(number * module.weight[0].numel(), number, biases, 0))
         else:
-            counts.append(Operations(0, 0, number))
+            counts.append(Operations(0, 0, 0, number))
 
     counted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
     hooks = [module.register_forward_hook(count) for module in counted]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from yolov7.auxiliary import without_auxiliary
 from yolov7.blocks import ConvAct, ConvBnAct, RepConv
+from yolov7.graph import ModelSpec
 from yolov7.heads import Detect
 from yolov7.model import DetectionModel
 
@@ -21,7 +23,7 @@ def fuse(model: DetectionModel) -> DetectionModel:
 
     It has no auxiliary head. The model itself stays as it is. A fused model comes back as a copy.
     """
-    fused = strip_auxiliary(model).eval()
+    fused = (copy.deepcopy(model) if model.spec.head.auxiliary is None else strip_auxiliary(model)).eval()
     _fuse_children(fused)
     fused.fused = True
     return fused
@@ -29,14 +31,19 @@ def fuse(model: DetectionModel) -> DetectionModel:
 
 def strip_auxiliary(model: DetectionModel) -> DetectionModel:
     """A copy without the auxiliary head, which only training needs; its spec has none either."""
-    if model.spec.head.auxiliary is None:
-        return copy.deepcopy(model)
+    state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("head.auxiliary_")}
+    return rebuild(model, spec=without_auxiliary(model.spec), state=state)
+
+
+def rebuild(model: DetectionModel, *, spec: ModelSpec, state: Mapping[str, Tensor]) -> DetectionModel:
+    """A model of another spec, with these tensors, for the same classes; fused, and in training mode, as this one is."""
     with torch.device("meta"):
-        bare = DetectionModel(without_auxiliary(model.spec), num_classes=model.num_classes)
-    kept = bare.state_dict().keys()
-    bare.load_state_dict({key: value.clone() for key, value in model.state_dict().items() if key in kept}, assign=True)
-    bare.anchors_px = model.anchors_px.clone()
-    return bare.train(model.training)
+        new = DetectionModel(spec, num_classes=model.num_classes)
+        if model.fused:
+            new = fuse(new)
+    new.load_state_dict(state, assign=True)
+    new.anchors_px = model.anchors_px.clone()
+    return new.train(model.training)
 
 
 def fold_norm(kernel: Tensor, norm: nn.BatchNorm2d) -> KernelAndBias:

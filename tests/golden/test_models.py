@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.golden.vectors import LIGHT, fill, load_facts, load_vectors, reference_images, reference_weights
+from tests.golden.vectors import fill, load_facts, load_vectors, reference_images, reference_shapes, reference_weights
+from yolov7.auxiliary import auxiliary_widths, without_auxiliary
 from yolov7.blocks import RepConv
 from yolov7.cost import spec_cost
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
-from yolov7.spec import ModelSpec, resolve_spec
+from yolov7.spec import ModelSpec, load_spec, resolve_spec
 
-GRAPHS = ("training/yolov7", "training/yolov7-tiny", "training/yolov7x", "deploy/yolov7", "deploy/yolov7-tiny")
+P5 = ("yolov7-tiny", "yolov7", "yolov7x")
+P6 = ("yolov7-w6", "yolov7-e6", "yolov7-d6", "yolov7-e6e")
+BASELINES = (
+    "yolor-csp", "yolor-csp-x", "yolor-p6", "yolor-w6", "yolor-e6", "yolor-d6", "yolov4-csp", "yolov3", "yolov3-spp",
+)  # fmt: skip
+YOLOV7 = (
+    *(f"training/{name}" for name in (*P5, *P6)),
+    *(f"deploy/{name}" for name in (*P5, "yolov7-tiny-silu", *P6)),
+)
+GRAPHS = (*YOLOV7, *(f"baseline/{name}" for name in BASELINES))
+LIGHT = ("training/yolov7-tiny", "training/yolov7", "deploy/yolov7-tiny", "deploy/yolov7-tiny-silu", "deploy/yolov7")
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(
+    "graph", [pytest.param(graph, marks=() if graph in LIGHT else pytest.mark.slow) for graph in YOLOV7]
+)
 def test_forward(graph: str) -> None:
     golden = load_vectors(f"model_{graph.replace('/', '_')}")
     model = DetectionModel(_spec(graph), num_classes=80).eval()
@@ -24,9 +39,11 @@ def test_forward(graph: str) -> None:
     images = reference_images(golden["img_size"])
     tolerance = max(1e-3, 3 * golden["fused_max_abs_diff"])
     with torch.no_grad():
-        maps = model(images)
+        maps = model(images, auxiliary=True)
         decoded, decoded_fused = model.decode(maps), (fused := fuse(model)).decode(fused(images))
-    for i, raw in enumerate(maps.lead):
+    raws = (*maps.lead, *maps.auxiliary)
+    assert len(raws) == len(golden["raw_stats"])
+    for i, raw in enumerate(raws):
         _assert_near(raw[0, :, :2, :2, :8], golden[f"raw{i}_corner"], tolerance)
         _assert_near(_statistics(raw), golden["raw_stats"][i], tolerance)
     assert decoded.shape[1] == golden["n_rows"]
@@ -37,34 +54,51 @@ def test_forward(graph: str) -> None:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_facts(graph: str) -> None:
-    facts = load_facts(graph)
-    cost = spec_cost(_spec(graph), image_size=facts["size"])
+    facts, spec = load_facts(graph), _spec(graph)
+    cost = spec_cost(spec, image_size=facts["size"])
     assert cost.parameters == facts["params_built"]
     assert cost.parameters_deployed == facts["params_fused"]
-    assert round(cost.gflops, 4) == facts["gflops"]
-    assert cost.gflops_with_bias == pytest.approx(facts["gflops_with_bias"], abs=1e-4)  # a sum of rounded parts there
+    stems = _auxiliary_stems(spec, facts) if spec.head.auxiliary else (0.0, 0.0)
+    assert round(cost.gflops + stems[0], 4) == facts["gflops"]
+    # the reference's is a sum of two rounded parts
+    assert cost.gflops_with_bias + stems[1] == pytest.approx(facts["gflops_with_bias"], abs=1e-4)
+    if spec.head.auxiliary:
+        assert cost.gflops_built > facts["gflops"]  # the auxiliary 1x1 convolutions too
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_structure(graph: str) -> None:
-    facts = load_facts(graph)
+    facts, spec = load_facts(graph), _spec(graph)
     with torch.device("meta"):
-        model = DetectionModel(_spec(graph), num_classes=80)
+        model = DetectionModel(spec, num_classes=80)
         fused = fuse(model)
+    own = [list(value.shape) for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")]
+    assert own == reference_shapes(graph)
     assert _count(model, nn.Conv2d) == facts["n_conv2d_built"]
-    assert _count(fused, nn.Conv2d) == facts["n_conv2d_fused"]
+    assert _count(fused, nn.Conv2d) == facts["n_conv2d_fused"] - 2 * len(spec.head.taps)
     assert list(model.strides) == facts["strides"]
     assert model.anchors_px.flatten(1).tolist() == facts["anchors_px"]
     assert _count(fused, nn.BatchNorm2d) == _count(fused, RepConv) == 0
-    assert not [key for key in fused.state_dict() if ".ia." in key or ".im." in key]
+    assert not [key for key in fused.state_dict() if key.startswith(("head.ia", "head.im", "head.auxiliary"))]
 
 
 def _spec(graph: str) -> ModelSpec:
     kind, name = graph.split("/")
-    if name == "yolov7x":  # the light base, scaled: nothing of X is written down
-        return resolve_spec(LIGHT | {"scale": {"rule": "compound", "depth": 1.5}}, name=name)
-    swap = {"head": {"implicit": False}} if kind == "deploy" else {}
-    return resolve_spec({"base": name, "swap": swap}, name=name)
+    if kind != "deploy":
+        return load_spec(name)
+    return without_auxiliary(resolve_spec({"base": name, "swap": {"head": {"implicit": False}}}, name=name))
+
+
+def _auxiliary_stems(spec: ModelSpec, facts: dict[str, Any]) -> tuple[float, float]:
+    """GFLOPs of the auxiliary head's 3x3 convolutions, without biases and with them."""
+    with torch.device("meta"):
+        stems = DetectionModel(spec, num_classes=80).head.auxiliary_stems
+    macs = outputs = 0
+    for stem, width, stride in zip(stems, auxiliary_widths(spec), facts["strides"], strict=True):
+        cells = int(facts["size"] / stride) ** 2
+        macs += 9 * stem.conv.in_channels * width * cells
+        outputs += width * cells
+    return 2 * macs / 1e9, 2 * (macs + outputs) / 1e9
 
 
 def _count(model: nn.Module, kind: type[nn.Module]) -> int:

@@ -33,12 +33,14 @@ def load_facts(name: str) -> dict[str, Any]:
     return facts
 
 
+def reference_shapes(name: str) -> list[list[int]]:
+    """The shapes of a reference graph's tensors in its own order, without counters and anchors."""
+    return [shape for _, _, shape in _reference_entries(name)]
+
+
 def reference_weights(name: str, *, gain: float) -> list[Tensor]:
     """The deterministic weights of a reference graph in its own order, without counters and anchors."""
-    with gzip.open(DATA / "state_dict_keys.json.gz", "rt") as file:
-        entries = json.load(file)[name]
-    skipped = ("num_batches_tracked", "anchors", "anchor_grid")
-    return [_draw(i, key, shape, gain=gain) for i, (key, shape, _) in enumerate(entries) if not key.endswith(skipped)]
+    return [_draw(index, key, shape, gain=gain) for index, key, shape in _reference_entries(name)]
 
 
 def fill(model: nn.Module, weights: list[Tensor]) -> None:
@@ -51,6 +53,14 @@ def fill(model: nn.Module, weights: list[Tensor]) -> None:
 def reference_images(size: int) -> Tensor:
     """The input of the golden forwards, (1, 3, size, size)."""
     return torch.from_numpy(np.random.default_rng(1234).random((1, 3, size, size)).astype(np.float32))
+
+
+def _reference_entries(name: str) -> list[tuple[int, str, list[int]]]:
+    """Index among all entries, key and shape."""
+    with gzip.open(DATA / "state_dict_keys.json.gz", "rt") as file:
+        entries = json.load(file)[name]
+    skipped = ("num_batches_tracked", "anchors", "anchor_grid")
+    return [(i, key, shape) for i, (key, shape, _) in enumerate(entries) if not key.endswith(skipped)]
 
 
 def _draw(index: int, key: str, shape: list[int], *, gain: float) -> Tensor:
