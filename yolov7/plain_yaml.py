@@ -12,6 +12,7 @@ from yolov7.files import is_file
 
 MAX_VALUES = 20_000  # that a file may hold, each alias counted as often as it is used
 MAX_DEPTH = 32
+MAX_BITS = 1024  # of an integer; Python itself writes none of more than 4300 digits
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
@@ -61,6 +62,8 @@ def _check_extent(content: object) -> None:
         inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise ValueError(f"it holds an integer of {value.bit_length()} bits")
         if isinstance(inner, (list, set, tuple)):
             count += len(inner)
             if count > MAX_VALUES:

@@ -38,7 +38,7 @@ def _nested(depth: int) -> Any:
 
 
 WRONG: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2, 3, 7, 64, 2**31, 2**63, 2**64, 10**30, 10**5000, -(10**5000),
+    None, True, False, -1, 0, 1, 2, 3, 7, 64, 2**31, 2**63, 2**64, 10**30, 10**400, -(10**400),
     float("nan"), float("inf"), -float("inf"), 1e308, 5e-324, -0.0, 0.5, 1e-9,
     "", " ", "x", "nano", "yolov7-tiny", "1", "1e3", "nan", "None", "a\nb", "\x1b[31m", "\0", "\ud800", "日本 語",
     "é" * 300, "x" * 100_000, "../../x", "/dev/null", ".", "~", "${data.path}", "{}", "x.yaml", "y/" * 3000 + ".yaml",
@@ -46,7 +46,7 @@ WRONG: tuple[Any, ...] = (
     {"depth": 1e308}, {"rule": "width", "width": 5e-324}, {"block": "conv"}, {"block": []}, _nested(20),
 )  # fmt: skip
 
-_KEYS: tuple[Any, ...] = ("", 1, None, "é", "\n", "\x1b[2J", "\ud800", "k" * 5000, 10**5000)
+_KEYS: tuple[Any, ...] = ("", 1, None, "é", "\n", "\x1b[2J", "\ud800", "k" * 5000)
 
 _BOMB = b"".join(
     b"%c: &%c [%s]\n" % (97 + i, 97 + i, b",".join([b"*%c" % (96 + i)] * 9) if i else b"1") for i in range(20)
@@ -56,7 +56,7 @@ SNIPPETS = (
     _BOMB, b"a: &a [*a]", b"&x {y: *x}", b"data: &d {path: *d}\n", b"&a ", b"*a", b"*b", b"<<: 3", b"<<: {seeds: [3]}",
     b"!!int x", b"!!float x", b'!!int ""', b"!!bool x", b"!!timestamp x", b"!!binary x", b"!!set {a}", b"!!omap [a: 1]",
     b"!!python/object/apply:os.system [id]", b"? [a, b]\n: 1", b"? {a: b}", b"2020-13-45", b"0x_", b"0b_", b"12:99:99",
-    b"9" * 5000, b"0x" + b"f" * 6000, b"[" * 3000, b"{" * 500, b"- " * 900, b".inf", b".nan", b"-1", b"1e999", b"null",
+    b"9" * 5000, b"0x" + b"f" * 6000, b"[" * 1000, b"{" * 500, b"- " * 900, b".inf", b".nan", b"-1", b"1e999", b"null",
     b"\x00", b"\xff\xfe", b"\xc3\x28", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b'"\\ud800"', b"\t", b"\r", b"\n", b"  ",
     b"---\n", b"...\n", b"%YAML 9.9\n", b"|", b">", b"'", b'"', b"#", b":", b"- ", b"@", b"`", b"%", b"=", b"~",
     b"seeds: [0]\n", b"variants: {}\n", b"rows: {}\n", b"base: nano\n",
