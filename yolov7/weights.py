@@ -81,11 +81,18 @@ def _build(spec: str, *, num_classes: int, fused: bool) -> DetectionModel:
 def _fill(model: DetectionModel, state: dict[str, Tensor], *, path: Path) -> None:
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            fault = f"{key} is {found.get(key, 'missing')}, its spec asks for {expected.get(key, 'none')}"
-            raise ArtifactError(f"{path}: tensors and spec disagree ({fault}); {_REMEDY}")
+    fault = first_difference(expected, found)
+    if fault:
+        raise ArtifactError(f"{path}: tensors and spec disagree ({fault}); {_REMEDY}")
     model.load_state_dict(state, assign=True)
+
+
+def first_difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """The first tensor, in the order of what is expected, of another shape or in one mapping only; "" if none is."""
+    for key in (*expected, *found):
+        if expected.get(key) != found.get(key):
+            return f"{key} is {found.get(key, 'missing')}, its spec asks for {expected.get(key, 'none')}"
+    return ""
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from yolov7.errors import ArtifactError
 from yolov7.reference.unpickle import Pickle, StorageNote, TensorNote, unpickle
 
-_MAX_PICKLE = 8 * 2**20  # bytes; the largest reference checkpoints have a quarter of it
+_MAX_PICKLE = 4 * 2**20  # bytes; the checkpoints of the largest models have a quarter of it
 _MAX_AT_ONCE = 8 * 2**20  # bytes of one reading, that of a zip's directory among them
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _REMEDY = "fetch it again, or give another file"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 
 from yolov7.errors import ArtifactError
 
-_MAX_ACTIONS = 2**21  # steps of the stack machine that may take memory
+_MAX_ACTIONS = 2**20  # steps that may take memory; the checkpoints of the largest models have a quarter of it
 
 _MAPPINGS = frozenset({"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"})
 _SEQUENCES = frozenset({"collections.deque", "builtins.set", "builtins.frozenset", "builtins.list"})
