@@ -50,6 +50,8 @@ def fold_norm(kernel: Tensor, norm: nn.BatchNorm2d) -> KernelAndBias:
     """Kernel (out, in, k, k) and bias (out,) of a convolution without bias followed by a batch norm, in float64."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    if kernel.is_meta:
+        return kernel, norm.bias  # only the shapes count there
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return kernel.double() * scale.view(-1, 1, 1, 1), norm.bias.double() - norm.running_mean.double() * scale
 
@@ -110,7 +112,8 @@ def _conv_and_norm(branch: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
 
 def _with_bias(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
     """A convolution like this one, of its precision, with another kernel and a bias."""
-    new = copy.deepcopy(conv)
+    (side, _), (stride, _) = conv.kernel_size, conv.stride
+    new = nn.Conv2d(conv.in_channels, conv.out_channels, side, stride, side // 2, groups=conv.groups, device="meta")
     new.weight = nn.Parameter(kernel.to(conv.weight.dtype), requires_grad=False)
     new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
     return new
