@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import WEIGHTS, ReparamReport, existing, fresh_folder, stage_folder, write_json
+from pipeline.artifacts import WEIGHTS, ReparamReport, stage_folder, whole_folder, write_json
 from pipeline.params import Params, ReparamSettings
-from yolov7.cost import count_convolutions, count_parameters
+from pipeline.trained import stage_weights
+from yolov7.cost import count_operations, count_parameters
 from yolov7.data.labels import ImageIndex, load_index
 from yolov7.data.loader import ValLoader
 from yolov7.errors import ArtifactError
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
-from yolov7.weights import load_weights, save_weights
+from yolov7.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def reparam(
 
     ArtifactError where the outputs differ by more than `reparam.tolerance_*` allows; nothing is saved then.
     """
-    trained = load_weights(existing(stage_folder("train", variant, seed) / WEIGHTS, made_by=f"train {variant}"))
     index = load_index(stage_folder("prepare") / "train.npz")
+    trained = stage_weights("train", params, variant=variant, seed=seed, class_names=index.class_names)
     images = _sample_images(index, image_size=trained.image_size, count=params.reparam.images)
     deployed = fuse_model(trained.model)
     single = compare_outputs(trained.model, deployed, images)
@@ -55,15 +56,15 @@ def reparam(
         max_error_float64=double.largest,
         mean_error_float64=double.mean,
     )
-    folder = fresh_folder(stage_folder("reparam", variant, seed))
-    save_weights(
-        folder / WEIGHTS,
-        deployed,
-        class_names=trained.class_names,
-        image_size=trained.image_size,
-        training=trained.training,
-    )
-    write_json(folder / "reparam.json", report)
+    with whole_folder(stage_folder("reparam", variant, seed)) as folder:
+        save_weights(
+            folder / WEIGHTS,
+            deployed,
+            class_names=trained.class_names,
+            image_size=trained.image_size,
+            training=trained.training,
+        )
+        write_json(folder / "reparam.json", report)
     return report
 
 
@@ -89,7 +90,7 @@ def _as_double(model: DetectionModel) -> DetectionModel:
 
 def _gflops(model: DetectionModel, images: Tensor) -> float:
     """2 x multiply-accumulate of all convolutions, for one image."""
-    return 2 * count_convolutions(model, images[:1])[0] / 1e9
+    return 2 * count_operations(model, images[:1]).macs / 1e9
 
 
 def _check(single: OutputError, double: OutputError, settings: ReparamSettings, *, name: str) -> None:

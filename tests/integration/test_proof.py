@@ -39,7 +39,13 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             torch.nn.init.normal_(module.running_mean, std=0.1)
             torch.nn.init.normal_(module.weight, 1.0, 0.1)
     folder = stage_folder("train", "tiny", 0)
-    save_weights(folder / "weights.safetensors", model, class_names=index.class_names, image_size=128, training={})
+    save_weights(
+        folder / "weights.safetensors",
+        model,
+        class_names=index.class_names,
+        image_size=128,
+        training={"fingerprint": "x"},
+    )
     write_json(
         folder / "train.json",
         TrainSummary(
