@@ -1,20 +1,17 @@
-"""Readers of COCO and VOC, the flaws that they name, odd image files, and the index on disk."""
+"""Readers of COCO and VOC, the flaws that they name, and the index on disk."""
 
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from tests.unit.data_files import make_index, write_coco, write_image, write_voc
 from yolov7.data.coco import find_coco_file, read_coco
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.images import inspect_image, read_image
 from yolov7.data.labels import load_index, save_index
 from yolov7.data.voc import read_voc
 from yolov7.errors import ArtifactError, DataError
@@ -119,57 +116,6 @@ def test_voc_faults(tmp_path: Path) -> None:
     assert _kinds(flaws) == {FlawKind.DUPLICATE_ID: 1, FlawKind.NO_ANNOTATION: 1}
     with pytest.raises(DataError, match="names no images"):
         read_voc(tmp_path, "empty")
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.95])
-def test_truncated_images_are_found(tmp_path: Path, suffix: str, share: float) -> None:
-    path = tmp_path / f"x{suffix}"
-    content = write_image(path)
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=r"x\.\w+ is (empty|truncated)"):
-        read_image(path)
-
-
-def test_what_is_no_image(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_text("<html>")
-    with pytest.raises(DataError, match="is not an image"):
-        read_image(tmp_path / "x.jpg")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_image(tmp_path / "y.jpg")
-
-
-def test_grey_and_deep_images_become_rgb(tmp_path: Path) -> None:
-    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
-    cv2.imwrite(str(tmp_path / "grey.png"), ramp)
-    cv2.imwrite(str(tmp_path / "deep.png"), ramp.astype(np.uint16) * 257)
-    cv2.imwrite(str(tmp_path / "alpha.png"), np.stack([ramp, ramp, ramp, 255 - ramp], axis=2))
-    for name in ("grey", "deep", "alpha"):
-        image = read_image(tmp_path / f"{name}.png")
-        assert image.shape == (48, 64, 3)
-        assert image.dtype == np.uint8
-        np.testing.assert_allclose(image, np.stack([ramp] * 3, axis=2), atol=1)
-
-
-def test_palette_and_cmyk_images_become_rgb(tmp_path: Path) -> None:
-    pillow = pytest.importorskip("PIL.Image")
-    red = pillow.new("RGB", (32, 24), (220, 30, 40))
-    red.convert("P").save(tmp_path / "palette.png")
-    red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    for name in ("palette.png", "cmyk.jpg"):
-        image = read_image(tmp_path / name)
-        assert image.shape == (24, 32, 3)
-        np.testing.assert_allclose(image.mean(axis=(0, 1)), (220, 30, 40), atol=25)
-
-
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    content = write_image(tmp_path / "x.jpg", width=60, height=40)
-    tags = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
-    segment = b"\xff\xe1" + struct.pack(">H", len(tags) + 2) + tags
-    (tmp_path / "turned.jpg").write_bytes(content[:2] + segment + content[2:])
-    facts = inspect_image(tmp_path / "turned.jpg")
-    assert (facts.width, facts.height) == (40, 60)
-    np.testing.assert_array_equal(read_image(tmp_path / "turned.jpg"), np.rot90(read_image(tmp_path / "x.jpg"), -1))
 
 
 def test_index_round_trip_and_move(tmp_path: Path) -> None:
