@@ -36,6 +36,11 @@ def test_forward(graph: str) -> None:
     golden = load_vectors(f"model_{graph.replace('/', '_')}")
     model = DetectionModel(_spec(graph), num_classes=80).eval()
     fill(model, reference_weights(graph, gain=golden["gain"]))
+    assert_forward(model, golden)
+
+
+def assert_forward(model: DetectionModel, golden: dict[str, Any]) -> None:
+    """That the model's maps and boxes, before and after fusing, are those of a golden file."""
     images = reference_images(golden["img_size"])
     tolerance = max(1e-3, 3 * golden["fused_max_abs_diff"])
     with torch.no_grad():

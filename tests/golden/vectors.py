@@ -43,6 +43,30 @@ def reference_weights(name: str, *, gain: float) -> list[Tensor]:
     return [_draw(index, key, shape, gain=gain) for index, key, shape in _reference_entries(name)]
 
 
+def reference_keys(name: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """Key, shape and type of every tensor of a reference graph, in its own order."""
+    with gzip.open(DATA / "state_dict_keys.json.gz", "rt") as file:
+        return [(key, tuple(shape), dtype) for key, shape, dtype in json.load(file)[name]]
+
+
+def reference_state(name: str, *, gain: float) -> dict[str, Tensor]:
+    """The whole state dict of a reference graph: its deterministic weights, zeros as counters, its anchors."""
+    facts = load_facts(name)
+    levels = torch.tensor(facts["anchors_px"]).view(len(facts["strides"]), -1, 2)
+    anchors = {
+        "anchors": levels / torch.tensor(facts["strides"]).view(-1, 1, 1),
+        "anchor_grid": levels[:, None, :, None, None, :],
+    }
+    drawn = iter(reference_weights(name, gain=gain))
+    state: dict[str, Tensor] = {}
+    for key, shape, dtype in reference_keys(name):
+        counter = torch.zeros(shape, dtype=torch.int64) if dtype == "int64" else None
+        buffer = anchors.get(key.rpartition(".")[2], counter)
+        state[key] = next(drawn) if buffer is None else buffer
+        assert state[key].shape == shape
+    return state
+
+
 def fill(model: nn.Module, weights: list[Tensor]) -> None:
     """Loads weights one after the other, which holds only if the modules come in the reference's order."""
     own = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}

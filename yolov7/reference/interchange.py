@@ -79,17 +79,18 @@ def export_checkpoint(path: str | os.PathLike[str], model: DetectionModel, *, cl
     """
     if model.fused:
         raise ValueError("re-parameterised weights have no names in the reference; export those of the training")
+    state = {name: tensor.cpu().contiguous() for name, tensor in reference_state(model).items()}
     buffer = io.BytesIO()
-    torch.save({"model": reference_state(model), "names": list(class_names)}, buffer)
+    torch.save({"model": state, "names": list(class_names)}, buffer)
     write_whole(Path(path), buffer.getvalue())
 
 
 def reference_state(model: DetectionModel) -> dict[str, Tensor]:
-    """The model's tensors on the CPU under the reference's names and in its order, its anchor buffers among them."""
+    """The model's tensors under the reference's names and in its order, its anchor buffers among them."""
     own = model.state_dict()
     names = reference_names(model.spec, own)
-    anchors_px = model.anchors_px.detach().float().cpu()  # levels anchors 2
-    strides = torch.tensor(model.strides, dtype=torch.float32).view(-1, 1, 1)
+    anchors_px = model.anchors_px.float()  # levels anchors 2
+    strides = torch.tensor(model.strides, dtype=torch.float32, device=anchors_px.device).view(-1, 1, 1)
     anchors = (anchors_px / strides, anchors_px[:, None, :, None, None, :])
     state: dict[str, Tensor] = {}
     for name, key in names.weights.items():
@@ -97,7 +98,7 @@ def reference_state(model: DetectionModel) -> dict[str, Tensor]:
             state |= {
                 names.head + buffer: tensor.contiguous() for buffer, tensor in zip(_BUFFERS, anchors, strict=True)
             }
-        state[name] = own[key].detach().cpu().contiguous()
+        state[name] = own[key].detach()
     return state
 
 
