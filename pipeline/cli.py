@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 _Variant = Annotated[str | None, typer.Argument(help="A variant of params.yaml; all of them if left out.")]
+_Rule = Literal["compound", "width", "depth", "both"]
 _Seed = Annotated[int | None, typer.Option(help="One seed; all seeds of params.yaml if left out.")]
 
 
@@ -95,22 +96,55 @@ def benchmark() -> None:
 
 
 @app.command()
-def tables(show: Annotated[bool, typer.Option("--show", help="Print what was made before.")] = False) -> None:
+def tables(
+    show: Annotated[bool, typer.Option("--show", help="Print what was made before.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only compare #Param and FLOPs with the printed ones; exit code 1."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Fill the paper's tables and the comparison of the variants."""
-    from pipeline.commands import print_summary, run_tables
+    from pipeline.commands import check_tables, print_summary, run_tables
 
+    if check:
+        raise typer.Exit(0 if check_tables(as_json=json) else 1)
     if show:
         print_summary()
     else:
-        run_tables(_params())
+        run_tables(_params(), as_json=json)
 
 
 @app.command()
-def models(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def models(
+    plan: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What re-parameterisation makes of this spec, row by row.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List every spec: name, parameters, GFLOPs, image size, strides."""
+    if plan is not None:
+        from pipeline.catalogue import print_plan
+
+        print_plan(plan, as_json=json)
+        return
     from pipeline.commands import list_models
 
     list_models(as_json=json)
+
+
+@app.command()
+def scale(
+    name: Annotated[str, typer.Argument(help="A name from `yolov7 models`, or the path of a spec file.")],
+    depth: Annotated[float, typer.Option(help="Factor on the depth of computational blocks.")] = 1.0,
+    width: Annotated[float, typer.Option(help="Factor on every width; for the rules `width` and `both`.")] = 1.0,
+    rule: Annotated[_Rule, typer.Option(help="`compound` derives the width from the depth.")] = "compound",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the spec to this file too.")] = None,
+) -> None:
+    """Scale a spec, and print it with its parameters and GFLOPs."""
+    from pipeline.catalogue import scale as run
+
+    typer.echo(run(name, rule=rule, depth=depth, width=width, output=output), nl=False)
 
 
 @app.command()

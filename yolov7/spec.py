@@ -6,22 +6,24 @@ Imports no torch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from yolov7.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.errors import SpecError, one_line, shown
 from yolov7.files import is_file
-from yolov7.graph import ModelSpec, build_spec, describe, suggest
+from yolov7.graph import IMAGE, ModelSpec, build_spec, describe, suggest
 from yolov7.plain_yaml import read_yaml
 from yolov7.rows import keys_of_block
 from yolov7.scaling import Rule, scale_spec
 
-__all__ = ["ModelSpec", "list_specs", "load_spec", "resolve_spec", "spec_from_json", "spec_to_json"]
+__all__ = ["ModelSpec", "list_specs", "load_spec", "resolve_spec", "spec_from_json", "spec_to_json", "spec_to_yaml"]
 
 _FOLDER = Path(str(resources.files("yolov7"))) / "specs"
 
@@ -67,6 +69,19 @@ def resolve_spec(data: Mapping[str, Any], *, name: str) -> ModelSpec:
 def spec_to_json(spec: ModelSpec) -> str:
     """The resolved spec as JSON; `spec_from_json` is its inverse."""
     return spec.model_dump_json(by_alias=True)
+
+
+def spec_to_yaml(spec: ModelSpec) -> str:
+    """The resolved spec in the form of a spec file, a line a row, without what goes without saying."""
+    plain = spec.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+    lines = [f"{key}: {value}" for key, value in plain.items() if key not in ("name", "rows")]
+    above = IMAGE
+    for name, row in plain["rows"].items():
+        keys = {key: value for key, value in row.items() if key != "from" or value != [above] or above == IMAGE}
+        text = yaml.safe_dump({"block": row["block"]} | keys, default_flow_style=True, sort_keys=False, width=math.inf)
+        lines += ["rows:"] * (above == IMAGE) + [f"  {name}: {text.strip()}"]
+        above = name
+    return "\n".join(lines) + "\n"
 
 
 def spec_from_json(text: str) -> ModelSpec:
