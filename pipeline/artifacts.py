@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +17,13 @@ from pydantic import ValidationError
 
 from yolov7.errors import ArtifactError
 from yolov7.files import write_whole
+from yolov7.lock import exclusive
 from yolov7.settings import Settings
 
 ROOT = Path("artifacts")
 RUNS = Path("runs")
 WEIGHTS = "weights.safetensors"
+_PATIENCE = 2.0  # seconds; what was killed just now may still be ending
 
 Model = TypeVar("Model", bound=Settings)
 
@@ -158,6 +160,12 @@ def _replace_folder(draft: Path, final: Path) -> None:
         final.rename(old)
     draft.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def stage_lock(stage: str, variant: str | None = None, seed: int | None = None) -> AbstractContextManager[None]:
+    """Held while a stage runs: when it is started a second time, by hand or by DVC, that is refused in one line."""
+    name = " ".join(str(part) for part in (stage, variant, seed) if part is not None)
+    return exclusive(RUNS / ".locks" / name.replace(" ", "-"), what=f"the stage `{name}`", patience=_PATIENCE)
 
 
 def fresh_folder(folder: Path) -> Path:

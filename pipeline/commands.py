@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import WEIGHTS, PreparedData, TrainSummary, existing, read_json, stage_folder
+from pipeline.artifacts import WEIGHTS, PreparedData, TrainSummary, existing, read_json, stage_folder, stage_lock
 from pipeline.params import Params
 from pipeline.progress import TrainView, console, duration, stage_line, train_view
 from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, ui_command
-from yolov7.train.record import FIGURES, read_epochs, read_progress
+from yolov7.train.record import FIGURES, read_epochs, read_notes, read_progress
 
 Selection = Iterable[tuple[str, int]]
 
@@ -21,24 +21,20 @@ def run_prepare(params: Params) -> None:
     """Prepares the data."""
     from pipeline.stages.prepare import prepare
 
-    console.print(prepare(params.data))
+    with stage_lock("prepare"):
+        console.print(prepare(params.data))
 
 
 def run_train(params: Params, selection: Selection) -> None:
     """Trains each selected variant and seed, in turn."""
-    from pipeline.stages.train import build_job, train
+    from pipeline.stages.train import forget_run
 
     for variant, seed in selection:
-        job = build_job(params, variant=variant, seed=seed)
         name = _name(params, variant, seed)
-        key = RunKey(variant=variant, seed=seed, fingerprint=job.fingerprint)
-        with Tracker(params.tracking.experiment).run(key) as run, train_view(name) as view:
-            _log_start(params, run, variant=variant)
-            follower = _Follower(view, run)
-            summary = train(params, variant=variant, seed=seed, on_tick=follower.tick)
-            run.set_tags({"precision": summary.precision, "device": summary.device, "workers": summary.workers})
-            run.log_artifact(stage_folder("train", variant, seed) / "curve.csv", "train")
-        console.print(stage_line("train", name, _train_text(summary)))
+        with stage_lock("train", variant, seed):
+            summary = _train_tracked(params, variant, seed, name=name)
+            console.print(stage_line("train", name, _train_text(summary)))
+            forget_run(variant, seed)  # last of all: until here a kill costs no step
 
 
 def run_reparam(params: Params, selection: Selection) -> None:
@@ -46,7 +42,8 @@ def run_reparam(params: Params, selection: Selection) -> None:
     from pipeline.stages.reparam import reparam
 
     for variant, seed in selection:
-        report = reparam(params, variant=variant, seed=seed)
+        with stage_lock("reparam", variant, seed):
+            report = reparam(params, variant=variant, seed=seed)
         with _tracked(params, variant, seed) as run:
             run.log_metrics(
                 {
@@ -69,7 +66,8 @@ def run_evaluate(params: Params, selection: Selection) -> None:
     from pipeline.stages.evaluate import evaluate
 
     for variant, seed in selection:
-        metrics = evaluate(params, variant=variant, seed=seed)
+        with stage_lock("evaluate", variant, seed):
+            metrics = evaluate(params, variant=variant, seed=seed)
         figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
         with _tracked(params, variant, seed) as run:
             run.log_metrics({f"evaluate/{name}": value for name, value in figures.items()})
@@ -83,7 +81,8 @@ def run_benchmark(params: Params) -> None:
     """Measures all variants."""
     from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after
 
-    result = benchmark(params)
+    with stage_lock("benchmark"):
+        result = benchmark(params)
     for variant in params.variants:
         before, after = fps_before_and_after(result, variant)
         for seed in params.seeds:
@@ -101,14 +100,40 @@ def print_summary() -> None:
     print(f"Pictures: {stage_folder('evaluate')}/*/*/examples.jpg   Tables: {folder}/index.html   Runs: yolov7 ui")
 
 
-def run_tables(params: Params) -> None:
+def run_tables(params: Params, *, as_json: bool = False) -> None:
     """Writes the tables, and marks in MLflow the runs that they show."""
     from pipeline.stages.tables import tables
 
-    tables(params)
-    print_summary()
-    keys = [_key(variant, seed) for variant in params.variants for seed in params.seeds]
+    with stage_lock("tables"):
+        report = tables(params)
+    if as_json:
+        print(report.model_dump_json(indent=1))
+    else:
+        _print_missing(report.missing)
+        print_summary()
+    pairs = [(variant, seed) for variant in params.variants for seed in params.seeds]
+    keys = [_key(*pair) for pair in pairs if (stage_folder("train", *pair) / "train.json").is_file()]
     Tracker(params.tracking.experiment).mark_current(keys)
+
+
+def check_tables(*, as_json: bool) -> bool:
+    """Prints every computed #Param and FLOPs beside the printed one; whether all meet it."""
+    from pipeline.paper.check import check_lines, compare_counts
+
+    comparisons = compare_counts()
+    if as_json:
+        print(json.dumps([comparison.model_dump() for comparison in comparisons], indent=1))
+    else:
+        print("\n".join(check_lines(comparisons)))
+    return not any(comparison.differs for comparison in comparisons)
+
+
+def _print_missing(missing: Sequence[str]) -> None:
+    shown = 3
+    for line in missing[:shown]:
+        print(f"left open: {line}")
+    if len(missing) > shown:
+        print(f"left open: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
 
 
 def list_models(*, as_json: bool) -> None:
@@ -147,19 +172,40 @@ def open_ui(*, port: int) -> None:
     subprocess.run(ui_command(port=port), env=quiet_environment(), check=False)
 
 
+def _train_tracked(params: Params, variant: str, seed: int, *, name: str) -> TrainSummary:
+    from pipeline.stages.train import build_job, train
+
+    job = build_job(params, variant=variant, seed=seed)
+    key = RunKey(variant=variant, seed=seed, fingerprint=job.fingerprint)
+    with Tracker(params.tracking.experiment).run(key) as run, train_view(name) as view:
+        _log_start(params, run, variant=variant)
+        follower = _Follower(view, run)
+        summary = train(params, variant=variant, seed=seed, on_tick=follower.tick)
+        run.set_tags({"precision": summary.precision, "device": summary.device, "workers": summary.workers})
+        run.log_artifact(stage_folder("train", variant, seed) / "curve.csv", "train")
+    return summary
+
+
 class _Follower:
-    """Copies what a training run records to the view and to tracking, as it grows."""
+    """Copies what a training run records to the view and to tracking, as it grows.
+
+    A record may lose its last epochs, when a worker starts again from a checkpoint; they come again, but not here.
+    """
 
     def __init__(self, view: TrainView, run: TrackedRun) -> None:
         self._view, self._run = view, run
-        self._seen = 0
+        self._last_epoch = self._notes = 0
 
     def tick(self, folder: Path) -> None:
         self._view.show_progress(read_progress(folder))
-        for line in read_epochs(folder)[self._seen :]:
-            self._seen += 1
-            self._view.show_epoch(line)
-            self._run.log_metrics({f"train/{name}": line.get(name) for name in FIGURES}, step=line["epoch"])
+        for note in read_notes(folder)[self._notes :]:
+            self._notes += 1
+            self._view.show_note(note)
+        for line in read_epochs(folder):
+            if line["epoch"] > self._last_epoch:
+                self._last_epoch = line["epoch"]
+                self._view.show_epoch(line)
+                self._run.log_metrics({f"train/{name}": line.get(name) for name in FIGURES}, step=line["epoch"])
 
 
 def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:

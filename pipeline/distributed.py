@@ -6,21 +6,31 @@ a worker group that Ray starts again after a failure takes up its checkpoint the
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline.params import RayTrainSettings
 from yolov7.train.job import TrainJob
+from yolov7.train.record import NOTES
 
 log = logging.getLogger(__name__)
 
-_ERROR_FILE = "error.txt"
+_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # a full disk, a folder that cannot be written
+
+_ERROR_FILE = "error.txt"  # from a worker: what the user has to mend
+_STOP_FILE = "stop"  # to the workers: write a checkpoint and leave; gone when they have
 _TICK_SECONDS = 0.5
+_STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
 _REACH_SECONDS = 10.0
 
 
@@ -28,14 +38,16 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
     """Trains a job on one or more Ray workers; `on_tick` is called about twice a second meanwhile.
 
     Joins the cluster of RAY_ADDRESS, or starts one on this machine for the time of the training.
-    ValueError for what the user can mend, RuntimeError where the workers failed more often than allowed.
+    ValueError for what the user can mend, RuntimeError where the workers failed more often than allowed,
+    KeyboardInterrupt after SIGINT and SIGTERM, when the workers have left a checkpoint.
     """
     _check_batch(job, settings)
+    for name in (_ERROR_FILE, _STOP_FILE, NOTES):
+        (job.run_folder / name).unlink(missing_ok=True)
     error_file = job.run_folder / _ERROR_FILE
-    error_file.unlink(missing_ok=True)
-    with _cluster(settings) as cpus_per_worker, _ticking(on_tick):
+    with _cluster(settings) as cpus_per_worker:
         try:
-            _fit(job, settings, cpus_per_worker)
+            _follow(lambda: _fit(job, settings, cpus_per_worker), stop=job.run_folder / _STOP_FILE, on_tick=on_tick)
         finally:
             if error_file.is_file():  # says more than what Ray made of it
                 raise ValueError(error_file.read_text(encoding="utf-8"))
@@ -70,6 +82,8 @@ def _cluster(settings: RayTrainSettings) -> Iterator[int]:
         cpus = _cpus(settings, _own_cpus())
         ray.init(address="local", num_cpus=cpus * settings.workers, include_dashboard=False, **quiet)
     try:
+        if threading.current_thread() is threading.main_thread():  # Ray has set a handler of its own
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield cpus
     finally:
         ray.shutdown()
@@ -146,12 +160,27 @@ def _fit(job: TrainJob, settings: RayTrainSettings, cpus: int) -> None:
             ),
         ),
     )
+    if not os.environ.get("RAY_ADDRESS"):
+        _leave_out_cleaner(trainer)
     try:
         trainer.fit()
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise
         raise RuntimeError(f"training failed on its Ray workers: {_cause(error)}") from error
+
+
+def _leave_out_cleaner(trainer: Any) -> None:
+    """A cluster that ends with the training needs nobody to clear up behind a dead controller.
+
+    Ray's actor for that asks the dashboard, which is not there, and each training would wait twelve seconds for it.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    make = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [
+        callback for callback in make() if not isinstance(callback, PlacementGroupCleanerCallback)
+    ]
 
 
 def _cause(error: BaseException) -> str:
@@ -172,7 +201,7 @@ def _work(config: dict[str, Any]) -> None:
     cpus = int(config["cpus"])
     torch.set_num_threads(cpus)
     job = TrainJob.model_validate(config["job"])
-    error_file = job.run_folder / _ERROR_FILE
+    error_file, stop_file = job.run_folder / _ERROR_FILE, job.run_folder / _STOP_FILE
     if error_file.is_file():  # the group was started again, but this is the user's to mend
         return
     worker = Worker(
@@ -182,8 +211,11 @@ def _work(config: dict[str, Any]) -> None:
         loader_workers=_loader_workers(job, cpus),
     )
     try:
-        fit(job, worker)
-    except ValueError as error:  # the user's to mend: starting again would only repeat it
+        fit(job, worker, should_stop=stop_file.is_file)
+        stop_file.unlink(missing_ok=True)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _USERS_TO_MEND:
+            raise  # starting again may help
         error_file.write_text(first_cause(error), encoding="utf-8")
         if worker.world_size > 1:
             raise  # or else the other workers would wait for this one
@@ -202,20 +234,43 @@ def _loader_workers(job: TrainJob, cpus: int) -> int:
     return min(cpus, 8) if wanted == "auto" else wanted
 
 
-@contextmanager
-def _ticking(on_tick: Callable[[], None]) -> Iterator[None]:
-    """Calls `on_tick` from a thread, and once more at the end."""
-    stop = threading.Event()
+def _follow(work: Callable[[], None], *, stop: Path, on_tick: Callable[[], None]) -> None:
+    """Does the work in a thread of its own: in this one Ray would take Ctrl-C for itself and end without a checkpoint.
 
-    def tick() -> None:
-        while not stop.wait(_TICK_SECONDS):
-            on_tick()
-
-    thread = threading.Thread(target=tick, name="train-progress", daemon=True)
-    thread.start()
+    On an interrupt the file `stop` asks the workers to leave.
+    """
+    done: Future[None] = Future()
+    threading.Thread(target=_settle, args=(done, work), name="ray-train", daemon=True).start()
     try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        on_tick()
+        _tick_until(done, on_tick)
+    except KeyboardInterrupt:
+        _ask_to_leave(done, stop)
+        raise
+    done.result()
+
+
+def _ask_to_leave(done: Future[None], stop: Path) -> None:
+    """Waits for the workers alone: Ray may have its own view of an interrupt."""
+    stop.touch()
+    until = time.monotonic() + _STOP_SECONDS
+    while stop.exists() and not done.done() and time.monotonic() < until:
+        time.sleep(_TICK_SECONDS / 5)
+
+
+def _settle(done: Future[None], work: Callable[[], None]) -> None:
+    try:
+        work()
+        done.set_result(None)
+    except BaseException as error:  # raised again by `result`
+        done.set_exception(error)
+
+
+def _tick_until(done: Future[None], on_tick: Callable[[], None]) -> None:
+    """Ticks until it is done, and once more."""
+    while True:
+        wait([done], timeout=_TICK_SECONDS)
+        over = done.done()
+        with suppress(OSError):  # storage that hiccups must not end a training
+            on_tick()
+        if over:
+            return

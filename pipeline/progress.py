@@ -63,6 +63,10 @@ class TrainView:
         if self._bar is None:
             console.print(stage_line("train", self._name, epoch_text(line)))
 
+    def show_note(self, text: str) -> None:
+        """Prints something that the user should know."""
+        console.print(stage_line("train", self._name, text))
+
 
 @contextmanager
 def train_view(name: str) -> Iterator[TrainView]:

@@ -31,7 +31,8 @@ _OWNER = "fingerprint"  # the file that says of which data and settings a run fo
 def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], None]) -> TrainSummary:
     """Trains until the end, from where an interrupted run of the same settings stopped.
 
-    `on_tick` is called with the run's folder about twice a second.
+    `on_tick` is called with the run's folder about twice a second. The folder stays, so that what is killed before the
+    stage has ended needs no training to be done again; `forget_run` removes it.
     """
     job = build_job(params, variant=variant, seed=seed)
     settings = params.train_settings(variant)
@@ -44,16 +45,25 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     _write_curve(folder / "curve.csv", epochs)
     draw_training(folder / "curve.png", epochs)
     write_json(folder / "train.json", summary)
-    shutil.rmtree(job.run_folder)  # so that asking for the training again trains again
     return summary
+
+
+def forget_run(variant: str, seed: int) -> None:
+    """Removes the folder of a finished run, so that asking for the training again trains again."""
+    folder = run_folder(variant, seed)
+    finished = folder.with_name(f".{folder.name}.finished")
+    shutil.rmtree(finished, ignore_errors=True)
+    folder.rename(finished)  # at once: half a run folder would be taken for one that has just begun
+    shutil.rmtree(finished)
 
 
 def _claim(job: TrainJob) -> None:
     """Empties a run folder that other data or settings left: their epochs must not be taken for this run's."""
     owner = job.run_folder / _OWNER
-    if not owner.is_file() or owner.read_text(encoding="utf-8") != job.fingerprint:
-        fresh_folder(job.run_folder)
-        owner.write_text(job.fingerprint, encoding="utf-8")
+    with job.sole_writer():
+        if not owner.is_file() or owner.read_text(encoding="utf-8") != job.fingerprint:
+            fresh_folder(job.run_folder)
+            owner.write_text(job.fingerprint, encoding="utf-8")
 
 
 def build_job(params: Params, *, variant: str, seed: int) -> TrainJob:

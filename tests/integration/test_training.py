@@ -83,11 +83,13 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(data: Path, tmp_path: Pat
 
 def test_a_finished_run_is_not_trained_again(data: Path, tmp_path: Path) -> None:
     fit(job(data, tmp_path, epochs=1), WORKER)
+    before = read_epochs(tmp_path)
     last = Trainer(job(data, tmp_path, epochs=1), WORKER)
     last.resume()
     assert last.progress.step == last.progress.batch == 3
     assert fit(job(data, tmp_path, epochs=1), WORKER)
     assert checkpoint_steps(tmp_path) == [0, 3]
+    assert read_epochs(tmp_path) == before
 
 
 def test_the_loss_falls(data: Path, tmp_path: Path) -> None:

@@ -70,10 +70,7 @@ class Checkpoints:
         self._failure: Exception | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Begins to write a checkpoint and returns; waits only for the one before.
-
-        OSError where that one could not be written.
-        """
+        """Begins to write a checkpoint and returns; waits only for the one before, and raises what became of it."""
         self.wait()
         self._writing = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
         self._writing.start()
@@ -84,7 +81,7 @@ class Checkpoints:
             self._writing.join()
         self._writing, failure, self._failure = None, self._failure, None
         if failure is not None:
-            raise OSError(f"a checkpoint could not be written in {self._folder}: {failure}")
+            raise failure
 
     def newest(self, *, fingerprint: str) -> Checkpoint | None:
         """The newest whole checkpoint; None where there is none, or it is of other data or settings.
@@ -105,8 +102,13 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Deletes all checkpoints, and what interrupted writing left."""
-        for path in [*self._paths(), *self._folder.glob(".checkpoint-*.tmp")]:
+        """Deletes all checkpoints."""
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Deletes the drafts of files that a killed process was writing."""
+        for path in self._folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def _write(self, checkpoint: Checkpoint) -> None:

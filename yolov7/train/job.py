@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from yolov7.lock import exclusive
 from yolov7.settings import Settings, TrainSettings
 from yolov7.spec import ModelSpec, spec_from_json
 
 _NO_EFFECT = {"checkpoint_every", "checkpoint_minutes", "loader_workers", "cache_images"}  # on what is learned
+
+_PATIENCE = 30.0  # seconds that an orphaned worker of an earlier start may take to end
 
 
 class TrainJob(Settings):
@@ -31,3 +35,8 @@ class TrainJob(Settings):
         settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
         parts = (self.spec_json, settings, str(self.seed), self.data_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    def sole_writer(self) -> AbstractContextManager[None]:
+        """The lock of the run folder, beside it: the folder itself may be emptied."""
+        lock = self.run_folder.with_name(f"{self.run_folder.name}.lock")
+        return exclusive(lock, what=f"the run folder {self.run_folder}", patience=_PATIENCE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import final
 
@@ -18,7 +18,6 @@ from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex, load_index
 from yolov7.data.loader import TrainLoader
 from yolov7.evaluation import evaluate_split
-from yolov7.lock import exclusive
 from yolov7.model import DetectionModel
 from yolov7.precision import precision_name, resolve_precision
 from yolov7.settings import COCO_NMS
@@ -36,7 +35,6 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 _MOST_ROLLBACKS = 3
-_PATIENCE = 30.0  # seconds that an orphaned worker of an earlier start may take to end
 
 
 def fit(job: TrainJob, worker: Worker, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
@@ -45,7 +43,7 @@ def fit(job: TrainJob, worker: Worker, *, should_stop: Callable[[], bool] = lamb
     The run folder then holds `weights.safetensors`, `epochs.jsonl` and the last checkpoints. `should_stop` is asked
     after every step; once it says so, a checkpoint is written and the answer is False: the run is not complete.
     """
-    with _sole_writer(job) if worker.leads else nullcontext():
+    with job.sole_writer() if worker.leads else nullcontext():
         trainer = Trainer(job, worker, should_stop=should_stop)
         trainer.resume()
         while not trainer.is_complete:
@@ -103,13 +101,17 @@ class Trainer:
 
     def resume(self) -> None:
         """Takes up the run's last whole checkpoint; those of other data or settings are deleted."""
+        if self._worker.leads:
+            self._checkpoints.sweep()
         checkpoint = self._checkpoints.newest(fingerprint=self._job.fingerprint)
         if checkpoint is not None:
             self._state.restore(checkpoint)
         if self._record:
-            self._record.start_after(self.progress.epoch)
+            self._record.start_after(self._epochs_trained)
         if checkpoint is None:
             self._begin()
+        elif checkpoint.step:
+            self._say(f"goes on after step {checkpoint.step} of {self._total_steps}", level=logging.INFO)
         self._clock = time.monotonic()
 
     def run_epoch(self) -> None:
@@ -121,11 +123,8 @@ class Trainer:
         self._stepper.end_epoch()
         epoch, last = self.progress.epoch + 1, self._job.settings.epochs
         if epoch % self._job.settings.checkpoint_every == 0 or epoch == last:
-            self._save()  # on its way to disk while the model is validated
-        rates = self.progress.rates()
-        figures = self._validate() if epoch % self._job.settings.validate_every == 0 or epoch == last else {}
-        self._add_time()
-        self._record_epoch({**rates, **figures})
+            self._save()  # written while the model is validated
+        self._measure(epoch)
         self.progress.end_epoch()
         self._stepper.settle()
 
@@ -148,7 +147,7 @@ class Trainer:
         self.progress.rollbacks, self.progress.skipped_steps = rollbacks, skipped
         self._stepper.settle()
         if self._record:
-            self._record.start_after(self.progress.epoch)
+            self._record.start_after(self._epochs_trained)
         self._say(f"{reason}: back to the checkpoint of step {checkpoint.step}, with half the learning rate")
 
     def finish(self) -> None:
@@ -209,29 +208,36 @@ class Trainer:
         try:
             self._checkpoints.wait()
         except OSError as error:
-            self._say(f"{error}; training goes on with the one before")
+            self._say(f"a checkpoint could not be written ({error}); the one before it stays")
+
+    def _measure(self, epoch: int) -> None:
+        """Validates where that is due and records; what the run measured before it was interrupted stays."""
+        rates = self.progress.rates()
+        if self._record and self._record.last_epoch < epoch:
+            due = epoch % self._job.settings.validate_every == 0 or epoch == self._job.settings.epochs
+            figures = self._validate() if due else {}
+            self._add_time()
+            self._record.add_epoch({**self._line(epoch), **rates, **figures})
+            self._record.show(self._shown(), now=True)
+        self._worker.wait_for_all()
 
     def _validate(self) -> dict[str, float | None]:
-        figures: dict[str, float | None] = {}
-        if self._worker.leads and self._val_index is not None:
-            metrics = evaluate_split(
-                self._state.ema.model,
-                self._val_index,
-                image_size=self._job.settings.image_size,
-                batch_size=self._job.settings.batch_size,
-                nms=COCO_NMS,
-                precision=self._job.settings.precision,
-            ).figures
-            figures = {"AP": metrics.AP, "AP50": metrics.AP50}
-        self._worker.wait_for_all()
-        return figures
+        if self._val_index is None:
+            return {}
+        figures = evaluate_split(
+            self._state.ema.model,
+            self._val_index,
+            image_size=self._job.settings.image_size,
+            batch_size=self._job.settings.batch_size,
+            nms=COCO_NMS,
+            precision=self._job.settings.precision,
+        ).figures
+        return {"AP": figures.AP, "AP50": figures.AP50}
 
-    def _record_epoch(self, figures: dict[str, float | None]) -> None:
-        if not self._record:
-            return
+    def _line(self, epoch: int) -> dict[str, float | str]:
         progress = self.progress
-        line = {
-            "epoch": progress.epoch + 1,
+        return {
+            "epoch": epoch,
             "epochs": self._job.settings.epochs,
             **progress.mean_losses(),
             "lr": self._stepper.lr(progress.step - 1),
@@ -241,16 +247,14 @@ class Trainer:
             "precision": self._precision,
             "device": self._worker.device.type,
         }
-        self._record.add_epoch({**line, **figures})
-        self._record.show(self._shown(), now=True)
 
     def _shown(self) -> dict[str, float]:
         progress = self.progress
         place = {"epochs_done": progress.epoch, "step": progress.step, "total_steps": self._total_steps}
         return {**place, **progress.mean_losses(), **progress.rates()}
 
-    def _say(self, text: str) -> None:
-        log.warning("%s", text)
+    def _say(self, text: str, *, level: int = logging.WARNING) -> None:
+        log.log(level, "%s", text)
         if self._record:
             self._record.add_note(text)
 
@@ -258,6 +262,11 @@ class Trainer:
         now = time.monotonic()
         self.progress.add_time(now - self._clock)
         self._clock = now
+
+    @property
+    def _epochs_trained(self) -> int:
+        """Also one whose steps are done, but which may still have to be validated."""
+        return self.progress.epoch + (self.progress.batch == len(self._loader))
 
     @property
     def _first_plain_epoch(self) -> int:
@@ -268,12 +277,6 @@ class Trainer:
 
 class _Stopped(Exception):  # noqa: N818  (no error)
     """The run was asked to stop, and its checkpoint is written."""
-
-
-def _sole_writer(job: TrainJob) -> AbstractContextManager[None]:
-    """The lock of a run folder, beside it: the folder itself may be emptied."""
-    folder = job.run_folder
-    return exclusive(folder.with_name(f"{folder.name}.lock"), what=f"the run folder {folder}", patience=_PATIENCE)
 
 
 def _optional_index(path: Path) -> ImageIndex | None:

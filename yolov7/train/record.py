@@ -12,6 +12,8 @@ from typing import Any
 
 from yolov7.files import write_whole
 
+NOTES = "notes.txt"  # a line for everything that the user should know; whoever starts a run may delete it
+
 # what an epoch's line says beside its number, if it was measured
 FIGURES = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
 
@@ -22,8 +24,9 @@ class Record:
     def __init__(self, folder: Path, *, refresh_seconds: float = 0.5) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._epochs = folder / "epochs.jsonl"
-        self._notes = folder / "notes.txt"
+        self._notes = folder / NOTES
         self._progress = folder / "progress.json"
+        self.last_epoch = 0
         self._refresh_seconds = refresh_seconds
         self._refreshed = 0.0
 
@@ -31,11 +34,13 @@ class Record:
         """Drops the lines of epochs that will be done again."""
         kept = [line for line in read_epochs(self._epochs.parent) if line["epoch"] <= epoch]
         write_whole(self._epochs, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.last_epoch = kept[-1]["epoch"] if kept else 0
 
     def add_epoch(self, line: dict[str, Any]) -> None:
         """Adds what an epoch measured; `line` holds `epoch`, counted from 1."""
         with self._epochs.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.last_epoch = line["epoch"]
 
     def add_note(self, text: str) -> None:
         """Adds a line about something that the user should know."""
@@ -60,7 +65,7 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
 
 def read_notes(folder: Path) -> list[str]:
     """What the user should know, oldest first."""
-    path = folder / "notes.txt"
+    path = folder / NOTES
     return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
 
 

@@ -1,0 +1,158 @@
+"""Training runs of a second or two, and processes in which one is killed at a chosen point."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import yolov7.train.loop
+from tests.artifacts import SMALL
+from yolov7.settings import TrainSettings
+from yolov7.spec import resolve_spec, spec_to_json
+from yolov7.train.job import TrainJob
+from yolov7.train.loop import WEIGHTS, fit
+from yolov7.train.record import Record
+from yolov7.train.worker import Worker
+from yolov7.weights import load_weights
+
+QUICK: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 4,
+    "image_size": 64,
+    "precision": "float32",
+    "multi_scale": 0.4,
+    "checkpoint_minutes": 0,  # one after every move of the optimizer
+    "optim": {"nominal_batch": 8, "ema_ramp": 10},
+}
+WORKER = Worker(device=torch.device("cpu"))
+_PROCESSES = multiprocessing.get_context("forkserver")  # a fork of this process could not compute gradients
+_PROCESSES.set_forkserver_preload([__name__])
+
+
+def make_job(data: Path, run_folder: Path, **changes: Any) -> TrainJob:
+    """A run of a narrow model."""
+    return TrainJob(
+        spec_json=spec_to_json(resolve_spec(SMALL, name="small")),
+        settings=TrainSettings.model_validate({**QUICK, **changes}),
+        seed=3,
+        data_folder=data,
+        data_hash="the same",
+        run_folder=run_folder,
+    )
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_weights(folder / WEIGHTS).model.state_dict()
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert different == []
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("checkpoint-*.pt"))
+
+
+def start(job: TrainJob, *, point: str = "", at: int = 0) -> BaseProcess:
+    """A process that trains, and kills itself when it comes to the point for the time number `at`."""
+    process = _PROCESSES.Process(target=_train, args=(job.model_dump_json(), point, at))
+    process.start()
+    return process
+
+
+def _train(job: str, point: str, at: int) -> None:
+    torch.set_num_threads(1)
+    if point:
+        POINTS[point](_Countdown(at))
+    fit(TrainJob.model_validate_json(job), WORKER)
+
+
+class _Countdown:
+    """Ends the process when it was called often enough."""
+
+    def __init__(self, calls: int) -> None:
+        self._left = calls
+
+    def __call__(self) -> None:
+        if self.is_over():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def is_over(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+
+def _before(owner: Any, name: str) -> Callable[[_Countdown], None]:
+    def install(countdown: _Countdown) -> None:
+        real = getattr(owner, name)
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            countdown()
+            return real(*args, **kwargs)
+
+        setattr(owner, name, patched)
+
+    return install
+
+
+def _after(owner: Any, name: str) -> Callable[[_Countdown], None]:
+    def install(countdown: _Countdown) -> None:
+        real = getattr(owner, name)
+
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            result = real(*args, **kwargs)
+            countdown()
+            return result
+
+        setattr(owner, name, patched)
+
+    return install
+
+
+def _half_a_file(countdown: _Countdown) -> None:
+    real = os.fsync
+
+    def patched(descriptor: int) -> None:
+        if countdown.is_over():
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    os.fsync = patched
+
+
+def _half_a_line(countdown: _Countdown) -> None:
+    real = Record.add_epoch
+
+    def patched(record: Record, line: dict[str, Any]) -> None:
+        if countdown.is_over():
+            with record._epochs.open("a") as file:
+                file.write('{"epoch": ')
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(record, line)
+
+    Record.add_epoch = patched  # type: ignore[method-assign]
+
+
+POINTS: dict[str, Callable[[_Countdown], None]] = {
+    "in the backward pass": _before(torch.Tensor, "backward"),
+    "after the optimizer, before the average": _before(torch, "_foreach_mul_"),
+    "with half a checkpoint written": _half_a_file,
+    "with a checkpoint written but not in place": _before(os, "replace"),
+    "with a checkpoint in place": _after(os, "replace"),
+    "in validation": _before(yolov7.train.loop, "evaluate_split"),
+    "after validation": _after(yolov7.train.loop, "evaluate_split"),
+    "with half an epoch recorded": _half_a_line,
+    "with an epoch recorded": _after(Record, "add_epoch"),
+    "before the weights are written": _before(yolov7.train.loop, "save_weights"),
+    "after the weights are written": _after(yolov7.train.loop, "save_weights"),
+}
