@@ -15,6 +15,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 CocoEngine = Literal["hotcoco", "pycocotools"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+AnchorMode = Literal["auto", "spec", "fit"]
 
 
 class Settings(BaseModel):
@@ -33,7 +34,7 @@ class AugmentSettings(Settings):
     scale: NonNegative = Field(0.5, lt=1.0, description="scale is drawn from (1 - scale, 1.1 + scale)")
     shear: NonNegative = Field(0.0, lt=90.0, description="largest shear, degrees")
     perspective: NonNegative = Field(0.0, le=0.001, description="largest perspective coefficient, 1/pixel")
-    hsv_hue: Probability = Field(0.015, description="gain 1 +- this")
+    hsv_hue: NonNegative = Field(0.015, le=0.4, description="gain 1 +- this")
     hsv_saturation: Probability = 0.7
     hsv_value: Probability = 0.4
     flip_horizontal: Probability = 0.5
@@ -93,6 +94,9 @@ class TrainSettings(Settings):
     batch_size: int = Field(16, ge=1, description="images a step, over all workers")
     image_size: int = Field(640, ge=32, description="side of the square training images, pixels")
     precision: Precision = Field("auto", description="auto: bfloat16 where the device is fast at it, else float32")
+    anchors: AnchorMode = Field(
+        "auto", description="spec: its own; fit: to the boxes; auto: fitted where its own have a recall below 0.98"
+    )
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the model")
     multi_scale: Probability = Field(0.0, description="training sizes vary by up to this share")
