@@ -44,11 +44,14 @@ class Operations(NamedTuple):
 
 def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None = None) -> Cost:
     """The cost for one square image, by default of the spec's own size in pixels."""
-    side = image_size or spec.image_size
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=num_classes).eval()
-        deployed = fuse(model)
-        images = torch.empty(1, 3, side, side)
+        return model_cost(model, fuse(model), image_size=image_size or spec.image_size)
+
+
+def model_cost(model: DetectionModel, deployed: DetectionModel, *, image_size: int) -> Cost:
+    """The cost of a model on the meta device and of what `fuse` made of it, for one square image."""
+    images = torch.empty(1, 3, image_size, image_size, device="meta")
     before, after = count_operations(model, images), count_operations(deployed, images)
     return Cost(
         parameters=count_parameters(model),

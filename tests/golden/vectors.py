@@ -33,11 +33,6 @@ def load_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def reference_shapes(name: str) -> list[list[int]]:
-    """The shapes of a reference graph's tensors in its own order, without counters and anchors."""
-    return [shape for _, _, shape in _reference_entries(name)]
-
-
 def reference_weights(name: str, *, gain: float) -> list[Tensor]:
     """The deterministic weights of a reference graph in its own order, without counters and anchors."""
     return [_draw(index, key, shape, gain=gain) for index, key, shape in _reference_entries(name)]
