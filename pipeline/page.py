@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
 
-from pipeline.render import SUMMARY_HEAD, difference_text, origin_text, ours_text, paper_text, summary_texts
-from pipeline.tables import LABELS, Cell, Row, SummaryRow, Table
+from pipeline.charts import Curve, curve_chart, fps_chart
+from pipeline.paper.counting import conventions
+from pipeline.paper.errata import Erratum
+from pipeline.paper.improvement import Improvement
+from pipeline.paper.printed import LABELS
+from pipeline.render import (
+    ERRATA_HEAD,
+    IMPROVEMENT_NOTE,
+    SUMMARY_HEAD,
+    counted_text,
+    difference_text,
+    improvement_head,
+    improvement_texts,
+    open_lines,
+    ours_text,
+    summary_texts,
+)
+from pipeline.summary import SummaryRow
+from pipeline.tables import Cell, Row, Table
 
 _TEMPLATE = Path(__file__).parent / "templates" / "tables.html"
-_COLOURS = 6  # of the template's style
-
-Curve = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -28,15 +41,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows. `curves`: AP by epoch, of each variant one curve a seed."""
+    """All that the page shows. `curves`: AP by epoch, of each variant one curve a seed; `outcome`: of the check."""
 
     title: str
     subtitle: str
     conditions: str
+    missing: Sequence[str]
     summary: Sequence[SummaryRow]
     curves: Mapping[str, Sequence[Curve]]
     pictures: Sequence[Picture]
     tables: Sequence[Table]
+    improvements: Sequence[Improvement]
+    errata: Sequence[Erratum]
+    outcome: str
 
 
 def render_page(page: Page) -> str:
@@ -45,24 +62,38 @@ def render_page(page: Page) -> str:
         title=escape(page.title),
         subtitle=escape(page.subtitle),
         conditions=escape(page.conditions),
-        summary=_summary(page.summary),
-        charts=_curve_chart(page.curves) + _fps_chart(page.summary),
+        outcome=escape(page.outcome),
+        missing=_missing(page.missing),
+        summary=_plain_table(SUMMARY_HEAD, map(summary_texts, page.summary)),
+        charts=curve_chart(page.curves) + fps_chart(page.summary),
         pictures="".join(map(_picture, page.pictures)) or "<p class=soft>None were made.</p>",
         links=" ".join(f'<a href="#{table.name}">{escape(table.title.partition(":")[0])}</a>' for table in page.tables),
         tables="".join(map(_table, page.tables)),
+        improvements=_improvements(page.improvements),
+        errata=_errata(page.errata),
+        conventions="".join(f"<dt>{escape(k)}<dd>{escape(text)}" for k, text in conventions().items()),
     )
 
 
-def _summary(rows: Sequence[SummaryRow]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in SUMMARY_HEAD)
-    return (
-        f"<table class=summary><thead><tr>{head}</tr></thead><tbody>{''.join(map(_summary_row, rows))}</tbody></table>"
-    )
+def _missing(missing: Sequence[str]) -> str:
+    if not missing:
+        return ""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in missing)
+    head = f"{len(missing)} not there yet, left open below"
+    return f"<details class=open><summary>{head}</summary><ul>{lines}</ul></details>"
 
 
-def _summary_row(row: SummaryRow) -> str:
-    name, *cells = summary_texts(row)
-    return f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+def _plain_table(head: Iterable[str], rows: Iterable[Iterable[str]], *, kind: str = "") -> str:
+    """The first cell of each row is its head."""
+    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(_plain_cell(text, first=not i) for i, text in enumerate(row))}</tr>" for row in rows)
+    table = f'<table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f"<div class=scroll tabindex=0>{table}</div>"
+
+
+def _plain_cell(text: str, *, first: bool) -> str:
+    lines = escape(text).replace("\n", "<br>")
+    return f"<th>{lines}</th>" if first else f"<td>{lines}</td>"
 
 
 def _picture(picture: Picture) -> str:
@@ -72,99 +103,60 @@ def _picture(picture: Picture) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(LABELS[quantity])}</th>" for quantity in table.quantities)
-    rows = "".join(map(_row, table.rows))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    """Where a quantity has figures of ours, three columns: the paper's, ours, the difference; otherwise the paper's."""
+    filled = {cell.quantity for row in table.rows for cell in row.cells if cell.ours is not None}
+    groups = "".join(
+        f"<th colspan=3 class=group>{escape(LABELS[q])}</th>" if q in filled else f"<th>{escape(LABELS[q])}</th>"
+        for q in table.quantities
+    )
+    kinds = "".join(
+        "<th class=group>paper</th><th>ours</th><th>Δ</th>" if q in filled else "<th>paper</th>"
+        for q in table.quantities
+    )
+    notes = {note: i for i, note in enumerate(dict.fromkeys(row.note for row in table.rows if row.note), start=1)}
+    listed = "".join(f"<li><sup>{number}</sup> {escape(note)}</li>" for note, number in notes.items())
+    listed += "".join(f"<li>{escape(note)}</li>" for note in (*table.notes, *open_lines(table)))
+    tagged = any(map(counted_text, table.rows))
+    tag = "<th rowspan=2 class=tag>counted</th>" if tagged else ""
+    hide = "<label><input type=checkbox> hide the rows that are cited only</label>"
     return (
-        f'<section class=paper id="{table.name}"><h2>{escape(table.title)}</h2>'
-        f"<label><input type=checkbox checked> only models that we have figures for</label>"
-        f"<div class=scroll tabindex=0><table><thead><tr><th>model</th><th>size</th>{head}<th>ours</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div><ul class=notes>{notes}</ul></section>"
+        f'<section class=paper id="{table.name}"><h3>{escape(table.title)}</h3>'
+        f"{hide if any(row.cited for row in table.rows) else ''}<div class=scroll tabindex=0>"
+        f"<table><thead><tr><th rowspan=2>model</th><th rowspan=2>size</th>{tag}{groups}"
+        f"<th rowspan=2 class=variant>variant</th></tr><tr>{kinds}</tr></thead>"
+        f"<tbody>{''.join(_row(row, filled, notes, tagged=tagged) for row in table.rows)}</tbody></table></div>"
+        f"<ul class=notes>{listed}</ul></section>"
     )
 
 
-def _row(row: Row) -> str:
-    cells = "".join(map(_cell, row.cells))
-    kind = "" if row.has_ours else " class=bare"
-    where = f"<td class=origin>{escape(origin_text(row)) if row.has_ours else ''}</td>"
-    return f"<tr{kind}><th>{escape(row.model)}</th><td>{row.size or ''}</td>{cells}{where}</tr>"
+def _row(row: Row, filled: Iterable[str], notes: Mapping[str, int], *, tagged: bool) -> str:
+    cells = "".join(_cell(cell, wide=cell.quantity in filled) for cell in row.cells)
+    kind = " class=cited" if row.cited else ""
+    mark = f'<sup title="{escape(row.note)}">{notes[row.note]}</sup>' if row.note else ""
+    tag = f"<td class=tag>{escape(counted_text(row))}</td>" if tagged else ""
+    return (
+        f"<tr{kind}><th>{escape(row.model)}{mark}</th><td>{row.size or ''}</td>{tag}{cells}"
+        f"<td class=variant>{escape(row.variant)}</td></tr>"
+    )
 
 
-def _cell(cell: Cell) -> str:
-    paper = f"<span>{escape(paper_text(cell))}</span>"
+def _cell(cell: Cell, *, wide: bool) -> str:
+    mark = '<a href="#errata" title="a listed erratum">†</a>' if cell.erratum else ""
+    paper = f"{escape(cell.printed) or '–'}{mark}"
+    if not wide:
+        return f'<td class=figure title="{escape(cell.note)}">{paper}</td>'
     if cell.ours is None:
-        return f"<td>{paper}</td>"
+        return f'<td class="figure group">{paper}</td><td class=blank title="{escape(cell.note)}">·</td><td></td>'
     kind = "measured" if cell.origin == "measured here" else "computed"
-    title = escape(cell.note or cell.origin)
-    return f'<td title="{title}">{paper}<b class={kind}>{ours_text(cell)}</b><i>{difference_text(cell)}</i></td>'
+    ours = f'<td class={kind} title="{escape(cell.note)}">{ours_text(cell)}</td>'
+    return f'<td class="figure group">{paper}</td>{ours}<td class=delta>{difference_text(cell)}</td>'
 
 
-def _curve_chart(curves: Mapping[str, Sequence[Curve]]) -> str:
-    points = [point for seeds in curves.values() for curve in seeds for point in curve]
-    if not points:
-        return ""
-    last, top = max(x for x, _ in points), _round_up(max(y for _, y in points))
-    to_x, to_y = _axis(0, last, 44, 590), _axis(0, top, 216, 12)
-    grid = "".join(
-        f'<path class=grid d="M44 {to_y(y):.1f}H590"/><text x=38 y={to_y(y) + 4:.1f} text-anchor=end>{y:.2f}</text>'
-        for y in (0, top / 2, top)
-    )
-    ticks = "".join(
-        f"<text x={to_x(x):.1f} y=234 text-anchor=middle>{x:.0f}</text>" for x in dict.fromkeys((0, last // 2, last))
-    )
-    lines = "".join(
-        f'<path class="line c{i % _COLOURS}" d="M{"L".join(f"{to_x(x):.1f} {to_y(y):.1f}" for x, y in curve)}"/>'
-        for i, seeds in enumerate(curves.values())
-        for curve in seeds
-        if curve
-    )
-    return _chart("AP on val by epoch", curves, f"<svg viewBox='0 0 600 240' role=img>{grid}{ticks}{lines}</svg>")
+def _improvements(rows: Sequence[Improvement]) -> str:
+    table = _plain_table(improvement_head(rows), map(improvement_texts, rows))
+    return f"{table}<p class=soft>{escape(IMPROVEMENT_NOTE)}</p>"
 
 
-def _round_up(value: float) -> float:
-    """The next even tenth, or hundredth of small figures, so that the middle is a round number too."""
-    unit = 0.2 if value > 0.1 else 0.02
-    return max(math.ceil(value / unit), 1) * unit
-
-
-def _axis(low: float, high: float, start: float, end: float) -> Axis:
-    return Axis(low, max(high - low, 1e-9), start, end - start)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A scale from values to the picture's units."""
-
-    low: float
-    extent: float
-    start: float
-    length: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / self.extent * self.length
-
-
-def _fps_chart(rows: Sequence[SummaryRow]) -> str:
-    measured = [row for row in rows if row.fps_before is not None and row.fps_after is not None]
-    if not measured:
-        return ""
-    to_x = _axis(0, max(max(row.fps_before or 0, row.fps_after or 0) for row in measured), 0, 400)
-    bars = "".join(_bars(row, i, to_x) for i, row in enumerate(measured))
-    drawn = f"<svg viewBox='0 0 600 {52 * len(measured)}' role=img>{bars}</svg>"
-    return _chart("FPS as trained (pale) and re-parameterised", (), drawn)
-
-
-def _bars(row: SummaryRow, i: int, to_x: Axis) -> str:
-    top = 52 * i
-    name = f"<text x=112 y={top + 27} text-anchor=end>{escape(row.variant[:18])}</text>"
-    bars = "".join(
-        f'<rect class="c{i % _COLOURS} {kind}" x=120 y={top + y} width={to_x(fps):.1f} height=18 rx=2 />'
-        f"<text x={126 + to_x(fps):.1f} y={top + y + 14}>{fps:.0f}</text>"
-        for kind, y, fps in (("pale", 4, row.fps_before or 0), ("", 24, row.fps_after or 0))
-    )
-    return name + bars
-
-
-def _chart(title: str, names: Iterable[str], drawn: str) -> str:
-    legend = "".join(f'<span class="key c{i % _COLOURS}">{escape(name)}</span>' for i, name in enumerate(names))
-    return f"<figure class=chart><figcaption>{escape(title)} {legend}</figcaption>{drawn}</figure>"
+def _errata(errata: Sequence[Erratum]) -> str:
+    lines = [[one.where, one.printed, one.found, "\n".join(one.arithmetic)] for one in errata]
+    return _plain_table(ERRATA_HEAD, lines, kind="texts")

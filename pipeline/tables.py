@@ -1,76 +1,66 @@
-"""The paper's tables with our figures beside them, and the summary of the variants; pure functions of what stages left.
+"""The paper's tables with our figures beside them; pure functions of what stages left.
 
-Which spec a row of the paper is, and how the paper counted it, is data: `paper/models.csv` and `paper/countings.csv`.
+What the paper prints, which spec each row is and how it was counted: `pipeline.paper`.
 """
 
 from __future__ import annotations
 
-import csv
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Literal
 
-from pipeline.artifacts import Benchmark, BenchmarkRow, Metrics, PreparedData, ReparamReport, TrainSummary
-from pipeline.params import Params
-from yolov7.cost import Cost, spec_cost
-from yolov7.graph import ModelSpec, infer_shapes
+from pipeline.evidence import Evidence
+from pipeline.paper.check import QUANTITIES, listed_errata
+from pipeline.paper.counting import COCO_CLASSES, PaperModel, count_as_paper, paper_models
+from pipeline.paper.improvement import Improvement, improvements
+from pipeline.paper.printed import TITLES, PrintedRow, PrintedTable, printed_table, value_of
+from pipeline.summary import headline_row, mean_and_spread
+from yolov7.graph import ModelSpec
 from yolov7.settings import Settings
-from yolov7.spec import list_specs, load_spec
 
-PAPER = Path(__file__).parent / "paper"
-COCO_VAL_IMAGES, COCO_CLASSES = 5000, 80
-TITLES = {
-    "table1": "Table 1: comparison of baseline object detectors",
-    "table2": "Table 2: comparison of state-of-the-art real-time object detectors",
-    "table9": "Table 9: more comparison, batch 1, without NMS",
-}
-LABELS = {
-    "params_m": "#Param (M)",
-    "gflops": "FLOPs (G)",
-    "fps_v100": "FPS (V100)",
-    "fps": "FPS",
-    "ap_val": "AP val",
-    "ap50_val": "AP50 val",
-    "ap75_val": "AP75 val",
-    "aps_val": "APs val",
-    "apm_val": "APm val",
-    "apl_val": "APl val",
-    "ap_test": "AP test",
-    "ap50_test": "AP50 test",
-    "ap75_test": "AP75 test",
-    "aps_test": "APs test",
-    "apm_test": "APm test",
-    "apl_test": "APl test",
-}
+COCO_VAL_IMAGES = 5000
 _AP_FIGURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
+_SERVER = "only COCO's evaluation server knows the labels of test-dev"
 
-Origin = Literal["computed", "measured here", "not measured"]
-_Ours = tuple[float | None, Origin, str]  # the figure, whence it came, and what there is to say
+Origin = Literal["computed", "measured here", "not measured", "cited"]
 
 
 class Cell(Settings):
-    """One quantity of one row: the paper's figure, ours, and where ours came from."""
+    """One quantity of one row: the paper's figure, ours, and where ours came from.
+
+    `printed`: as the paper prints it, empty for a dash. `spread`: the sample standard deviation over seeds.
+    `comparable`: whether ours was measured as the paper's was. `erratum`: the printed figure is a listed misprint.
+    """
 
     quantity: str
-    paper: float | None
+    printed: str
     ours: float | None
     origin: Origin
     note: str = ""
+    spread: float | None = None
+    comparable: bool = True
+    erratum: bool = False
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's."""
-        return None if self.paper is None or self.ours is None else self.ours - self.paper
+        """Ours minus the paper's; None where the two do not compare."""
+        if not self.printed or self.ours is None or not self.comparable:
+            return None
+        return self.ours - value_of(self.printed)
 
 
 class Row(Settings):
-    """One model of a table of the paper."""
+    """One model of a table of the paper, or a variant of ours that belongs there.
+
+    `spec`, `counting`: what was counted, and by which convention; `variant`: the one that is measured, or would be.
+    Each is empty where there is none.
+    """
 
     model: str
-    size: int | None
+    size: int | None  # pixels
+    spec: str
+    counting: str
+    variant: str
     cells: tuple[Cell, ...]
     note: str = ""
 
@@ -79,9 +69,14 @@ class Row(Settings):
         """Whether any figure here is ours."""
         return any(cell.ours is not None for cell in self.cells)
 
+    @property
+    def cited(self) -> bool:
+        """Whether the figures are the paper's alone: there is no spec of the model, nor a place for a variant."""
+        return all(cell.origin == "cited" for cell in self.cells)
+
 
 class Table(Settings):
-    """A table of the paper beside ours. `notes`: how figures were counted."""
+    """A table of the paper beside ours."""
 
     name: str
     title: str
@@ -90,189 +85,133 @@ class Table(Settings):
     notes: tuple[str, ...]
 
 
-class SummaryRow(Settings):
-    """One variant: means over its seeds; a spread is the sample standard deviation, None for one seed."""
-
-    variant: str
-    seeds: int
-    image_size: int
-    AP: float | None
-    AP_spread: float | None
-    AP50: float | None
-    AP50_spread: float | None
-    parameters: int  # deployed
-    parameters_before: int
-    gflops: float  # deployed, at the variant's image size
-    fps_before: float | None
-    fps_after: float | None
-
-
 @dataclass(frozen=True)
-class Results:
-    """What the stages left of one variant, one of each for every seed."""
-
-    spec: ModelSpec
-    image_size: int
-    trained: tuple[TrainSummary, ...]
-    metrics: tuple[Metrics, ...]
-    reparam: tuple[ReparamReport, ...]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that the tables are made of."""
-
-    params: Params
-    data: PreparedData
-    benchmark: Benchmark
-    variants: Mapping[str, Results]
-
-
-@dataclass(frozen=True)
-class PaperModel:
-    """Which spec a row of the paper is, and how the paper counted it."""
-
-    spec: str
-    activation: str
-    counting: str
-    note: str
+class _Figure:
+    value: float | None
+    origin: Origin
+    note: str = ""
+    spread: float | None = None
+    comparable: bool = True
 
 
 def paper_tables(evidence: Evidence) -> tuple[Table, ...]:
-    """Tables 1, 2 and 9."""
-    return tuple(_paper_table(name, evidence) for name in TITLES)
+    """Tables 1 to 10."""
+    models = paper_models()
+    return tuple(_fill(printed_table(name), models, evidence) for name in TITLES)
 
 
-def summarise_variants(evidence: Evidence) -> tuple[SummaryRow, ...]:
-    """One row a variant, in the order of params.yaml."""
-    return tuple(_summarise(name, results, evidence.benchmark) for name, results in evidence.variants.items())
-
-
-def summary_lines(rows: Sequence[SummaryRow]) -> list[str]:
-    """The short table at the end of a reproduction."""
-    width = max(len("variant"), *(len(row.variant) for row in rows))
-    spread = 13 if any(row.seeds > 1 for row in rows) else 5
-    head = f"{'variant':<{width}}  {'AP':<{spread}}  {'AP50':<{spread}}  parameters  GFLOPs  FPS before -> after"
-    return [head] + [
-        f"{row.variant:<{width}}  {fraction_text(row.AP, row.AP_spread):<{spread}}  "
-        f"{fraction_text(row.AP50, row.AP50_spread):<{spread}}  {f'{row.parameters / 1e6:.2f} M':<10}  "
-        f"{row.gflops:<6.2f}  {number_text(row.fps_before, 0)} -> {number_text(row.fps_after, 0)}"
-        for row in rows
-    ]
-
-
-def fraction_text(value: float | None, spread: float | None) -> str:
-    """`0.583`, or `0.583 ±0.004` over several seeds."""
-    return number_text(value, 3) + (f" ±{spread:.3f}" if value is not None and spread is not None else "")
-
-
-def number_text(value: float | None, digits: int) -> str:
-    """A dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def headline_row(benchmark: Benchmark, *, variant: str, form: str) -> BenchmarkRow | None:
-    """The row that stands for a variant: eager, without NMS, the smallest batch, the first precision."""
-    rows = [row for row in benchmark.rows if (row.variant, row.form, row.nms) == (variant, form, False)]
-    return min(rows, key=lambda row: (row.engine != "eager", row.batch), default=None)
-
-
-@cache
-def paper_models() -> Mapping[tuple[str, int], PaperModel]:
-    """By a row's name and image size."""
-    found = {}
-    for line in _read_csv("models"):
-        for size in line["sizes"].split():
-            model = PaperModel(line["spec"], line["activation"], line["counting"], line["note"])
-            found[line["model"], int(size)] = model
-    return found
-
-
-def resolve_model(model: PaperModel) -> ModelSpec | None:
-    """The spec of a row; None where there is none yet."""
-    if model.spec not in list_specs():
-        return None
-    spec = load_spec(model.spec)
-    return spec.model_copy(update={"activation": model.activation}) if model.activation else spec
-
-
-@cache
-def count_as_paper(spec_name: str, counting: str, size: int) -> tuple[float, float] | None:
-    """Parameters in millions and GFLOPs as the paper counts them (`paper/countings.csv`); None: not known how."""
-    spec = load_spec(spec_name)
-    cost = spec_cost(spec, num_classes=COCO_CLASSES, image_size=size if counting == "p5" else 640)
-    gflops = {
-        "p5": cost.gflops_with_bias,
-        "p6": round(cost.gflops_with_bias, 1) * (size / 640) ** 2,
-        "tiny": _tiny_gflops(spec, cost, size),
+def table1_improvements(table1: Table) -> tuple[Improvement, ...]:
+    """Table 1's improvement rows, with the changes between our own figures where both models have them."""
+    ours = {
+        (row.model, row.size): {cell.quantity: cell.ours for cell in row.cells if cell.ours is not None}
+        for row in table1.rows
+        if row.size
     }
-    return (cost.parameters_deployed / 1e6, gflops[counting]) if counting in gflops else None
+    return improvements(ours)
 
 
-def _tiny_gflops(spec: ModelSpec, cost: Cost, size: int) -> float:
-    """Every convolution's outputs are batch-norm elements but the head's, which have a bias."""
-    shapes = infer_shapes(spec)
-    levels = zip(spec.head.sources, spec.head.anchors, strict=True)
-    cells = sum((640 // shapes[source].stride) ** 2 * len(anchors) // 2 for source, anchors in levels)
-    outputs = cost.gflops_with_bias - cost.gflops
-    at_640 = cost.gflops + 2 * outputs - 2 * cells * (5 + COCO_CLASSES) / 1e9
-    return at_640 if size == 640 else round(at_640, 1) * (size / 640) ** 2
+def _fill(table: PrintedTable, models: Mapping[tuple[str, int], PaperModel], evidence: Evidence) -> Table:
+    rows = [_fill_row(row, table, models.get((row.model, row.size or 0)), evidence) for row in table.rows]
+    rows += [_own_row(name, table, evidence) for name in _own_variants(table, evidence)]
+    return Table(
+        name=table.name,
+        title=table.title,
+        quantities=table.quantities,
+        rows=tuple(rows),
+        notes=tuple(_notes(table, rows)),
+    )
 
 
-def _paper_table(name: str, evidence: Evidence) -> Table:
-    lines = _read_csv(name)
-    quantities = tuple(column for column in lines[0] if column in LABELS)
-    rows = tuple(_paper_row(line, quantities, evidence) for line in lines)
-    return Table(name=name, title=TITLES[name], quantities=quantities, rows=rows, notes=tuple(_notes(rows)))
+def _fill_row(row: PrintedRow, table: PrintedTable, model: PaperModel | None, evidence: Evidence) -> Row:
+    name = _variant_of(row, model, evidence)
+    counted = dict(_counted(row, model))
+    measured = dict(_measured(name, row, evidence)) if name else {}
+    others = _left_open(name, row, model, evidence)
+    figures = counted | measured
+    return Row(
+        model=row.model,
+        size=row.size,
+        spec=model.label if model else "",
+        counting=model.counting if counted and model else "",
+        variant=name or row.variant,
+        cells=tuple(_cell(table, row, quantity, figures.get(quantity, others)) for quantity in table.quantities),
+        note=". ".join(note for note in (row.note, model.note if model else "") if note),
+    )
 
 
-def _paper_row(line: Mapping[str, str], quantities: Sequence[str], evidence: Evidence) -> Row:
-    size = int(line["size"]) if line["size"] else None
-    model = paper_models().get((line["model"], size or 0))
-    spec = resolve_model(model) if model else None
-    ours = dict(_ours(model, spec, size, evidence)) if model and spec and size else {}
-    missing = ours.get("", (None, "not measured", "no spec of this model here"))
-    cells = tuple(_cell(quantity, line[quantity], ours.get(quantity, missing)) for quantity in quantities)
-    return Row(model=line["model"], size=size, cells=cells, note=model.note if model and spec else "")
+def _cell(table: PrintedTable, row: PrintedRow, quantity: str, figure: _Figure) -> Cell:
+    server = figure.origin == "not measured" and quantity.endswith("_test")
+    return Cell(
+        quantity=quantity,
+        printed=row.figures[quantity],
+        ours=figure.value,
+        origin=figure.origin,
+        note=_SERVER if server else figure.note,
+        spread=figure.spread,
+        comparable=figure.comparable,
+        erratum=(table.name, row.model, quantity) in listed_errata(),
+    )
 
 
-def _cell(quantity: str, paper: str, ours: _Ours) -> Cell:
-    value, origin, note = ours
-    if value is None and quantity.endswith("_test"):
-        note = "only COCO's evaluation server knows the labels of test-dev"
-    return Cell(quantity=quantity, paper=float(paper) if paper else None, ours=value, origin=origin, note=note)
+def _counted(row: PrintedRow, model: PaperModel | None) -> Iterator[tuple[str, _Figure]]:
+    if model and row.size and any(row.figures.get(quantity) for quantity in QUANTITIES):
+        counted = count_as_paper(model, row.size)
+        note = f"spec {model.label}, counted as `{model.counting}`"
+        yield "params_m", _Figure(counted.params_m, "computed", note)
+        yield "gflops", _Figure(counted.gflops, "computed", note)
 
 
-def _ours(model: PaperModel, spec: ModelSpec, size: int, evidence: Evidence) -> Iterator[tuple[str, _Ours]]:
-    """Our figures by quantity; under the empty name why all others are left open."""
-    counted = count_as_paper(model.spec, model.counting, size)
-    if counted:
-        yield "params_m", (counted[0], "computed", "")
-        yield "gflops", (counted[1], "computed", "")
-    name = _find_variant(spec, size, evidence)
-    if name is None:
-        yield "", (None, "not measured", f"no variant here is this model at {size} px")
+def _variant_of(row: PrintedRow, model: PaperModel | None, evidence: Evidence) -> str | None:
+    """The variant that is named for the row; otherwise the one whose graph is the row's."""
+    if row.variant in evidence.variants:
+        return row.variant
+    return _same_graph(model.build_spec(), row.size, evidence) if model and row.size else None
+
+
+def _measured(name: str, row: PrintedRow, evidence: Evidence) -> Iterator[tuple[str, _Figure]]:
+    """AP and FPS of a variant; those on other data than the paper's only where it is named for the row."""
+    results, reason = evidence.variants[name], why_not_coco(evidence, name)
+    if reason and name != row.variant:
         return
-    reason = _why_not_coco(evidence, name)
-    yield "", (None, "not measured", reason or "not measured by this pipeline")
-    if not reason:
-        yield from _measured(name, evidence)
-
-
-def _measured(name: str, evidence: Evidence) -> Iterator[tuple[str, _Ours]]:
-    metrics = evidence.variants[name].metrics
+    seeds = f"{len(results.metrics)} {'seed' if len(results.metrics) == 1 else 'seeds'}"
+    note = f"variant {name} (spec {results.spec.name}, {results.image_size} px), {seeds}"
     for quantity, figure in _AP_FIGURES.items():
-        value, _ = mean_and_spread([getattr(one, figure) for one in metrics])
+        value, spread = mean_and_spread([getattr(one, figure) for one in results.metrics])
         if value is not None:
-            yield f"{quantity}_val", (100 * value, "measured here", f"variant {name}, {len(metrics)} seeds")
-    row = headline_row(evidence.benchmark, variant=name, form="deployed")
-    if row:
-        where = f"{evidence.benchmark.device}, {row.precision}, batch {row.batch}, without NMS"
+            yield (
+                f"{quantity}_val",
+                _Figure(
+                    100 * value,
+                    "measured here",
+                    f"{note}; {reason}" if reason else note,
+                    spread=None if spread is None else 100 * spread,
+                    comparable=not reason and results.image_size == row.size,
+                ),
+            )
+    yield from _fps_figures(name, evidence)
+
+
+def _fps_figures(name: str, evidence: Evidence) -> Iterator[tuple[str, _Figure]]:
+    fastest = headline_row(evidence.benchmark, variant=name, form="deployed")
+    if fastest and evidence.benchmark:
+        device = evidence.benchmark.device
+        note = f"{device}, {fastest.precision}, batch {fastest.batch}, without NMS"
         for quantity in ("fps", "fps_v100"):
-            yield quantity, (row.fps, "measured here", where)
+            yield quantity, _Figure(fastest.fps, "measured here", note, comparable="V100" in device)
 
 
-def _find_variant(spec: ModelSpec, size: int, evidence: Evidence) -> str | None:
+def _left_open(name: str | None, row: PrintedRow, model: PaperModel | None, evidence: Evidence) -> _Figure:
+    """What there is to say of the figures that we do not have."""
+    if name:
+        return _Figure(None, "not measured", why_not_coco(evidence, name) or "not measured")
+    if row.variant:
+        return _Figure(None, "not measured", "params.yaml has no variant of the name that fills the row")
+    if model:
+        return _Figure(None, "not measured", "no variant of params.yaml is this model at this size")
+    return _Figure(None, "cited")
+
+
+def _same_graph(spec: ModelSpec, size: int, evidence: Evidence) -> str | None:
     """The variant whose graph is this one, whatever it is called, trained at this size."""
     named = {"name", "image_size"}
     wanted = spec.model_dump(exclude=named)
@@ -282,56 +221,37 @@ def _find_variant(spec: ModelSpec, size: int, evidence: Evidence) -> str | None:
     return None
 
 
-def _why_not_coco(evidence: Evidence, name: str) -> str:
+def why_not_coco(evidence: Evidence, name: str) -> str:
     """Why a variant's figures do not compare with the paper's; empty where they do."""
+    if evidence.data is None:
+        return "no data are prepared"
     num_classes = len(evidence.data.class_names)
     if evidence.params.data.format != "coco" or num_classes != COCO_CLASSES:
         return f"the data here are not COCO ({evidence.params.data.format}, {num_classes} classes)"
     images = {one.images for one in evidence.variants[name].metrics}
-    return "" if images == {COCO_VAL_IMAGES} else f"evaluated on {sorted(images)} images, not on val2017's 5000"
+    return "" if images <= {COCO_VAL_IMAGES} else f"evaluated on {sorted(images)} images, not on val2017's 5000"
 
 
-def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    models = [paper_models().get((row.model, row.size or 0)) for row in rows if row.has_ours]
-    used = {model.counting for model in models if model}
-    for line in _read_csv("countings"):
-        if line["counting"] in used:
-            yield line["text"]
-    yield from dict.fromkeys(f"{row.model}: {row.note}." for row in rows if row.note)
-    if any(cell.quantity.startswith("fps") for cell in rows[0].cells):
+def _own_variants(table: PrintedTable, evidence: Evidence) -> list[str]:
+    """Variants named for an ablation, such as `table4-c3`, that are no row of the paper."""
+    printed = {row.variant for row in table.rows}
+    if not any(printed):
+        return []
+    return [name for name in evidence.variants if name.startswith(f"{table.name}-") and name not in printed]
+
+
+def _own_row(name: str, table: PrintedTable, evidence: Evidence) -> Row:
+    row = PrintedRow(name, evidence.variants[name].image_size, dict.fromkeys(table.quantities, ""), variant=name)
+    return _fill_row(row, table, None, evidence)
+
+
+def _notes(table: PrintedTable, rows: Sequence[Row]) -> Iterator[str]:
+    if any(row.cited for row in rows):
+        yield "Cited: the paper's figures alone; there is no spec of that model here."
+    if any(quantity.startswith("fps") for quantity in table.quantities):
         yield "FPS of the paper: V100, FP16, batch 1, without NMS; on other devices compare ratios of rows."
-
-
-def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """The mean and the sample standard deviation of what was measured; None where there is too little."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None, None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-
-
-def _summarise(name: str, results: Results, benchmark: Benchmark) -> SummaryRow:
-    ap, ap_spread = mean_and_spread([one.AP for one in results.metrics])
-    ap50, ap50_spread = mean_and_spread([one.AP50 for one in results.metrics])
-    before = headline_row(benchmark, variant=name, form="trained")
-    after = headline_row(benchmark, variant=name, form="deployed")
-    first = results.reparam[0]
-    return SummaryRow(
-        variant=name,
-        seeds=len(results.metrics),
-        image_size=results.image_size,
-        AP=ap,
-        AP_spread=ap_spread,
-        AP50=ap50,
-        AP50_spread=ap50_spread,
-        parameters=first.parameters_after,
-        parameters_before=first.parameters_before,
-        gflops=first.gflops_after,
-        fps_before=before.fps if before else None,
-        fps_after=after.fps if after else None,
-    )
-
-
-def _read_csv(name: str) -> list[dict[str, str]]:
-    with (PAPER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    if any(row.variant for row in table.rows):
+        yield (
+            "A row is filled by the variant of params.yaml that is named for it; other variants whose name starts with "
+            f"{table.name}- are added at the end. Figures: means over seeds ± sample standard deviation."
+        )

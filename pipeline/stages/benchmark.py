@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.artifacts import WEIGHTS, Benchmark, BenchmarkRow, existing, fresh_folder, stage_folder, write_json
 from pipeline.params import BenchmarkSettings, Params
 from pipeline.progress import console, stage_line
-from pipeline.tables import headline_row
+from pipeline.summary import headline_row
 from pipeline.timing import Rounds, measure_interleaved, summarise
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex, load_index

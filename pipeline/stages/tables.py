@@ -7,21 +7,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.artifacts import (
-    ROOT,
-    Benchmark,
-    Metrics,
-    PreparedData,
-    ReparamReport,
-    TrainSummary,
-    fresh_folder,
-    read_json,
-    stage_folder,
-)
-from pipeline.page import Curve, Page, Picture, render_page
+from pipeline.artifacts import ROOT, Benchmark, fresh_folder, stage_folder, write_json
+from pipeline.charts import Curve
+from pipeline.evidence import Evidence, gather
+from pipeline.page import Page, Picture, render_page
+from pipeline.paper.check import Comparison, compare_counts, outcome_line
+from pipeline.paper.counting import conventions
+from pipeline.paper.errata import Erratum, errata
+from pipeline.paper.improvement import Improvement
 from pipeline.params import Params
-from pipeline.render import summary_csv, summary_markdown, table_csv, table_markdown
-from pipeline.tables import Evidence, Results, SummaryRow, Table, paper_tables, summarise_variants, summary_lines
+from pipeline.render import (
+    errata_csv,
+    errata_markdown,
+    improvements_csv,
+    improvements_markdown,
+    summary_csv,
+    summary_markdown,
+    table_csv,
+    table_markdown,
+)
+from pipeline.summary import SummaryRow, summarise_variants, summary_lines
+from pipeline.tables import Table, paper_tables, table1_improvements
 from yolov7.settings import Settings
 
 SUMMARY = "summary.txt"  # as a terminal shows it
@@ -33,77 +39,90 @@ _PICTURES = {
 
 
 class Report(Settings):
-    """What the stage wrote."""
+    """What the stage wrote; `missing`: what it left open because no stage has made it yet."""
 
+    missing: tuple[str, ...]
     summary: tuple[SummaryRow, ...]
     tables: tuple[Table, ...]
+    improvements: tuple[Improvement, ...]
+    errata: tuple[Erratum, ...]
+    check: tuple[Comparison, ...]
+    conventions: dict[str, str]
 
 
 def tables(params: Params) -> Report:
-    """Gathers what all stages left into artifacts/tables: CSV, Markdown and index.html."""
+    """Gathers what all stages left into artifacts/tables: CSV, Markdown, JSON and index.html."""
     evidence = gather(params)
-    report = Report(summary=summarise_variants(evidence), tables=paper_tables(evidence))
+    report = _report(evidence)
     folder = fresh_folder(stage_folder("tables"))
     conditions = _conditions(evidence.benchmark)
-    for table in report.tables:
-        (folder / f"{table.name}.csv").write_text(table_csv(table), encoding="utf-8")
-        (folder / f"{table.name}.md").write_text(table_markdown(table), encoding="utf-8")
-    (folder / "summary.csv").write_text(summary_csv(report.summary), encoding="utf-8")
-    (folder / "summary.md").write_text(summary_markdown(report.summary, conditions=conditions), encoding="utf-8")
-    (folder / SUMMARY).write_text("\n".join(summary_lines(report.summary)) + "\n", encoding="utf-8")
+    for name, text in _files(report, conditions):
+        (folder / name).write_text(text, encoding="utf-8")
+    write_json(folder / "tables.json", report)
     (folder / "index.html").write_text(render_page(_page(evidence, report, conditions)), encoding="utf-8")
     return report
 
 
-def gather(params: Params) -> Evidence:
-    """Reads the artifacts of all variants and seeds; ArtifactError names the first that is missing."""
-    return Evidence(
-        params=params,
-        data=read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare"),
-        benchmark=read_json(stage_folder("benchmark") / "benchmark.json", Benchmark, made_by="benchmark"),
-        variants={name: _gather_variant(params, name) for name in params.variants},
+def _report(evidence: Evidence) -> Report:
+    filled = paper_tables(evidence)
+    return Report(
+        missing=evidence.missing,
+        summary=summarise_variants(evidence),
+        tables=filled,
+        improvements=table1_improvements(filled[0]),
+        errata=errata(),
+        check=compare_counts(),
+        conventions=dict(conventions()),
     )
 
 
-def _gather_variant(params: Params, name: str) -> Results:
-    trained, metrics, reparam = [], [], []
-    for seed in params.seeds:
-        train, evaluate, fuse = (stage_folder(stage, name, seed) for stage in ("train", "evaluate", "reparam"))
-        trained.append(read_json(train / "train.json", TrainSummary, made_by=f"train {name}"))
-        metrics.append(read_json(evaluate / "metrics.json", Metrics, made_by=f"evaluate {name}"))
-        reparam.append(read_json(fuse / "reparam.json", ReparamReport, made_by=f"reparam {name}"))
-    return Results(
-        spec=params.variant(name).build_spec(),
-        image_size=params.train_settings(name).image_size,
-        trained=tuple(trained),
-        metrics=tuple(metrics),
-        reparam=tuple(reparam),
-    )
+def _files(report: Report, conditions: str) -> Iterator[tuple[str, str]]:
+    """The names of all plain files, and what is in them."""
+    for table in report.tables:
+        yield f"{table.name}.csv", table_csv(table)
+        yield f"{table.name}.md", table_markdown(table)
+    yield "table1_improvement.csv", improvements_csv(report.improvements)
+    yield "table1_improvement.md", improvements_markdown(report.improvements)
+    yield "errata.csv", errata_csv(report.errata)
+    yield "errata.md", errata_markdown(report.errata)
+    yield "summary.csv", summary_csv(report.summary)
+    yield "summary.md", summary_markdown(report.summary, conditions=conditions)
+    yield SUMMARY, "\n".join(summary_lines(report.summary)) + "\n"
 
 
 def _page(evidence: Evidence, report: Report, conditions: str) -> Page:
-    data = evidence.data
-    images = " + ".join(f"{count:,} {split}" for split, count in data.splits.items())
     return Page(
         title="YOLOv7 variants and the paper's tables",
-        subtitle=f"Data: {data.source}; {images} images, {len(data.class_names)} classes.",
+        subtitle=_subtitle(evidence),
         conditions=conditions,
+        missing=report.missing,
         summary=report.summary,
         curves={name: list(_curves(evidence.params, name)) for name in evidence.variants},
         pictures=tuple(_find_pictures(evidence.params)),
         tables=report.tables,
+        improvements=report.improvements,
+        errata=report.errata,
+        outcome=outcome_line(report.check),
     )
 
 
-def _conditions(benchmark: Benchmark) -> str:
+def _subtitle(evidence: Evidence) -> str:
+    data = evidence.data
+    if data is None:
+        return "No data are prepared yet."
+    images = " + ".join(f"{count:,} {split}" for split, count in data.splits.items())
+    return f"Data: {data.source}; {images} images, {len(data.class_names)} classes."
+
+
+def _conditions(benchmark: Benchmark | None) -> str:
+    text = "AP: mean over seeds ± sample standard deviation; parameters and GFLOPs: of the deployed model. "
+    if benchmark is None:
+        return text + "FPS: not measured yet."
     clock = f" at {benchmark.clock_mhz / 1000:.1f} GHz" if benchmark.clock_mhz else ""
     row = next((row for row in benchmark.rows if not row.nms), None)
     setting = f"batch {row.batch}, {row.precision}, {row.engine}, without NMS, " if row else ""
     versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
-    return (
-        "AP: mean over seeds ± sample standard deviation; parameters and GFLOPs: of the deployed model. "
-        f"FPS: {setting}on {benchmark.device}{clock}, {_counted(benchmark.threads, 'thread')}; {versions}."
-    )
+    return text + (f"FPS: {setting}on {benchmark.device}{clock}, {_counted(benchmark.threads, 'thread')}; {versions}.")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.artifacts import Benchmark, read_json
 from pipeline.params import Params
 from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after, read_images
-from pipeline.tables import headline_row
+from pipeline.summary import headline_row
 from pipeline.timing import Rounds, measure_interleaved, summarise
 from tests.artifacts import benchmark_of, write_prepared, write_weights
 from yolov7.data.labels import load_index

@@ -8,24 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import PreparedData
+from pipeline.artifacts import Metrics, PreparedData
+from pipeline.evidence import Evidence, Results, gather
 from pipeline.params import Params
-from pipeline.render import cell_text, origin_text
-from pipeline.stages.tables import gather, tables
-from pipeline.tables import (
-    Cell,
-    Evidence,
-    Results,
-    Row,
-    Table,
-    count_as_paper,
-    mean_and_spread,
-    paper_models,
-    paper_tables,
-    summarise_variants,
-    summary_lines,
-)
+from pipeline.render import cell_text, improvement_head, improvement_texts, open_lines
+from pipeline.stages.tables import Report, tables
+from pipeline.summary import mean_and_spread, summarise_variants, summary_lines
+from pipeline.tables import Cell, Row, Table, paper_tables, table1_improvements
 from tests.artifacts import benchmark_of, metrics_of, write_prepared, write_results
+from tests.paper_files import copy_paper
 from yolov7.errors import ArtifactError
 
 
@@ -39,14 +30,31 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     return made
 
 
-def coco_evidence(*, image_size: int = 640, images: int = 5000, classes: int = 80) -> Evidence:
+@pytest.fixture(autouse=True)
+def few_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the paper's models only those that the tests speak of; counting all takes half a minute."""
+    copy_paper(tmp_path / "paper", monkeypatch)
+
+
+def coco_evidence(
+    *,
+    image_size: int = 640,
+    images: int = 5000,
+    classes: int = 80,
+    name: str = "big",
+    aps: tuple[float, ...] = (0.512,),
+) -> Evidence:
     """YOLOv7 trained on COCO, as far as its figures tell."""
-    params = Params.model_validate({"data": {"format": "coco"}, "variants": {"big": {"spec": "yolov7"}}})
+    params = Params.model_validate({"data": {"format": "coco"}, "variants": {name: {"spec": "yolov7"}}})
     names = tuple(f"class {i}" for i in range(classes))
     data = PreparedData(class_names=names, splits={"val": images}, boxes={"val": 1}, source="x", content_hash="0")
-    spec = params.variant("big").build_spec()
-    results = Results(spec, image_size, (), (metrics_of(0.512, images=images),), ())
-    return Evidence(params, data, benchmark_of(["big"]), {"big": results})
+    metrics: tuple[Metrics, ...] = tuple(metrics_of(ap, images=images) for ap in aps)
+    results = Results(params.variant(name).build_spec(), image_size, metrics, ())
+    return Evidence(params, data, benchmark_of([name]), {name: results})
+
+
+def find_table(evidence: Evidence, name: str) -> Table:
+    return next(table for table in paper_tables(evidence) if table.name == name)
 
 
 def find_row(table: Table, model: str) -> Row:
@@ -57,63 +65,92 @@ def find_cell(row: Row, quantity: str) -> Cell:
     return next(cell for cell in row.cells if cell.quantity == quantity)
 
 
-@pytest.mark.parametrize(
-    ("spec", "counting", "size", "printed"),
-    [
-        ("yolov7", "p5", 640, ("36.9", "104.7")),
-        ("yolov7-tiny", "tiny", 640, ("6.2", "13.8")),
-        ("yolov7-tiny", "tiny", 416, ("6.2", "5.8")),
-    ],
-)
-def test_the_papers_counting_gives_its_printed_digits(
-    spec: str, counting: str, size: int, printed: tuple[str, str]
-) -> None:
-    counted = count_as_paper(spec, counting, size)
-    assert counted is not None
-    assert tuple(f"{figure:.1f}" for figure in counted) == printed
-
-
-def test_every_model_that_is_mapped_is_a_row_of_the_paper() -> None:
-    rows = {(row.model, row.size) for table in paper_tables(coco_evidence()) for row in table.rows}
-    assert set(paper_models()) <= rows
-
-
 def test_measured_figures_stand_beside_the_papers_where_model_and_data_are_the_same() -> None:
-    table1, table2, table9 = paper_tables(coco_evidence())
-    cell = find_cell(find_row(table1, "YOLOv7"), "ap_val")
-    assert (cell.paper, cell.ours, cell.origin) == (51.2, 51.2, "measured here")
-    assert find_cell(find_row(table2, "YOLOv7"), "fps_v100").ours == 160.0
-    assert find_cell(find_row(table9, "YOLOv7"), "fps").ours == 160.0
-    assert find_cell(find_row(table1, "YOLOv7"), "apl_val").ours is None  # nothing to measure it on
+    found = {table.name: find_row(table, "YOLOv7") for table in paper_tables(coco_evidence())[:2]}
+    cell = find_cell(found["table1"], "ap_val")
+    assert (cell.printed, cell.ours, cell.origin, cell.difference) == ("51.2", 51.2, "measured here", 0.0)
+    assert found["table1"].variant == "big"
+    fps = find_cell(found["table2"], "fps_v100")
+    assert (fps.ours, fps.difference) == (160.0, None)  # not on a V100
+    assert find_cell(found["table1"], "apl_val").ours is None  # nothing to measure it on
+
+
+def test_several_seeds_are_shown_with_their_spread() -> None:
+    cell = find_cell(find_row(find_table(coco_evidence(aps=(0.51, 0.52)), "table1"), "YOLOv7"), "ap_val")
+    assert cell_text(cell) == "51.2 **51.50 ±0.71** (+0.30)"
+    assert "2 seeds" in cell.note
+
+
+def test_a_variant_that_is_named_for_a_row_fills_it() -> None:
+    row = find_row(find_table(coco_evidence(name="table6-lead", image_size=1280), "table6"), "lead guided")
+    assert (row.variant, find_cell(row, "ap_val").ours) == ("table6-lead", 51.2)
+    assert find_cell(row, "ap_val").difference == pytest.approx(51.2 - 55.9)
+    others = find_row(find_table(coco_evidence(name="table6-lead"), "table6"), "independent")
+    assert (others.variant, others.has_ours, others.cited) == ("table6-independent", False, False)
+
+
+@pytest.mark.parametrize("changed", [{"classes": 3}, {"images": 100}, {"image_size": 320}])
+def test_an_ablation_on_other_data_is_shown_without_a_difference(changed: dict[str, int]) -> None:
+    evidence = coco_evidence(**{"name": "table6-lead", "image_size": 1280} | changed)
+    cell = find_cell(find_row(find_table(evidence, "table6"), "lead guided"), "ap_val")
+    assert (cell.ours, cell.difference) == (51.2, None)
+
+
+def test_variants_of_an_ablation_that_the_paper_lacks_are_added() -> None:
+    table = find_table(coco_evidence(name="table4-second"), "table4")
+    row = table.rows[-1]
+    assert (row.model, find_cell(row, "ap_val").ours, find_cell(row, "ap_val").printed) == ("table4-second", 51.2, "")
+    assert [row.model for row in table.rows if row.cited] == ["(a)", "(b)", "(c)", "(d)", "(e)"]
+
+
+def test_rows_without_spec_are_cited() -> None:
+    table = find_table(coco_evidence(), "table1")
+    row = find_row(table, "YOLOv4 [3]")
+    assert (row.cited, row.has_ours, row.counting) == (True, False, "")
+    assert find_row(table, "YOLOv7").counting == "deployed"
+    assert find_row(table, "YOLOv7-tiny").counting == "unfolded"
+
+
+def test_the_improvement_rows_compare_our_own_figures_where_both_are_there() -> None:
+    rows = table1_improvements(find_table(coco_evidence(), "table1"))
+    texts = dict(zip(improvement_head(rows)[:4], improvement_texts(rows[0])[:4], strict=True))
+    assert texts["new over old model"] == "YOLOv7 (640) over YOLOv4-CSP [81]"
+    assert (texts["#Param (M)"], texts["of new"], texts["of old"]) == ("−43%", "−43.4 %", "−30.2 %")
 
 
 @pytest.mark.parametrize(
-    ("evidence", "reason"),
+    ("changed", "reason"),
     [
-        (coco_evidence(image_size=320), "no variant here is this model at 640 px"),
-        (coco_evidence(images=100), "not on val2017's 5000"),
-        (coco_evidence(classes=3), "the data here are not COCO"),
+        ({"image_size": 320}, "no variant of params.yaml is this model at this size"),
+        ({"images": 100}, "not on val2017's 5000"),
+        ({"classes": 3}, "the data here are not COCO"),
     ],
 )
-def test_figures_that_do_not_compare_are_left_open_with_the_reason(evidence: Evidence, reason: str) -> None:
-    row = find_row(paper_tables(evidence)[0], "YOLOv7")
+def test_figures_that_do_not_compare_are_left_open_with_the_reason(changed: dict[str, int], reason: str) -> None:
+    table = find_table(coco_evidence(**changed), "table1")
+    row = find_row(table, "YOLOv7")
     assert find_cell(row, "ap_val").ours is None
     assert reason in find_cell(row, "ap_val").note
-    assert reason in origin_text(row)
+    assert any(reason in line and "YOLOv7" in line for line in open_lines(table))
     assert find_cell(row, "params_m").origin == "computed"
 
 
 def test_figures_of_the_evaluation_server_are_never_ours() -> None:
-    cell = find_cell(find_row(paper_tables(coco_evidence())[1], "YOLOv7"), "ap_test")
+    cell = find_cell(find_row(find_table(coco_evidence(), "table2"), "YOLOv7"), "ap_test")
     assert cell.ours is None
     assert "server" in cell.note
 
 
 def test_a_cell_shows_the_papers_figure_ours_and_the_difference() -> None:
-    cell = Cell(quantity="gflops", paper=104.7, ours=104.684, origin="computed")
+    cell = Cell(quantity="gflops", printed="104.7", ours=104.684, origin="computed")
     assert cell_text(cell) == "104.7 **104.68** (−0.02)"
-    assert cell_text(Cell(quantity="fps", paper=11.6, ours=None, origin="not measured")) == "11.6"
-    assert cell_text(Cell(quantity="params_m", paper=None, ours=None, origin="not measured")) == "-"
+    assert cell_text(cell.model_copy(update={"erratum": True, "ours": None})) == "104.7†"
+    assert (
+        cell_text(Cell(quantity="ap_val", printed="52.30", ours=52.2951, origin="computed"))
+        == "52.30 **52.295** (−0.005)"
+    )
+    assert cell_text(Cell(quantity="fps", printed="11.6", ours=None, origin="not measured")) == "11.6"
+    assert cell_text(Cell(quantity="params_m", printed="", ours=None, origin="not measured")) == "-"
 
 
 @pytest.mark.parametrize(
@@ -147,10 +184,21 @@ def test_the_summary_fits_a_terminal(params: Params) -> None:
 def test_the_stage_writes_every_table_in_every_form(params: Params) -> None:
     report = tables(params)
     names = {path.name for path in Path("artifacts/tables").iterdir()}
-    expected = {f"{name}.{kind}" for name in ("table1", "table2", "table9", "summary") for kind in ("csv", "md")}
-    assert names == expected | {"index.html", "summary.txt"}
+    parts = [f"table{i}" for i in range(1, 11)] + ["table1_improvement", "errata", "summary"]
+    assert names == {f"{name}.{kind}" for name in parts for kind in ("csv", "md")} | {
+        "index.html",
+        "summary.txt",
+        "tables.json",
+    }
     lines = list(csv.DictReader(Path("artifacts/tables/table1.csv").read_text(encoding="utf-8").splitlines()))
     assert len(lines) == sum(len(row.cells) for row in report.tables[0].rows)
+    assert report == Report.model_validate_json(Path("artifacts/tables/tables.json").read_text(encoding="utf-8"))
+
+
+def test_each_convention_is_named_where_it_is_used(params: Params) -> None:
+    tables(params)
+    assert "- unfolded: #Param as `deployed`." in Path("artifacts/tables/table1.md").read_text(encoding="utf-8")
+    assert "unfolded" not in Path("artifacts/tables/table3.md").read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_from_the_network(params: Params) -> None:
@@ -176,7 +224,28 @@ def write_json_source(source: str) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace('"noise"', f'"{source}"'), encoding="utf-8")
 
 
-def test_a_missing_artifact_is_named_with_its_remedy(params: Params) -> None:
-    Path("artifacts/evaluate/other/1/metrics.json").unlink()
-    with pytest.raises(ArtifactError, match=r"other/1/metrics\.json is missing; `yolov7 evaluate other`"):
+def test_what_is_not_there_yet_is_left_open_and_said(params: Params) -> None:
+    for name in ("evaluate/other/1/metrics.json", "evaluate/other/0/metrics.json", "benchmark/benchmark.json"):
+        (Path("artifacts") / name).unlink()
+    report = tables(params)
+    assert len(report.missing) == 3
+    assert "artifacts/evaluate/other/1/metrics.json (`yolov7 evaluate other --seed 1`)" in report.missing
+    assert [(row.AP, row.seeds, row.fps_after) for row in report.summary] == [
+        (pytest.approx(0.55), 2, None),
+        (None, 0, None),
+    ]
+    assert "artifacts/benchmark/benchmark.json" in Path("artifacts/tables/index.html").read_text(encoding="utf-8")
+
+
+def test_nothing_but_parameters_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Params.model_validate({"variants": {"nano": {"spec": "nano"}}})
+    report = tables(made)
+    assert len(report.missing) == 4
+    assert " ".join(summary_lines(report.summary)[1].split()) == "nano - - - - - -> -"
+
+
+def test_a_damaged_artifact_is_named_with_its_remedy(params: Params) -> None:
+    Path("artifacts/evaluate/other/1/metrics.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"other/1/metrics\.json is damaged .* `yolov7 evaluate other`"):
         tables(params)
