@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from yolov7.errors import ArtifactError, SpecError
+from yolov7.errors import ArtifactError, SpecError, one_line
 from yolov7.files import write_whole
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
@@ -22,6 +22,7 @@ from yolov7.spec import spec_from_json, spec_to_json
 
 _FORMAT = "yolov7-pipeline weights 1"
 _REMEDY = "train again, or name another file"
+_TORCH_STARTS = (b"PK", b"\x80\x02")  # of a zip, and of a pickle
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def load_weights(path: str | os.PathLike[str], *, device: torch.device | str = "
         model = _build(metadata["spec"], num_classes=len(class_names), fused=json.loads(metadata["fused"]))
         image_size, training = int(json.loads(metadata["image_size"])), json.loads(metadata["training"])
     except (KeyError, TypeError, ValueError, SpecError) as error:
-        raise ArtifactError(f"{path}: its metadata cannot be used ({_one_line(error)}); {_REMEDY}") from None
+        raise ArtifactError(f"{path}: its metadata cannot be used ({one_line(error)}); {_REMEDY}") from None
     _fill(model, state, path=path)
     return Weights(model.to(device).eval(), class_names, image_size, dict(training))
 
@@ -98,6 +99,9 @@ def first_difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise ArtifactError(f"{path}: there is no such weight file; {_REMEDY}")
+    with path.open("rb") as file:
+        if file.read(2) in _TORCH_STARTS:
+            raise ArtifactError(f"{path}: is a checkpoint of torch; make a weight file with `yolov7 import-weights`")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -105,8 +109,4 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 raise ArtifactError(f"{path}: is not a weight file of this program ({_FORMAT!r}); {_REMEDY}")
             return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path}: is damaged or no weight file ({_one_line(error)}); {_REMEDY}") from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise ArtifactError(f"{path}: is damaged or no weight file ({one_line(error)}); {_REMEDY}") from None

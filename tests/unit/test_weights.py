@@ -56,7 +56,7 @@ def test_failed_write_leaves_the_old_file(
     before = path.read_bytes()
 
     def fail(_: int) -> None:
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
@@ -96,3 +96,10 @@ def _resave(source: Path, target: Path, *, drop: str = "", without: str = "", **
     with safe_open(source, framework="pt") as file:
         kept = {key: value for key, value in (file.metadata() | metadata).items() if key != without}
     save_file({key: value for key, value in load_file(source).items() if key != drop}, target, metadata=kept)
+
+
+def test_a_checkpoint_of_torch_is_told_apart(tmp_path: Path, model: DetectionModel) -> None:
+    for zipped in (True, False):
+        torch.save(model.state_dict(), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(ArtifactError, match=r"x\.pt: is a checkpoint of torch; .*`yolov7 import-weights`$"):
+            load_weights(tmp_path / "x.pt")

@@ -15,7 +15,7 @@ from torch import Tensor
 from yolov7.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.blocks import make_activation
 from yolov7.data.coco_names import COCO_NAMES
-from yolov7.errors import ArtifactError
+from yolov7.errors import ArtifactError, one_line
 from yolov7.files import write_whole
 from yolov7.graph import ModelSpec, infer_shapes
 from yolov7.model import DetectionModel
@@ -64,7 +64,8 @@ def import_checkpoint(
     model, names = _build(adapted, num_classes=head.num_classes)
     fault = _find_misfit(checkpoint, model, names) or _find_other_activation(checkpoint, spec)
     if fault:
-        raise ArtifactError(f"{file.path}: does not fit spec {spec.name!r} ({fault}); {_advise(checkpoint, head)}")
+        advice = _advise(checkpoint, head)
+        raise ArtifactError(f"{file.path}: does not fit spec {spec.name!r} ({one_line(fault)}); {advice}")
     own = model.state_dict()
     tensors = file.read({key: checkpoint.tensors[name] for name, key in names.weights.items()})
     model.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in tensors.items()}, assign=True)

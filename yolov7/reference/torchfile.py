@@ -20,7 +20,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from yolov7.errors import ArtifactError
+from yolov7.errors import ArtifactError, one_line
 from yolov7.reference.unpickle import Pickle, StorageNote, TensorNote, unpickle
 
 _MAX_PICKLE = 4 * 2**20  # bytes; the checkpoints of the largest models have a quarter of it
@@ -113,10 +113,9 @@ def told_of(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file; name a .pt file") from None
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}; {_REMEDY}") from None
+        raise ArtifactError(f"{path}: {one_line(error)}; {_REMEDY}") from None
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, struct.error) as error:
-        fault = " ".join(str(error).split()) or type(error).__name__
-        raise ArtifactError(f"{path}: is damaged or cut short ({fault}); {_REMEDY}") from None
+        raise ArtifactError(f"{path}: is damaged or cut short ({one_line(error)}); {_REMEDY}") from None
 
 
 def _open_zip(path: Path) -> TorchFile:

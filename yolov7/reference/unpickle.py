@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple, final
 
-from yolov7.errors import ArtifactError
+from yolov7.errors import ArtifactError, one_line
 
 _MAX_ACTIONS = 2**20  # steps that may take memory; the checkpoints of the largest models have a quarter of it
 
@@ -98,7 +98,7 @@ def unpickle(stream: BinaryIO) -> Pickle:
     except ArtifactError:
         raise
     except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
-        raise ArtifactError(f"its pickle is damaged ({' '.join(str(error).split())})") from None
+        raise ArtifactError(f"its pickle is damaged ({one_line(error)})") from None
     raise ArtifactError("its pickle has no end")
 
 
