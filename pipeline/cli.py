@@ -148,6 +148,32 @@ def scale(
 
 
 @app.command()
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A checkpoint (.pt) of the reference implementation.")],
+    spec: Annotated[str, typer.Option(help="A name from `yolov7 models`, or the path of a spec file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write, .safetensors.")],
+    names: Annotated[
+        Path | None, typer.Option(help="The classes' names, one a line or as `names` in YAML; else the checkpoint's.")
+    ] = None,
+) -> None:
+    """Make a weight file of a reference checkpoint; nothing in it is executed."""
+    from pipeline.interchange import import_weights as run
+
+    typer.echo(run(file, spec=spec, names=names, output=output))
+
+
+@app.command()
+def export_weights(
+    file: Annotated[Path, typer.Argument(help="A weight file (.safetensors), of a training or imported.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint to write, .pt.")],
+) -> None:
+    """Write weights under the reference implementation's names, as a state dict."""
+    from pipeline.interchange import export_weights as run
+
+    typer.echo(run(file, output=output))
+
+
+@app.command()
 def use(
     name: Annotated[str | None, typer.Argument(help="A file of experiments/ without its ending.")] = None,
     data: Annotated[
