@@ -6,6 +6,7 @@ warm-up is a share of the run and the last epochs go without mosaic.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,11 +93,12 @@ class TrainSettings(Settings):
 
     epochs: int = Field(300, ge=1)
     batch_size: int = Field(16, ge=1, description="images a step, over all workers")
-    image_size: int = Field(640, ge=32, description="side of the square training images, pixels")
+    image_size: int = Field(640, ge=32, le=8192, description="side of the square training images, pixels")
     precision: Precision = Field("auto", description="auto: bfloat16 where the device is fast at it, else float32")
     anchors: AnchorMode = Field(
         "auto", description="spec: its own; fit: to the boxes; auto: fitted where its own have a recall below 0.98"
     )
+    weights: Path | None = Field(None, description="a weight file to start from; its classes may be others")
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the model")
     multi_scale: Probability = Field(0.0, description="training sizes vary by up to this share")

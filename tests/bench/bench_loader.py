@@ -12,19 +12,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from tests.bench.bench_step import BATCH, Step
 from tests.bench.comparison import Row, compare
 from tests.bench.plain_mosaic import plain_sample
 from yolov7.data.augment import Tile, fitted_size
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.images import read_image
 from yolov7.data.labels import ImageIndex
-from yolov7.data.loader import TrainLoader
+from yolov7.data.loader import TrainLoader, collate
 from yolov7.precision import resolve_precision
 from yolov7.settings import AugmentSettings
 
-SIZE, COUNT, OBJECTS, SAMPLES = 640, 32, 8, 32
+SIZE, COUNT, OBJECTS, SAMPLES = 640, 32, 8, 16
 AUGMENT = AugmentSettings()
 
 
@@ -37,7 +37,7 @@ def rows(repeats: int) -> Iterator[Row]:
         decoded = [_plain_tile(index, i) for i in range(COUNT)]
         _check_same(cached, decoded.__getitem__)
         plain, ours = partial(_plain_samples, decoded.__getitem__), partial(_samples, cached)
-        name = f"{SAMPLES} samples with mosaic, {SIZE} px"
+        name = f"batch of {SAMPLES} with mosaic, {SIZE} px"
         yield compare(f"{name}, decoded images in memory", plain, ours, repeats=repeats)
     for width, height in ((640, 480), (1600, 1200)):
         with _split(width=width, height=height) as index:
@@ -104,7 +104,8 @@ def _split(*, width: int, height: int, count: int = COUNT) -> Iterator[ImageInde
 
 
 def _plain_tile(index: ImageIndex, i: int) -> Tile:
-    image = read_image(index.paths[i])
+    image = cv2.imread(str(index.paths[i]))  # BGR
+    assert image is not None
     height, width = image.shape[:2]
     new_width, new_height = fitted_size(width, height, size=SIZE)
     resized = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
@@ -112,20 +113,19 @@ def _plain_tile(index: ImageIndex, i: int) -> Tile:
     return Tile(resized, index.boxes_of(i) * ratio, index.labels_of(i))  # type: ignore[arg-type]
 
 
-def _plain_samples(tile: Callable[[int], Tile]) -> None:
-    for i in range(SAMPLES):
-        plain_sample(i, tile=tile, count=COUNT, size=SIZE, settings=AUGMENT, seed=0, epoch=0)
+def _plain_samples(tile: Callable[[int], Tile]) -> Tensor:
+    make = partial(plain_sample, tile=tile, count=COUNT, size=SIZE, settings=AUGMENT, seed=0, epoch=0)
+    return torch.stack([torch.from_numpy(make(i).image) for i in range(SAMPLES)])
 
 
-def _samples(dataset: DetectionDataset) -> None:
-    for i in range(SAMPLES):
-        dataset.sample(i)
+def _samples(dataset: DetectionDataset) -> Tensor:
+    return collate([dataset.sample(i) for i in range(SAMPLES)], indices=range(SAMPLES)).images
 
 
 def _check_same(dataset: DetectionDataset, tile: Callable[[int], Tile]) -> None:
-    """The same boxes, and the same pixels but at the seams."""
+    """Boxes within two pixels, as ours places tiles on whole pixels, and images that hardly differ."""
     for i in range(4):
         ours = dataset.sample(i)
         theirs = plain_sample(i, tile=tile, count=COUNT, size=SIZE, settings=AUGMENT, seed=0, epoch=0)
-        np.testing.assert_allclose(ours.boxes_cxcywh, theirs.boxes_cxcywh, atol=1e-5)
-        assert (np.abs(ours.image.astype(int) - theirs.image).max(axis=2) > 16).mean() < 0.02
+        np.testing.assert_allclose(ours.boxes_cxcywh, theirs.boxes_cxcywh, atol=2 / SIZE)
+        assert np.abs(ours.image.astype(int) - theirs.image.transpose(1, 2, 0)).mean() < 6

@@ -1,4 +1,7 @@
-"""Training samples in their usual form: tiles pasted on a canvas of twice the size, the whole of which is warped."""
+"""Training samples in their usual form: a canvas of twice the size, warped as a whole, and planes of red, green, blue.
+
+As OpenCV hands images out, tiles are BGR.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from yolov7.data.augment import (
     Sample,
     Tile,
     blend,
-    flip,
+    lay,
     normalise_boxes,
     place_mosaic,
     random_transform,
@@ -38,9 +41,15 @@ def plain_sample(
         image = blend(image, other[0], generator=generator)
         boxes, labels = np.concatenate([boxes, other[1]]), np.concatenate([labels, other[2]])
     image = _vary_colour(image, settings, generator)
+    normalised = normalise_boxes(boxes, width=size, height=size)
     horizontal, vertical = generator.random(2) < (settings.flip_horizontal, settings.flip_vertical)
-    image, boxes = flip(image, boxes, horizontal=bool(horizontal), vertical=bool(vertical))
-    return Sample(image, normalise_boxes(boxes, width=size, height=size), labels)
+    if horizontal:
+        image, normalised[:, 0] = np.fliplr(image), 1 - normalised[:, 0]
+    if vertical:
+        image, normalised[:, 1] = np.flipud(image), 1 - normalised[:, 1]
+    return Sample(
+        np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), normalised, labels
+    )  # BGR H W 3 to RGB 3 H W
 
 
 def _mosaic(
@@ -48,7 +57,9 @@ def _mosaic(
 ) -> tuple[Image, Boxes, Labels]:
     generator.random()  # whether it is a mosaic
     partners = generator.integers(count, size=3)
-    placed = place_mosaic([tile(int(j)) for j in (i, *partners)], size=size, generator=generator)
+    tiles = [tile(int(j)) for j in (i, *partners)]
+    corners = place_mosaic([t.image.shape[1::-1] for t in tiles], size=size, generator=generator)
+    placed = [lay(t, corner, canvas=2 * size) for t, corner in zip(tiles, corners, strict=True)]
     canvas = np.full((2 * size, 2 * size, 3), FILL, np.uint8)
     boxes, labels = [], []
     for each in placed:
@@ -72,9 +83,9 @@ def _vary_colour(image: Image, settings: AugmentSettings, generator: Generator) 
         settings.hsv_saturation,
         settings.hsv_value,
     )
-    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
     x = np.arange(256)
     tables = ((x * gains[0]) % 180, np.clip(x * gains[1], 0, 255), np.clip(x * gains[2], 0, 255))
     planes = zip((hue, saturation, value), tables, strict=True)
     varied = cv2.merge([cv2.LUT(plane, table.astype(np.uint8)) for plane, table in planes])
-    return cv2.cvtColor(varied, cv2.COLOR_HSV2RGB)  # type: ignore[return-value]
+    return cv2.cvtColor(varied, cv2.COLOR_HSV2BGR)  # type: ignore[return-value]

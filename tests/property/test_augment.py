@@ -11,6 +11,7 @@ from yolov7.data.augment import (
     Tile,
     compose,
     flip,
+    lay,
     letterbox_geometry,
     normalise_boxes,
     place_centre,
@@ -47,8 +48,9 @@ def test_boxes_stay_in_frame(
     chosen = AugmentSettings(degrees=degrees, shear=shear, scale=scale, perspective=perspective, translate=0.3)
     sides = [(size, int(generator.integers(1, size + 1))) for _ in range(4)]
     tiles = [_tile(generator, width=w, height=h, count=int(generator.integers(0, 6))) for w, h in sides]
-    placed = place_mosaic(tiles, size=size, generator=generator) if mosaic else [place_centre(tiles[0], size=size)]
     canvas = 2 * size if mosaic else size
+    corners = place_mosaic(sides, size=size, generator=generator) if mosaic else [place_centre(sides[0], size=size)]
+    placed = [lay(tile, corner, canvas=canvas) for tile, corner in zip(tiles, corners, strict=False)]
     matrix, drawn = random_transform(chosen, canvas=canvas, size=size, generator=generator)
     image, boxes, labels = compose(placed, matrix, scale=drawn, size=size)
     assert image.shape == (size, size, 3)

@@ -11,6 +11,8 @@ from yolov7.data.augment import (
     Tile,
     blend,
     compose,
+    is_seen,
+    lay,
     place_mosaic,
     random_transform,
     resize,
@@ -28,9 +30,15 @@ def _plain_tile(label: int, *, size: int = 64) -> Tile:
     return Tile(image, np.array([[8, 8, 40, 40]], np.float32), np.array([label]))
 
 
+def _mosaic(tiles: list[Tile], *, size: int, generator: np.random.Generator) -> list[Tile]:
+    sizes = [(tile.image.shape[1], tile.image.shape[0]) for tile in tiles]
+    corners = place_mosaic(sizes, size=size, generator=generator)
+    return [lay(tile, corner, canvas=2 * size) for tile, corner in zip(tiles, corners, strict=True)]
+
+
 def test_mosaic_lays_four_images_around_a_centre() -> None:
     size, generator = 64, np.random.default_rng(3)
-    placed = place_mosaic([_plain_tile(label) for label in range(4)], size=size, generator=generator)
+    placed = _mosaic([_plain_tile(label) for label in range(4)], size=size, generator=generator)
     centre = (placed[3].left, placed[3].top)
     assert 32 <= min(centre) <= max(centre) <= 96
     assert (placed[0].left + placed[0].image.shape[1], placed[0].top + placed[0].image.shape[0]) == centre
@@ -44,7 +52,7 @@ def test_tiles_warped_one_by_one_equal_a_warped_canvas(degrees: float) -> None:
     size, generator = 96, np.random.default_rng(5)
     images = [cv2.GaussianBlur(generator.integers(0, 256, (96, 80, 3), dtype=np.uint8), (0, 0), 3) for _ in range(4)]
     tiles = [Tile(np.asarray(image, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) for image in images]
-    placed = place_mosaic(tiles, size=size, generator=generator)
+    placed = _mosaic(tiles, size=size, generator=generator)
     chosen = AugmentSettings(degrees=degrees, scale=0.3, shear=degrees / 5, perspective=0.0)
     matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
     out, _, _ = compose(placed, matrix, scale=scale, size=size)
@@ -62,7 +70,7 @@ def test_tiles_warped_one_by_one_equal_a_warped_canvas(degrees: float) -> None:
 
 def test_no_grey_line_between_tiles() -> None:
     size, generator = 64, np.random.default_rng(7)
-    placed = place_mosaic([_plain_tile(label) for label in range(4)], size=size, generator=generator)
+    placed = _mosaic([_plain_tile(label) for label in range(4)], size=size, generator=generator)
     for degrees in (0.0, 20.0):
         chosen = AugmentSettings(degrees=degrees, scale=0.0, translate=0.0)
         matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
@@ -99,6 +107,51 @@ def test_colour_stays_when_gains_are_zero() -> None:
     changed = vary_colour(image, AugmentSettings(), generator=np.random.default_rng(0))
     assert changed.dtype == np.uint8
     assert (changed != image).any()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_upright_tiles_land_on_whole_pixels_and_their_boxes_with_them(seed: int) -> None:
+    """A bright rectangle on a dark tile: its box is where it is drawn, however the tile is scaled, shifted and cut."""
+    size, generator = 64, np.random.default_rng(seed)
+    image = np.full((50, 64, 3), 40, np.uint8)
+    image[20:40, 16:48] = 240
+    tile = Tile(image, np.array([[16, 20, 48, 40]], np.float32), np.array([1]), left=30, top=20)
+    chosen = AugmentSettings(scale=0.5, translate=0.2)
+    matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
+    out, boxes, _ = compose([tile], matrix, scale=scale, size=size)
+    assert is_seen((64, 50), (30, 20), matrix, size=size) or (out == FILL).all()
+    rows, columns = np.nonzero(out[..., 0] > 140)
+    for box in boxes:
+        drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(box, drawn, atol=1)
+
+
+def test_what_is_not_seen_would_not_be_drawn() -> None:
+    size, generator = 64, np.random.default_rng(0)
+    counts = {True: 0, False: 0}
+    for _ in range(300):
+        chosen = AugmentSettings(scale=0.9, translate=0.2, degrees=float(generator.choice([0, 40])))
+        corner = place_mosaic([(64, 40)] * 4, size=size, generator=generator)[int(generator.integers(4))]
+        matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
+        tile = lay(Tile(np.zeros((40, 64, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0)), corner, canvas=128)
+        out, _, _ = compose([tile], matrix, scale=scale, size=size)
+        seen = is_seen((64, 40), corner, matrix, size=size)
+        counts[seen] += 1
+        assert seen or (out == FILL).all()
+    assert min(counts.values()) > 20
+
+
+def test_colours_vary_by_their_gains() -> None:
+    """One colour of hue 178 of 180, so that the largest gain leads past red to where hues begin."""
+    image = cv2.cvtColor(np.full((4, 40, 3), (178, 100, 120), np.uint8), cv2.COLOR_HSV2RGB)
+    settings = AugmentSettings(hsv_hue=0.1, hsv_saturation=0.5, hsv_value=0.9)
+    for seed in range(20):
+        hue, saturation, value = 1 + np.random.default_rng(seed).uniform(-1, 1, 3) * (0.1, 0.5, 0.9)
+        changed = vary_colour(image, settings, generator=np.random.default_rng(seed))
+        expected = np.array([178 * hue % 180, min(100 * saturation, 255), min(120 * value, 255)]).round()
+        pixel = cv2.cvtColor(np.uint8([[expected]]), cv2.COLOR_HSV2RGB)[0, 0]
+        assert np.abs(changed.astype(int) - pixel).max() <= 6
+        assert np.ptp(changed, axis=(0, 1)).max() <= 3  # vectorised and not
 
 
 def test_blend_lies_between() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ AREA_BELOW = 0.5  # bilinear resizing skips pixels below this factor, so areas a
 Matrix = NDArray[np.float64]
 Boxes = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Size = tuple[int, int]  # width, height
+Corner = tuple[int, int]  # left, top: pixels of the canvas
 
 
 @dataclass(frozen=True)
@@ -160,26 +163,31 @@ def fitted_size(width: int, height: int, *, size: int) -> tuple[int, int]:
     return max(int(width * ratio), 1), max(int(height * ratio), 1)
 
 
-def place_mosaic(tiles: Sequence[Tile], *, size: int, generator: Generator) -> list[Tile]:
-    """Lays four images around a random centre of a canvas of twice `size`, cropped to it; the first is top left."""
-    centre_x, centre_y = (int(value) for value in generator.uniform(size / 2, 3 * size / 2, size=2))
-    placed = []
-    for position, tile in enumerate(tiles):
-        height, width = tile.image.shape[:2]
-        left = centre_x - width if position in (0, 2) else centre_x
-        top = centre_y - height if position in (0, 1) else centre_y
-        placed.append(_crop(tile, left=left, top=top, canvas=2 * size))
-    return placed
+def place_mosaic(sizes: Sequence[Size], *, size: int, generator: Generator) -> list[Corner]:
+    """Corners of four images around a random centre of a canvas of twice `size`; the first lies top left."""
+    x, y = (int(value) for value in generator.uniform(size / 2, 3 * size / 2, size=2))
+    quarters = ((1, 1), (0, 1), (1, 0), (0, 0))  # whether left of the centre, and above it
+    return [(x - left * w, y - top * h) for (w, h), (left, top) in zip(sizes, quarters, strict=True)]
 
 
-def place_centre(tile: Tile, *, size: int) -> Tile:
-    """Lays one image in the middle of a canvas of `size`."""
-    height, width = tile.image.shape[:2]
-    return Tile(tile.image, tile.boxes_xyxy, tile.labels, left=(size - width) // 2, top=(size - height) // 2)
+def place_centre(image_size: Size, *, size: int) -> Corner:
+    """Corner of one image in the middle of a canvas of `size`."""
+    return (size - image_size[0]) // 2, (size - image_size[1]) // 2
 
 
-def _crop(tile: Tile, *, left: int, top: int, canvas: int) -> Tile:
-    height, width = tile.image.shape[:2]
+def is_seen(image_size: Size, corner: Corner, matrix: Matrix, *, size: int) -> bool:
+    """Whether anything of an image in the canvas comes to lie in the output; False saves its reading."""
+    if matrix[2, 0] or matrix[2, 1]:
+        return True  # no box around what a perspective may lay across the horizon
+    (width, height), (left, top) = image_size, corner
+    box = np.array([[left, top, left + width, top + height]], np.float32)
+    x1, y1, x2, y2 = transform_boxes(box, matrix)[0]
+    return bool(x1 < size and y1 < size and x2 > 0 and y2 > 0)
+
+
+def lay(tile: Tile, corner: Corner, *, canvas: int) -> Tile:
+    """The tile with its corner there, cut to a square canvas."""
+    (left, top), (height, width) = corner, tile.image.shape[:2]
     x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, canvas), min(top + height, canvas)
     image = tile.image[y1 - top : y2 - top, x1 - left : x2 - left]
     shift = np.array([left - x1, top - y1] * 2, np.float32)
@@ -218,7 +226,7 @@ def compose(tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int) -
     for tile in tiles:
         placed = matrix.copy()
         placed[:, 2] += matrix[:, 0] * tile.left + matrix[:, 1] * tile.top
-        _warp_into(out, tile.image, placed)
+        placed = _draw(out, tile.image, placed)
         if len(tile.labels):
             warped = np.clip(transform_boxes(tile.boxes_xyxy, placed), 0, size)
             keep = worth_keeping(tile.boxes_xyxy * scale, warped)
@@ -246,32 +254,69 @@ def worth_keeping(before_xyxy: Boxes, after_xyxy: Boxes) -> NDArray[np.bool_]:
     return keep
 
 
-def _warp_into(out: Image, image: Image, matrix: Matrix) -> None:
-    """Draws an image through a matrix onto the part of `out` whose pixel centres it covers."""
+def _draw(out: Image, image: Image, matrix: Matrix) -> Matrix:
+    """Draws an image through a matrix onto the part of `out` that it covers; returns the matrix that this was."""
+    if not image.size:
+        return matrix
+    is_upright = not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
+    return _draw_upright(out, image, matrix) if is_upright else _draw_warped(out, image, matrix)
+
+
+def _draw_upright(out: Image, image: Image, matrix: Matrix) -> Matrix:
+    """From whole pixels to whole pixels, which takes resizing only: an eighth of the time of a warp."""
+    (height, width), size = image.shape[:2], out.shape[0]
+    rows = _whole_pixels(matrix[1, 1], matrix[1, 2], length=height, size=size)
+    columns = _whole_pixels(matrix[0, 0], matrix[0, 2], length=width, size=size)
+    if rows is None or columns is None:
+        return matrix
+    part = out[rows.target, columns.target]
+    part[:] = resize(image[rows.source, columns.source], width=part.shape[1], height=part.shape[0])
+    return np.array([[columns.scale, 0.0, columns.shift], [0.0, rows.scale, rows.shift], [0.0, 0.0, 1.0]])
+
+
+class _Axis(NamedTuple):
+    """Pixels of an image along an axis and those of the output that they become."""
+
+    source: slice
+    target: slice
+
+    @property
+    def scale(self) -> float:
+        return (self.target.stop - self.target.start) / (self.source.stop - self.source.start)
+
+    @property
+    def shift(self) -> float:
+        return float(self.target.start - self.source.start * self.scale)
+
+
+def _whole_pixels(scale: float, shift: float, *, length: int, size: int) -> _Axis | None:
+    """The nearest to `scale` and `shift`, inside an image of `length` and an output of `size`; None for nothing."""
+    low, high = (min(max(round(edge), 0), size) for edge in (shift, shift + scale * length))
+    if low >= high:
+        return None
+    start = min(max(round((low - shift) / scale), 0), length - 1)
+    stop = min(max(round((high - shift) / scale), start + 1), length)
+    return _Axis(slice(start, stop), slice(low, high))
+
+
+def _draw_warped(out: Image, image: Image, matrix: Matrix) -> Matrix:
+    """Onto the pixels whose centres it covers."""
     height, width = image.shape[:2]
-    if not height or not width:
-        return
     square = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     corners = square @ matrix[:2, :2].T + matrix[:2, 2]
-    straight = not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
-    if not straight:
-        corners /= square @ matrix[2, :2, None] + matrix[2, 2]
-    (x1, y1), (x2, y2) = np.ceil(np.clip([corners.min(axis=0), corners.max(axis=0)], 0.0, out.shape[0]) - 0.5).astype(
-        int
-    )
+    corners /= square @ matrix[2, :2, None] + matrix[2, 2]
+    edges = np.ceil(np.clip([corners.min(axis=0), corners.max(axis=0)], 0.0, out.shape[0]) - 0.5)
+    (x1, y1), (x2, y2) = edges.astype(int)
     if x2 <= x1 or y2 <= y1:
-        return
-    part = out[y1:y2, x1:x2]
+        return matrix
     on_centres = _shift(-0.5 - x1, -0.5 - y1) @ matrix @ _shift(0.5, 0.5)
-    part_size = (int(x2 - x1), int(y2 - y1))
-    if straight:
-        cv2.warpAffine(image, on_centres[:2], part_size, dst=part, borderMode=cv2.BORDER_REPLICATE)
-        return
-    warped = cv2.warpPerspective(image, on_centres, part_size, borderMode=cv2.BORDER_REPLICATE)
+    part = out[y1:y2, x1:x2]
+    warped = cv2.warpPerspective(image, on_centres, (int(x2 - x1), int(y2 - y1)), borderMode=cv2.BORDER_REPLICATE)
     mask = np.zeros(part.shape[:2], np.uint8)
     outline = np.round((corners - [x1 + 0.5, y1 + 0.5]) * 256).astype(np.int32)
     cv2.fillConvexPoly(mask, outline, 255, shift=8)
     cv2.copyTo(warped, mask, part)
+    return matrix
 
 
 def _shift(x: float, y: float) -> Matrix:
@@ -279,16 +324,13 @@ def _shift(x: float, y: float) -> Matrix:
 
 
 def vary_colour(image: Image, settings: AugmentSettings, *, generator: Generator) -> Image:
-    """Multiplies hue, saturation and value by 1 +- their settings, through a lookup table."""
+    """Multiplies hue, saturation and value by 1 +- their settings."""
     limits = (settings.hsv_hue, settings.hsv_saturation, settings.hsv_value)
     gains = 1.0 + generator.uniform(-1.0, 1.0, size=3) * limits
     if not any(limits):
         return image
-    table = np.arange(256)[:, None] * gains
-    table[:, 0] %= 180
-    lookup = np.clip(table, 0, 255).astype(np.uint8)[None]
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    cv2.LUT(hsv, lookup, dst=hsv)
+    hsv = cv2.transform(hsv, np.diag(gains).astype(np.float32))  # up to 255, and hues start over at 180
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)  # type: ignore[return-value]
 
 

@@ -20,6 +20,8 @@ from yolov7.data.augment import (
     compose,
     fitted_size,
     flip,
+    is_seen,
+    lay,
     letterbox,
     normalise_boxes,
     place_centre,
@@ -106,12 +108,14 @@ class DetectionDataset:
     ) -> tuple[Image, Boxes, Labels]:
         size = self.image_size
         if mosaic and generator.random() < settings.mosaic:
-            partners = generator.integers(len(self), size=3)
-            images = [self._tile(int(j)) for j in (i, *partners)]
-            tiles, canvas = place_mosaic(images, size=size, generator=generator), 2 * size
+            members = [i, *(int(j) for j in generator.integers(len(self), size=3))]
+            corners, canvas = place_mosaic([self._sizes[j] for j in members], size=size, generator=generator), 2 * size
         else:
-            tiles, canvas = [place_centre(self._tile(i), size=size)], size
+            members, corners, canvas = [i], [place_centre(self._sizes[i], size=size)], size
         matrix, scale = random_transform(settings, canvas=canvas, size=size, generator=generator)
+        placed = zip(members, corners, strict=True)
+        seen = [(j, corner) for j, corner in placed if is_seen(self._sizes[j], corner, matrix, size=size)]
+        tiles = [lay(self._tile(j), corner, canvas=canvas) for j, corner in seen]
         return compose(tiles, matrix, scale=scale, size=size)
 
     def _tile(self, i: int) -> Tile:
@@ -119,7 +123,7 @@ class DetectionDataset:
         width, height = self._sizes[i]
         image = self._cache.get(i) if self._cache is not None else None
         if image is None:
-            image = resize(_read_checked(self.index, i), width=width, height=height)
+            image = resize(_read_checked(self.index, i, at_least=(width, height)), width=width, height=height)
             if self._cache is not None:
                 self._cache.put(i, image)
         chosen = ~self.index.crowd_of(i)
@@ -170,10 +174,18 @@ def _available_memory() -> int:
     return min(available, max(limit - used, 0))
 
 
-def _read_checked(index: ImageIndex, i: int) -> Image:
-    image = read_image(index.paths[i])
-    if image.shape[:2] != (index.heights[i], index.widths[i]):
-        found = f"{image.shape[1]}x{image.shape[0]}"
-        expected = f"{index.widths[i]}x{index.heights[i]}"
-        raise DataError(f"image {index.paths[i]} is {found}, was {expected}; run `yolov7 prepare` again")
+def _read_checked(index: ImageIndex, i: int, *, at_least: tuple[int, int] | None = None) -> Image:
+    """Image i, where `at_least` (width, height) is enough perhaps smaller than it is; DataError if it has changed."""
+    width, height = int(index.widths[i]), int(index.heights[i])
+    reduce = _reduction(width, height, *at_least) if at_least else 1
+    image = read_image(index.paths[i], reduce=reduce)
+    if image.shape[:2] not in ((height, width), (-(-height // reduce), -(-width // reduce))):
+        found = f"{image.shape[1]}x{image.shape[0]}" + (f" at 1/{reduce} of its size" if reduce > 1 else "")
+        raise DataError(f"image {index.paths[i]} is {found}, was {width}x{height}; run `yolov7 prepare` again")
     return image
+
+
+def _reduction(width: int, height: int, least_width: int, least_height: int) -> int:
+    """The largest reduction that leaves enough."""
+    fitting = [r for r in (1, 2, 4, 8) if width >= r * least_width and height >= r * least_height]
+    return max(fitting, default=1)
