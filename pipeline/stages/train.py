@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipeline.artifacts import (
 from pipeline.distributed import train_with_ray
 from pipeline.params import Params
 from pipeline.plots import draw_training
+from yolov7.errors import ArtifactError
+from yolov7.files import is_file
 from yolov7.spec import spec_to_json
 from yolov7.train.job import TrainJob
 from yolov7.train.record import FIGURES, read_epochs
@@ -69,14 +72,24 @@ def _claim(job: TrainJob) -> None:
 def build_job(params: Params, *, variant: str, seed: int) -> TrainJob:
     """The training run that params.yaml describes, on the prepared data."""
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    settings = params.train_settings(variant).run
+    weights = None if settings.weights is None else settings.weights.resolve()
     return TrainJob(
         spec_json=spec_to_json(params.variant(variant).build_spec()),
-        settings=params.train_settings(variant).run,
+        settings=settings.model_copy(update={"weights": weights}),
         seed=seed,
         data_folder=stage_folder("prepare").resolve(),
         data_hash=prepared.content_hash,
+        weights_hash="" if weights is None else _hash_of(weights),
         run_folder=run_folder(variant, seed).resolve(),
     )
+
+
+def _hash_of(weights: Path) -> str:
+    if not is_file(weights):
+        raise ArtifactError(f"train.weights={weights} is not there; name a weight file (.safetensors)")
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str, workers: int) -> TrainSummary:

@@ -10,7 +10,8 @@ from yolov7.lock import exclusive
 from yolov7.settings import Settings, TrainSettings
 from yolov7.spec import ModelSpec, spec_from_json
 
-_NO_EFFECT = {"checkpoint_every", "checkpoint_minutes", "loader_workers", "cache_images"}  # on what is learned
+# on what is learned; of the weights, it is their content that has one
+_NO_EFFECT = {"checkpoint_every", "checkpoint_minutes", "loader_workers", "cache_images", "weights"}
 
 _PATIENCE = 30.0  # seconds that an orphaned worker of an earlier start may take to end
 
@@ -23,6 +24,7 @@ class TrainJob(Settings):
     seed: int
     data_folder: Path  # absolute; holds train.npz and, where there is one, val.npz
     data_hash: str  # of the prepared images and boxes
+    weights_hash: str = ""  # of the weights that it starts from, if there are any; their path is absolute
     run_folder: Path  # absolute, on storage that every worker sees
 
     @property
@@ -33,7 +35,7 @@ class TrainJob(Settings):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change when the data or any parameter that the result hangs on does."""
         settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
-        parts = (self.spec_json, settings, str(self.seed), self.data_hash)
+        parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def sole_writer(self) -> AbstractContextManager[None]:

@@ -29,6 +29,7 @@ from yolov7.train.record import Record
 from yolov7.train.state import Progress, TrainState
 from yolov7.train.steps import DivergedError, Stepper
 from yolov7.train.worker import Worker
+from yolov7.transfer import transfer
 from yolov7.weights import save_weights
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,10 @@ class Trainer:
             epochs=settings.epochs,
         )
         self._total_steps = schedule.total_steps
-        model = DetectionModel(job.spec, num_classes=len(self._train_index.class_names)).to(worker.device)
+        model = DetectionModel(job.spec, num_classes=len(self._train_index.class_names))
+        if settings.weights is not None:
+            transfer(model, weights=settings.weights)
+        model.to(worker.device)
         dtype = resolve_precision(settings.precision, worker.device)
         self._precision = precision_name(dtype)
         self._state = TrainState(
