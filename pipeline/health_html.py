@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 
 from pipeline.health import MAX_LISTED, HealthReport, SplitHealth
+from yolov7.data.flaws import FlawKind
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --paper: #fff; --soft: #66707f; --line: #dfe3e9; --bar: #3d74c7;
@@ -80,4 +81,5 @@ def _flaws(health: SplitHealth) -> str:
         f'<tr><td>{escape(flaw.kind)}</td><td class="file">{escape(flaw.file)}</td><td>{escape(flaw.detail)}</td></tr>'
         for flaw in health.listed_flaws
     )
-    return f"<h3>Flaws</h3>{_bars(health.flaws)}<p>{shown}</p><table>{rows}</table>"
+    counts = {f"{kind}: {FlawKind(kind).outcome}": count for kind, count in health.flaws.items()}
+    return f"<h3>Flaws</h3>{_bars(counts)}<p>{shown}</p><table>{rows}</table>"

@@ -80,7 +80,7 @@ def _with_leaks(splits: Splits) -> Splits:
     for split, (index, flaws) in splits.items():
         if split != "train":
             twice = [path for path, key in zip(index.paths, index.hashes, strict=True) if key in known]
-            leaks = tuple(Flaw(FlawKind.LEAK, str(path), "the same bytes, kept") for path in twice)
+            leaks = tuple(Flaw(FlawKind.LEAK, str(path), "the same bytes") for path in twice)
             checked[split] = (index, flaws + leaks)
     return checked
 

@@ -92,7 +92,7 @@ def test_every_flaw_is_counted_listed_and_left_out(flawed: DataSettings, tmp_pat
     assert train.flaws == {str(kind): count for kind, count in COUNTED.items()}
     assert len(train.listed_flaws) == sum(COUNTED.values())
     page = (tmp_path / "artifacts/prepare/health.html").read_text()
-    assert all(kind in page for kind in COUNTED)
+    assert all(f"{kind}: {kind.outcome}" in page for kind in COUNTED)
     total = sum(COUNTED.values()) - COUNTED[FlawKind.BACKGROUND]
     assert f"{total} flaws (box that is not numbers: 7, " in line
     index = load_index(tmp_path / "artifacts/prepare/train.npz")

@@ -94,7 +94,7 @@ def _by_id(rows: list[Any], path: Path, flaws: list[Flaw]) -> dict[_Id, dict[str
         if not (isinstance(row, dict) and isinstance(row.get("id"), _Id) and _is_text(row.get("file_name"))):
             raise DataError(f"{path} has an image without id or file_name: {shown(row)}; give each image both")
         if row["id"] in images:
-            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"image id {row['id']}, {row['file_name']} left out"))
+            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"image id {row['id']}, {row['file_name']}"))
         else:
             images[row["id"]] = row
     return images
@@ -118,7 +118,7 @@ def _group(
             raise DataError(f"{path} has an annotation that is not an object: {shown(row)}; remove it")
         identity, image, category = (_as_id(row.get(key)) for key in ("id", "image_id", "category_id"))
         if identity is not None and identity in seen:
-            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"annotation id {identity}, kept"))
+            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"annotation id {identity}"))
         if identity is not None:
             seen.add(identity)
         if image is None or image not in images:

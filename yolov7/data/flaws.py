@@ -9,11 +9,11 @@ from enum import StrEnum
 class FlawGroup(StrEnum):
     """Flaws that are treated alike; `data.flaws` in params.yaml says how."""
 
-    BOXES = "boxes"  # the box is left out, or clipped
-    IDS = "ids"  # the first of two images with the same id stays, boxes stay
-    SIZES = "sizes"  # the image stays as it is
-    LEAKS = "leaks"  # the image stays in both splits
-    IMAGES = "images"  # the image is left out
+    BOXES = "boxes"
+    IDS = "ids"
+    SIZES = "sizes"
+    LEAKS = "leaks"
+    IMAGES = "images"  # allowed up to a share of them
 
 
 class FlawKind(StrEnum):
@@ -36,24 +36,30 @@ class FlawKind(StrEnum):
 
     @property
     def group(self) -> FlawGroup | None:
-        """How it is treated; None for what is worth telling but no flaw."""
-        return _GROUPS.get(self)
+        """What it is treated alike with; None for what is worth telling but no flaw."""
+        return _TREATED[self][0]
+
+    @property
+    def outcome(self) -> str:
+        """What becomes of it where it is not fatal."""
+        return _TREATED[self][1]
 
 
-_GROUPS = {
-    FlawKind.NO_AREA: FlawGroup.BOXES,
-    FlawKind.NOT_FINITE: FlawGroup.BOXES,
-    FlawKind.OUTSIDE: FlawGroup.BOXES,
-    FlawKind.CLIPPED: FlawGroup.BOXES,
-    FlawKind.UNKNOWN_CATEGORY: FlawGroup.BOXES,
-    FlawKind.DUPLICATE_BOX: FlawGroup.BOXES,
-    FlawKind.UNKNOWN_IMAGE: FlawGroup.BOXES,
-    FlawKind.DUPLICATE_ID: FlawGroup.IDS,
-    FlawKind.SIZE: FlawGroup.SIZES,
-    FlawKind.LEAK: FlawGroup.LEAKS,
-    FlawKind.MISSING: FlawGroup.IMAGES,
-    FlawKind.UNREADABLE: FlawGroup.IMAGES,
-    FlawKind.NO_ANNOTATION: FlawGroup.IMAGES,
+_TREATED: dict[FlawKind, tuple[FlawGroup | None, str]] = {
+    FlawKind.NO_AREA: (FlawGroup.BOXES, "left out"),
+    FlawKind.NOT_FINITE: (FlawGroup.BOXES, "left out"),
+    FlawKind.OUTSIDE: (FlawGroup.BOXES, "left out"),
+    FlawKind.CLIPPED: (FlawGroup.BOXES, "clipped"),
+    FlawKind.UNKNOWN_CATEGORY: (FlawGroup.BOXES, "left out"),
+    FlawKind.DUPLICATE_BOX: (FlawGroup.BOXES, "the first is kept"),
+    FlawKind.UNKNOWN_IMAGE: (FlawGroup.BOXES, "left out"),
+    FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "of images, the first is kept; boxes all"),
+    FlawKind.SIZE: (FlawGroup.SIZES, "kept"),
+    FlawKind.LEAK: (FlawGroup.LEAKS, "kept"),
+    FlawKind.MISSING: (FlawGroup.IMAGES, "left out"),
+    FlawKind.UNREADABLE: (FlawGroup.IMAGES, "left out"),
+    FlawKind.NO_ANNOTATION: (FlawGroup.IMAGES, "left out"),
+    FlawKind.BACKGROUND: (None, "kept, as background"),
 }
 
 

@@ -204,7 +204,7 @@ def _clean(image: AnnotatedImage, facts: ImageFacts) -> tuple[AnnotatedImage, li
         if kind in (None, FlawKind.CLIPPED):
             kept.append(row)
     if not len(image.boxes_xyxy):
-        flaws.append(Flaw(FlawKind.BACKGROUND, str(image.path), "kept, as background"))
+        flaws.append(Flaw(FlawKind.BACKGROUND, str(image.path), "no objects"))
     return AnnotatedImage(image.path, clipped[kept], image.labels[kept], image.crowd[kept]), flaws
 
 

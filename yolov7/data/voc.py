@@ -95,7 +95,7 @@ def _unique(stems: Iterable[str], root: Path, flaws: list[Flaw]) -> list[str]:
     unique: dict[str, None] = {}
     for stem in stems:
         if stem in unique:
-            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(root / "ImageSets/Main"), f"{stem} listed again, left out"))
+            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(root / "ImageSets/Main"), f"{stem} listed again"))
         unique[stem] = None
     return list(unique)
 
