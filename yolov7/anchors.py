@@ -82,9 +82,9 @@ def fit_anchors(sizes: Sides, *, num_levels: int, per_level: int, threshold: flo
     points = np.log(sizes)
     found = [_k_means(points, count, generator) for _ in range(_STARTS)]
     best = min(found, key=lambda centres: _misfit(points, centres, threshold))
-    anchors = np.exp(best)
-    by_area = anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
-    return by_area.round(1).reshape(num_levels, per_level, 2)
+    anchors = np.exp(best).round(1)
+    by_area: Sides = anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
+    return by_area.reshape(num_levels, per_level, 2)
 
 
 def choose_anchors(
@@ -121,7 +121,7 @@ def differ_in_anchors_only(first: ModelSpec, second: ModelSpec) -> bool:
 
 def _k_means(points: Sides, count: int, generator: Generator) -> Sides:
     """Centres (count, 2) of points (n, 2), begun at points that lie far apart (k-means++)."""
-    centres = points[generator.integers(len(points))][None]
+    centres: Sides = points[generator.integers(len(points))][None]
     while len(centres) < count:
         distance = _squares(points, centres).min(axis=1)
         total = distance.sum()
