@@ -9,6 +9,7 @@ import torch
 
 from pipeline.artifacts import WEIGHTS, TrainSummary, existing, read_json, stage_folder
 from pipeline.params import Params
+from yolov7.anchors import differ_in_anchors_only
 from yolov7.errors import ArtifactError, shown
 from yolov7.weights import Weights, load_weights
 
@@ -28,7 +29,7 @@ def stage_weights(
     """
     path = existing(stage_folder(stage, variant, seed) / WEIGHTS, made_by=f"{stage} {variant}")
     weights = load_weights(path, device=device)
-    if stage == "train" and weights.model.spec != params.variant(variant).build_spec():
+    if stage == "train" and not differ_in_anchors_only(params.variant(variant).build_spec(), weights.model.spec):
         raise _stale(path, f"is of another spec than variant {variant!r} of params.yaml", f"train {variant}")
     if stage == "reparam" and weights.training.get("fingerprint") != _trained_as(variant, seed):
         raise _stale(path, "was not made from the weights of `train` as they are now", f"reparam {variant}")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from pipeline.params import DataSettings, Params, load_params
 from pipeline.stages.prepare import prepare
 from pipeline.trained import stage_weights
 from tests.integration.bad_input import TINY, one_line_of, write_set
+from yolov7.anchors import with_anchors
 from yolov7.errors import ArtifactError
 from yolov7.files import write_whole
 from yolov7.model import DetectionModel
@@ -58,7 +60,9 @@ def stage_error(stage: Any = "train", *, class_names: tuple[str, ...] = ("a", "b
 
 
 def test_weights_that_fit_are_read(trained: Callable[..., Path]) -> None:
-    trained()
+    spec = PARAMS.variant("tiny").build_spec()
+    fitted = with_anchors(spec, np.full((len(spec.head.anchors), 3, 2), 9.0))
+    trained(model=DetectionModel(fitted, num_classes=2))
     trained("reparam")
     for stage in ("train", "reparam"):
         assert stage_weights(stage, PARAMS, variant="tiny", seed=0, class_names=("a", "b")).image_size == 64
