@@ -222,26 +222,33 @@ def compose(tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int) -
     Returns the image, the boxes that are worth keeping (k, 4; corners, pixels) and their labels.
     """
     out = np.full((size, size, 3), FILL, np.uint8)
-    boxes, labels = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)]
+    warped, before = [np.zeros((0, 4), np.float32)], [np.zeros((0, 4), np.float32)]
     for tile in tiles:
         placed = matrix.copy()
         placed[:, 2] += matrix[:, 0] * tile.left + matrix[:, 1] * tile.top
-        placed = _draw(out, tile.image, placed)
-        if len(tile.labels):
-            warped = np.clip(transform_boxes(tile.boxes_xyxy, placed), 0, size)
-            keep = worth_keeping(tile.boxes_xyxy * scale, warped)
-            boxes.append(warped[keep])
-            labels.append(tile.labels[keep])
-    return out, np.concatenate(boxes), np.concatenate(labels)
+        warped.append(transform_boxes(tile.boxes_xyxy, _draw(out, tile.image, placed)))
+        before.append(tile.boxes_xyxy)
+    after = np.clip(np.concatenate(warped), 0, size)
+    keep = worth_keeping(np.concatenate(before) * scale, after)
+    labels = np.concatenate([np.zeros(0, np.int64), *(tile.labels for tile in tiles)])
+    return out, after[keep], labels[keep]
 
 
 def transform_boxes(boxes_xyxy: Boxes, matrix: Matrix) -> Boxes:
     """The upright boxes (k, 4) around the transformed corners of boxes (k, 4)."""
+    if is_upright(matrix):
+        along = [matrix[0, 0], matrix[1, 1]] * 2
+        return (boxes_xyxy * along + [matrix[0, 2], matrix[1, 2]] * 2).astype(np.float32)
     corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
     points = corners @ matrix[:2, :2].T + matrix[:2, 2]
     if matrix[2, 0] or matrix[2, 1]:
         points /= corners @ matrix[2, :2, None] + matrix[2, 2]
     return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1).astype(np.float32)
+
+
+def is_upright(matrix: Matrix) -> bool:
+    """Whether it only scales, by positive factors, and shifts."""
+    return not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
 
 
 def worth_keeping(before_xyxy: Boxes, after_xyxy: Boxes) -> NDArray[np.bool_]:
@@ -258,8 +265,7 @@ def _draw(out: Image, image: Image, matrix: Matrix) -> Matrix:
     """Draws an image through a matrix onto the part of `out` that it covers; returns the matrix that this was."""
     if not image.size:
         return matrix
-    is_upright = not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
-    return _draw_upright(out, image, matrix) if is_upright else _draw_warped(out, image, matrix)
+    return _draw_upright(out, image, matrix) if is_upright(matrix) else _draw_warped(out, image, matrix)
 
 
 def _draw_upright(out: Image, image: Image, matrix: Matrix) -> Matrix:
@@ -330,7 +336,7 @@ def vary_colour(image: Image, settings: AugmentSettings, *, generator: Generator
     if not any(limits):
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv = cv2.transform(hsv, np.diag(gains).astype(np.float32))  # up to 255, and hues start over at 180
+    cv2.transform(hsv, np.diag(gains).astype(np.float32), dst=hsv)  # up to 255, and hues start over at 180
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)  # type: ignore[return-value]
 
 

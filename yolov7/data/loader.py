@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from yolov7.data.augment import Letterbox, Sample
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex
+from yolov7.memory import keep_memory
 from yolov7.structures import Batch, Targets
 
 PREFETCH = 2  # batches that a worker makes ahead
@@ -184,6 +185,7 @@ def _begin_worker(_: int) -> None:
     """One thread a worker, no interrupts of its own, and an end with the parent's."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
