@@ -30,9 +30,8 @@ JPEG_QUALITY = 90
 MIN_VISIBLE = 0.6  # share of an object that others must leave to see
 _SIZES = ((0.17, 22, 31), (0.47, 40, 84), (0.36, 106, 132))  # share of objects, sides in pixels of a 192-pixel image
 _REFERENCE_SIZE = 192
-_OVERLAP = 0.05  # share of objects that are put close to an earlier one
 _GROUP, _CROWD = 0.15, 0.06  # share of images with a group of one class, with a crowd region
-_TYPICAL = 0.85  # share of objects in the hue of their class; the others have any
+_TYPICAL = 0.95  # share of objects in the hue of their class; the others have any
 _TRIES = 12
 
 
@@ -239,20 +238,17 @@ def _random_shape(
 ) -> Shape:
     """A random object of that radius; near `leader` and of its class, or often near any earlier object."""
     size = canvas.shape[0]
-    near = leader
-    if leader is None and placed and generator.random() < _OVERLAP:
-        near = placed[int(generator.integers(len(placed)))]
     if leader is not None:
         radius, label = leader.shape.radius * generator.uniform(0.8, 1.1), leader.shape.label
         radius = min(radius, 0.13 * size)
     else:
         label = int(generator.integers(len(CLASS_NAMES)))
-    if near is None:
+    if leader is None:
         x, y = generator.uniform(0.06, 0.94, 2) * size
     else:
-        reach = (radius + near.shape.radius) * generator.uniform(0.55, 0.95 if leader is None else 1.9)
+        reach = (radius + leader.shape.radius) * generator.uniform(0.55, 1.9)
         direction = generator.uniform(0, 2 * np.pi)
-        x, y = near.shape.x + reach * math.cos(direction), near.shape.y + reach * math.sin(direction)
+        x, y = leader.shape.x + reach * math.cos(direction), leader.shape.y + reach * math.sin(direction)
     angle, squeeze = generator.uniform(0, 2 * np.pi), generator.uniform(0.78, 1.0)
     colours = _random_colours(canvas, x, y, label, generator)
     return Shape(label, float(x), float(y), float(radius), float(angle), float(squeeze), colours, light)
