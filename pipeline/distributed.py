@@ -6,11 +6,11 @@ a worker group that Ray starts again after a failure takes up its checkpoint the
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params import RayTrainSettings
+from yolov7.errors import is_mendable, told
 from yolov7.train.job import TrainJob
 from yolov7.train.record import NOTES
 
 log = logging.getLogger(__name__)
 
-_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # a full disk, a folder that cannot be written
-
 _ERROR_FILE = "error.txt"  # from a worker: what the user has to mend
 _STOP_FILE = "stop"  # to the workers: write a checkpoint and leave; gone when they have
 _TICK_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
 _REACH_SECONDS = 10.0
 
@@ -82,11 +82,19 @@ def _cluster(settings: RayTrainSettings) -> Iterator[int]:
         cpus = _cpus(settings, _own_cpus())
         ray.init(address="local", num_cpus=cpus * settings.workers, include_dashboard=False, **quiet)
     try:
-        if threading.current_thread() is threading.main_thread():  # Ray has set a handler of its own
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _hear_of_the_end()
         yield cpus
     finally:
         ray.shutdown()
+
+
+def _hear_of_the_end() -> None:
+    """SIGTERM is as Ctrl-C, whatever Ray made of it; and it comes when DVC dies, which leaves its stages running."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
@@ -214,7 +222,7 @@ def _work(config: dict[str, Any]) -> None:
         fit(job, worker, should_stop=stop_file.is_file)
         stop_file.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _USERS_TO_MEND:
+        if not is_mendable(error):
             raise  # starting again may help
         error_file.write_text(first_cause(error), encoding="utf-8")
         if worker.world_size > 1:
@@ -225,7 +233,7 @@ def first_cause(error: Exception) -> str:
     """An error's message in one line; of one that a loader's process handed on with its traceback, the last line."""
     lines = str(error).splitlines()
     if not lines or not lines[0].startswith("Caught "):  # as torch begins it
-        return " ".join(str(error).split())
+        return told(error)
     return lines[-1].partition(": ")[2] or lines[-1]
 
 

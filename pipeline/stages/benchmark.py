@@ -21,7 +21,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pipeline.artifacts import WEIGHTS, Benchmark, BenchmarkRow, existing, fresh_folder, stage_folder, write_json
+from pipeline.artifacts import WEIGHTS, Benchmark, BenchmarkRow, existing, stage_folder, whole_folder, write_json
 from pipeline.params import BenchmarkSettings, Params
 from pipeline.progress import console, stage_line
 from pipeline.summary import headline_row
@@ -74,9 +74,9 @@ def benchmark(params: Params, *, device: str = "auto") -> Benchmark:
             [case.run for case in cases], rounds=rounds, generator=random.Random(0), on_turn=on_turn
         )
     result = _describe(cases, samples, device=cases[0].images.device)
-    folder = fresh_folder(stage_folder("benchmark"))
-    write_json(folder / "benchmark.json", result)
-    write_rows(folder / "benchmark.csv", result)
+    with whole_folder(stage_folder("benchmark")) as folder:
+        write_json(folder / "benchmark.json", result)
+        write_rows(folder / "benchmark.csv", result)
     return result
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.artifacts import ROOT, Benchmark, fresh_folder, stage_folder, write_json
+from pipeline.artifacts import ROOT, Benchmark, stage_folder, whole_folder, write_json
 from pipeline.charts import Curve
 from pipeline.evidence import Evidence, gather
 from pipeline.page import Page, Picture, render_page
@@ -54,12 +54,12 @@ def tables(params: Params) -> Report:
     """Gathers what all stages left into artifacts/tables: CSV, Markdown, JSON and index.html."""
     evidence = gather(params)
     report = _report(evidence)
-    folder = fresh_folder(stage_folder("tables"))
     conditions = _conditions(evidence.benchmark)
-    for name, text in _files(report, conditions):
-        (folder / name).write_text(text, encoding="utf-8")
-    write_json(folder / "tables.json", report)
-    (folder / "index.html").write_text(render_page(_page(evidence, report, conditions)), encoding="utf-8")
+    with whole_folder(stage_folder("tables")) as folder:
+        for name, text in _files(report, conditions):
+            (folder / name).write_text(text, encoding="utf-8")
+        write_json(folder / "tables.json", report)
+        (folder / "index.html").write_text(render_page(_page(evidence, report, conditions)), encoding="utf-8")
     return report
 
 

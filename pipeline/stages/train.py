@@ -17,6 +17,7 @@ from pipeline.artifacts import (
     read_json,
     run_folder,
     stage_folder,
+    whole_folder,
     write_json,
 )
 from pipeline.distributed import train_with_ray
@@ -43,11 +44,11 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     train_with_ray(job, settings, on_tick=lambda: on_tick(job.run_folder))
     epochs = read_epochs(job.run_folder)
     summary = _summarise(job, epochs, variant=variant, workers=settings.workers)
-    folder = fresh_folder(stage_folder("train", variant, seed))
-    shutil.move(job.run_folder / WEIGHTS, folder / WEIGHTS)
-    _write_curve(folder / "curve.csv", epochs)
-    draw_training(folder / "curve.png", epochs)
-    write_json(folder / "train.json", summary)
+    with whole_folder(stage_folder("train", variant, seed)) as folder:
+        shutil.move(job.run_folder / WEIGHTS, folder / WEIGHTS)
+        _write_curve(folder / "curve.csv", epochs)
+        draw_training(folder / "curve.png", epochs)
+        write_json(folder / "train.json", summary)
     return summary
 
 
