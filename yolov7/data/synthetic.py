@@ -223,7 +223,7 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
         leader = placed[len(placed) // 2] if number >= wanted and placed else None
         radius = radii[min(number, wanted - 1)]
         for _ in range(_TRIES):
-            shape = _random_shape(canvas, placed, leader, radius, light, generator)
+            shape = _random_shape(canvas, leader, radius, light, generator)
             patch = draw_shape(shape, size=size, generator=generator)
             if patch is not None and _fits(owner, placed, shape, patch):
                 covered = patch.alpha > 0.5
@@ -233,19 +233,15 @@ def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_P
     return placed
 
 
-def _random_shape(
-    canvas: Field, placed: list[_Placed], leader: _Placed | None, radius: float, light: float, generator: Generator
-) -> Shape:
-    """A random object of that radius; near `leader` and of its class, or often near any earlier object."""
+def _random_shape(canvas: Field, leader: _Placed | None, radius: float, light: float, generator: Generator) -> Shape:
+    """A random object of that radius, or one of the size and class of `leader` and near it."""
     size = canvas.shape[0]
-    if leader is not None:
-        radius, label = leader.shape.radius * generator.uniform(0.8, 1.1), leader.shape.label
-        radius = min(radius, 0.13 * size)
-    else:
-        label = int(generator.integers(len(CLASS_NAMES)))
     if leader is None:
+        label = int(generator.integers(len(CLASS_NAMES)))
         x, y = generator.uniform(0.06, 0.94, 2) * size
     else:
+        label = leader.shape.label
+        radius = min(leader.shape.radius * generator.uniform(0.8, 1.1), 0.13 * size)
         reach = (radius + leader.shape.radius) * generator.uniform(0.55, 1.9)
         direction = generator.uniform(0, 2 * np.pi)
         x, y = leader.shape.x + reach * math.cos(direction), leader.shape.y + reach * math.sin(direction)
