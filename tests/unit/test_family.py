@@ -1,0 +1,57 @@
+"""Every packaged spec runs: forward, backward and fused, with equal outputs before and after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.property.test_fuse import randomise
+from yolov7.auxiliary import with_auxiliary, without_auxiliary
+from yolov7.graph import infer_shapes
+from yolov7.model import DetectionModel
+from yolov7.reparam import fuse
+from yolov7.scaling import scale_spec
+from yolov7.spec import ModelSpec, list_specs, load_spec, spec_from_json, spec_to_json
+
+
+def assert_runs(spec: ModelSpec, *, dtype: torch.dtype, tolerance: float) -> None:
+    """Forward and backward reach every parameter, and fusing leaves the lead's maps as they are."""
+    model = DetectionModel(spec, num_classes=2).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 64, 64, generator=generator, dtype=dtype)
+    maps = model(images)
+    assert len(maps.auxiliary) == len(spec.head.taps)
+    sum(raw.square().mean() for raw in (*maps.lead, *maps.auxiliary)).backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    randomise(model.eval(), seed=0)
+    with torch.no_grad():
+        before, fused = model(images), fuse(model)
+        after = fused(images)
+    assert before.auxiliary == after.auxiliary == ()
+    for ours, theirs in zip(after.lead, before.lead, strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=tolerance)
+    assert fused.spec == without_auxiliary(spec)
+
+
+@pytest.mark.parametrize("name", list_specs())
+def test_narrowed_specs_run_exactly(name: str) -> None:
+    narrow = scale_spec(load_spec(name), rule="both", depth=0.2, width=0.125)
+    assert_runs(narrow, dtype=torch.float64, tolerance=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_specs())
+def test_specs_run(name: str) -> None:
+    assert_runs(load_spec(name), dtype=torch.float32, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", list_specs())
+def test_every_spec_can_have_an_auxiliary_head(name: str) -> None:
+    plain = without_auxiliary(load_spec(name))
+    assert plain.head.auxiliary is None
+    spec = with_auxiliary(plain)
+    assert without_auxiliary(spec) == plain
+    assert spec_from_json(spec_to_json(spec)) == spec
+    shapes = infer_shapes(spec)
+    assert [shapes[tap].stride for tap in spec.head.taps] == [shapes[source].stride for source in spec.head.sources]
