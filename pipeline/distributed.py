@@ -6,6 +6,7 @@ a worker group that Ray starts again after a failure takes up its checkpoint the
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
