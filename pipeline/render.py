@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.paper.counting import conventions
 from pipeline.paper.errata import Erratum, signed
 from pipeline.paper.improvement import Improvement
-from pipeline.paper.printed import LABELS, decimals
+from pipeline.paper.printed import LABELS, decimals, value_of
 from pipeline.summary import SummaryRow, fraction_text, number_text
 from pipeline.tables import Cell, Row, Table
 
@@ -178,7 +178,14 @@ def _digits(cell: Cell) -> int:
 
 def _csv_line(row: Row, cell: Cell) -> dict[str, Any]:
     difference = None if cell.difference is None else round(cell.difference, 6)
-    figures = {"paper": cell.printed, "ours": cell.ours, "spread": cell.spread, "difference": difference}
+    paper = value_of(cell.printed) if cell.printed else None
+    figures = {
+        "printed": cell.printed,
+        "paper": paper,
+        "ours": cell.ours,
+        "spread": cell.spread,
+        "difference": difference,
+    }
     origin = {
         "origin": cell.origin,
         "erratum": cell.erratum,

@@ -212,13 +212,19 @@ def _left_open(name: str | None, row: PrintedRow, model: PaperModel | None, evid
 
 
 def _same_graph(spec: ModelSpec, size: int, evidence: Evidence) -> str | None:
-    """The variant whose graph is this one, whatever it is called, trained at this size."""
+    """The variant whose graph is this one, trained at this size; one with settings of its own only if need be.
+
+    Variants named for an ablation fill their own table alone: there the same graph is trained in different ways.
+    """
     named = {"name", "image_size"}
     wanted = spec.model_dump(exclude=named)
-    for name, results in evidence.variants.items():
-        if results.image_size == size and results.spec.model_dump(exclude=named) == wanted:
-            return name
-    return None
+    found = [
+        name
+        for name, results in evidence.variants.items()
+        if results.image_size == size and results.spec.model_dump(exclude=named) == wanted
+    ]
+    general = [name for name in found if not name.startswith(tuple(f"{table}-" for table in TITLES))]
+    return min(general, key=lambda name: bool(evidence.params.variant(name).train), default=None)
 
 
 def why_not_coco(evidence: Evidence, name: str) -> str:

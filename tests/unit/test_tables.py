@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,19 @@ def test_an_ablation_on_other_data_is_shown_without_a_difference(changed: dict[s
     evidence = coco_evidence(**{"name": "table6-lead", "image_size": 1280} | changed)
     cell = find_cell(find_row(find_table(evidence, "table6"), "lead guided"), "ap_val")
     assert (cell.ours, cell.difference) == (51.2, None)
+
+
+def test_a_variant_of_an_ablation_fills_no_row_by_its_graph() -> None:
+    row = find_row(find_table(coco_evidence(name="table6-lead"), "table1"), "YOLOv7")
+    assert (row.variant, find_cell(row, "ap_val").ours) == ("", None)
+
+
+def test_of_two_variants_with_a_row_s_graph_the_plain_one_fills_it() -> None:
+    plain = coco_evidence()
+    own = {"spec": "yolov7", "train": {"loss": {"assigner": "anchor"}}}
+    params = Params.model_validate({"data": {"format": "coco"}, "variants": {"own": own, "big": {"spec": "yolov7"}}})
+    both = replace(plain, params=params, variants={"own": plain.variants["big"], "big": plain.variants["big"]})
+    assert find_row(find_table(both, "table1"), "YOLOv7").variant == "big"
 
 
 def test_variants_of_an_ablation_that_the_paper_lacks_are_added() -> None:
@@ -192,6 +206,9 @@ def test_the_stage_writes_every_table_in_every_form(params: Params) -> None:
     }
     lines = list(csv.DictReader(Path("artifacts/tables/table1.csv").read_text(encoding="utf-8").splitlines()))
     assert len(lines) == sum(len(row.cells) for row in report.tables[0].rows)
+    figure = next(line for line in lines if (line["model"], line["quantity"]) == ("YOLOv7", "gflops"))
+    assert (figure["printed"], figure["paper"], figure["origin"]) == ("104.7", "104.7", "computed")
+    assert float(figure["difference"]) == pytest.approx(float(figure["ours"]) - 104.7, abs=1e-6)
     assert report == Report.model_validate_json(Path("artifacts/tables/tables.json").read_text(encoding="utf-8"))
 
 
