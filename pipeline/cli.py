@@ -100,7 +100,7 @@ def tables(
     show: Annotated[bool, typer.Option("--show", help="Print what was made before.")] = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Only compare #Param and FLOPs with the printed ones; exit code 1."),
+        typer.Option("--check", help="Only compare #Param and FLOPs with the paper; exit code 1 on a miss."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -171,6 +171,30 @@ def export_weights(
     from pipeline.interchange import export_weights as run
 
     typer.echo(run(file, output=output))
+
+
+@app.command()
+def soup(
+    weights: Annotated[list[Path], typer.Argument(help="Weight files trained from the same weights.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("soup.safetensors"),
+    greedy: Annotated[bool, typer.Option(help="Take in only what makes AP on val better, the best first.")] = False,
+) -> None:
+    """Average the weights of several trainings, and measure AP on val before and after."""
+    from pipeline.soup import make_soup
+
+    make_soup(weights, output=output, greedy=greedy)
+
+
+@app.command()
+def inspect(
+    variant: Annotated[str | None, typer.Argument(help="A variant of params.yaml; the first if left out.")] = None,
+    seed: _Seed = None,
+) -> None:
+    """Draw augmented training samples, and the cells that a trained model's heads learn each object from."""
+    from pipeline.inspection import inspect as run
+
+    params = _params()
+    run(params, *_selected(params, variant or next(iter(params.variants)), seed)[0])
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Pictures of detections: boxes with legible labels, and contact sheets."""
+"""Pictures: boxes with legible labels, cells of a head's maps, captions, and contact sheets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from yolov7.data.images import Image
 from yolov7.structures import Detections
@@ -45,23 +46,75 @@ def class_colour(label: int) -> Colour:
 def draw_detections(image: Image, detections: Detections, class_names: Sequence[str]) -> Image:
     """A copy of the image with a box for each detection, and its class and score; small images are enlarged.
 
-    The surest are drawn last, on top, and their labels are placed first: above the box, or where nothing is hidden.
+    The surest are drawn last, on top.
     """
-    canvas, scale = _enlarge(image)
-    pen = _Pen.for_image(canvas)
-    boxes = (detections.boxes_xyxy.cpu().numpy() * scale).round().astype(int)
+    canvas, scale = enlarge(image)
     labels, scores = detections.labels.tolist(), detections.scores.tolist()
-    order = np.argsort(scores, kind="stable").tolist()
-    for i in order:
-        left, top, right, bottom = boxes[i].tolist()
-        cv2.rectangle(canvas, (left, top), (right, bottom), class_colour(labels[i]), pen.line, cv2.LINE_AA)
+    order = np.argsort(scores, kind="stable")
+    names = [class_names[label] if label < len(class_names) else str(label) for label in labels]
+    return draw_boxes(
+        canvas,
+        detections.boxes_xyxy.cpu().numpy()[order] * scale,
+        texts=[f"{names[i]} {scores[i]:.2f}" for i in order],
+        colours=[class_colour(labels[i]) for i in order],
+    )
+
+
+def draw_boxes(
+    image: Image, boxes_xyxy: NDArray[np.floating], *, texts: Sequence[str], colours: Sequence[Colour]
+) -> Image:
+    """A copy of the image with boxes (k, 4), in pixels, each with its text and in its colour; the last are on top.
+
+    Texts stand above their box, or where nothing is hidden; an empty one is left out. Those on top are placed first.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    pen = _Pen.for_image(canvas)
+    boxes: list[list[int]] = boxes_xyxy.round().astype(int).tolist()
+    for (left, top, right, bottom), colour in zip(boxes, colours, strict=True):
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour, pen.line, cv2.LINE_AA)
     tags: list[_Rectangle] = []
-    for i in reversed(order):
-        name = class_names[labels[i]] if labels[i] < len(class_names) else str(labels[i])
-        tags.append(
-            _write_label(canvas, f"{name} {scores[i]:.2f}", boxes[i].tolist(), class_colour(labels[i]), pen, tags)
-        )
+    for box, text, colour in reversed(list(zip(boxes, texts, colours, strict=True))):
+        if text:
+            tags.append(_write_label(canvas, text, box, colour, pen, tags))
     return canvas
+
+
+def draw_cells(
+    image: Image, cells_xyxy: NDArray[np.floating], *, colours: Sequence[Colour], strengths: Sequence[float]
+) -> Image:
+    """A copy of the image, pale, with cells (k, 4), in pixels, laid over it; of strength 1 a cell hides what it covers.
+
+    The last are on top.
+    """
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    canvas = np.asarray(cv2.addWeighted(image, 0.35, grey, 0.35, 60.0), np.uint8)
+    pen = _Pen.for_image(canvas)
+    cells: list[list[int]] = cells_xyxy.round().astype(int).tolist()
+    for (left, top, right, bottom), colour, strength in zip(cells, colours, strengths, strict=True):
+        part = canvas[max(top, 0) : bottom, max(left, 0) : right]
+        part[:] = (part * (1 - strength) + np.array(colour) * strength).astype(np.uint8)
+        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), colour, max(1, pen.line // 2))
+    return canvas
+
+
+def captioned(image: Image, text: str) -> Image:
+    """The image below a line of text, dark on white, as large as fits."""
+    height = max(22, round(image.shape[1] / 20))
+    scale = 0.6 * height / 22
+    (width, _), _ = cv2.getTextSize(text, _FONT, scale, 1)
+    scale *= min(1.0, 0.98 * image.shape[1] / max(width, 1))
+    strip = np.full((height, image.shape[1], 3), _PAPER, np.uint8)
+    cv2.putText(strip, text, (1, round(height * 0.72)), _FONT, scale, (30, 30, 30), 1, cv2.LINE_AA)
+    return np.concatenate([strip, image])
+
+
+def enlarge(image: Image) -> tuple[Image, float]:
+    """A copy whose longer side has 480 pixels at least, so that what is drawn is legible, and by how much it grew."""
+    scale = max(1.0, _SMALLEST / max(image.shape[:2]))
+    if scale == 1.0:
+        return np.ascontiguousarray(image).copy(), scale
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8), scale
 
 
 def contact_sheet(images: Sequence[Image], columns: int, *, cell: int = 480, margin: int = 12) -> Image:
@@ -123,15 +176,6 @@ def _ink_on(colour: Colour) -> Colour:
     """Black or white, whichever reads better on a colour."""
     red, green, blue = colour
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
-
-
-def _enlarge(image: Image) -> tuple[Image, float]:
-    """A copy whose longer side has _SMALLEST pixels at least, and by how much it grew."""
-    scale = max(1.0, _SMALLEST / max(image.shape[:2]))
-    if scale == 1.0:
-        return np.ascontiguousarray(image).copy(), scale
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8), scale
 
 
 def _fit(image: Image, cell: int) -> Image:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolov7.draw import class_colour, contact_sheet, draw_detections
+from yolov7.draw import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_detections
 from yolov7.structures import Detections
 
 
@@ -50,3 +50,39 @@ def test_contact_sheet() -> None:
     assert (sheet[:10] == 255).all()
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], 3)
+
+
+def test_cells_lie_over_a_pale_image_the_stronger_the_more_they_hide() -> None:
+    image = np.full((480, 480, 3), 200, np.uint8)
+    cells = np.array([[0.0, 0, 64, 64], [64, 0, 128, 64]])
+    drawn = draw_cells(image, cells, colours=[(255, 0, 0)] * 2, strengths=[0.2, 0.9])
+    assert (image == 200).all()
+    weak, strong, pale = (drawn[32, x].astype(int) for x in (32, 96, 300))
+    assert strong[0] > weak[0] > pale[0] - 60
+    assert strong[1] < weak[1] < pale[1]
+
+
+def test_cells_beyond_the_border_are_cut() -> None:
+    image = np.zeros((480, 480, 3), np.uint8)
+    drawn = draw_cells(image, np.array([[-20.0, 470, 30, 520]]), colours=[(0, 255, 0)], strengths=[1.0])
+    assert tuple(drawn[475, 10].tolist()) == (0, 255, 0)
+
+
+def test_boxes_are_drawn_with_their_texts_the_last_on_top() -> None:
+    image = np.zeros((480, 480, 3), np.uint8)
+    boxes = np.array([[100.0, 100, 300, 300], [100, 200, 400, 400]])
+    drawn = draw_boxes(image, boxes, texts=["", ""], colours=[(255, 0, 0), (0, 0, 255)])
+    assert tuple(drawn[250, 100].tolist()) == (0, 0, 255)
+    assert tuple(drawn[150, 100].tolist()) == (255, 0, 0)
+    tagged = draw_boxes(image, boxes, texts=["one", ""], colours=[(255, 0, 0), (0, 0, 255)])
+    assert (tagged[:100] != drawn[:100]).any()
+
+
+def test_a_caption_fits_and_stands_above() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    for text in ("short", "a caption that is much too long for so narrow a picture, whatever it says"):
+        picture = captioned(image, text)
+        strip = picture[: picture.shape[0] - 100]
+        assert (picture[-100:] == 0).all()
+        assert (strip < 128).any()
+        assert (strip[:, -1] == 255).all()

@@ -1,0 +1,65 @@
+"""The command `inspect`: which pictures it leaves, before and after a training, with and without an auxiliary head."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline.artifacts import stage_folder
+from pipeline.inspection import inspect
+from pipeline.params import Params
+from tests.artifacts import NAMES, SMALL, write_prepared
+from yolov7.auxiliary import with_auxiliary
+from yolov7.model import DetectionModel
+from yolov7.spec import resolve_spec, spec_to_yaml
+from yolov7.weights import save_weights
+
+FOLDER = Path("artifacts/inspect/small/0")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_prepared(images=5)
+    shutil.move(stage_folder("prepare") / "val.npz", stage_folder("prepare") / "train.npz")
+
+
+def params(*, auxiliary: bool) -> Params:
+    spec = resolve_spec(SMALL, name="small")
+    text = spec_to_yaml(with_auxiliary(spec) if auxiliary else spec)
+    Path("small.yaml").write_text(text)
+    return Params.model_validate({"variants": {"small": {"spec": "small.yaml"}}, "train": {"image_size": 64}})
+
+
+def picture(name: str) -> np.ndarray:
+    return cv2.imread(str(FOLDER / name))
+
+
+def test_before_training_it_draws_samples_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(params(auxiliary=False), "small", 0)
+    assert picture("samples.jpg").std() > 10
+    assert not (FOLDER / "assignment.jpg").exists()
+    told = capsys.readouterr().out
+    assert "recall" in told
+    assert "`yolov7 train small`" in told
+
+
+def test_each_head_has_a_row_of_cells() -> None:
+    heights = {}
+    for auxiliary in (False, True):
+        chosen = params(auxiliary=auxiliary)
+        torch.manual_seed(0)
+        model = DetectionModel(chosen.variant("small").build_spec(), num_classes=len(NAMES))
+        path = stage_folder("train", "small", 0) / "weights.safetensors"
+        save_weights(path, model, class_names=NAMES, image_size=64, training={})
+        inspect(chosen, "small", 0)
+        sheet = picture("assignment.jpg")
+        saturation = cv2.cvtColor(sheet, cv2.COLOR_BGR2HSV)[..., 1]
+        assert (saturation[sheet.shape[0] // 2 :] > 150).mean() > 0.005  # cells, in the colours of their objects
+        heights[auxiliary] = sheet.shape[0]
+    assert heights[True] > 1.4 * heights[False]
