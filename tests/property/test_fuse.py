@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from yolov7.auxiliary import with_auxiliary
 from yolov7.blocks import RepConv
-from yolov7.elan import Elan
-from yolov7.graph import infer_shapes
+from yolov7.elan import EElan, Elan
+from yolov7.graph import infer_shapes, plan_rep_convs
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
 from yolov7.rows import ElanRow
@@ -20,16 +21,27 @@ from yolov7.scaling import round_width, scale_spec
 from yolov7.spec import ModelSpec, resolve_spec
 
 WIDTHS = st.sampled_from([8, 16, 24])
+LATERALS = ("mp", "down_c", "conv", "upsample")
+ELANS, CSPS = ("elan", "elan_w", "elan_tiny"), ("csp_a", "csp_b", "csp_c")
 ACTIVATIONS = st.sampled_from(["silu", "leaky_relu"])
 
 
 @st.composite
 def blocks(draw: st.DrawFn, width: int) -> dict[str, Any]:
-    """A row that leaves the resolution as it is; a RepConv may have the width of its input."""
-    name = draw(st.sampled_from(["conv", "elan", "elan_w", "elan_tiny", "sppcspc", "spp_tiny", "rep_conv"]))
+    """A row that leaves the resolution as it is; what is re-parameterised may have the width of its input."""
+    name = draw(st.sampled_from([*ELANS, *CSPS, "conv", "bottleneck", "sppcspc", "spp_tiny", "spp", "rep_conv"]))
     row: dict[str, Any] = {"block": name, "out": draw(st.sampled_from([width, 8, 16]))}
-    if name.startswith("elan"):
-        row |= {"hidden": draw(WIDTHS), "depth": draw(st.integers(1, 3))}
+    if name in ELANS:
+        cardinality = draw(st.sampled_from([1, 1, 2]))
+        row |= {"hidden": draw(WIDTHS), "depth": draw(st.integers(1, 3)), "cardinality": cardinality}
+        row["grouped"] = cardinality > 1 and draw(st.booleans())
+        last = row["depth"] * (1 if name == "elan_tiny" else 2)
+        row["rep"] = draw(st.lists(st.integers(1, last), unique=True))
+    if name in (*CSPS, "bottleneck"):
+        row |= {"depth": draw(st.integers(1, 3)), "shortcut": draw(st.booleans())}
+    if name in CSPS:
+        row["reversed"] = draw(st.booleans())
+        row["rep"] = draw(st.lists(st.integers(1, row["depth"]), unique=True))
     return row
 
 
@@ -37,19 +49,24 @@ def blocks(draw: st.DrawFn, width: int) -> dict[str, Any]:
 def specs(draw: st.DrawFn) -> ModelSpec:
     """A stem, two levels of random blocks, a way up and a way down, in one of the transitions' forms."""
     rows: dict[str, Any] = {"s1": {"block": "conv", "out": draw(WIDTHS), "s": 2}}
+    if draw(st.booleans()):
+        rows = {"s0": {"block": "reorg"}, "s1": {"block": "conv", "out": draw(WIDTHS)}}
     rows["p1"] = draw(blocks(rows["s1"]["out"]))
-    down = draw(st.sampled_from(["mp", "maxpool", "conv", "rep_conv"]))
+    down = draw(st.sampled_from(["mp", "down_c", "maxpool", "conv", "rep_conv"]))
     rows["d2"] = {"block": down} | ({} if down == "maxpool" else {"out": 16})
     rows["d2"] |= {"s": 2} if down in ("conv", "rep_conv") else {}
     rows["p2"] = draw(blocks(16))
-    rows["u1"] = {"block": "up", "from": ["p2", "p1"], "out": 2 * draw(WIDTHS)}
+    up = {"block": draw(st.sampled_from(["up", "upsample"])), "from": ["p2", "p1"]}
+    rows["u1"] = up | {"out": 2 * draw(WIDTHS) + (rows["p1"]["out"] if up["block"] == "upsample" else 0)}
     rows["n1"] = draw(blocks(rows["u1"]["out"]))
-    rows["e2"] = {"block": draw(st.sampled_from(["mp", "conv"])), "from": ["n1", "p2"], "out": rows["p2"]["out"] + 16}
-    rows["e2"] |= {"s": 2} if rows["e2"]["block"] == "conv" else {}
+    e2 = draw(st.sampled_from(["mp", "down_c", "conv"]))
+    rows["e2"] = {"block": e2, "from": ["n1", "p2"], "out": rows["p2"]["out"] + 16}
+    rows["e2"] |= {"s": 2} if e2 == "conv" else {}
     rows["r1"] = draw(blocks(rows["n1"]["out"])) | {"from": ["n1"]}
     anchors, implicit = [[10, 13, 16, 30], [30, 61, 62, 45]], draw(st.booleans())
     rows["head"] = {"block": "detect", "from": ["r1", "e2"], "anchors": anchors, "implicit": implicit}
-    return resolve_spec({"rows": rows, "activation": draw(ACTIVATIONS)}, name="random")
+    spec = resolve_spec({"rows": rows, "activation": draw(ACTIVATIONS)}, name="random")
+    return with_auxiliary(spec) if draw(st.booleans()) else spec
 
 
 def randomise(model: nn.Module, seed: int) -> None:
@@ -77,22 +94,37 @@ def test_fusing_preserves_outputs(spec: ModelSpec, num_classes: int, seed: int) 
     assert fused.fused
     assert not model.fused
     assert not any(isinstance(module, (nn.BatchNorm2d, RepConv)) for module in fused.modules())
-    assert not [key for key in fused.state_dict() if key.startswith(("head.ia", "head.im"))]
+    assert not [key for key in fused.state_dict() if key.startswith(("head.ia", "head.im", "head.auxiliary"))]
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 @settings(max_examples=25, deadline=None)
 @given(spec=specs())
-def test_identity_only_where_nothing_is_concatenated(spec: ModelSpec) -> None:
+def test_what_is_built_is_what_was_planned(spec: ModelSpec) -> None:
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=1)
-    shapes = infer_shapes(spec)
-    laterals = {source for row in spec.rows.values() if row.block in ("mp", "conv") for source in row.sources[1:]}
     for name, module in model.rows.items():
-        if isinstance(module, RepConv):
-            row = spec.rows[name]
+        built = [part.identity is not None for part in module.modules() if isinstance(part, RepConv)]
+        planned = [place.identity for place in sorted(plan_rep_convs(spec).get(name, ()))]
+        groups = 1 if getattr(spec.rows[name], "grouped", False) else spec.rows[name].num_branches
+        assert built == planned * groups
+
+
+@settings(max_examples=25, deadline=None)
+@given(spec=specs())
+def test_identity_only_where_nothing_is_added_or_concatenated(spec: ModelSpec) -> None:
+    shapes = infer_shapes(spec)
+    laterals = {source for row in spec.rows.values() if row.block in LATERALS for source in row.sources[1:]}
+    residuals = {
+        row.sources[0]
+        for row in spec.rows.values()
+        if row.block == "bottleneck" and row.shortcut and shapes[row.sources[0]].channels == row.out
+    }
+    for name, places in plan_rep_convs(spec).items():
+        row = spec.rows[name]
+        if row.block == "rep_conv":
             fits = shapes[row.sources[0]].channels == row.out and row.stride == 1
-            assert (module.identity is not None) == (fits and name not in laterals)
+            assert places[0].identity == (fits and name not in laterals | residuals)
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,5 +143,6 @@ def test_width_grows_as_the_concatenation(spec: ModelSpec, depth: float) -> None
 
 
 def _concatenated(block: nn.Module) -> int:
-    assert isinstance(block, Elan)
-    return block.merge.conv.in_channels
+    elan = block.elans[0] if isinstance(block, EElan) else block
+    assert isinstance(elan, Elan)
+    return elan.merge.conv.in_channels
