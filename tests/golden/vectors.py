@@ -13,13 +13,6 @@ from torch import Tensor, nn
 
 DATA = Path(__file__).parent / "data"
 
-# the base of the paper's Table 3: YOLOv7 with ELAN for ELAN-W and plain convolutions for RepConv
-LIGHT: dict[str, Any] = {
-    "base": "yolov7",
-    "swap": {name: {"block": "elan"} for name in ("n4", "n3", "m4", "m5")}
-    | {name: {"block": "conv"} for name in ("r3", "r4", "r5")},
-}
-
 
 def load_vectors(name: str) -> dict[str, Any]:
     """The arrays of a golden file as tensors, 0-d ones as numbers."""

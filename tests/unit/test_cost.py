@@ -3,11 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.golden.vectors import LIGHT
 from yolov7.cost import spec_cost
 from yolov7.model import DetectionModel
 from yolov7.scaling import scale_spec
-from yolov7.spec import load_spec, resolve_spec
+from yolov7.spec import load_spec
 
 # parameters in millions and GFLOPs of the rows of Table 3, counted as the paper counts
 TABLE3 = {
@@ -21,7 +20,7 @@ TABLE3 = {
 @pytest.mark.parametrize("row", TABLE3)
 def test_table_3(row: str) -> None:
     factors, parameters, gflops = TABLE3[row]
-    cost = spec_cost(scale_spec(resolve_spec(LIGHT, name="light"), **factors))
+    cost = spec_cost(scale_spec(load_spec("yolov7x-light"), **factors))
     assert round(cost.parameters_deployed / 1e6, 2) == parameters
     assert round(cost.gflops_with_bias, 1) == gflops
 
@@ -35,6 +34,19 @@ def test_nano_is_small() -> None:
 def test_training_graph_has_the_branches_too() -> None:
     cost = spec_cost(load_spec("yolov7"), image_size=64)
     assert cost.gflops_built > cost.gflops
+
+
+def test_tiny_before_folding() -> None:
+    """The paper's 13.8: a batch norm's element is two multiply-accumulates, and the head has biases."""
+    assert round(spec_cost(load_spec("yolov7-tiny")).gflops_unfolded, 3) == 13.784
+
+
+def test_the_training_graph_of_d6() -> None:
+    """The paper's row is the training graph with its auxiliary head; other P6 rows are deployed graphs."""
+    cost = spec_cost(load_spec("yolov7-d6"), image_size=640)
+    assert round(cost.parameters / 1e6, 1) == 154.7
+    assert round(cost.gflops_built_with_bias, 1) * 4 == pytest.approx(806.8)
+    assert round(cost.parameters_deployed / 1e6, 1) == 133.8
 
 
 def test_cost_follows_size_and_leaves_nothing_behind() -> None:

@@ -9,7 +9,7 @@ import pytest
 from yolov7.errors import SpecError
 from yolov7.graph import infer_shapes
 from yolov7.row_base import Shape
-from yolov7.spec import list_specs, load_spec, resolve_spec, spec_from_json, spec_to_json
+from yolov7.spec import list_specs, load_spec, resolve_spec, spec_from_json, spec_to_json, spec_to_yaml
 
 ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
 
@@ -26,12 +26,14 @@ def rows(**changes: object) -> dict[str, object]:
     return plain | changes
 
 
-@pytest.mark.parametrize("name", ["nano", "yolov7", "yolov7-tiny"])
-def test_packaged_specs_survive_json(name: str) -> None:
+@pytest.mark.parametrize("name", list_specs())
+def test_packaged_specs_survive_json_and_yaml(name: str, tmp_path: Path) -> None:
     spec = load_spec(name)
     assert name in list_specs()
     assert spec.name == name
     assert spec_from_json(spec_to_json(spec)) == spec
+    (tmp_path / f"{name}.yaml").write_text(spec_to_yaml(spec))
+    assert load_spec(str(tmp_path / f"{name}.yaml")) == spec
 
 
 def test_row_above_is_the_default_source() -> None:
