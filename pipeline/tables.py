@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.evidence import Evidence
 from pipeline.paper.check import QUANTITIES, listed_errata
-from pipeline.paper.counting import COCO_CLASSES, PaperModel, count_as_paper, paper_models
+from pipeline.paper.counting import COCO_CLASSES, PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.paper.improvement import Improvement, improvements
 from pipeline.paper.printed import TITLES, PrintedRow, PrintedTable, printed_table, value_of
 from pipeline.summary import headline_row, mean_and_spread
@@ -135,8 +135,12 @@ def _fill_row(row: PrintedRow, table: PrintedTable, model: PaperModel | None, ev
         counting=model.counting if counted and model else "",
         variant=name or row.variant,
         cells=tuple(_cell(table, row, quantity, figures.get(quantity, others)) for quantity in table.quantities),
-        note=". ".join(note for note in (row.note, model.note if model else "") if note),
+        note="; ".join(filter(None, _row_notes(row, model))),
     )
+
+
+def _row_notes(row: PrintedRow, model: PaperModel | None) -> tuple[str, ...]:
+    return (row.note, model.note, deployed_note(model, row.size)) if model and row.size else (row.note,)
 
 
 def _cell(table: PrintedTable, row: PrintedRow, quantity: str, figure: _Figure) -> Cell:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from pipeline.paper.counting import PaperModel, count_as_paper, paper_models
+from pipeline.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.paper.printed import LABELS, TITLES, PrintedRow, printed_table, read_csv, round_as
 from yolov7.settings import Settings
 
@@ -72,7 +72,7 @@ def check_lines(comparisons: Sequence[Comparison]) -> list[str]:
     heads = "".join(f"{LABELS[quantity]:>10}{'ours':>10} {'':8}" for quantity in QUANTITIES)
     head = f"{'model':<33}{'size':>5}  {'counted':<13}{heads}tables"
     cited = textwrap.wrap(f"Cited only, no spec here: {', '.join(cited_models())}.", width=len(head))
-    return [head, *map(_line, comparisons), outcome_line(comparisons), *cited]
+    return [head, *map(_line, comparisons), *_beside(), outcome_line(comparisons), *cited]
 
 
 def outcome_line(comparisons: Iterable[Comparison]) -> str:
@@ -106,6 +106,11 @@ def _compare(table: str, row: PrintedRow, model: PaperModel, *, excuses: Excuses
     return Comparison(
         model=row.model, size=row.size, spec=model.label, counting=model.counting, figures=figures, tables=()
     )
+
+
+def _beside() -> list[str]:
+    notes = {name: deployed_note(model, size) for (name, size), model in paper_models().items()}
+    return [f"{name}: {note}" for name, note in notes.items() if note]
 
 
 def _judge(printed: str, computed: float, listed: tuple[str, str] | None) -> Verdict:

@@ -73,23 +73,34 @@ def count_as_paper(model: PaperModel, size: int) -> Counted:
     """The figures that the paper's convention for this row gives at this size."""
     cost = model.cost()
     match model.counting:
-        case "deployed":
-            return Counted(cost.parameters_deployed / 1e6, cost.gflops_with_bias * _area(size))
-        case "deployed x4":
-            return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_with_bias, size))
+        case "deployed" | "deployed x4":
+            return count_deployed(model, size)
         case "training x4":
             return Counted(cost.parameters / 1e6, rescaled(cost.gflops_built_with_bias, size))
         case "unfolded":
             return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_unfolded, size))
 
 
+def count_deployed(model: PaperModel, size: int) -> Counted:
+    """The figures of the deployed graph, by the rule for rows of this size, whatever the row's own convention."""
+    cost = model.cost()
+    return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_with_bias, size))
+
+
+def deployed_note(model: PaperModel, size: int) -> str:
+    """What belongs beside figures of a training graph; empty where the row counts the deployed one."""
+    if model.counting != "training x4":
+        return ""
+    counted, plain = count_deployed(model, size), model.cost().gflops * (size / SIDE) ** 2
+    return (
+        f"counted on its training graph; deployed: {counted.params_m:.1f} M, {counted.gflops:.1f} G "
+        f"({plain:.1f} G without bias additions)"
+    )
+
+
 def rescaled(gflops: float, size: int) -> float:
     """The figure at 640 pixels, brought to another size: rounded to what is printed before it is multiplied."""
-    return gflops if size == SIDE else round(gflops, 1) * _area(size)
-
-
-def _area(size: int) -> float:
-    return (size / SIDE) ** 2
+    return gflops if size == SIDE else round(gflops, 1) * (size / SIDE) ** 2
 
 
 @cache

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipeline.paper.check import listed_errata
-from pipeline.paper.counting import SIDE, PaperModel, paper_models, rescaled
+from pipeline.paper.counting import SIDE, PaperModel, count_deployed, paper_models, rescaled
 from pipeline.paper.improvement import Improvement, improvements, rounding_range
 from pipeline.paper.printed import LABELS, TITLES, PrintedRow, printed_table
 from yolov7.settings import Settings
@@ -71,17 +71,17 @@ def _training_graphs() -> Iterator[Erratum]:
         if model.counting != "training x4":
             continue
         cost = model.cost()
-        training, deployed = cost.gflops_built_with_bias, cost.gflops_with_bias
+        training, deployed = cost.gflops_built_with_bias, count_deployed(model, size)
         yield Erratum(
             kind="counting",
             where=f"{_tables_of(name)}, {name}",
             printed=f"{cost.parameters / 1e6:.1f} M, {rescaled(training, size):.1f} G",
-            found=f"deployed: {cost.parameters_deployed / 1e6:.1f} M, {rescaled(deployed, size):.1f} G",
+            found=f"deployed: {deployed.params_m:.1f} M, {deployed.gflops:.1f} G",
             arithmetic=(
                 "the other 1280 px rows count the deployed graph, this one the training graph with its auxiliary head:",
                 f"training: {cost.parameters:,} parameters, 4 × {training:.1f} G = {rescaled(training, size):.1f} G",
-                f"deployed: {cost.parameters_deployed:,} parameters, 4 × {deployed:.1f} G = "
-                f"{rescaled(deployed, size):.1f} G ({4 * cost.gflops:.1f} G without bias additions)",
+                f"deployed: {cost.parameters_deployed:,} parameters, 4 × {cost.gflops_with_bias:.1f} G = "
+                f"{deployed.gflops:.1f} G ({4 * cost.gflops:.1f} G without bias additions)",
             ),
         )
 
