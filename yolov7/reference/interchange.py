@@ -15,6 +15,7 @@ from torch import Tensor
 from yolov7.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.blocks import make_activation
 from yolov7.data.coco_names import COCO_NAMES
+from yolov7.e_elan import regroup, regroup_spec
 from yolov7.errors import ArtifactError, one_line
 from yolov7.files import write_whole
 from yolov7.graph import ModelSpec, infer_shapes
@@ -39,9 +40,13 @@ class Imported(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """What a checkpoint's detection layer says of its model; `anchors_px` (levels, anchors, 2), where it has them."""
+    """What a checkpoint's detection layer says of its model.
+
+    `widths`: the channels of the maps that it takes; `anchors_px` (levels, anchors, 2), where it has them.
+    """
 
     num_classes: int
+    widths: list[int]
     implicit: bool
     auxiliary: bool
     anchors_px: Tensor | None
@@ -61,7 +66,7 @@ def import_checkpoint(
     head = _read_head(file, checkpoint, spec=spec)
     class_names = _choose_names(file.path, checkpoint.class_names, class_names, num_classes=head.num_classes)
     adapted = _adapt(spec, head)
-    model, names = _build(adapted, num_classes=head.num_classes)
+    model, names = _build(regroup_spec(adapted, grouped=False), num_classes=head.num_classes)
     fault = _find_misfit(checkpoint, model, names) or _find_other_activation(checkpoint, spec)
     if fault:
         advice = _advise(checkpoint, head)
@@ -69,6 +74,8 @@ def import_checkpoint(
     own = model.state_dict()
     tensors = file.read({key: checkpoint.tensors[name] for name, key in names.weights.items()})
     model.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in tensors.items()}, assign=True)
+    if model.spec != adapted:
+        model = regroup(model, grouped=True)
     weights = Weights(model.eval(), class_names, spec.image_size, {"imported": file.path.name})
     return Imported(weights, tuple(_remarks(spec, adapted)))
 
@@ -80,6 +87,8 @@ def export_checkpoint(path: str | os.PathLike[str], model: DetectionModel, *, cl
     """
     if model.fused:
         raise ValueError("re-parameterised weights have no names in the reference; export those of the training")
+    if model.spec != regroup_spec(model.spec, grouped=False):
+        model = regroup(model, grouped=False)
     state = {name: tensor.cpu().contiguous() for name, tensor in reference_state(model).items()}
     buffer = io.BytesIO()
     torch.save({"model": state, "names": list(class_names)}, buffer)
@@ -120,8 +129,14 @@ def _read_head(file: TorchFile, checkpoint: Checkpoint, *, spec: ModelSpec) -> _
             f"{file.path}: {first} of shape {shape} is not box, objectness and classes of {num_anchors} anchors; "
             "heads other than for detection cannot be imported"
         )
-    num_classes = outputs - _NO_CLASSES
-    return _Head(num_classes, f"{layer}ia.0.implicit" in notes, f"{layer}m2.0.bias" in notes, anchors_px)
+    weights = re.compile(re.escape(layer) + r"m\.\d+\.weight")
+    return _Head(
+        num_classes=outputs - _NO_CLASSES,
+        widths=[note.shape[1] for name, note in notes.items() if weights.fullmatch(name) and len(note.shape) > 1],
+        implicit=f"{layer}ia.0.implicit" in notes,
+        auxiliary=f"{layer}m2.0.bias" in notes,
+        anchors_px=anchors_px,
+    )
 
 
 def _read_anchors(file: TorchFile, checkpoint: Checkpoint, layer: str, *, spec: ModelSpec) -> Tensor | None:
@@ -183,7 +198,10 @@ def _advise(checkpoint: Checkpoint, head: _Head) -> str:
     if any(name.endswith(".conv.bias") for name in checkpoint.tensors):
         return "its batch norms are folded in; give the checkpoint as it was trained"
     for name in list_specs():
-        model, names = _build(_adapt(load_spec(name), head._replace(anchors_px=None)), num_classes=head.num_classes)
+        spec, shapes = load_spec(name), infer_shapes(load_spec(name))
+        if [shapes[source].channels for source in spec.head.sources] != head.widths:
+            continue
+        model, names = _build(_adapt(spec, head._replace(anchors_px=None)), num_classes=head.num_classes)
         if not (_find_misfit(checkpoint, model, names) or _find_other_activation(checkpoint, model.spec)):
             return f"it fits spec {name!r}"
     return "give the spec that it was trained with; no packaged one fits"

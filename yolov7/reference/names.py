@@ -103,7 +103,9 @@ def _transition(row: ConvRow | DownRow | UpRow | UpsampleRow) -> list[Layer]:
 
 def _elan(row: ElanRow) -> list[Layer]:
     """One ELAN after the other, and an addition behind each but the first."""
-    branches = [""] if row.cardinality == 1 or row.grouped else [f"elans.{i}." for i in range(row.cardinality)]
+    if row.grouped:
+        raise SpecError("E-ELAN as group convolutions has no counterpart in the reference; bring it side by side first")
+    branches = [""] if row.cardinality == 1 else [f"elans.{i}." for i in range(row.cardinality)]
     modules = ["a", "b", *(f"chain.{i}" for i in range(row.num_convs)), "merge"]
     layers: list[Layer] = []
     for branch in branches:
