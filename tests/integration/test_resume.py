@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 import signal
@@ -148,6 +149,17 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(data: Path, tmp_
     assert fit(make_job(data, tmp_path), WORKER)
     assert read_notes(tmp_path)[-1] == f"goes on after step {STEPS - 2} of {STEPS}"
     assert_ends_like(undisturbed, tmp_path)
+
+
+def test_later_checkpoints_than_the_one_gone_back_to_are_deleted(data: Path, tmp_path: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    older, newest = (load_checkpoint(path) for path in sorted(tmp_path.glob("checkpoint-*.pt")))
+    assert (older.step, newest.step) == (STEPS - 2, STEPS)
+    back = dataclasses.replace(older, progress={**older.progress, "step": STEPS - 1})
+    checkpoints = Checkpoints(tmp_path, say=print)
+    checkpoints.save(back)
+    checkpoints.wait()
+    assert checkpoint_steps(tmp_path) == [STEPS - 2, STEPS - 1]
 
 
 def test_where_all_checkpoints_are_damaged_nothing_is_deleted(data: Path, tmp_path: Path) -> None:

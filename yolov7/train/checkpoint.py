@@ -112,12 +112,19 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        path = self._folder / _NAME.format(checkpoint.step)
         try:
-            save_checkpoint(self._folder / _NAME.format(checkpoint.step), checkpoint)
-            for path in self._paths()[KEPT:]:
-                path.unlink(missing_ok=True)
+            save_checkpoint(path, checkpoint)
+            self._delete_all_but_last(path)
         except Exception as error:  # `wait` raises it in the thread that trains
             self._failure = error
+
+    def _delete_all_but_last(self, last: Path) -> None:
+        """Deletes old ones, and those of later steps: the run went back from there, or they are damaged."""
+        paths = self._paths()
+        place = paths.index(last)
+        for path in [*paths[:place], *paths[place + KEPT :]]:
+            path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         """Newest first."""

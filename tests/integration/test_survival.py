@@ -1,0 +1,230 @@
+"""What may happen to `yolov7 train` on an afternoon, with real Ray and MLflow: nothing is lost, nothing doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.params import load_params
+from pipeline.stages.train import build_job
+from tests.integration.project import BIN, SMALL, Project
+from tests.integration.runs import WORKER, assert_same, checkpoint_steps, read_weights
+from yolov7.train.loop import fit
+from yolov7.weights import load_weights
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 120
+SPEC = "base: nano\nimage_size: 64\nscale: {rule: width, width: 0.5}\n"
+TRAIN = {
+    "epochs": EPOCHS,
+    "batch_size": 4,
+    "image_size": 64,
+    "precision": "float32",
+    "checkpoint_minutes": 0,
+    "loader_workers": 1,
+    "cpus_per_worker": 1,
+    "optim": {"nominal_batch": 8},
+}
+KILLED_IN_THE_MOVE = """
+import os, shutil, signal
+real = shutil.move
+def move(*args):
+    real(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+shutil.move = move
+from pipeline.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project(tmp_path / "project", git=False)
+    (project.folder / "narrow.yaml").write_text(SPEC)
+    data = {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 4, "image_size": 64}}
+    project.write({**SMALL, "data": data, "variants": {"narrow": {"spec": "narrow.yaml"}}, "train": TRAIN})
+    project.run("yolov7", "prepare")
+    return project
+
+
+class Training:
+    """A command that trains, in a process group of its own."""
+
+    def __init__(self, project: Project, *command: str) -> None:
+        self.run = project.folder / "runs" / "narrow" / "0"
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        environment = {"PATH": path, "PYTHONPATH": str(project.folder), "DVC_NO_ANALYTICS": "1"}
+        self.process = subprocess.Popen(
+            command or ("yolov7", "train", "narrow"),
+            cwd=project.folder,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._family: list[psutil.Process] = []
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not reached():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self._family = psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_for_steps(self, more: int) -> None:
+        """Until the worker of this start has done that many steps."""
+        before = self.worker()
+        self.wait_until(lambda: self.worker() != before)
+        first = self.step()
+        self.wait_until(lambda: self.step() >= first + more)
+
+    def worker(self) -> int:
+        """The process that writes into the run folder, or did so last."""
+        lock = self.run.with_name("0.lock")
+        return int(lock.read_text() or 0) if lock.is_file() else 0
+
+    def step(self) -> int:
+        progress = self.run / "progress.json"
+        return int(json.loads(progress.read_text())["step"]) if progress.is_file() else 0
+
+    def saved(self) -> int:
+        """The step of the last checkpoint."""
+        return max(checkpoint_steps(self.run))
+
+    def output(self) -> str:
+        return self.process.communicate(timeout=300)[0]
+
+    def left_over(self, *, seconds: float) -> list[str]:
+        """The processes that it started and that do not end within that time."""
+        _, alive = psutil.wait_procs(self._family, timeout=seconds)
+        return [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_everything_that_may_happen_in_an_afternoon(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(project)
+    lose_a_worker_and_terminate(project)
+    kill_the_driver_twice(project)
+    kill_in_the_move(project)
+    last = Training(project)
+    said = last.output()
+    assert last.process.returncode == 0, said
+    assert f"goes on after step {EPOCHS * 4} of {EPOCHS * 4}" in said
+    assert not last.run.exists()
+
+    assert_as_undisturbed(project, tmp_path / "undisturbed", monkeypatch)
+    assert_one_point_an_epoch(project)
+
+
+def test_dvc_goes_on_after_ctrl_c_and_after_its_own_death(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repro = ("dvc", "repro", "train@narrow-0")
+    training = Training(project, *repro)
+    training.wait_for_steps(6)
+    second = subprocess.run([BIN / "yolov7", "train"], cwd=project.folder, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "the stage `train narrow 0` is in use by another process" in second.stderr
+    os.killpg(training.process.pid, signal.SIGINT)
+    assert "interrupted; a training goes on" in training.output()
+    assert training.left_over(seconds=10) == []
+    assert training.step() - training.saved() in (0, 1)
+
+    training = Training(project, *repro)
+    training.wait_for_steps(6)
+    training.process.kill()
+    assert training.left_over(seconds=60) == []
+    assert training.step() - training.saved() in (0, 1)
+
+    last = Training(project, *repro)
+    said = last.output()
+    assert last.process.returncode == 0, said
+    assert "goes on after step" in said
+    assert_as_undisturbed(project, tmp_path / "undisturbed", monkeypatch)
+    assert_one_point_an_epoch(project)
+
+
+def interrupt(project: Project) -> None:
+    """Ctrl-C reaches every process of the group. Before it, a second start of the stage is refused."""
+    training = Training(project)
+    training.wait_for_steps(6)
+    second = subprocess.run([BIN / "yolov7", "train"], cwd=project.folder, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    in_use = f"the stage `train narrow 0` is in use by another process ({training.process.pid}); wait for it, or end it"
+    assert second.stderr.strip() == f"yolov7: {in_use}"
+    os.killpg(training.process.pid, signal.SIGINT)
+    assert_left_in_order(training)
+
+
+def lose_a_worker_and_terminate(project: Project) -> None:
+    """Ray starts another worker; then the driver is told to end."""
+    training = Training(project)
+    saved = training.saved()
+    training.wait_for_steps(6)
+    os.kill(training.worker(), signal.SIGKILL)
+    training.wait_for_steps(4)
+    training.process.terminate()
+    assert f"goes on after step {saved} of" in assert_left_in_order(training)
+
+
+def kill_the_driver_twice(project: Project) -> None:
+    """Its worker ends, and until then nobody else writes."""
+    training = Training(project)
+    training.wait_for_steps(6)
+    worker = psutil.Process(training.worker())
+    training.process.kill()
+    training = Training(project)
+    training.wait_for_steps(4)
+    assert not worker.is_running()
+    training.process.kill()
+    training.process.wait()
+
+
+def kill_in_the_move(project: Project) -> None:
+    """The weights are half the way to artifacts/."""
+    training = Training(project, "python", "-c", KILLED_IN_THE_MOVE, "train", "narrow")
+    said = training.output()
+    assert training.process.returncode == -signal.SIGKILL, said
+
+
+def assert_left_in_order(training: Training) -> str:
+    """Within seconds, with a checkpoint of the last move of the optimizer, and with nothing left running."""
+    said = training.output()
+    assert "interrupted; a training goes on" in said
+    assert training.process.returncode == 130
+    assert training.left_over(seconds=10) == []
+    assert training.step() - training.saved() in (0, 1)
+    return said
+
+
+def assert_as_undisturbed(project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    job = build_job(load_params(), variant="narrow", seed=0)
+    fit(job.model_copy(update={"run_folder": folder}), WORKER)
+    trained = load_weights(project.folder / "artifacts/train/narrow/0/weights.safetensors").model.state_dict()
+    assert_same(trained, read_weights(folder))
+
+
+def assert_one_point_an_epoch(project: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("yolov7")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    for name in ("train/box", "train/AP", "train/lr"):
+        points = client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in points] == list(range(1, EPOCHS + 1))
+    assert run.info.status == "FINISHED"
