@@ -1,22 +1,24 @@
-"""All benchmarks as one table, kept as JSON: python -m tests.bench [NAME ...] [--output PATH] [--repeats N]"""
+"""All benchmarks as one table, kept as JSON: python -m tests.bench [NAME ...] [--output PATH] [--repeats N] [--cpu]"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from tests.bench import bench_coco, bench_inference, bench_loader, bench_loss, bench_nms, bench_step
-from tests.bench.comparison import Row
+from tests.bench.comparison import Row, Stopwatch
 from yolov7.precision import precision_name, resolve_precision
 
-CASES: dict[str, Callable[[int], Iterator[Row]]] = {
+CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "loss": bench_loss.rows,
     "loss-memory": bench_loss.memory,
     "step": bench_step.rows,
+    "step-compiled": bench_step.compiled,
     "loader": bench_loader.rows,
     "loader-wait": bench_loader.wait,
     "nms": bench_nms.rows,
@@ -31,21 +33,23 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all where none is named")
     parser.add_argument("--output", type=Path, default=Path("artifacts/bench.json"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu", action="store_true", help="seconds of this process, where others share the machine")
     options = parser.parse_args()
     if unknown := set(options.names) - set(CASES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
     print(f"{'case':76s}{'plain':>11s}{'ours':>11s}{'ratio':>8s}")
-    rows = []
+    rows, stopwatch = [], Stopwatch(options.repeats, time.process_time if options.cpu else time.perf_counter)
     for name in options.names or CASES:
-        for row in CASES[name](options.repeats):
+        for row in CASES[name](stopwatch):
             print(row.line(), flush=True)
             rows.append({"name": name, **row.as_dict()})
-    _keep(options.output, rows)
+    _keep(options.output, rows, clock="process" if options.cpu else "wall")
 
 
-def _keep(path: Path, rows: list[dict[str, object]]) -> None:
+def _keep(path: Path, rows: list[dict[str, object]], *, clock: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {
+        "clock": clock,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

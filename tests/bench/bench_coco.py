@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.bench.comparison import Row, seconds_of
+from tests.bench.comparison import Row, Stopwatch
 from yolov7.data.labels import ImageIndex
 from yolov7.metrics import coco_metrics
 from yolov7.structures import Detections
@@ -37,16 +37,16 @@ def example(images: int = IMAGES) -> tuple[ImageIndex, list[Detections]]:
     return index, [_detections(random, boxes[i], labels[i]) for i in range(images)]
 
 
-def rows(_: int) -> Iterator[Row]:
-    """A single run each: the reference takes a minute."""
+def rows(watch: Stopwatch) -> Iterator[Row]:
+    """A single run of the reference, which takes a minute."""
     index, detections = example()
     figures = {}
 
     def measure(engine: str) -> None:
         figures[engine] = coco_metrics(index, detections, engine=engine)  # type: ignore[arg-type]
 
-    ours = min(seconds_of(partial(measure, "hotcoco")) for _ in range(3))
-    plain = seconds_of(partial(measure, "pycocotools"))
+    ours = watch.at_most(3).seconds(partial(measure, "hotcoco"))
+    plain = watch.once(partial(measure, "pycocotools"))
     pairs = zip(*(_numbers(figures[engine].as_dict()) for engine in ("hotcoco", "pycocotools")), strict=True)
     difference = max(abs(one - other) for one, other in pairs)
     assert difference < 1e-9

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.bench.comparison import Row, compare
+from tests.bench.comparison import Row, Stopwatch
 from yolov7.model import DetectionModel
 from yolov7.precision import autocast
 from yolov7.reparam import fuse
@@ -18,14 +18,14 @@ SPEC, SIZE = "yolov7-tiny", 640
 CPU = torch.device("cpu")
 
 
-def rows(repeats: int) -> Iterator[Row]:
+def rows(watch: Stopwatch) -> Iterator[Row]:
     """Each way beside eager, unfused, contiguous, in float32."""
     torch.manual_seed(0)
     model = DetectionModel(load_spec(SPEC), num_classes=80).eval()
     image = torch.rand(1, 3, SIZE, SIZE)
     plain = partial(_run, model, image, torch.float32)
     for name, ours in _ways(model, image).items():
-        yield compare(f"inference: {SPEC}, {SIZE} px, batch 1, {name}", plain, ours, repeats=2 * repeats)
+        yield watch.compare(f"inference: {SPEC}, {SIZE} px, batch 1, {name}", plain, ours)
 
 
 def _ways(model: DetectionModel, image: Tensor) -> dict[str, Callable[[], object]]:

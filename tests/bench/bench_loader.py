@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.bench.bench_step import BATCH, Step
-from tests.bench.comparison import Row, compare
+from tests.bench.comparison import Row, Stopwatch
 from tests.bench.plain_mosaic import plain_sample
 from yolov7.data.augment import Tile, fitted_size
 from yolov7.data.dataset import DetectionDataset
@@ -28,7 +28,7 @@ SIZE, COUNT, OBJECTS, SAMPLES = 640, 32, 8, 16
 AUGMENT = AugmentSettings()
 
 
-def rows(repeats: int) -> Iterator[Row]:
+def rows(watch: Stopwatch) -> Iterator[Row]:
     """From decoded images and from files, one process, one thread; both draw the same mosaics."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
@@ -38,16 +38,16 @@ def rows(repeats: int) -> Iterator[Row]:
         _check_same(cached, decoded.__getitem__)
         plain, ours = partial(_plain_samples, decoded.__getitem__), partial(_samples, cached)
         name = f"batch of {SAMPLES} with mosaic, {SIZE} px"
-        yield compare(f"{name}, decoded images in memory", plain, ours, repeats=repeats)
+        yield watch.compare(f"{name}, decoded images in memory", plain, ours)
     for width, height in ((640, 480), (1600, 1200)):
         with _split(width=width, height=height) as index:
             plain = partial(_plain_samples, partial(_plain_tile, index))
             ours = partial(_samples, DetectionDataset(index, image_size=SIZE, augment=AUGMENT, cache="none"))
-            yield compare(f"{name}, JPEG files of {width} x {height}", plain, ours, repeats=min(repeats, 2))
+            yield watch.at_most(3).compare(f"{name}, JPEG files of {width} x {height}", plain, ours)
     cv2.setNumThreads(threads)
 
 
-def wait(_: int) -> Iterator[Row]:
+def wait(_: Stopwatch) -> Iterator[Row]:
     """The share of a short training that passes in waiting for one worker process; decoded images in memory and not."""
     step = Step(dtype=resolve_precision("auto", torch.device("cpu")), channels_last=True)
     size = step.images.shape[-1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.bench.comparison import Row, compare
+from tests.bench.comparison import Row, Stopwatch
 from tests.bench.plain_loss import loop_ota, plain_loss
 from yolov7.assign import Anchors, OtaAssigner
 from yolov7.loss import DetectionLoss
@@ -48,7 +48,7 @@ def random_targets(*, batch: int, objects: int, classes: int, random: torch.Gene
     return Targets(image, labels, torch.cat((centre, sides), dim=1))
 
 
-def rows(repeats: int) -> Iterator[Row]:
+def rows(watch: Stopwatch) -> Iterator[Row]:
     """Image by image beside batched; both must agree."""
     for batch, objects, size, classes in ((16, 50, 640, 80), (16, 8, 320, 8)):
         maps, targets = example(batch=batch, objects=objects, size=size, classes=classes)
@@ -56,14 +56,14 @@ def rows(repeats: int) -> Iterator[Row]:
         detached = [m.detach() for m in maps.lead]
         batched = OtaAssigner(Anchors(ANCHORS, STRIDES), threshold=4.0, merge_duplicates=False)
         loop = partial(loop_ota, detached, targets, anchors_px=ANCHORS, strides=STRIDES)
-        yield compare(f"assigner: {name}", loop, partial(batched, detached, targets), repeats=repeats)
+        yield watch.compare(f"assigner: {name}", loop, partial(batched, detached, targets))
         plain, ours = partial(_plain_step, maps, targets), partial(_step, maps, targets, classes)
         for one, other in zip(plain(), ours(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-        yield compare(f"assigner, loss and gradient: {name}", plain, ours, repeats=repeats)
+        yield watch.compare(f"assigner, loss and gradient: {name}", plain, ours)
 
 
-def memory(_: int) -> Iterator[Row]:
+def memory(_: Stopwatch) -> Iterator[Row]:
     """The peak beside the maps themselves, gradient included, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()

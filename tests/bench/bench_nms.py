@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.bench.comparison import Row, compare
+from tests.bench.comparison import Row, Stopwatch
 from yolov7.boxes import pairwise_iou
 from yolov7.nms import _apart, suppress
 
@@ -44,7 +44,7 @@ def class_by_class(boxes: Tensor, groups: Tensor, *, threshold: float, limit: in
     return torch.cat(kept).sort().values[:limit]
 
 
-def rows(repeats: int) -> Iterator[Row]:
+def rows(watch: Stopwatch) -> Iterator[Row]:
     """Class by class beside in blocks, with equal results."""
     for count, classes, clusters, limit in CASES:
         boxes, groups = example(count, classes=classes, clusters=clusters)
@@ -52,4 +52,4 @@ def rows(repeats: int) -> Iterator[Row]:
         ours = partial(suppress, boxes, groups=groups, threshold=0.65, limit=limit)
         assert torch.equal(loop(), ours())
         name = f"suppression: {count} candidates, {classes} classes, {clusters} objects, limit {limit}"
-        yield compare(name, loop, ours, repeats=min(repeats, 3))
+        yield watch.at_most(3).compare(name, loop, ours)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.bench.bench_loss import random_targets
-from tests.bench.comparison import Row, compare, seconds_of
+from tests.bench.comparison import Row, Stopwatch
 from yolov7.loss import DetectionLoss
 from yolov7.memory import keep_memory
 from yolov7.model import DetectionModel
@@ -62,23 +62,30 @@ def targets_of_a_batch() -> Targets:
     return random_targets(batch=BATCH, objects=OBJECTS, classes=CLASSES, random=torch.Generator().manual_seed(0))
 
 
-def rows(repeats: int) -> Iterator[Row]:
-    """The setting that training takes here beside the plain one, in the same process and memory."""
+def rows(watch: Stopwatch) -> Iterator[Row]:
+    """The setting that training takes here beside the plain one; memory that is kept; the loss's part of it."""
+    watch = watch.at_most(3)
     dtype = resolve_precision("auto", CPU)
     plain, ours = Step(dtype=torch.float32, channels_last=False), Step(dtype=dtype, channels_last=True)
     name = f"training step: yolov7-tiny, {SIZE} px, batch {BATCH}"
-    chosen = f"precision auto is {precision_name(dtype)} here" + (
-        "" if torch.cpu._is_amx_tile_supported() else ", no AMX"
-    )
-    repeats = min(repeats, 3)
-    fresh = min(seconds_of(ours) for _ in range(repeats + 1))
-    yield compare(f"{name}, channels_last", plain, ours, repeats=repeats, figure=chosen)
+    has_amx = torch.cpu._is_amx_tile_supported()
+    chosen = f"precision auto is {precision_name(dtype)} here" + ("" if has_amx else ", without AMX")
+    beside = watch.compare(f"{name}, channels_last", plain, ours, figure=chosen)
+    yield beside
     keep_memory()
-    kept = min(seconds_of(ours) for _ in range(repeats + 1))
-    yield Row(f"{name}, memory kept between steps", fresh, kept, "the plain one with memory given back")
-    maps = ours.maps()
-    loss = min(seconds_of(partial(_loss_step, ours, maps)) for _ in range(repeats + 1))
+    kept = watch.seconds(ours)
+    yield Row(f"{name}, channels_last, memory kept", beside.plain, kept)
+    loss = watch.seconds(partial(_loss_step, ours, ours.maps()))
     yield Row("assigner and loss with gradients, share of that step", figure=f"{loss / kept:.1%} ({loss * 1e3:.0f} ms)")
+
+
+def compiled(watch: Stopwatch) -> Iterator[Row]:
+    """The same step compiled; building it takes minutes."""
+    dtype = resolve_precision("auto", CPU)
+    plain = Step(dtype=torch.float32, channels_last=False)
+    ours = Step(dtype=dtype, channels_last=True, compiled=True)
+    name = f"training step: yolov7-tiny, {SIZE} px, batch {BATCH}, channels_last, compiled"
+    yield watch.at_most(3).compare(name, plain, ours)
 
 
 def _loss_step(step: Step, maps: HeadMaps) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,35 @@ class Row:
         }
 
 
-def compare(
-    case: str, plain: Callable[[], object], ours: Callable[[], object], *, repeats: int, figure: str = ""
-) -> Row:
-    """The shortest of several runs of each, one after the other, so that other work on the machine hits both."""
-    plain()
-    ours()
-    times = [(seconds_of(plain), seconds_of(ours)) for _ in range(repeats)]
-    slow, fast = (min(column) for column in zip(*times, strict=True))
-    return Row(case, slow, fast, figure)
+@dataclass(frozen=True)
+class Stopwatch:
+    """Takes the shortest of `repeats` runs; `clock` is the wall's, or the process's own where it shares the machine."""
 
+    repeats: int
+    clock: Callable[[], float] = time.perf_counter
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    def compare(self, case: str, plain: Callable[[], object], ours: Callable[[], object], *, figure: str = "") -> Row:
+        """Both by turns, after one run of each, so that other work on the machine hits both."""
+        plain()
+        ours()
+        times = [(self.once(plain), self.once(ours)) for _ in range(self.repeats)]
+        slow, fast = (min(column) for column in zip(*times, strict=True))
+        return Row(case, slow, fast, figure)
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Of one thing alone."""
+        call()
+        return min(self.once(call) for _ in range(self.repeats))
+
+    def once(self, call: Callable[[], object]) -> float:
+        """How long one call takes."""
+        start = self.clock()
+        call()
+        return self.clock() - start
+
+    def at_most(self, repeats: int) -> Stopwatch:
+        """For what takes long."""
+        return replace(self, repeats=min(self.repeats, repeats))
 
 
 def _shown(seconds: float | None) -> str:

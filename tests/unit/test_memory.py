@@ -1,4 +1,4 @@
-"""Freed memory stays with the process once it is asked to keep it; in a process of its own, as this cannot be undone."""
+"""Freed memory stays with a process that asks to keep it; tried in one of its own, as this cannot be undone."""
 
 from __future__ import annotations
 
