@@ -46,7 +46,7 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
     for name in (_ERROR_FILE, _STOP_FILE, NOTES):
         (job.run_folder / name).unlink(missing_ok=True)
     error_file = job.run_folder / _ERROR_FILE
-    with _cluster(settings) as cpus_per_worker:
+    with cluster(settings) as cpus_per_worker:
         try:
             _follow(lambda: _fit(job, settings, cpus_per_worker), stop=job.run_folder / _STOP_FILE, on_tick=on_tick)
         finally:
@@ -65,7 +65,7 @@ def _check_batch(job: TrainJob, settings: RayTrainSettings) -> None:
 
 
 @contextmanager
-def _cluster(settings: RayTrainSettings) -> Iterator[int]:
+def cluster(settings: RayTrainSettings) -> Iterator[int]:
     """A connection to Ray; yields the CPUs of a worker."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(settings.start_timeout))
