@@ -1,0 +1,90 @@
+"""import-weights and export-weights as a user meets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.interchange import export_weights, import_weights, read_names
+from tests.contract.test_cli import fails_in_one_line, run
+from tests.reference_files import write_checkpoint
+from yolov7.errors import DataError
+from yolov7.model import DetectionModel
+from yolov7.reference.interchange import reference_state
+from yolov7.reparam import fuse
+from yolov7.spec import load_spec
+from yolov7.weights import load_weights, save_weights
+
+NAMES = ("red cell", "white cell", "Plättchen")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    state = reference_state(DetectionModel(load_spec("nano"), num_classes=3))
+    return write_checkpoint(tmp_path / "last.pt", state)
+
+
+def test_in_and_out_again(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n\n", encoding="utf-8")
+    done = run(tmp_path, "import-weights", "last.pt", "--spec", "nano", "--names", "names.txt", "-o", "out.safetensors")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("out.safetensors: nano, ")
+    weights = load_weights(tmp_path / "out.safetensors")
+    assert weights.class_names == NAMES
+    export_weights(tmp_path / "out.safetensors", output=tmp_path / "again.pt")
+    content = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert content["names"] == list(NAMES)
+    assert list(content["model"])[:2] == ["model.0.conv.weight", "model.0.bn.weight"]
+    import_weights(tmp_path / "again.pt", spec="nano", names=None, output=tmp_path / "again.safetensors")
+    again = load_weights(tmp_path / "again.safetensors")
+    assert again.class_names == NAMES
+    torch.testing.assert_close(again.model.state_dict(), weights.model.state_dict(), rtol=0, atol=0)
+
+
+def test_mistakes_are_one_line(tmp_path: Path, checkpoint: Path) -> None:
+    wanted = ("import-weights", "last.pt", "--spec", "yolov7", "-o", "out.safetensors")
+    message = fails_in_one_line(run(tmp_path, *wanted))
+    assert message.startswith("yolov7: last.pt: has 3 classes but not their names")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_outputs_must_have_their_endings(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"out\.pt must end in \.safetensors; try .*out\.safetensors"):
+        import_weights(checkpoint, spec="nano", names=None, output=tmp_path / "out.pt")
+    with pytest.raises(ValueError, match=r"must end in \.pt"):
+        export_weights(checkpoint, output=tmp_path / "out.safetensors")
+
+
+def test_re_parameterised_weights_are_named(tmp_path: Path) -> None:
+    model = fuse(DetectionModel(load_spec("nano"), num_classes=3))
+    save_weights(tmp_path / "fused.safetensors", model, class_names=NAMES, image_size=192, training={})
+    with pytest.raises(ValueError, match=r"fused\.safetensors: re-parameterised weights have no names"):
+        export_weights(tmp_path / "fused.safetensors", output=tmp_path / "out.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "cat\n dog \n\n"),
+        ("a.names", "cat\r\ndog"),
+        ("a.yaml", "nc: 2\nnames: [cat, dog]"),
+        ("a.yml", "names: {0: cat, 1: dog}"),
+    ],
+)
+def test_files_of_names(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_names(tmp_path / name) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", b""), ("a.txt", b"\xff\xfe"), ("a.yaml", b"names: 3"), ("a.yaml", b"names: {1: a}")]
+)
+def test_files_of_no_names(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        read_names(tmp_path / name)
+    with pytest.raises(ValueError, match=r"none\.txt"):
+        read_names(tmp_path / "none.txt")
