@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PLUMBING = {f"pipeline/{name}.py" for name in ("__init__", "artifacts", "params", "progress", "trained")}
+NOT_WORTH_A_TRAINING = {"train": {"pipeline/plots.py"}}  # another look of the curves
 
 
 def test_the_six_stages_are_there() -> None:
@@ -55,3 +58,32 @@ def test_what_training_depends_on_holds_no_setting_of_evaluation() -> None:
 def test_the_dependencies_that_are_code_exist(stage: str) -> None:
     code = [dep for dep in STAGES[stage]["deps"] if not dep.startswith(("artifacts", "$"))]
     assert all((ROOT / dep).exists() for dep in code)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_that_it_uses(stage: str) -> None:
+    deps = tuple(STAGES[stage]["deps"])
+    used = modules_used(ROOT / f"pipeline/stages/{stage}.py") - PLUMBING - NOT_WORTH_A_TRAINING.get(stage, set())
+    assert not [path for path in used if not path.startswith(deps)]
+
+
+def modules_used(path: Path) -> set[str]:
+    """The modules of `pipeline` that a module imports, and what they import, as paths."""
+    found: set[str] = set()
+    waiting = [path]
+    while waiting:
+        for module in imported(waiting.pop()):
+            file = (ROOT / module.replace(".", "/")).with_suffix(".py")
+            name = str(file.relative_to(ROOT))
+            if file.is_file() and name not in found:
+                found.add(name)
+                waiting.append(file)
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+    modules = {str(node.module) for node in nodes} | {
+        f"{node.module}.{name.name}" for node in nodes for name in node.names
+    }
+    return {module for module in modules if module.startswith("pipeline.")}
