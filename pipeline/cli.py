@@ -116,6 +116,43 @@ def tables(
 
 
 @app.command()
+def tune(
+    budget: Annotated[str | None, typer.Option(help="As in 30m, 8h, 40trials, 2e18flop.")] = None,
+    base: Annotated[str | None, typer.Option(metavar="NAME", help="What is scaled: a variant or a spec.")] = None,
+    max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Larger models are never trained.")] = None,
+    max_params: Annotated[float | None, typer.Option(metavar="M", help="Millions of parameters, likewise.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(metavar="L", help="At batch 1 on this device.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(metavar="RULES", help="Of compound, width, depth and free, with commas between.")
+    ] = None,
+    trials_per_gpu: Annotated[float | None, typer.Option(metavar="F", help="Trials that share a GPU.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the search and of every training.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Add the chosen model to params.yaml, nothing else.")] = False,
+) -> None:
+    """Search the best model of a family within a budget; defaults stand in params.yaml under `tune`."""
+    if adopt:
+        from pipeline.tuning.adopt import adopt as adopt_chosen
+
+        typer.echo(adopt_chosen())
+        return
+    from pipeline.tuning.command import run_tune
+
+    options = {
+        "budget": budget,
+        "base": base,
+        "max_gflops": max_gflops,
+        "max_params": max_params,
+        "max_latency_ms": max_latency_ms,
+        "rules": rule.split(",") if rule else None,
+        "trials_per_gpu": trials_per_gpu,
+        "seed": seed,
+    }
+    params = _params()
+    run_tune(params, params.tune_settings(options), resume=resume)
+
+
+@app.command()
 def models(
     plan: Annotated[
         str | None, typer.Option(metavar="NAME", help="What re-parameterisation makes of this spec, row by row.")

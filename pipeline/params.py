@@ -141,6 +141,38 @@ class RayTrainSettings(Settings):
     start_timeout: Positive = Field(120.0, description="seconds to wait for the workers' resources")
 
 
+TuneRule = Literal["compound", "width", "depth", "free"]
+
+
+class TuneSettings(Settings):
+    """`yolov7 tune`: which models of a family it may train, and for how long; the command's options win."""
+
+    budget: str = Field("30m", description="as in 30m, 8h, 40trials, 2e18flop; training compute: 3 x forward x images")
+    base: str | None = Field(None, description="what is scaled: a variant or a spec; null: the first variant")
+    rules: tuple[TuneRule, ...] = Field(("compound", "width", "depth"), min_length=1)
+    max_gflops: Positive | None = Field(None, description="of the deployed model; larger ones are never trained")
+    max_params: Positive | None = Field(None, description="of the deployed model, millions")
+    max_latency_ms: Positive | None = Field(None, description="of the deployed model at batch 1 on this device")
+    image_sizes: tuple[Annotated[int, Field(ge=32)], ...] = Field((), description="to choose from; none: the base's")
+    auxiliary: bool = Field(False, description="try each model with an auxiliary head too")
+    trials: int = Field(16, ge=1, description="that the budget should hold at least: trials get fewer epochs for it")
+    epochs: int | None = Field(None, ge=1, description="of a trial, whatever the budget; null: train.epochs at most")
+    strata: int = Field(4, ge=1, le=20, description="ranges of GFLOPs that are searched in turn")
+    candidates: int = Field(16, ge=2, le=1000, description="models drawn by each rule, whose cost is counted")
+    sampler: Literal["gp", "tpe", "random"] = Field("gp", description="Optuna's, from the second trial of each kind on")
+    halving: float = Field(2.0, ge=1.0, description="1/halving of the trials at a rung go on (ASHA); 1: all of them")
+    warm_start: bool = Field(False, description="begin with the tensors that fit of the nearest finished trial")
+    trials_per_gpu: float = Field(1.0, ge=1.0, le=100.0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+
+    @field_validator("rules", "image_sizes")
+    @classmethod
+    def _check_different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{shown(list(values))} must be different; name each once")
+        return values
+
+
 class TrackingSettings(Settings):
     """MLflow; MLFLOW_TRACKING_URI names a server, without it a SQLite file in the project serves."""
 
@@ -167,6 +199,7 @@ class Params(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
     tracking: TrackingSettings = TrackingSettings()
+    tune: TuneSettings = TuneSettings()
 
     @field_validator("variants")
     @classmethod
@@ -207,6 +240,16 @@ class Params(Settings):
             return PipelineTrainSettings.model_validate(merged)
         except ValidationError as error:
             raise ValueError(f"variants.{name}.train.{first_error(error)}") from None
+
+    def tune_settings(self, options: Mapping[str, Any]) -> TuneSettings:
+        """`tune` with the options of a command that are not None."""
+        given = {name: value for name, value in options.items() if value is not None}
+        try:
+            return TuneSettings.model_validate(self.tune.model_dump() | given)
+        except ValidationError as error:
+            key, _, fault = first_error(error).partition(":")
+            option = "rule" if key.startswith("rules") else key.replace("_", "-")
+            raise ValueError(f"--{option}:{fault}") from None
 
 
 def _build(name: str, variant: Variant) -> ModelSpec:

@@ -189,6 +189,11 @@ class TrackedRun:
         if self._pending:
             _log.info("%d records of %s were not tracked", len(self._pending), self._key.variant)
 
+    @property
+    def run_id(self) -> str | None:
+        """The store's name of the run; None while it is out of reach."""
+        return self._run_id
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Parameters of the training, nested or flat; those that the run has already stay as they are."""
         texts = {clean_name(name): shorten(value, _MAX_PARAM) for name, value in flatten(params)}

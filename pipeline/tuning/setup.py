@@ -1,0 +1,115 @@
+"""What a search is about, from params.yaml, the prepared data and the command's options."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import PreparedData, read_json, stage_folder
+from pipeline.params import Params, PipelineTrainSettings, TuneSettings
+from pipeline.tuning.budget import Budget, parse_budget
+from pipeline.tuning.costs import Caps, counted_costs
+from pipeline.tuning.driver import trial_folder
+from pipeline.tuning.plan import Plan
+from pipeline.tuning.space import Candidate, draw_candidates
+from yolov7.errors import SpecError
+from yolov7.graph import ModelSpec, infer_shapes, suggest
+from yolov7.spec import list_specs, load_spec, spec_to_json
+from yolov7.train.job import TrainJob
+
+_NO_EFFECT = {"budget", "trials", "epochs", "trials_per_gpu"}  # on which models there are and how they are chosen
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A search before it begins. `base_name`: a variant or a spec; `train`: the settings of every trial's training."""
+
+    settings: TuneSettings
+    budget: Budget
+    base_name: str
+    base: ModelSpec
+    train: PipelineTrainSettings
+    data: PreparedData
+    candidates: tuple[Candidate, ...]  # within the caps that are known beforehand
+    left_out: int  # above them
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when other models could be trained, or in another way."""
+        settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
+        parts = (spec_to_json(self.base), settings, self.train.run.model_dump_json(), self.data.content_hash)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    def describe(self) -> dict[str, Any]:
+        """What the fingerprint is of, to say what differs."""
+        chosen = self.settings.model_dump(mode="json", exclude=_NO_EFFECT)
+        return {**chosen, "base": self.base_name, "data": self.data.content_hash, "fingerprint": self.fingerprint}
+
+    def job(self, candidate: Candidate, plan: Plan, *, folder: Path, loader_workers: int) -> TrainJob:
+        """The training of one model."""
+        changes = {
+            "epochs": plan.epochs,
+            "validate_every": plan.validate_every,
+            "image_size": candidate.image_size,
+            "loader_workers": loader_workers,
+        }
+        return TrainJob(
+            spec_json=candidate.spec_json,
+            settings=self.train.run.model_copy(update=changes),
+            seed=self.settings.seed,
+            data_folder=stage_folder("prepare").resolve(),
+            data_hash=self.data.content_hash,
+            run_folder=trial_folder(folder, candidate.key).resolve(),
+        )
+
+
+def make_setup(params: Params, settings: TuneSettings) -> Setup:
+    """Resolves the base and draws the models; ValueError in one line for what cannot work."""
+    budget = parse_budget(settings.budget)
+    base_name = settings.base or next(iter(params.variants))
+    base, train = _find_base(params, base_name)
+    sizes = settings.image_sizes or (train.image_size,)
+    _check_sizes(base, sizes)
+    data = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    if "val" not in data.splits:
+        raise ValueError("data.val is null, but tune compares models by their AP on val; name a split, then prepare")
+    own = base.head.auxiliary is not None
+    with counted_costs(len(data.class_names)) as cost_of:
+        drawn = draw_candidates(
+            base,
+            settings,
+            image_sizes=sizes,
+            auxiliary=(own, not own) if settings.auxiliary else (own,),
+            cost_of=cost_of,
+            generator=random.Random(settings.seed),
+        )
+    kept = Caps(settings.max_gflops, settings.max_params, None).keep(drawn)
+    return Setup(settings, budget, base_name, base, train, data, kept, len(drawn) - len(kept))
+
+
+def _find_base(params: Params, name: str) -> tuple[ModelSpec, PipelineTrainSettings]:
+    if name in params.variants:
+        return params.variants[name].build_spec(), params.train_settings(name)
+    try:
+        return load_spec(name), params.train
+    except SpecError as error:
+        if Path(name).suffix in {".yaml", ".yml"}:
+            raise
+        known = [*params.variants, *list_specs()]
+        raise ValueError(
+            f"base {name!r} is neither a variant of params.yaml ({', '.join(params.variants)}) nor a spec"
+            f"{suggest(name, known) or f' ({error})'}"
+        ) from None
+
+
+def _check_sizes(base: ModelSpec, sizes: tuple[int, ...]) -> None:
+    stride = max(shape.stride for shape in infer_shapes(base).values())
+    for size in sizes:
+        if size % stride:
+            nearest = max(1, round(size / stride)) * stride
+            raise ValueError(
+                f"tune.image_sizes: {size} must be a multiple of {stride}, the base's largest stride; try {nearest}"
+            )
