@@ -82,7 +82,8 @@ def _damage(content: bytes) -> str | None:
     if not content:
         return "is empty"
     if content.startswith(_JPEG_START):
-        return "is truncated" if content.find(_JPEG_END, content.rfind(_JPEG_SCAN)) < 0 else None
+        end = content.rfind(_JPEG_END)  # searched for from behind, which takes no time where it stands at the end
+        return "is truncated" if end < 0 or content.find(_JPEG_SCAN, end) >= 0 else None
     return _png_damage(memoryview(content)) if content.startswith(_PNG_START) else None
 
 
