@@ -12,10 +12,11 @@ import torch
 
 from yolov7.data.augment import letterbox
 from yolov7.data.images import Image, read_image
+from yolov7.e_elan import faster_form
 from yolov7.errors import DataError
 from yolov7.inference import detect_batch
 from yolov7.model import DetectionModel
-from yolov7.precision import resolve_device, resolve_precision
+from yolov7.precision import autocast, resolve_device, resolve_precision
 from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
 from yolov7.weights import load_weights
@@ -39,7 +40,9 @@ class Detector:
         where = resolve_device(device)
         weights = load_weights(path, device=where)
         dtype = resolve_precision(precision, where)
-        return Detector(weights.model.eval(), weights.class_names, weights.image_size, dtype)
+        with autocast(dtype, where):
+            model = faster_form(weights.model.eval(), torch.zeros(1, 3, *[weights.image_size] * 2, device=where))
+        return Detector(model, weights.class_names, weights.image_size, dtype)
 
     def predict(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,21 +31,22 @@ def regroup(model: DetectionModel, *, grouped: bool) -> DetectionModel:
     return rebuild(model, spec=spec, state=state)
 
 
-def faster_form(model: DetectionModel, images: Tensor, *, rounds: int = 5) -> DetectionModel:
-    """The model, or its other form, whichever runs these images (B, 3, H, W) faster where they and the model are.
+def faster_form(model: DetectionModel, images: Tensor) -> DetectionModel:
+    """The model with its E-ELANs in the form that is faster for such images (B, 3, H, W), where they and the model are.
 
-    The model is in evaluation mode. Both forms take turns; the fastest round of each counts. One without E-ELAN comes
-    back as it is, at once.
+    On a CPU that is side by side; elsewhere both are measured. A model without E-ELAN comes back as it is, at once.
     """
-    e_elans = [row for row in model.spec.rows.values() if isinstance(row, ElanRow) and row.cardinality > 1]
-    if not e_elans:
-        return model
-    forms = (model, regroup(model, grouped=not e_elans[0].grouped))
-    for form in forms:
-        _measure(form, images)  # what is chosen or compiled at the first run does not count
-    times = [[_measure(form, images) for form in forms] for _ in range(rounds)]
+    side_by_side = model if regroup_spec(model.spec, grouped=False) == model.spec else regroup(model, grouped=False)
+    if not images.is_cuda or not any(row.num_branches > 1 for row in model.spec.rows.values()):
+        return side_by_side
+    return fastest((side_by_side, regroup(side_by_side, grouped=True)), images)
+
+
+def fastest(models: Sequence[DetectionModel], images: Tensor, *, rounds: int = 5) -> DetectionModel:
+    """The model whose best round is the shortest; they take turns, and the first turn does not count."""
+    times = [[_measure(model, images) for model in models] for _ in range(rounds + 1)][1:]
     seconds = [min(column) for column in zip(*times, strict=True)]
-    return forms[seconds.index(min(seconds))]
+    return models[seconds.index(min(seconds))]
 
 
 def regroup_spec(spec: ModelSpec, *, grouped: bool) -> ModelSpec:

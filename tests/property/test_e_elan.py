@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.test_fuse import randomise
-from yolov7.e_elan import faster_form, regroup, regroup_spec
+from yolov7.e_elan import faster_form, fastest, regroup, regroup_spec
 from yolov7.elan import Elan, shuffle
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
@@ -78,18 +78,17 @@ def test_e6e_holds_group_convolutions_of_the_same_size() -> None:
     assert (chain.groups, chain.in_channels, chain.out_channels) == (2, 512, 512)
 
 
-def test_the_faster_form_is_one_of_both() -> None:
-    model = DetectionModel(load_spec("nano"), num_classes=2).eval()
-    assert faster_form(model, torch.rand(1, 3, 64, 64)) is model
-    small = resolve_spec(
-        {"rows": {"s1": {"block": "conv", "out": 8, "s": 2},
-                  "p1": {"block": "elan", "out": 8, "hidden": 8, "depth": 1, "cardinality": 2},
-                  "head": {"block": "detect", "anchors": ANCHORS[:1]}}},
-        name="small",
-    )  # fmt: skip
-    model = DetectionModel(small, num_classes=2).eval()
-    chosen = faster_form(model, torch.rand(1, 3, 32, 32), rounds=2)
-    assert chosen.spec in (small, regroup_spec(small, grouped=True))
+def test_the_faster_form() -> None:
+    """On a CPU side by side; elsewhere whichever takes less time."""
+    images = torch.rand(1, 3, 64, 64)
+    plain = DetectionModel(load_spec("nano"), num_classes=2).eval()
+    assert faster_form(plain, images) is plain
+    grouped_spec = resolve_spec({"base": "nano", "swap": {"p3": {"cardinality": 2, "grouped": True}}}, name="x")
+    grouped = DetectionModel(grouped_spec, num_classes=2).eval()
+    assert faster_form(grouped, images).spec == regroup_spec(grouped_spec, grouped=False)
+    big = DetectionModel(load_spec("yolov7-tiny"), num_classes=2).eval()
+    assert fastest((big, plain), images, rounds=3) is plain
+    assert fastest((plain, big), images, rounds=3) is plain
 
 
 @pytest.mark.parametrize("grouped", [True, False])
