@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params import RayTrainSettings
-from yolov7.errors import is_mendable, told
+from yolov7.errors import is_mendable, one_line, told
 from yolov7.train.job import TrainJob
 from yolov7.train.record import NOTES
 
@@ -81,7 +81,7 @@ def cluster(settings: RayTrainSettings) -> Iterator[int]:
         cpus = _cpus(settings, int(ray.cluster_resources().get("CPU", 1)))
     else:
         cpus = _cpus(settings, _own_cpus())
-        ray.init(address="local", num_cpus=cpus * settings.workers, include_dashboard=False, **quiet)
+        _start(cpus * settings.workers, quiet)
     try:
         _hear_of_the_end()
         yield cpus
@@ -96,6 +96,18 @@ def _hear_of_the_end() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _start(cpus: int, quiet: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    except Exception as error:  # Ray has no class of its own for processes that do not come up
+        raise RuntimeError(
+            f"Ray does not start on this machine ({one_line(error)}); it needs memory and room in its temporary "
+            "folder, /tmp/ray"
+        ) from error
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
