@@ -16,7 +16,7 @@ from yolov7.errors import SpecError, one_line, shown
 from yolov7.files import is_file
 from yolov7.graph import infer_shapes, suggest
 from yolov7.plain_yaml import read_yaml
-from yolov7.scaling import scale_spec
+from yolov7.recipes import expand_recipe, merge
 from yolov7.settings import (
     COCO_NMS,
     CocoEngine,
@@ -28,7 +28,7 @@ from yolov7.settings import (
     Settings,
     TrainSettings,
 )
-from yolov7.spec import ModelSpec, load_spec
+from yolov7.spec import ModelSpec, resolve_spec
 
 PARAMS_FILE = "params.yaml"
 MAX_SEED = 2**32 - 1
@@ -90,15 +90,15 @@ class Variant(Settings):
     """One model of the comparison and how its training differs from `train`."""
 
     spec: str = Field(description="a name from `yolov7 models`, or the path of a spec file")
+    swap: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rows that differ, key by key")
     scale: ScaleSettings | None = None
+    auxiliary: bool | None = Field(None, description="with an auxiliary head or without; null: as the spec has it")
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of `train`, as nested as it is")
 
     def build_spec(self) -> ModelSpec:
-        """The resolved spec; SpecError where it cannot be had."""
-        spec = load_spec(self.spec)
-        if self.scale is None:
-            return spec
-        return scale_spec(spec, rule=self.scale.rule, depth=self.scale.depth, width=self.scale.width)
+        """The resolved spec, in this order: swap, scale, auxiliary; SpecError where it cannot be had."""
+        changes = self.model_dump(include={"swap", "scale", "auxiliary"}, exclude_none=True)
+        return resolve_spec({"base": self.spec, **changes}, name=Path(self.spec).stem)
 
 
 class ReparamSettings(Settings):
@@ -235,7 +235,7 @@ class Params(Settings):
     def train_settings(self, name: str) -> PipelineTrainSettings:
         """`train` with the overrides of a variant."""
         overrides = self.variant(name).train
-        merged = _merge(self.train.model_dump(), overrides)
+        merged = merge(self.train.model_dump(), expand_recipe(overrides))
         try:
             return PipelineTrainSettings.model_validate(merged)
         except ValidationError as error:
@@ -316,11 +316,3 @@ def _child(model: type[Settings] | None, part: str) -> type[Settings] | None:
     field = model.model_fields.get(part) if model else None
     annotation = field.annotation if field else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
-
-
-def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        merged[key] = _merge(base[key], value) if nested else value
-    return merged

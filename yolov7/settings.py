@@ -1,15 +1,19 @@
 """Every setting of the detector with its default, validated; imports no torch, so that a command line stays quick.
 
-The defaults are the reference's settings for yolov7-tiny where it has one, except that the
-warm-up is a share of the run and the last epochs go without mosaic.
+The defaults are the reference's settings for yolov7-tiny where it has one, except that the warm-up is a share of the
+run, the last epochs go without mosaic, mosaics are of four, and nothing is pasted; its settings for every kind of model
+are `recipes`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from yolov7.recipes import RecipeName, expand_recipe
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -29,7 +33,12 @@ class AugmentSettings(Settings):
     """How a training sample is varied; probabilities unless a unit is named."""
 
     mosaic: Probability = 1.0
+    mosaic_nine: Probability = Field(
+        0.0, description="share of the mosaics that are of nine images; the others of four"
+    )
     mixup: Probability = 0.05
+    copy_paste: Probability = Field(0.0, description="of each object to be copied, mirrored, where it hides no other")
+    paste_in: Probability = Field(0.0, description="of a sample to get objects of other images, where they hide none")
     degrees: NonNegative = Field(0.0, le=180.0, description="largest rotation, degrees")
     translate: NonNegative = Field(0.1, le=0.9, description="largest shift, share of the image")
     scale: NonNegative = Field(0.5, lt=1.0, description="scale is drawn from (1 - scale, 1.1 + scale)")
@@ -91,6 +100,7 @@ class OptimSettings(Settings):
 class TrainSettings(Settings):
     """One training run. `train` in params.yaml holds them for all variants, `variants.NAME.train` overrides some."""
 
+    recipe: RecipeName | None = Field(None, description="named settings (yolov7/recipes.py); other keys override it")
     epochs: int = Field(300, ge=1)
     batch_size: int = Field(16, ge=1, description="images a step, over all workers")
     image_size: int = Field(640, ge=32, le=8192, description="side of the square training images, pixels")
@@ -99,6 +109,12 @@ class TrainSettings(Settings):
         "auto", description="spec: its own; fit: to the boxes; auto: fitted where its own have a recall below 0.98"
     )
     weights: Path | None = Field(None, description="a weight file to start from; its classes may be others")
+    freeze: str | None = Field(None, description="rows up to and including this one keep their weights")
+    class_balance: Probability = Field(0.0, description="classes in a smaller share of the images are seen more often")
+    patience: int = Field(0, ge=0, description="epochs without a better AP on val after which it ends; 0: never")
+    swa_epochs: int = Field(
+        0, ge=0, description="last epochs whose weights are averaged; 0: the moving average is kept"
+    )
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the model")
     multi_scale: Probability = Field(0.0, description="training sizes vary by up to this share")
@@ -113,6 +129,19 @@ class TrainSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_recipe(cls, given: Any) -> Any:
+        return expand_recipe(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> TrainSettings:
+        if self.recipe == "finetune" and self.weights is None:
+            raise ValueError("recipe='finetune' starts from other weights; name them in weights")
+        if self.patience and self.swa_epochs:
+            raise ValueError("patience and swa_epochs exclude each other: a run that may end early has no last epochs")
+        return self
 
 
 class NmsSettings(Settings):

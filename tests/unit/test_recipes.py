@@ -1,0 +1,112 @@
+"""Recipes: the reference's settings by name, what overrides them, and what a mistake is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.params import Params, parse_params
+from yolov7.recipes import RECIPES
+from yolov7.settings import TrainSettings
+
+# of the reference's settings files: lrf, cls, obj, translate, scale, mixup, paste_in
+REFERENCE = {
+    "p5": (0.1, 0.3, 0.7, 0.2, 0.9, 0.15, 0.15),
+    "p6": (0.2, 0.3, 0.7, 0.2, 0.9, 0.15, 0.15),
+    "tiny": (0.01, 0.5, 1.0, 0.1, 0.5, 0.05, 0.05),
+    "custom": (0.1, 0.3, 0.7, 0.2, 0.5, 0.0, 0.0),
+}
+
+
+def settings(**given: Any) -> TrainSettings:
+    return TrainSettings.model_validate(given)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_a_recipe_is_the_references_settings(name: str) -> None:
+    found = settings(recipe=name)
+    augment, loss, optim = found.augment, found.loss, found.optim
+    differing = (
+        loss.classification,
+        loss.objectness,
+        augment.translate,
+        augment.scale,
+        augment.mixup,
+        augment.paste_in,
+    )
+    assert (optim.lr_final, *differing) == REFERENCE[name]
+    assert (optim.lr0, optim.momentum, optim.weight_decay) == (0.01, 0.937, 0.0005)
+    assert (augment.mosaic, augment.mosaic_nine, augment.flip_horizontal, augment.flip_vertical) == (1, 0.2, 0.5, 0)
+    assert (augment.hsv_hue, augment.hsv_saturation, augment.hsv_value) == (0.015, 0.7, 0.4)
+    assert (augment.degrees, augment.shear, augment.perspective, augment.copy_paste) == (0, 0, 0, 0)
+    assert (loss.box, loss.anchor_threshold, loss.focal_gamma, loss.assigner) == (0.05, 4, 0, "ota")
+    assert found.image_size == (1280 if name == "p6" else 640)
+
+
+def test_keys_beside_a_recipe_win_as_deep_as_they_go() -> None:
+    found = settings(recipe="p5", epochs=7, augment={"mixup": 0.5})
+    assert (found.epochs, found.augment.mixup, found.augment.scale) == (7, 0.5, 0.9)
+
+
+def test_settings_read_back_are_the_same() -> None:
+    found = settings(recipe="p6", optim={"lr0": 0.3})
+    assert TrainSettings.model_validate_json(found.model_dump_json()) == found
+
+
+def test_every_recipe_names_known_keys() -> None:
+    for name in RECIPES:
+        assert settings(recipe=name, weights="w.safetensors").recipe == name
+
+
+def test_fine_tuning_wants_weights() -> None:
+    with pytest.raises(ValueError, match="name them in weights"):
+        settings(recipe="finetune")
+    found = settings(recipe="finetune", weights="w.safetensors", freeze=None)
+    assert found.freeze is None
+    assert found.optim.warmup_epochs == 1
+
+
+def params(**variant: Any) -> Params:
+    return parse_params(
+        {"train": {"recipe": "p5", "epochs": 30}, "variants": {"a": {"spec": "yolov7-tiny", **variant}}}, source="here"
+    )
+
+
+def test_a_variants_recipe_overrides_what_train_says_and_its_keys_the_recipe() -> None:
+    found = params(train={"recipe": "tiny", "augment": {"mixup": 0.3}}).train_settings("a")
+    assert (found.recipe, found.epochs, found.augment.mixup) == ("tiny", 30, 0.3)
+    assert found.loss.objectness == 1.0
+    assert params().train_settings("a").loss.objectness == 0.7
+
+
+@pytest.mark.parametrize("name", ["p7", 5, ["p5"]])
+def test_an_unknown_recipe_is_told_with_those_there_are(name: object) -> None:
+    with pytest.raises(ValueError, match=r"train\.recipe: input should be 'p5', 'p6'"):
+        parse_params({"train": {"recipe": name}, "variants": {"a": {"spec": "nano"}}}, source="here")
+
+
+def test_a_variant_swaps_scales_and_gets_an_auxiliary_head() -> None:
+    spec = (
+        params(swap={"n3": {"cardinality": 2}}, scale={"rule": "width", "width": 0.5}, auxiliary=True)
+        .variant("a")
+        .build_spec()
+    )
+    assert spec.rows["n3"].num_branches == 2
+    assert spec.rows["n3"].out == 32  # type: ignore[union-attr]
+    assert spec.head.taps == ("n3", "n4", "n5")
+    assert spec.name == "yolov7-tiny"
+
+
+def test_a_variant_without_the_auxiliary_head_of_its_spec() -> None:
+    assert not params(spec="yolov7-w6", auxiliary=False, train={"image_size": 1280}).variant("a").build_spec().head.taps
+
+
+def test_a_mistake_in_a_swap_is_told_with_the_variant() -> None:
+    with pytest.raises(ValueError, match=r"variants\.a.*nn3.*did you mean"):
+        params(swap={"nn3": {"depth": 1}})
+
+
+def test_patience_and_a_mean_of_last_epochs_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        settings(patience=3, swa_epochs=3)
