@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from yolov7.errors import ArtifactError, DataError, SpecError
     from yolov7.graph import ModelSpec
     from yolov7.model import DetectionModel
+    from yolov7.reference.interchange import export_checkpoint, import_checkpoint
     from yolov7.reparam import fuse
     from yolov7.scaling import scale_spec
     from yolov7.settings import NmsSettings, TrainSettings
@@ -29,7 +30,9 @@ _HOMES = {
     "NmsSettings": "settings",
     "SpecError": "errors",
     "TrainSettings": "settings",
+    "export_checkpoint": "reference.interchange",
     "fuse": "reparam",
+    "import_checkpoint": "reference.interchange",
     "list_specs": "spec",
     "load_spec": "spec",
     "load_weights": "weights",
@@ -49,7 +52,9 @@ __all__ = [
     "NmsSettings",
     "SpecError",
     "TrainSettings",
+    "export_checkpoint",
     "fuse",
+    "import_checkpoint",
     "list_specs",
     "load_spec",
     "load_weights",

@@ -294,8 +294,15 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_bombs_take_little_memory(tmp_path: Path) -> None:
     bombs = write_bombs(tmp_path, many=2 * 10**6)
+    for name, content in attacks(str(tmp_path / "executed")).items():
+        torch.save(content, tmp_path / f"attack {name}")
+        bombs.append(tmp_path / f"attack {name}")
+    whole = tmp_path / "deflated pickle"
+    bombs.append(tmp_path / "cut")
+    bombs[-1].write_bytes(whole.read_bytes()[:-100])
     command = [sys.executable, "-c", READER, *map(str, bombs)]
     *lines, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(lines) == len(bombs)
     assert all(line.startswith(": ") for line in lines), lines
     assert int(peak) < 512
+    assert not (tmp_path / "executed").exists()
