@@ -9,15 +9,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import final
 
 import torch
+from torch import Tensor
 
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex, load_index
 from yolov7.data.loader import TrainLoader
 from yolov7.evaluation import evaluate_split
+from yolov7.memory import keep_memory
 from yolov7.model import DetectionModel
 from yolov7.precision import precision_name, resolve_precision
 from yolov7.settings import COCO_NMS
@@ -25,25 +28,29 @@ from yolov7.structures import Batch
 from yolov7.train.checkpoint import Checkpoints
 from yolov7.train.job import TrainJob
 from yolov7.train.optim import build_schedule
-from yolov7.train.record import Record
+from yolov7.train.outcome import Outcome
+from yolov7.train.record import Record, read_epochs
+from yolov7.train.start import begin, set_training
 from yolov7.train.state import Progress, TrainState
 from yolov7.train.steps import DivergedError, Stepper
 from yolov7.train.worker import Worker
-from yolov7.transfer import transfer
 from yolov7.weights import save_weights
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 _MOST_ROLLBACKS = 3
+_BATCHES_FOR_STATISTICS = 64  # of training images, for the batch norm of averaged weights
 
 
 def fit(job: TrainJob, worker: Worker, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
-    """Trains until the job's last epoch, from its last checkpoint where there is one, and leaves the EMA's weights.
+    """Trains until the job's last epoch, from its last checkpoint where there is one, and leaves the weights.
 
     The run folder then holds `weights.safetensors`, `epochs.jsonl` and the last checkpoints. `should_stop` is asked
     after every step; once it says so, a checkpoint is written and the answer is False: the run is not complete.
     """
+    if worker.device.type == "cpu":
+        keep_memory()
     with job.sole_writer() if worker.leads else nullcontext():
         trainer = Trainer(job, worker, should_stop=should_stop)
         trainer.resume()
@@ -76,10 +83,8 @@ class Trainer:
             epochs=settings.epochs,
         )
         self._total_steps = schedule.total_steps
-        model = DetectionModel(job.spec, num_classes=len(self._train_index.class_names))
-        if settings.weights is not None:
-            transfer(model, weights=settings.weights)
-        model.to(worker.device)
+        self._start = begin(job, self._train_index)
+        model = self._start.model.to(worker.device)
         dtype = resolve_precision(settings.precision, worker.device)
         self._precision = precision_name(dtype)
         self._state = TrainState(
@@ -91,6 +96,8 @@ class Trainer:
         )
         self._stepper = Stepper(job, worker, self._state, schedule=schedule, dtype=dtype)
         self._record = Record(job.run_folder) if worker.leads else None
+        self._outcome = Outcome(job.run_folder, settings, class_names=self._train_index.class_names)
+        self.is_complete = False
         self._checkpoints = Checkpoints(job.run_folder, say=self._say)
         self._clock = self._saved = time.monotonic()
 
@@ -98,10 +105,6 @@ class Trainer:
     def progress(self) -> Progress:
         """How far the run is."""
         return self._state.progress
-
-    @property
-    def is_complete(self) -> bool:
-        return self.progress.epoch >= self._job.settings.epochs
 
     def resume(self) -> None:
         """Takes up the run's last whole checkpoint; those of other data or settings are deleted."""
@@ -116,11 +119,12 @@ class Trainer:
             self._begin()
         elif checkpoint.step:
             self._say(f"goes on after step {checkpoint.step} of {self._total_steps}", level=logging.INFO)
+        self._judge()
         self._clock = time.monotonic()
 
     def run_epoch(self) -> None:
         """Trains the rest of an epoch, saves and validates where that is due, and records what was measured."""
-        self._state.model.train()
+        set_training(self._state.model, frozen=self._job.settings.freeze)
         for batch in self._timed_batches():
             self._stepper.step(batch)
             self._after_step()
@@ -131,6 +135,7 @@ class Trainer:
         self._measure(epoch)
         self.progress.end_epoch()
         self._stepper.settle()
+        self._judge()
 
     def roll_back(self, reason: DivergedError) -> None:
         """Goes back to the last checkpoint with a lower learning rate; ValueError where that did not help before."""
@@ -155,16 +160,50 @@ class Trainer:
         self._say(f"{reason}: back to the checkpoint of step {checkpoint.step}, with half the learning rate")
 
     def finish(self) -> None:
-        """Writes the EMA's weights, which are the result of the run."""
-        if self._worker.leads:
+        """Writes the weights that are the result of the run."""
+        if self._record:
+            best = self._outcome.best(read_epochs(self._job.run_folder))
+            training = {"fingerprint": self._job.fingerprint, "epochs": self.progress.epoch, "seed": self._job.seed}
             save_weights(
                 self._job.run_folder / WEIGHTS,
-                self._state.ema.model,
+                best or self._mean_of_last_epochs(self._record) or self._state.ema.model,
                 class_names=self._train_index.class_names,
                 image_size=self._job.settings.image_size,
-                training={"fingerprint": self._job.fingerprint, "epochs": self.progress.epoch, "seed": self._job.seed},
+                training={**training, "ancestors": list(self._start.ancestors)},
             )
         self._settle_checkpoint()
+
+    def _mean_of_last_epochs(self, record: Record) -> DetectionModel | None:
+        """Where it is wanted; the last line of the record then has its figures."""
+        mean = self._outcome.mean(self._plain_images(), device=self._worker.device)
+        if mean is None:
+            return None
+        before, figures = read_epochs(self._job.run_folder)[-1].get("AP"), self._validate(mean)
+        record.amend(figures)
+        if figures.get("AP") is not None and before is not None:
+            epochs = self._job.settings.swa_epochs
+            self._say(
+                f"AP {figures['AP']:.4f} of the mean of {epochs} epochs' weights, {before:.4f} of the moving average"
+            )
+        return mean
+
+    def _plain_images(self) -> Iterator[Tensor]:
+        """Batches of training images (B, 3, S, S) in 0..1 without mosaic, of one size."""
+        batches = self._loader.epoch(self._job.settings.epochs, mosaic=False)
+        size = self._job.settings.batch_size // self._worker.world_size
+        for batch in islice(batches, _BATCHES_FOR_STATISTICS):
+            if len(batch.index) == size:
+                yield batch.images.to(self._worker.device).float() / 255
+
+    def _judge(self) -> None:
+        """Ends the run where its epochs are over, or AP on val has not grown for too long."""
+        epoch, settings = self.progress.epoch, self._job.settings
+        tired = self._worker.leads and self._outcome.is_out_of_patience(read_epochs(self._job.run_folder))
+        if tired and epoch < settings.epochs:
+            self._say(
+                f"ends after epoch {epoch}: AP on val has not grown for {settings.patience} epochs", level=logging.INFO
+            )
+        (self.is_complete,) = self._worker.any_of(tired or epoch >= settings.epochs)
 
     def _begin(self) -> None:
         """A checkpoint of the beginning: something to go back to, and whether the folder can be written shows now."""
@@ -172,6 +211,8 @@ class Trainer:
             self._checkpoints.clear()
             self._checkpoints.save(self._state.checkpoint(fingerprint=self._job.fingerprint))
             self._checkpoints.wait()
+            for note in self._start.notes:
+                self._say(note)
 
     def _timed_batches(self) -> Iterator[Batch]:
         progress = self.progress
@@ -219,17 +260,20 @@ class Trainer:
         rates = self.progress.rates()
         if self._record and self._record.last_epoch < epoch:
             due = epoch % self._job.settings.validate_every == 0 or epoch == self._job.settings.epochs
-            figures = self._validate() if due else {}
+            figures = self._validate(self._state.ema.model) if due else {}
             self._add_time()
-            self._record.add_epoch({**self._line(epoch), **rates, **figures})
+            line = {**self._line(epoch), **rates, **figures}
+            earlier = read_epochs(self._job.run_folder)
+            self._outcome.keep(line, earlier=earlier, model=self._state.model, ema=self._state.ema.model)
+            self._record.add_epoch(line)
             self._record.show(self._shown(), now=True)
         self._worker.wait_for_all()
 
-    def _validate(self) -> dict[str, float | None]:
+    def _validate(self, model: DetectionModel) -> dict[str, float | None]:
         if self._val_index is None:
             return {}
         figures = evaluate_split(
-            self._state.ema.model,
+            model,
             self._val_index,
             image_size=self._job.settings.image_size,
             batch_size=self._job.settings.batch_size,
