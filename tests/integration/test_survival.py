@@ -212,7 +212,8 @@ def assert_left_in_order(training: Training) -> str:
 def assert_as_undisturbed(project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.folder)
     job = build_job(load_params(), variant="narrow", seed=0)
-    fit(job.model_copy(update={"run_folder": folder}), WORKER)
+    sparing = job.settings.model_copy(update={"checkpoint_minutes": 60, "validate_every": EPOCHS})
+    fit(job.model_copy(update={"run_folder": folder, "settings": sparing}), WORKER)
     trained = load_weights(project.folder / "artifacts/train/narrow/0/weights.safetensors").model.state_dict()
     assert_same(trained, read_weights(folder))
 
