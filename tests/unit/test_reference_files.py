@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference_files import write_checkpoint
+from tests.reference_files import foreign_classes, write_checkpoint
 from yolov7.errors import ArtifactError
 from yolov7.reference.checkpoint import read_checkpoint
 from yolov7.reference.interchange import import_checkpoint
@@ -129,6 +129,24 @@ def test_calls_are_refused(tmp_path: Path, name: str, zipped: bool, protocol: in
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     assert "may be malicious" in refusal(path)
     assert not mark.exists()
+
+
+def test_names_of_the_standard_library_are_refused(tmp_path: Path) -> None:
+    for content in (os.system, {"model": eval}, subprocess.Popen.__new__(subprocess.Popen)):
+        torch.save(content, tmp_path / "x.pt")
+        assert "which no checkpoint needs: it may be malicious" in refusal(tmp_path / "x.pt")
+
+
+def test_instances_of_any_other_class_are_inert(tmp_path: Path) -> None:
+    with foreign_classes() as (model, _):
+        torch.save({**STATE, "settings": model()}, tmp_path / "x.pt")
+    assert_state(load(tmp_path / "x.pt"))
+
+
+def test_tensors_are_no_larger_than_their_storages(tmp_path: Path) -> None:
+    for tensor in (torch.zeros(1).expand(1000), torch.zeros(10).expand(2, 10)):
+        torch.save({"a": tensor}, tmp_path / "x.pt")
+        assert "larger than its storage" in refusal(tmp_path / "x.pt")
 
 
 class IdPickler(pickle.Pickler):

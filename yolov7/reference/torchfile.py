@@ -26,7 +26,6 @@ from yolov7.reference.unpickle import Pickle, StorageNote, TensorNote, unpickle
 _MAX_PICKLE = 4 * 2**20  # bytes; the checkpoints of the largest models have a quarter of it
 _MAX_AT_ONCE = 8 * 2**20  # bytes of one reading, that of a zip's directory among them
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_REMEDY = "fetch it again, or give another file"
 _DTYPES: Final = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -113,9 +112,14 @@ def told_of(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there is no such file; name a .pt file") from None
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {one_line(error)}; {_REMEDY}") from None
+        raise ArtifactError(f"{path}: {one_line(error)}; give another file") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); name a .pt file of yours") from None
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, struct.error) as error:
-        raise ArtifactError(f"{path}: is damaged or cut short ({one_line(error)}); {_REMEDY}") from None
+        fault = one_line(error)
+        raise ArtifactError(
+            f"{path}: is damaged or cut short ({fault}); fetch it again, or give another file"
+        ) from None
 
 
 def _open_zip(path: Path) -> TorchFile:

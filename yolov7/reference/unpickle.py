@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import sys
+from _compat_pickle import IMPORT_MAPPING as PYTHON_2_MODULES
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple, final
@@ -40,8 +41,6 @@ _STANDARD = _MAPPINGS | _SEQUENCES | _PATHS | {
     "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "_codecs.encode",
     "builtins.bool", "builtins.float", "builtins.int", "builtins.object", "builtins.str", "builtins.tuple",
 }  # fmt: skip
-_STANDARD_MODULES = sys.stdlib_module_names | {"__builtin__", "copy_reg"}
-_PYTHON_2 = {"__builtin__": "builtins"}  # protocol 2 writes the old name
 
 
 @final
@@ -198,8 +197,8 @@ class _Machine:
         self._push_global(module, name)
 
     def _push_global(self, module: str, name: str) -> None:
-        full = f"{_PYTHON_2.get(module, module)}.{name}"
-        if full.partition(".")[0] in _STANDARD_MODULES and full not in _STANDARD:
+        full = f"{PYTHON_2_MODULES.get(module, module)}.{name}"  # protocol 2 writes the old names
+        if full.partition(".")[0] in sys.stdlib_module_names and full not in _STANDARD:
             raise ArtifactError(f"its pickle names {full}, which no checkpoint needs: it may be malicious")
         self._stack.append(Global(full))
 
