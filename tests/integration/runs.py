@@ -156,3 +156,11 @@ POINTS: dict[str, Callable[[_Countdown], None]] = {
     "before the weights are written": _before(yolov7.train.loop, "save_weights"),
     "after the weights are written": _after(yolov7.train.loop, "save_weights"),
 }
+
+_OF_AN_EPOCH = ("in validation", "after validation", "with half an epoch recorded", "with an epoch recorded")
+_OF_THE_RUN = ("before the weights are written", "after the weights are written")
+KILLS = [
+    (point, at)
+    for point in POINTS
+    for at in ((1,) if point in _OF_THE_RUN else (1, 2, 3) if point in _OF_AN_EPOCH else (1, 2, 5))
+]

@@ -75,6 +75,8 @@ class Trainer:
         self._job, self._worker, self._should_stop = job, worker, should_stop
         self._train_index = load_index(job.data_folder / "train.npz")
         self._val_index = _optional_index(job.data_folder / "val.npz")
+        if settings.patience and self._val_index is None:
+            raise ValueError(f"train.patience={settings.patience} needs a val split to watch; name one in data.val")
         self._loader = _build_loader(job, worker, self._train_index)
         schedule = build_schedule(
             settings.optim,
@@ -228,10 +230,10 @@ class Trainer:
 
     def _after_step(self) -> None:
         self._add_time()
-        if self._record:
-            self._record.show(self._shown())
         due = time.monotonic() - self._saved >= 60 * self._job.settings.checkpoint_minutes
         stop, due = self._worker.any_of(self._should_stop(), self._worker.leads and due)
+        if self._record:
+            self._record.show(self._shown(), now=stop)
         if stop or due:
             self._save()
         if stop:
@@ -340,6 +342,7 @@ def _build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoad
         dataset,
         batch_size=settings.batch_size,
         seed=job.seed,
+        balance=settings.class_balance,
         num_workers=worker.loader_workers,
         rank=worker.rank,
         world_size=worker.world_size,
