@@ -27,7 +27,7 @@ from yolov7.errors import ArtifactError
 from yolov7.files import is_file
 from yolov7.spec import spec_to_json
 from yolov7.train.job import TrainJob
-from yolov7.train.record import FIGURES, read_epochs
+from yolov7.train.record import FIGURES, best_line, read_epochs
 
 _OWNER = "fingerprint"  # the file that says of which data and settings a run folder holds the state
 
@@ -95,6 +95,7 @@ def _hash_of(weights: Path) -> str:
 
 def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str, workers: int) -> TrainSummary:
     last = epochs[-1]
+    kept = (best_line(epochs) if job.settings.patience else None) or last  # the epoch whose weights these are
     speeds = [line["images_per_second"] for line in epochs]
     waits = [line["loader_wait_share"] for line in epochs]
     return TrainSummary(
@@ -106,8 +107,8 @@ def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str, wor
         images_per_second=sum(speeds) / len(speeds),
         loader_wait_share=sum(waits) / len(waits),
         skipped_steps=last["skipped_steps"],
-        AP=last.get("AP"),
-        AP50=last.get("AP50"),
+        AP=kept.get("AP"),
+        AP50=kept.get("AP50"),
         precision=last["precision"],
         device=last["device"],
         workers=workers,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolov7.data.augment import Letterbox, Sample
+from yolov7.data.balance import balanced_order, repeat_factors
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex
 from yolov7.memory import keep_memory
@@ -52,7 +53,8 @@ class TrainLoader:
 
     `batch_size` counts the images of a step over all ranks: rank r has every `world_size`-th of them, so that the
     images of a step do not depend on how many workers share it. The last batch of an epoch is smaller; where it does
-    not divide by the ranks, the epoch's first images fill it up. Images come in the memory format channels_last.
+    not divide by the ranks, the epoch's first images fill it up. With `balance`, images of classes that are in a
+    smaller share of them come more often than others. Images come in the memory format channels_last.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class TrainLoader:
         *,
         batch_size: int,
         seed: int = 0,
+        balance: float = 0.0,
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -71,6 +74,7 @@ class TrainLoader:
             raise ValueError(f"batch_size={batch_size} must be a multiple of the {world_size} workers that share it")
         self._num_images, self._batch_size, self._seed = len(dataset), batch_size, seed
         self._rank, self._world_size = rank, world_size
+        self._factors = repeat_factors(dataset.index, threshold=balance) if balance else None
         self._keys = _Keys()
         self._batches: DataLoader[Batch] = _make_loader(_TrainBatches(dataset), self._keys, num_workers)
 
@@ -83,7 +87,11 @@ class TrainLoader:
         return iter(self._batches)
 
     def _shares(self, epoch: int) -> Iterator[tuple[int, ...]]:
-        order = default_rng((self._seed, epoch, _SHUFFLE)).permutation(self._num_images)
+        generator = default_rng((self._seed, epoch, _SHUFFLE))
+        if self._factors is None:
+            order = generator.permutation(self._num_images)
+        else:
+            order = balanced_order(self._factors, generator=generator)
         for start in range(0, self._num_images, self._batch_size):
             step = order[start : start + self._batch_size]
             missing = -len(step) % self._world_size

@@ -146,6 +146,8 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Sche
     others: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue  # frozen
             if name == "bias":
                 biases.append(parameter)
             elif name == "weight" and isinstance(module, nn.Conv2d):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ class Record:
             file.write(json.dumps(line) + "\n")
         self.last_epoch = line["epoch"]
 
+    def amend(self, figures: dict[str, Any]) -> None:
+        """Puts other figures into the last epoch's line, all at once."""
+        lines = read_epochs(self._epochs.parent)
+        lines[-1] |= figures
+        write_whole(self._epochs, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
     def add_note(self, text: str) -> None:
         """Adds a line about something that the user should know."""
         with self._notes.open("a", encoding="utf-8") as file:
@@ -61,6 +68,12 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def best_line(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The epoch with the highest AP on val, of several the first; None where AP was not measured."""
+    measured = [line for line in lines if line.get("AP") is not None]
+    return max(measured, key=lambda line: float(line["AP"]), default=None)
 
 
 def read_notes(folder: Path) -> list[str]:

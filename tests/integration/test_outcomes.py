@@ -1,0 +1,105 @@
+"""Runs that end early, leave a mean of epochs, train a part of the model, or see rare classes more often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.params import DataSettings, SyntheticSettings
+from pipeline.stages.prepare import prepare
+from tests.integration.runs import WORKER, assert_same, make_job, read_weights
+from yolov7.data.labels import load_index
+from yolov7.evaluation import evaluate_split
+from yolov7.settings import COCO_NMS
+from yolov7.train.loop import WEIGHTS, Trainer, fit
+from yolov7.train.record import best_line, read_epochs, read_notes
+from yolov7.weights import load_weights
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    synthetic = SyntheticSettings(train_images=8, val_images=3, image_size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        prepare(DataSettings(synthetic=synthetic))
+    return root / "artifacts" / "prepare"
+
+
+def measure(data: Path, folder: Path) -> float | None:
+    model = load_weights(folder / WEIGHTS).model
+    index = load_index(data / "val.npz")
+    return evaluate_split(model, index, image_size=64, batch_size=4, nms=COCO_NMS, precision="float32").figures.AP
+
+
+def test_it_ends_when_patience_does_and_leaves_the_best_epochs_weights(data: Path, tmp_path: Path) -> None:
+    optim = {"lr0": 1e-9, "warmup_bias_lr": 0.0, "nominal_batch": 8}  # nothing changes, so nothing gets better
+    fit(make_job(data, tmp_path, epochs=9, patience=2, optim=optim), WORKER)
+    lines = read_epochs(tmp_path)
+    best = best_line(lines)
+    assert best is not None
+    assert lines[-1]["epoch"] == best["epoch"] + 2 < 9
+    assert measure(data, tmp_path) == pytest.approx(best["AP"], abs=1e-6)
+    assert any("has not grown for 2 epochs" in note for note in read_notes(tmp_path))
+
+
+def test_a_run_out_of_patience_is_not_trained_on(data: Path, tmp_path: Path) -> None:
+    optim = {"lr0": 1e-9, "warmup_bias_lr": 0.0, "nominal_batch": 8}
+    job = make_job(data, tmp_path, epochs=9, patience=1, optim=optim)
+    fit(job, WORKER)
+    again = Trainer(job, WORKER)
+    again.resume()
+    assert again.is_complete
+
+
+def test_patience_needs_something_to_watch(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.npz").write_bytes((data / "train.npz").read_bytes())
+    with pytest.raises(ValueError, match="needs a val split"):
+        fit(make_job(folder, tmp_path / "run", patience=1), WORKER)
+
+
+def test_a_mean_of_epochs_is_measured_and_the_same_after_an_interruption(data: Path, tmp_path: Path) -> None:
+    fit(make_job(data, tmp_path / "whole", swa_epochs=2), WORKER)
+    lines = read_epochs(tmp_path / "whole")
+    assert measure(data, tmp_path / "whole") == pytest.approx(lines[-1]["AP"], abs=1e-6)
+    assert any("of the mean of 2 epochs' weights" in note for note in read_notes(tmp_path / "whole"))
+    first = Trainer(make_job(data, tmp_path / "parts", swa_epochs=2), WORKER)
+    first.resume()
+    first.run_epoch()
+    first.run_epoch()
+    first._settle_checkpoint()
+    del first
+    fit(make_job(data, tmp_path / "parts", swa_epochs=2), WORKER)
+    assert_same(read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts"))
+
+
+def test_frozen_rows_end_as_they_began(data: Path, tmp_path: Path) -> None:
+    job = make_job(data, tmp_path, epochs=1, freeze="p3")
+    began = Trainer(job, WORKER)._state.model.state_dict()
+    fit(job, WORKER)
+    ended = read_weights(tmp_path)
+    changed = {  # the average of equal numbers may differ in its last bit
+        name.split(".")[1]
+        for name, value in ended.items()
+        if not torch.allclose(value, began[name], rtol=1e-6, atol=1e-7)
+    }
+    assert changed.isdisjoint({"s1", "s2", "p2", "d3", "p3"})
+    assert {"p4", "n3", "h5"} <= changed
+
+
+def test_the_weights_say_where_they_come_from(data: Path, tmp_path: Path) -> None:
+    fit(make_job(data, tmp_path / "a", epochs=1), WORKER)
+    fit(make_job(data, tmp_path / "b", epochs=1, augment={"mosaic": 0.0}), WORKER)
+    ours, theirs = (load_weights(tmp_path / name / WEIGHTS).training["ancestors"] for name in ("a", "b"))
+    assert ours == theirs  # one seed, one beginning
+    assert len(ours) == 1
+
+
+def test_balanced_sampling_and_pasting_train(data: Path, tmp_path: Path) -> None:
+    augment = {"mosaic_nine": 0.5, "paste_in": 1.0, "copy_paste": 0.5}
+    fit(make_job(data, tmp_path, epochs=1, class_balance=0.9, augment=augment), WORKER)
+    assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())

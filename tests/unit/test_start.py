@@ -1,0 +1,116 @@
+"""What a run starts from: fitted anchors, other weights, frozen rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.artifacts import NAMES, SMALL
+from yolov7.data.labels import ImageIndex
+from yolov7.errors import SpecError
+from yolov7.model import DetectionModel
+from yolov7.settings import TrainSettings
+from yolov7.spec import resolve_spec, spec_to_json
+from yolov7.train.averaging import weights_id
+from yolov7.train.job import TrainJob
+from yolov7.train.optim import build_optimizer, build_schedule
+from yolov7.train.start import begin, set_training
+from yolov7.weights import save_weights
+
+SPEC = resolve_spec(SMALL, name="small")
+
+
+def index_of(sizes: np.ndarray) -> ImageIndex:
+    count = len(sizes)
+    return ImageIndex(
+        class_names=NAMES,
+        paths=tuple(Path(f"/{i}.jpg") for i in range(count)),
+        widths=np.full(count, 64, np.int32),
+        heights=np.full(count, 64, np.int32),
+        hashes=("",) * count,
+        box_offsets=np.arange(count + 1),
+        boxes_xyxy=np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.float32),
+        labels=np.zeros(count, np.int64),
+        crowd=np.zeros(count, bool),
+    )
+
+
+ORDINARY = index_of(np.random.default_rng(0).uniform(10, 60, (50, 2)))
+NARROW = index_of(np.random.default_rng(0).uniform((40, 2), (60, 3), (50, 2)))
+
+
+def job(**settings: Any) -> TrainJob:
+    return TrainJob(
+        spec_json=spec_to_json(SPEC),
+        settings=TrainSettings.model_validate({"image_size": 64, **settings}),
+        seed=0,
+        data_folder=Path("/nowhere"),
+        data_hash="",
+        run_folder=Path("/nowhere"),
+    )
+
+
+def test_the_specs_anchors_stay_where_they_fit() -> None:
+    start = begin(job(), ORDINARY)
+    assert start.model.spec == SPEC
+    assert start.notes == ()
+
+
+def test_anchors_that_miss_boxes_are_fitted_and_that_is_said() -> None:
+    start = begin(job(), NARROW)
+    assert start.model.spec.head.anchors != SPEC.head.anchors
+    assert float(start.model.anchors_px[..., 1].max()) < 4
+    (note,) = start.notes
+    assert "the fitted ones are used" in note
+
+
+def test_anchors_of_the_spec_on_demand() -> None:
+    assert begin(job(anchors="spec"), NARROW).model.spec == SPEC
+
+
+def test_the_ancestor_is_the_beginning_or_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    first = begin(job(), ORDINARY)
+    assert first.ancestors == (weights_id(first.model),)
+    path = tmp_path / "w.safetensors"
+    other = DetectionModel(SPEC, num_classes=7)
+    names = tuple("abcdefg")
+    save_weights(path, other, class_names=names, image_size=64, training={"ancestors": ["its own"]})
+    tuned = begin(job(weights=str(path)), ORDINARY)
+    assert tuned.ancestors == ("its own", weights_id(other))
+
+
+def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn() -> None:
+    settings = job(freeze="p3").settings
+    model = begin(job(freeze="p3"), ORDINARY).model
+    set_training(model, frozen="p3")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    schedule = build_schedule(settings.optim, batch_size=2, steps_per_epoch=1, epochs=1)
+    optimizer = build_optimizer(model, settings.optim, schedule=schedule)
+    loss = sum(level.square().mean() for level in model(torch.rand(2, 3, 64, 64)).lead)
+    loss.backward()  # type: ignore[union-attr]
+    optimizer.step()
+    frozen = ("rows.s1.", "rows.s2.", "rows.p2.", "rows.d3.", "rows.p3.")
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not [name for name in changed if name.startswith(frozen)]
+    assert all(any(name.startswith(f"rows.{row}.") for name in changed) for row in ("p4", "n3", "m5", "h3"))
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in model.parameters() if p.requires_grad
+    }
+
+
+def test_without_a_frozen_row_everything_trains() -> None:
+    model = begin(job(), ORDINARY).model
+    set_training(model, frozen=None)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_an_unknown_row_names_the_nearest() -> None:
+    with pytest.raises(SpecError, match=r"train\.freeze='pp3'.*did you mean 'p3'"):
+        begin(job(freeze="pp3"), ORDINARY)
