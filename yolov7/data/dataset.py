@@ -32,11 +32,14 @@ from yolov7.data.augment import (
 )
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
+from yolov7.data.mosaic import place_mosaic_nine
+from yolov7.data.paste import copy_paste, cut_patches, paste_in
 from yolov7.errors import DataError
 from yolov7.settings import AugmentSettings
 
 CacheMode = Literal["auto", "memory", "none"]
 CACHE_SHARE = 0.25  # of the available memory
+_DONORS = 4  # images whose objects may be pasted into a sample
 
 
 class DetectionDataset:
@@ -87,6 +90,7 @@ class DetectionDataset:
             image = blend(image, other[0], generator=generator)
             boxes, labels = np.concatenate([boxes, other[1]]), np.concatenate([labels, other[2]])
         image = vary_colour(image, self.augment, generator=generator)
+        image, boxes, labels = self._pasted(image, boxes, labels, self.augment, generator=generator)
         horizontal, vertical = generator.random(2) < (self.augment.flip_horizontal, self.augment.flip_vertical)
         image, boxes = flip(image, boxes, horizontal=bool(horizontal), vertical=bool(vertical))
         return Sample(image, normalise_boxes(boxes, width=self.image_size, height=self.image_size), labels)
@@ -108,8 +112,10 @@ class DetectionDataset:
     ) -> tuple[Image, Boxes, Labels]:
         size = self.image_size
         if mosaic and generator.random() < settings.mosaic:
-            members = [i, *(int(j) for j in generator.integers(len(self), size=3))]
-            corners, canvas = place_mosaic([self._sizes[j] for j in members], size=size, generator=generator), 2 * size
+            is_large = settings.mosaic_nine > 0 and generator.random() < settings.mosaic_nine
+            members = [i, *(int(j) for j in generator.integers(len(self), size=8 if is_large else 3))]
+            place = place_mosaic_nine if is_large else place_mosaic
+            corners, canvas = place([self._sizes[j] for j in members], size=size, generator=generator), 2 * size
         else:
             members, corners, canvas = [i], [place_centre(self._sizes[i], size=size)], size
         matrix, scale = random_transform(settings, canvas=canvas, size=size, generator=generator)
@@ -117,6 +123,19 @@ class DetectionDataset:
         seen = [(j, corner) for j, corner in placed if is_seen(self._sizes[j], corner, matrix, size=size)]
         tiles = [lay(self._tile(j), corner, canvas=canvas) for j, corner in seen]
         return compose(tiles, matrix, scale=scale, size=size)
+
+    def _pasted(
+        self, image: Image, boxes: Boxes, labels: Labels, settings: AugmentSettings, *, generator: Generator
+    ) -> tuple[Image, Boxes, Labels]:
+        """The sample with copies of its own objects and with those of other images, as often as the settings say."""
+        if settings.copy_paste > 0:
+            chance = settings.copy_paste
+            image, boxes, labels = copy_paste(image, boxes, labels, probability=chance, generator=generator)
+        if settings.paste_in > 0 and generator.random() < settings.paste_in:
+            donors = generator.integers(len(self), size=_DONORS)
+            patches = cut_patches(self._tile(int(j)) for j in donors)
+            image, boxes, labels = paste_in(image, boxes, labels, patches=patches, generator=generator)
+        return image, boxes, labels
 
     def _tile(self, i: int) -> Tile:
         """Image i at the training size, long side first."""
