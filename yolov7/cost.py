@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
@@ -72,21 +73,26 @@ def count_parameters(model: nn.Module) -> int:
 @torch.no_grad()
 def count_operations(model: DetectionModel, images: Tensor) -> Operations:
     """What one forward computes, the auxiliary head included if there is one."""
-    counts: list[Operations] = []
-
-    def count(module: nn.Module, _: Any, output: Tensor) -> None:
-        number = output.numel()
-        if isinstance(module, nn.Conv2d):
-            biases = number if module.bias is not None else 0
-            counts.append(Operations(number * module.weight[0].numel(), number, biases, 0))
-        else:
-            counts.append(Operations(0, 0, 0, number))
-
-    counted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
-    hooks = [module.register_forward_hook(count) for module in counted]
-    try:
+    with _Counter() as counter:
         model(images, auxiliary=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Operations(*(sum(column) for column in zip(*counts, strict=True)))
+    return Operations(*(sum(column) for column in zip(*counter.counts, strict=True)))
+
+
+@final
+class _Counter(TorchFunctionMode):
+    """Notes what convolutions and batch norms compute; the latter are left out, as shapes are all that matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[Operations] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is nn.functional.batch_norm:
+            self.counts.append(Operations(0, 0, 0, args[0].numel()))
+            return args[0]
+        output = function(*args, **(kwargs or {}))
+        if function is torch.conv2d:
+            kernel, bias = args[1], args[2]
+            number = output.numel()
+            self.counts.append(Operations(number * kernel[0].numel(), number, 0 if bias is None else number, 0))
+        return output
