@@ -36,7 +36,7 @@ def strip_auxiliary(model: DetectionModel) -> DetectionModel:
 
 
 def rebuild(model: DetectionModel, *, spec: ModelSpec, state: Mapping[str, Tensor]) -> DetectionModel:
-    """A model of another spec, with these tensors, for the same classes; fused, and in training mode, as this one is."""
+    """A model of another spec with these tensors, for the same classes; fused and in training mode as this one is."""
     with torch.device("meta"):
         new = DetectionModel(spec, num_classes=model.num_classes)
         if model.fused:
