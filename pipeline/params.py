@@ -159,7 +159,9 @@ class TuneSettings(Settings):
     epochs: int | None = Field(None, ge=1, description="of a trial, whatever the budget; null: train.epochs at most")
     strata: int = Field(4, ge=1, le=20, description="ranges of GFLOPs that are searched in turn")
     candidates: int = Field(16, ge=2, le=1000, description="models drawn by each rule, whose cost is counted")
-    sampler: Literal["gp", "tpe", "random"] = Field("gp", description="Optuna's, from the second trial of each kind on")
+    sampler: Literal["kriging", "gp", "tpe", "random"] = Field(
+        "kriging", description="what chooses once each rule had a trial in a stratum; gp and tpe are Optuna's"
+    )
     halving: float = Field(2.0, ge=1.0, description="1/halving of the trials at a rung go on (ASHA); 1: all of them")
     warm_start: bool = Field(False, description="begin with the tensors that fit of the nearest finished trial")
     trials_per_gpu: float = Field(1.0, ge=1.0, le=100.0)

@@ -53,7 +53,7 @@ class Search:
         self._settings, self._full_compute = settings, full_compute
         self.strata = split_strata(candidates, settings.strata)
         self._stratum_of = {candidate.key: i for i, stratum in enumerate(self.strata) for candidate in stratum}
-        self._sampler = Sampler(settings.sampler, candidates)
+        self._sampler = Sampler(settings.sampler, self.strata)
         self._halvings = [
             Halving(
                 [share * min(full_compute(candidate) for candidate in stratum) for share in RUNGS],
@@ -125,7 +125,8 @@ class Search:
         if first:
             return generator.choice(first)
         results = [(trial.candidate, trial.AP) for trial in self.complete() if trial.AP is not None]
-        return self._sampler.choose(untried, results=results, generator=generator)
+        pending = [trial.candidate for trial in self.trials.values() if trial.status == "running"]
+        return self._sampler.choose(untried, results=results, pending=pending, generator=generator)
 
     def _missing_rules(self, stratum: int) -> set[TuneRule]:
         tried = [trial.candidate.rules for trial in self.trials.values() if trial.stratum == stratum]
