@@ -23,7 +23,7 @@ _SEQUENCES = frozenset({"collections.deque", "builtins.set", "builtins.frozenset
 _REBUILD_TENSOR = frozenset({"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"})
 _REBUILD_PARAMETER = frozenset({"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"})
 _PATHS = frozenset({"pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath"})
-# calls whose results matter to nobody here: figures of the training as numpy scalars, paths, dates, devices
+# calls whose results matter to nobody here: figures of the training as numpy scalars, bytes, paths, dates, devices
 _INERT_CALLS = _PATHS | {
     "numpy.core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct",
@@ -31,16 +31,21 @@ _INERT_CALLS = _PATHS | {
     "numpy._core.multiarray._reconstruct",
     "numpy.dtype",
     "_codecs.encode",
+    "builtins.bytes",
     "datetime.datetime",
     "torch.Size",
     "torch.device",
     "torch.serialization._get_layout",
 }
 # what a checkpoint may name of the standard library; of other packages it may name, but not call, everything
-_STANDARD = _MAPPINGS | _SEQUENCES | _PATHS | {
-    "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "_codecs.encode",
-    "builtins.bool", "builtins.float", "builtins.int", "builtins.object", "builtins.str", "builtins.tuple",
-}  # fmt: skip
+_TYPES = frozenset(f"builtins.{kind}" for kind in ("bool", "bytes", "float", "int", "object", "str", "tuple"))
+_STANDARD = (
+    _MAPPINGS
+    | _SEQUENCES
+    | _PATHS
+    | _TYPES
+    | {"argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "_codecs.encode"}
+)
 
 
 @final
