@@ -39,13 +39,15 @@ def _reason(error: Exception) -> object:
 
 
 # besides its own errors, yaml lets through those of Python for values that their tags do not fit, such as !!bool x
-_UNUSABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+_UNUSABLE = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key written twice is an error; plainly, the second would win."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "a mapping was expected", node.start_mark)
         seen: set[tuple[str, str]] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if (key.tag, key.value) in seen:

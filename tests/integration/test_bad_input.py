@@ -64,7 +64,7 @@ COUNTED = {
     FlawKind.UNKNOWN_IMAGE: 2,
     FlawKind.DUPLICATE_ID: 2,
     FlawKind.BACKGROUND: 1,
-    FlawKind.MISSING: 1,
+    FlawKind.MISSING: 2,
     FlawKind.UNREADABLE: 2,
     FlawKind.SIZE: 1,
 }
@@ -73,7 +73,7 @@ COUNTED = {
 @pytest.fixture
 def flawed(tmp_path: Path) -> DataSettings:
     """A data set with a flaw of every kind that COCO's format can have."""
-    odd = [{"file_name": name, "skip": True} for name in ("gone.jpg", "cut.jpg", "text.jpg")]
+    odd = [{"file_name": name, "skip": True} for name in ("gone.jpg", "n" * 300, "cut.jpg", "text.jpg")]
     images = [{}, {"width": 61}, *odd, {"id": 1, "skip": True}]
     plain = write_set(tmp_path / "data", EVERY_FLAW, images=images)
     content = write_image(tmp_path / "data/images/cut.jpg")
@@ -102,7 +102,7 @@ def test_every_flaw_is_counted_listed_and_left_out(flawed: DataSettings, tmp_pat
 @pytest.mark.parametrize(
     ("flaws", "message"),
     [
-        ({"max_unreadable": 0.01}, r"3 of 5 images of train cannot be used .*max_unreadable=0\.01.*missing image"),
+        ({"max_unreadable": 0.01}, r"4 of 6 images of train cannot be used .*max_unreadable=0\.01.*missing image"),
         ({"fatal": ["boxes"]}, r"17 flaws in train, e\.g\. .*mend them, or take boxes out of data\.flaws\.fatal"),
         ({"fatal": ["ids"]}, r"2 flaws in train, e\.g\. id given twice, .*train\.json: image id 1"),
         ({"fatal": ["sizes", "leaks"]}, r"1 flaw in train, e\.g\. image of another size.*annotated as 61x40, is 60x40"),
