@@ -37,8 +37,8 @@ _INERT_CALLS = _PATHS | {
     "torch.device",
     "torch.serialization._get_layout",
 }
-# what a checkpoint may name of the standard library; of other packages it may name, but not call, everything
 _TYPES = frozenset(f"builtins.{kind}" for kind in ("bool", "bytes", "float", "int", "object", "str", "tuple"))
+# what a checkpoint may name of the standard library; of other packages it may name, but not call, everything
 _STANDARD = (
     _MAPPINGS
     | _SEQUENCES
