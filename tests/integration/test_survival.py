@@ -145,6 +145,7 @@ def test_dvc_goes_on_after_ctrl_c_and_after_its_own_death(
     training = Training(project, *repro)
     training.wait_for_steps(6)
     training.process.kill()
+    training.process.wait()
     assert training.left_over(seconds=60) == []
     assert training.step() - training.saved() in (0, 1)
 
