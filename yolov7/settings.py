@@ -125,7 +125,9 @@ class TrainSettings(Settings):
     loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="processes that prepare samples"
     )
-    cache_images: Literal["auto", "memory", "none"] = Field("auto", description="keep decoded images in memory")
+    cache_images: Literal["auto", "memory", "disk", "none"] = Field(
+        "auto", description="where decoded images are kept; auto: in memory, if they fit well"
+    )
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()

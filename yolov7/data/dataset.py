@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.random import Generator, default_rng
-from numpy.typing import NDArray
 
 from yolov7.data.augment import (
     Boxes,
@@ -30,6 +27,7 @@ from yolov7.data.augment import (
     resize,
     vary_colour,
 )
+from yolov7.data.cache import CacheMode, make_cache
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
 from yolov7.data.mosaic import place_mosaic_nine
@@ -37,15 +35,14 @@ from yolov7.data.paste import copy_paste, cut_patches, paste_in
 from yolov7.errors import DataError
 from yolov7.settings import AugmentSettings
 
-CacheMode = Literal["auto", "memory", "none"]
-CACHE_SHARE = 0.25  # of the available memory
 _DONORS = 4  # images whose objects may be pasted into a sample
 
 
 class DetectionDataset:
     """The samples of a split at one training size. What sample (seed, epoch, i) is depends on these three only.
 
-    Images decoded once stay in memory that processes forked from this one share. Crowd regions are no targets.
+    Images decoded once stay in memory that processes forked from this one share, or with cache="disk" in a file of
+    `cache_folder`. Crowd regions are no targets.
     """
 
     def __init__(
@@ -56,6 +53,7 @@ class DetectionDataset:
         augment: AugmentSettings | None = None,
         seed: int = 0,
         cache: CacheMode = "auto",
+        cache_folder: Path | None = None,
     ) -> None:
         self.index = index
         self.image_size = image_size
@@ -65,14 +63,14 @@ class DetectionDataset:
             fitted_size(int(width), int(height), size=image_size)
             for width, height in zip(index.widths, index.heights, strict=True)
         ]
-        self._cache = _make_cache(self._sizes, cache)
+        self._cache = make_cache(index, self._sizes, mode=cache, folder=cache_folder)
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def is_cached(self) -> bool:
-        """Whether decoded images stay in memory."""
+        """Whether decoded images are kept."""
         return self._cache is not None
 
     def sample(self, i: int, *, epoch: int = 0, mosaic: bool = True) -> Sample:
@@ -148,49 +146,6 @@ class DetectionDataset:
         chosen = ~self.index.crowd_of(i)
         ratio = np.array([width / self.index.widths[i], height / self.index.heights[i]] * 2, np.float32)
         return Tile(image, self.index.boxes_of(i)[chosen] * ratio, self.index.labels_of(i)[chosen])
-
-
-class _SharedCache:
-    """Decoded images in one anonymous mapping: processes forked later fill and read it together."""
-
-    def __init__(self, sizes: list[tuple[int, int]]) -> None:
-        self._sizes = sizes
-        lengths = np.array([width * height * 3 for width, height in sizes], np.int64)
-        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self._filled = np.frombuffer(mmap.mmap(-1, len(sizes)), np.uint8)
-        self._pixels = np.frombuffer(mmap.mmap(-1, int(self._offsets[-1])), np.uint8)
-
-    def get(self, i: int) -> Image | None:
-        return self._view(i) if self._filled[i] else None
-
-    def put(self, i: int, image: Image) -> None:
-        self._view(i)[:] = image  # two processes may write the same bytes
-        self._filled[i] = 1
-
-    def _view(self, i: int) -> Image:
-        width, height = self._sizes[i]
-        flat: NDArray[np.uint8] = self._pixels[self._offsets[i] : self._offsets[i + 1]]
-        return flat.reshape(height, width, 3)
-
-
-def _make_cache(sizes: list[tuple[int, int]], mode: CacheMode) -> _SharedCache | None:
-    needed = sum(width * height * 3 for width, height in sizes)
-    if mode == "none" or not sizes or (mode == "auto" and needed > CACHE_SHARE * _available_memory()):
-        return None
-    return _SharedCache(sizes)
-
-
-def _available_memory() -> int:
-    """Bytes that this process may still use: of the machine, and of its control group where that has a limit."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return min(available, max(limit - used, 0))
 
 
 def _read_checked(index: ImageIndex, i: int, *, at_least: tuple[int, int] | None = None) -> Image:

@@ -336,7 +336,12 @@ def _optional_index(path: Path) -> ImageIndex | None:
 def _build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoader:
     settings = job.settings
     dataset = DetectionDataset(
-        index, image_size=settings.image_size, augment=settings.augment, seed=job.seed, cache=settings.cache_images
+        index,
+        image_size=settings.image_size,
+        augment=settings.augment,
+        seed=job.seed,
+        cache=settings.cache_images,
+        cache_folder=job.run_folder.parents[1] / ".cache",  # beside the variants' folders, for all of their runs
     )
     return TrainLoader(
         dataset,
