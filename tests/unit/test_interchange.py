@@ -115,6 +115,22 @@ def test_anchors_of_its_own_are_adopted(tmp_path: Path, half: bool) -> None:
     assert "anchors and model.77.anchor_grid are not the same" in refusal(tmp_path, state)
 
 
+@pytest.mark.parametrize(
+    ("anchors", "grid"),
+    [
+        (torch.ones(3, 0, 2), torch.ones(3, 1, 0, 1, 1, 2)),
+        (torch.ones(3, 3), torch.ones(3, 1, 3, 1, 1, 2)),
+        (torch.ones(3, 3, 3), torch.ones(3, 1, 3, 1, 1, 3)),
+        (torch.full((3, 3, 2), torch.inf), torch.full((3, 1, 3, 1, 1, 2), torch.inf)),
+        (-torch.ones(3, 3, 2), -torch.ones(3, 1, 3, 1, 1, 2)),
+        (torch.full((3, 3, 2), torch.nan), torch.full((3, 1, 3, 1, 1, 2), torch.nan)),
+    ],
+)
+def test_anchors_that_are_none(tmp_path: Path, anchors: Tensor, grid: Tensor) -> None:
+    state = state_of() | {f"{HEAD}anchors": anchors, f"{HEAD}anchor_grid": grid}
+    assert "are not the same anchors" in refusal(tmp_path, state)
+
+
 def test_a_state_dict_without_anchors_gets_those_of_the_spec(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in state_of().items() if "anchor" not in name}
     assert imported(tmp_path, state).weights.model.spec == NANO

@@ -147,15 +147,19 @@ def _read_anchors(file: TorchFile, checkpoint: Checkpoint, layer: str, *, spec: 
     if len(notes) < len(_BUFFERS) or any(note.shape[:1] != strides.shape for note in notes.values()):
         return None
     in_strides, grid = (file.read(notes)[name].float() for name in _BUFFERS)
-    anchors_px = in_strides * strides.view(-1, 1, 1) if in_strides.dim() == 3 else in_strides
-    same = grid.numel() == anchors_px.numel() and torch.allclose(
-        grid.view_as(anchors_px), anchors_px, rtol=4 * _ROUNDING
-    )
-    if anchors_px.shape[2:] != (2,) or not same or not bool((grid > 0).all()):
+    if in_strides.dim() != 3 or not _are_same_anchors(in_strides, grid, strides):
         raise ArtifactError(
             f"{file.path}: {layer}anchors and {layer}anchor_grid are not the same anchors; mend the file"
         )
-    return grid.view_as(anchors_px)
+    return grid.view_as(in_strides)
+
+
+def _are_same_anchors(in_strides: Tensor, grid: Tensor, strides: Tensor) -> bool:
+    """Whether anchors (levels, anchors, 2) and (levels, 1, anchors, 1, 1, 2) in pixels are equal, and can be sides."""
+    pixels = (in_strides * strides.view(-1, 1, 1))[:, None, :, None, None]
+    if grid.shape != pixels.shape or grid.shape[-1] != 2 or not grid.numel():
+        return False
+    return bool((grid.isfinite() & (grid > 0)).all()) and torch.allclose(grid, pixels, rtol=4 * _ROUNDING)
 
 
 def _adapt(spec: ModelSpec, head: _Head) -> ModelSpec:
