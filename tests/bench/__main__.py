@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import bench_coco, bench_inference, bench_loader, bench_loss, bench_nms, bench_step
+from tests.bench import bench_coco, bench_inference, bench_loader, bench_loss, bench_method, bench_nms, bench_step
 from tests.bench.comparison import Row, Stopwatch
 from yolov7.precision import precision_name, resolve_precision
 
@@ -19,7 +19,9 @@ CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "loss-memory": bench_loss.memory,
     "step": bench_step.rows,
     "step-compiled": bench_step.compiled,
+    "method": bench_method.rows,
     "loader": bench_loader.rows,
+    "cache": bench_loader.cache,
     "loader-wait": bench_loader.wait,
     "nms": bench_nms.rows,
     "coco": bench_coco.rows,

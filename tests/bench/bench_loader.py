@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def wait(_: Stopwatch) -> Iterator[Row]:
         what = "decoded images in memory" if cache == "memory" else "JPEG files"
         name = f"training step, {size} px, batch {BATCH}, waits for its loader ({what}, 1 worker)"
         yield Row(name, figure=f"{waited / total:.1%} of {total:.1f} s, the first batch left out")
+
+
+def cache(watch: Stopwatch) -> Iterator[Row]:
+    """Images a second of one process from JPEG files, beside those from decoded images in memory and on disk."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    with _split(width=640, height=480) as index, tempfile.TemporaryDirectory() as folder:
+        make = partial(DetectionDataset, index, image_size=SIZE, augment=AUGMENT, cache_folder=Path(folder))
+        plain = partial(_samples, make(cache="none"))
+        for mode in ("memory", "disk"):
+            cached = partial(_samples, make(cache=mode))
+            row = watch.compare(f"batch of {SAMPLES} with mosaic, {SIZE} px, cache: {mode}", plain, cached)
+            rates = " -> ".join(f"{SAMPLES / seconds:.0f}" for seconds in (row.plain, row.ours) if seconds)
+            yield replace(row, figure=f"{rates} images/s")
+    cv2.setNumThreads(threads)
 
 
 def _train(loader: TrainLoader, step: Step) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.bench.bench_loss import random_targets
 from tests.bench.comparison import Row, Stopwatch
+from yolov7.auxiliary import with_auxiliary
 from yolov7.loss import DetectionLoss
 from yolov7.memory import keep_memory
 from yolov7.model import DetectionModel
@@ -25,10 +26,20 @@ CPU = torch.device("cpu")
 class Step:
     """Model, loss and optimizer in one setting; calling it trains one step."""
 
-    def __init__(self, *, dtype: torch.dtype, channels_last: bool, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        dtype: torch.dtype,
+        channels_last: bool,
+        compiled: bool = False,
+        auxiliary: bool = False,
+        settings: LossSettings = LossSettings(),  # noqa: B008  # frozen
+    ) -> None:
         torch.manual_seed(0)
         order = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = DetectionModel(load_spec("yolov7-tiny"), num_classes=CLASSES).to(memory_format=order)
+        spec = load_spec("yolov7-tiny")
+        model = DetectionModel(with_auxiliary(spec) if auxiliary else spec, num_classes=CLASSES)
+        self.model = model.to(memory_format=order)
         self.runner: nn.Module = torch.compile(self.model) if compiled else self.model
         self.images = torch.rand(BATCH, 3, SIZE, SIZE).contiguous(memory_format=order)
         self.targets = targets_of_a_batch()
@@ -39,7 +50,7 @@ class Step:
             strides=self.model.strides,
             num_classes=CLASSES,
             image_size=SIZE,
-            settings=LossSettings(),
+            settings=settings,
         )
 
     def __call__(self) -> None:
