@@ -238,7 +238,7 @@ def transform_boxes(boxes_xyxy: Boxes, matrix: Matrix) -> Boxes:
     """The upright boxes (k, 4) around the transformed corners of boxes (k, 4)."""
     if is_upright(matrix):
         along = [matrix[0, 0], matrix[1, 1]] * 2
-        return (boxes_xyxy * along + [matrix[0, 2], matrix[1, 2]] * 2).astype(np.float32)
+        return np.asarray(boxes_xyxy * along + [matrix[0, 2], matrix[1, 2]] * 2, np.float32)
     corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
     points = corners @ matrix[:2, :2].T + matrix[:2, 2]
     if matrix[2, 0] or matrix[2, 1]:
@@ -288,7 +288,7 @@ class _Axis(NamedTuple):
 
     @property
     def scale(self) -> float:
-        return (self.target.stop - self.target.start) / (self.source.stop - self.source.start)
+        return float((self.target.stop - self.target.start) / (self.source.stop - self.source.start))
 
     @property
     def shift(self) -> float:
