@@ -125,7 +125,7 @@ def test_a_stage_before_its_time_names_the_one_that_is_missing(tmp_path: Path) -
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(GOOD))
     for stage, missing in (
         ("train", "prepare"),
-        ("reparam", "train"),
+        ("reparam", "prepare"),
         ("evaluate", "prepare"),
         ("benchmark", "prepare"),
     ):
