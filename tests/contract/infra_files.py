@@ -1,0 +1,255 @@
+"""What is wrong with a file of infra/ or a workflow: its schema, and what no schema knows."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from referencing import Registry, Resource
+
+ROOT = Path(__file__).parents[2]
+SCHEMAS = Path(__file__).parent / "schemas"
+PROJECT = "/project"  # the folder that every node sees
+_SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY")
+_UNTRUSTED = re.compile(r"\$\{\{[^}]*\b(inputs|github\.event|github\.head_ref|matrix|secrets)\b")
+
+
+def faults(name: str, text: str) -> list[str]:
+    """Of a file at that path below the project's folder, if it held that text; by its schema, then by its rules."""
+    check = _checks()[name]
+    documents = list(yaml.safe_load_all(text)) if check.schemas else []
+    pairs = zip(documents, check.schemas, strict=True)
+    by_schema = [fault for document, schema in pairs for fault in _by_schema(document, schema())]
+    return by_schema or list(check.rules(text))
+
+
+def names() -> list[str]:
+    """The files that are checked."""
+    return list(_checks())
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Of a file: what no schema knows, and a schema for each of its documents."""
+
+    rules: Callable[[str], Iterator[str]]
+    schemas: tuple[Callable[[], Mapping[str, Any]], ...] = ()
+
+
+@cache
+def _checks() -> dict[str, _Check]:
+    claim, kuberay = {"$ref": "kubernetes.json#/$defs/PersistentVolumeClaim"}, {"$ref": "kuberay.json"}
+    workflow = _Check(_workflow, (partial(_vendored, "github-workflows"),))
+    workflows = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / ".github/workflows").glob("*.yml"))
+    return {
+        ".dockerignore": _Check(_dockerignore),
+        "infra/Dockerfile": _Check(_dockerfile),
+        "infra/compose.yaml": _Check(_compose, (partial(_vendored, "compose-spec"),)),
+        "infra/kuberay/raycluster.yaml": _Check(_raycluster, (lambda: claim, lambda: kuberay)),
+        "infra/kuberay/rayjob.yaml": _Check(_rayjob, (lambda: kuberay,)),
+        "infra/ray-cluster-aws.yaml": _Check(_launcher, (_launcher_schema,)),
+        **dict.fromkeys(workflows, workflow),
+    }
+
+
+def _dockerignore(text: str) -> Iterator[str]:
+    """An image gets what the stages depend on, and only what is named."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    if lines[0] != "*":
+        yield "everything must be left out but what is named"
+    named = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    stages = yaml.safe_load(_read("dvc.yaml"))["stages"].values()
+    needed = {dep.split("/")[0] for stage in stages for dep in stage["deps"]} - {"artifacts", "${data.path}"}
+    packages = set(_pyproject()["tool"]["mypy"]["packages"])
+    for name in {"dvc.yaml", "params.yaml", "pyproject.toml", "README.md", *packages, *needed} - named:
+        yield f"{name} is needed in the image"
+    for name in named:
+        if not (ROOT / name).exists():
+            yield f"{name} does not exist"
+
+
+def _dockerfile(text: str) -> Iterator[str]:
+    run = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), "-"], input=text, capture_output=True, text=True, check=False
+    )
+    yield from (run.stdout + run.stderr).splitlines()
+    for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
+        head, users = stage.splitlines()[0], re.findall(r"^USER (\S+)", stage, flags=re.MULTILINE)
+        if not head.endswith((" base", " torch-cpu", " torch-cuda")) and users not in (["${UID}"], ["1000"]):
+            yield f"{head}: must end as a user other than root, named by number for Kubernetes"
+    if text.count("--constraint") != text.count("pip install") - text.count("pip install --no-cache-dir --no-deps"):
+        yield "every installation must be held to constraints.txt"
+
+
+def _compose(text: str) -> Iterator[str]:
+    document = yaml.safe_load(text)
+    required = set(re.findall(r"\$\{([A-Z_]+):\?", text)) | {s["environment"] for s in document["secrets"].values()}
+    example = set(re.findall(r"^([A-Z_]+)=$", _read("infra/.env.example"), flags=re.MULTILINE))
+    if required != example:
+        yield f"infra/.env.example must name what is required: {sorted(required ^ example)}"
+    for where, value in _leaves(document):
+        if _SECRET.search(where[-1]) and not str(value).startswith(("${", "/run/secrets/")):
+            yield f"{'.'.join(where)}: a secret must come from the environment"
+    services = document["services"]
+    for name, service in services.items():
+        for other in service.get("depends_on", {}):
+            if other not in services:
+                yield f"{name} depends on {other}, which is not there"
+        if "healthcheck" not in service and name != "mlflow":  # whose image has one
+            yield f"{name} has no health check"
+        if name.startswith("ray-") and not any(v.endswith(f":{PROJECT}") for v in service["volumes"]):
+            yield f"{name} does not see the project's folder"
+
+
+def _raycluster(text: str) -> Iterator[str]:
+    claim, cluster = yaml.safe_load_all(text)
+    if claim["spec"]["accessModes"] != ["ReadWriteMany"]:
+        yield "several nodes must write into the project's folder"
+    if f"ray=={cluster['spec']['rayVersion']}" not in _read("constraints.txt").splitlines():
+        yield "rayVersion must be that of constraints.txt"
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        yield from _pod(group["template"]["spec"], claim=claim["metadata"]["name"])
+
+
+def _pod(spec: Mapping[str, Any], *, claim: str) -> Iterator[str]:
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+    for name in set(mounts.values()) - set(volumes):
+        yield f"the volume {name} is mounted, but not there"
+    project = volumes.get(mounts.get(PROJECT, ""), {})
+    if project.get("persistentVolumeClaim", {}).get("claimName") != claim:
+        yield "a pod does not see the project's folder"
+    yield from _confined(spec)
+
+
+def _confined(spec: Mapping[str, Any]) -> Iterator[str]:
+    if not spec["securityContext"].get("runAsNonRoot"):
+        yield "a pod may run as root"
+    if spec["containers"][0]["securityContext"].get("allowPrivilegeEscalation") is not False:
+        yield "a container may become root"
+
+
+def _rayjob(text: str) -> Iterator[str]:
+    job = yaml.safe_load(text)
+    claim, cluster = yaml.safe_load_all(_read("infra/kuberay/raycluster.yaml"))
+    name = cluster["metadata"]["name"]
+    if job["spec"].get("clusterSelector") != {"ray.io/cluster": name}:
+        yield f"the job must run on the cluster {name}"
+    if len({document["metadata"]["namespace"] for document in (job, claim, cluster)}) > 1:
+        yield "cluster and job must be in one namespace"
+    spec = job["spec"].get("submitterPodTemplate", {}).get("spec")
+    if not spec:
+        yield "the submitter needs the token"
+        return
+    env = {variable["name"]: variable for variable in spec["containers"][0].get("env", [])}
+    token = env.get("RAY_AUTH_TOKEN", {}).get("valueFrom", {}).get("secretKeyRef")
+    if token != {"name": name, "key": "auth_token"}:  # as the operator names it
+        yield f"the token must come from the secret {name}"
+    wanted = json.loads(job["spec"]["entrypointResources"])
+    offered = [group["rayStartParams"].get("resources", "") for group in cluster["spec"]["workerGroupSpecs"]]
+    if not any(all(f'\\"{key}\\"' in text for key in wanted) for text in offered):
+        yield f"no worker offers {wanted}"
+    yield from _confined(spec)
+
+
+def _launcher(text: str) -> Iterator[str]:
+    config = yaml.safe_load(text)
+    if config["head_node_type"] not in config["available_node_types"]:
+        yield "head_node_type must be one of available_node_types"
+    if f"--volume={PROJECT}:{PROJECT}" not in config["docker"].get("run_options", []):
+        yield "a container does not see the project's folder"
+    for boto in set(re.findall(r"boto3==[\d.]+", text)) - set(re.findall(r"boto3==[\d.]+", _read("infra/Dockerfile"))):
+        yield f"{boto} is not that of the Dockerfile"
+    readme = _read("infra/README.md")
+    for variable in re.findall(r"\$\{([A-Z0-9_]+)\}", text):
+        if f"export {variable}=" not in readme:
+            yield f"infra/README.md does not say what {variable} is"
+
+
+def _launcher_schema() -> dict[str, Any]:
+    return _schema_in("ray", "autoscaler/ray-schema.json")
+
+
+def _workflow(text: str) -> Iterator[str]:
+    document = yaml.safe_load(text)
+    if document.get("permissions") != {"contents": "read"}:
+        yield "a workflow may only read; a job that writes says so"
+    targets = set(re.findall(r"^([^\s:#]+):", _read("Makefile"), flags=re.MULTILINE)) | {".venv/.ready"}
+    for name, job in document["jobs"].items():
+        if "timeout-minutes" not in job:
+            yield f"{name} has no time limit"
+        for script in (step["run"] for step in job["steps"] if "run" in step):
+            if _UNTRUSTED.search(script):
+                yield f"{name}: values from outside come through env, where the shell does not read them as commands"
+            for target in re.findall(r"\bmake (\S+)", script):
+                if target not in targets:
+                    yield f"{name}: the Makefile has no {target}"
+        for needed in [job["needs"]] if isinstance(job.get("needs"), str) else job.get("needs", []):
+            if needed not in document["jobs"]:
+                yield f"{name} needs {needed}, which is not there"
+
+
+def _by_schema(document: Any, schema: Mapping[str, Any]) -> Iterator[str]:
+    for error in _validator(json.dumps(schema)).iter_errors(_as_json(document)):
+        yield f"{'.'.join(str(part) for part in error.absolute_path)}: {error.message[:200]}"
+
+
+@cache
+def _validator(schema: str) -> Validator:
+    content = json.loads(schema)
+    kubernetes = json.loads((SCHEMAS / "kubernetes.json").read_text(encoding="utf-8"))
+    kuberay = yaml.safe_load((SCHEMAS / "kuberay.yaml").read_text(encoding="utf-8"))
+    registry: Registry[Any] = Registry().with_resources(
+        [(known["$id"], Resource.from_contents(known)) for known in (kubernetes, kuberay)]
+    )
+    return validator_for(content, default=validator_for(kubernetes))(content, registry=registry)
+
+
+def _vendored(name: str) -> dict[str, Any]:
+    """A schema that check-jsonschema brings."""
+    return _schema_in("check_jsonschema", f"builtin_schemas/vendor/{name}.json")
+
+
+def _schema_in(package: str, path: str) -> dict[str, Any]:
+    """Without importing the package."""
+    found = find_spec(package)
+    assert found is not None
+    assert found.origin is not None
+    schema: dict[str, Any] = json.loads((Path(found.origin).parent / path).read_text(encoding="utf-8"))
+    return schema
+
+
+def _as_json(document: Any) -> Any:
+    """YAML 1.1 reads the key `on` as true."""
+    if isinstance(document, dict):
+        return {"on" if key is True else key: _as_json(value) for key, value in document.items()}
+    return [_as_json(value) for value in document] if isinstance(document, list) else document
+
+
+def _leaves(value: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*where, str(key)))
+    elif not isinstance(value, list) and where:
+        yield where, value
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _pyproject() -> dict[str, Any]:
+    return tomllib.loads(_read("pyproject.toml"))

@@ -1,0 +1,110 @@
+"""Every file of infra/ and every workflow against its schema, and against what it is for; a mutation is noticed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from tests.contract.infra_files import ROOT, faults, names
+
+CHECKS, GPU = ".github/workflows/checks.yml", ".github/workflows/gpu.yml"
+PIPELINE = ".github/workflows/pipeline.yml"
+CLUSTER, JOB = "infra/kuberay/raycluster.yaml", "infra/kuberay/rayjob.yaml"
+COMPOSE, DOCKERFILE, LAUNCHER = "infra/compose.yaml", "infra/Dockerfile", "infra/ray-cluster-aws.yaml"
+
+MUTATIONS = [
+    (".dockerignore", "*\n!", "!"),
+    (".dockerignore", "!yolov7\n", ""),
+    (".dockerignore", "!tune\n", "!tunes\n"),
+    (DOCKERFILE, "FROM base AS mlflow", "FORM base AS mlflow"),
+    (DOCKERFILE, "USER ${UID}\n", ""),
+    (DOCKERFILE, "USER ${UID}\n", "USER ${UID}\nUSER root\n"),
+    (DOCKERFILE, "USER ${UID}\n", "USER yolov7\n"),
+    (DOCKERFILE, "WORKDIR /project", "WORKDIR project"),
+    (DOCKERFILE, "--constraint /tmp/constraints.txt torch", "torch"),
+    (COMPOSE, "healthcheck:", "health_check:"),
+    (COMPOSE, "retries: 12", "retries: [12]"),
+    (COMPOSE, "restart: unless-stopped", "restart: [always]"),
+    (COMPOSE, "ray-head: {condition: service_healthy}", "ray-heads: {condition: service_healthy}"),
+    (COMPOSE, "condition: service_healthy", "condition: service_wealthy"),
+    (COMPOSE, "${STORE_SECRET_KEY:?set it in infra/.env}", "hunter2"),
+    (COMPOSE, "${MLFLOW_SESSION_KEY:?set it in infra/.env}", "${MLFLOW_SESSION:?set it in infra/.env}"),
+    (COMPOSE, ":/project", ":/projects"),
+    (CLUSTER, "ReadWriteMany", "ReadWriteOnce"),
+    (CLUSTER, "storage: 500Gi", "storage: [500Gi]"),
+    (CLUSTER, "rayVersion: 2.60.0", "rayVersion: 2.59.0"),
+    (CLUSTER, "headGroupSpec:", "headGroup:"),
+    (CLUSTER, 'num-cpus: "0"', "num-cpus: 0"),
+    (CLUSTER, "mode: token", "mode: tokens"),
+    (CLUSTER, "      minReplicas: 0\n", ""),
+    (CLUSTER, "upscalingMode: Default", "upscalingMode: Fast"),
+    (CLUSTER, "mountPath: /project", "mountPath: /projects"),
+    (CLUSTER, "name: project\n            persistent", "name: projects\n            persistent"),
+    (CLUSTER, "runAsNonRoot: true", "runAsNonRoot: false"),
+    (CLUSTER, "allowPrivilegeEscalation", "allowPrivilege"),
+    (JOB, "entrypoint: bash", "entryPoint: bash"),
+    (JOB, "ray.io/cluster: yolov7", "ray.io/cluster: yolov8"),
+    (JOB, "submissionMode: K8sJobMode", "submissionMode: Job"),
+    (JOB, "key: auth_token", "key: token"),
+    (JOB, '{"pipeline": 1}', '{"pipelines": 1}'),
+    (JOB, "namespace: yolov7", "namespace: default"),
+    (JOB, "restartPolicy: Never", "restartPolicies: Never"),
+    (LAUNCHER, "max_workers: 8", "max_workers: eight"),
+    (LAUNCHER, "head_node_type: head", "head_node_type: chief"),
+    (LAUNCHER, "available_node_types", "node_types"),
+    (LAUNCHER, "--volume=/project:/project", "--volume=/project:/projects"),
+    (LAUNCHER, "${YOLOV7_EFS}", "${YOLOV7_STORAGE}"),
+    (LAUNCHER, "boto3==", "boto3==9."),
+    (CHECKS, "runs-on:", "run-on:"),
+    (CHECKS, "make check", "make checks"),
+    (CHECKS, "    timeout-minutes: 120\n", ""),
+    (CHECKS, '--target "$TARGET"', "--target ${{ matrix.target }}"),
+    (PIPELINE, "needs: repro", "needs: reproduce"),
+    (PIPELINE, "contents: read", "contents: write"),
+    (PIPELINE, "pull_request:", "pull_requests:"),
+    (GPU, "workflow_dispatch:", "workflow_despatch:"),
+    (GPU, "cancel-in-progress: false", "cancel: false"),
+    (GPU, 'yolov7 use "$EXPERIMENT"', "yolov7 use ${{ inputs.experiment }}"),
+]
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_file_is_valid(name: str) -> None:
+    assert faults(name, (ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize(("name", "old", "new"), MUTATIONS)
+def test_a_mutation_is_noticed(name: str, old: str, new: str) -> None:
+    text = (ROOT / name).read_text()
+    assert old in text
+    assert faults(name, text.replace(old, new))
+
+
+def test_every_file_is_checked_and_mutated() -> None:
+    prose = {"README.md", ".env.example", ".gitignore"}
+    there = {path for folder in ("infra", ".github") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    files = {path.relative_to(ROOT).as_posix() for path in there if path.name not in prose | {".env"}}
+    assert files | {".dockerignore"} == set(names()) == {name for name, _, _ in MUTATIONS}
+
+
+def test_ray_itself_reads_the_cluster() -> None:
+    """What Ray's autoscaler makes of the resource that KubeRay hands it."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    _, cluster = yaml.safe_load_all((ROOT / CLUSTER).read_text())
+    nodes = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    assert nodes["headgroup"]["resources"]["CPU"] == 0
+    assert nodes["gpu"]["resources"]["GPU"] == 8
+    assert nodes["gpu"]["resources"]["pipeline"] == 1
+
+
+def test_python_versions_are_those_of_the_package() -> None:
+    matrix = yaml.safe_load((ROOT / CHECKS).read_text())["jobs"]["checks"]["strategy"]["matrix"]["python"]
+    low, high = re.findall(r"\d+\.(\d+)", re.search(r'requires-python = "(.*)"', _pyproject())[1])  # type: ignore[index]
+    assert matrix == [f"3.{minor}" for minor in range(int(low), int(high))]
+
+
+def _pyproject() -> str:
+    return (ROOT / "pyproject.toml").read_text()
