@@ -89,6 +89,13 @@ def test_views_of_one_storage(tmp_path: Path) -> None:
     torch.testing.assert_close(load(tmp_path / "x.pt"), {name: view.contiguous() for name, view in state.items()})
 
 
+def test_buffers_that_are_not_persistent_are_passed_over(tmp_path: Path) -> None:
+    module = torch.nn.BatchNorm1d(2)
+    module.register_buffer("grid", torch.zeros(3), persistent=False)
+    torch.save({"model": module}, tmp_path / "x.pt")
+    assert list(load(tmp_path / "x.pt")) == list(module.state_dict())
+
+
 def test_names_of_classes_in_a_mapping(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "x.pt", STATE, names={0: "a", 1: "b"})
     assert read_checkpoint(open_torch_file(path)).class_names == ("a", "b")
@@ -215,6 +222,12 @@ def test_flipped_bits_of_a_tensor_are_noticed(tmp_path: Path) -> None:
     content = (tmp_path / "x.pt").read_bytes()
     (tmp_path / "x.pt").write_bytes(content.replace(struct.pack("<f", 3.0), struct.pack("<f", 3.5), 1))
     assert "CRC" in refusal(tmp_path / "x.pt")
+
+
+def test_compressed_entries_are_refused(tmp_path: Path) -> None:
+    pickled = pickle_with_id(("storage", torch.FloatStorage, "0", "cpu", 1))
+    path = write_zip(tmp_path / "x.pt", pickled, compression=zipfile.ZIP_DEFLATED, _0=bytes(4))
+    assert "is compressed, which torch.save never does" in refusal(path)
 
 
 def test_other_files_are_told_in_one_line(tmp_path: Path) -> None:
