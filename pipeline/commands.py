@@ -210,7 +210,7 @@ class _Follower:
 
 def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
-    model = params.variant(variant).model_dump(include={"spec", "scale"}, exclude_none=True)
+    model = params.variant(variant).model_dump(exclude={"train"}, exclude_defaults=True)
     run.log_params(model | params.train_settings(variant).run.model_dump())
     run.log_dataset(
         params.data.format,
