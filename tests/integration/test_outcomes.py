@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from pipeline.params import DataSettings, SyntheticSettings
+from pipeline.soup import make_soup
 from pipeline.stages.prepare import prepare
 from tests.integration.runs import WORKER, assert_same, make_job, read_weights
 from yolov7.data.labels import load_index
+from yolov7.errors import ArtifactError
 from yolov7.evaluation import evaluate_split
 from yolov7.settings import COCO_NMS
 from yolov7.train.loop import WEIGHTS, Trainer, fit
@@ -103,3 +105,21 @@ def test_balanced_sampling_and_pasting_train(data: Path, tmp_path: Path) -> None
     augment = {"mosaic_nine": 0.5, "paste_in": 1.0, "copy_paste": 0.5}
     fit(make_job(data, tmp_path, epochs=1, class_balance=0.9, augment=augment), WORKER)
     assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())
+
+
+def test_what_is_fine_tuned_from_one_file_makes_a_soup_and_what_is_not_does_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data.parents[1])
+    fit(make_job(data, tmp_path / "base", epochs=1), WORKER)
+    base = tmp_path / "base" / WEIGHTS
+    for name, rate in (("a", 0.001), ("b", 0.01)):
+        changes = {"epochs": 1, "weights": base, "augment": {"mosaic": 0.0}, "optim": {"lr0": rate, "nominal_batch": 8}}
+        fit(make_job(data, tmp_path / name, **changes), WORKER)
+    tuned = [tmp_path / name / WEIGHTS for name in ("a", "b")]
+    make_soup(tuned, output=tmp_path / "soup.safetensors", greedy=True)
+    make_soup([*tuned, base], output=tmp_path / "soup.safetensors", greedy=False)
+    assert "mean of all" in capsys.readouterr().out
+    fit(make_job(data, tmp_path / "other", epochs=1).model_copy(update={"seed": 4}), WORKER)
+    with pytest.raises(ArtifactError, match="not trained from the same weights"):
+        make_soup([base, tmp_path / "other" / WEIGHTS], output=tmp_path / "no.safetensors", greedy=False)
