@@ -17,6 +17,7 @@ from yolov7.files import is_file
 from yolov7.graph import infer_shapes, suggest
 from yolov7.plain_yaml import read_yaml
 from yolov7.recipes import expand_recipe, merge
+from yolov7.scaling import Rule
 from yolov7.settings import (
     COCO_NMS,
     CocoEngine,
@@ -81,8 +82,10 @@ class DataSettings(Settings):
 class ScaleSettings(Settings):
     """Scaling of a spec (section 3.2 of the paper): a factor on the depth of its blocks, one on its widths, or both."""
 
-    rule: Literal["compound", "width", "depth"] = "compound"
-    depth: Positive = Field(1.0, description="factor on the pairs of convolutions in computational blocks")
+    rule: Rule = "compound"
+    depth: Positive | dict[str, Positive] = Field(
+        1.0, description="factor on the pairs of convolutions in computational blocks, or in those of the rows named"
+    )
     width: Positive = Field(1.0, description="factor on every width; `compound` derives it from depth")
 
 
