@@ -56,8 +56,8 @@ def insert_variant(text: str, name: str, variant: dict[str, Any]) -> str:
 def _variant(spec: Path, summary: dict[str, Any], *, default_size: int) -> dict[str, Any]:
     """With the training's overrides of the base, and the image size where it is another."""
     train = dict(summary["train"])
-    if summary["chosen_image_size"] != train.get("image_size", default_size):
-        train["image_size"] = summary["chosen_image_size"]
+    if summary["image_size"] != train.get("image_size", default_size):
+        train["image_size"] = summary["image_size"]
     return {"spec": spec.as_posix()} | ({"train": train} if train else {})
 
 

@@ -22,7 +22,7 @@ def draw_scaling(path: Path, trials: Sequence[Trial], *, fits: Mapping[str, Line
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
     axes.set_xscale("log", base=2)
@@ -34,7 +34,9 @@ def draw_scaling(path: Path, trials: Sequence[Trial], *, fits: Mapping[str, Line
     points = [(trial.candidate.gflops, trial.AP) for trial in front]
     if points:
         axes.step(*zip(*points, strict=True), where="post", color="0.6", linewidth=1, label="front", zorder=0)
-    axes.xaxis.set_major_formatter("{x:.3g}")
+    axes.xaxis.set_major_locator(ticker.LogLocator(base=2, subs=(1, 2**0.5)))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter("{x:.2g}")
     axes.set_xlabel("GFLOPs of the deployed model")
     axes.set_ylabel("AP on val")
     axes.legend(frameon=False)

@@ -91,7 +91,11 @@ def write_results(
     _write_table(folder / "trials.csv", rows)
     _write_table(folder / "front.csv", [trial_row(trial) for trial in front])
     _write_json(folder / "fit.json", {name: describe_line(line) for name, line in fits.items()})
-    named = {"chosen": chosen.candidate.key if chosen else None, "front": [trial.candidate.key for trial in front]}
+    named = {
+        "chosen": chosen.candidate.key if chosen else None,
+        "image_size": chosen.candidate.image_size if chosen else None,
+        "front": [trial.candidate.key for trial in front],
+    }
     _write_json(folder / "tune.json", summary | named)
     draw_scaling(folder / "scaling.png", trials, fits=fits, front=front)
     write_whole(folder / "journal.jsonl", journal.read_bytes())

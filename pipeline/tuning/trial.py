@@ -51,8 +51,8 @@ def train_trial(task: TrialTask, worker: Worker, *, report: Callable[[dict[str, 
     reporter = _Reporter(task.job.run_folder, meter, report)
 
     def should_stop() -> bool:
+        reporter.send_new()  # of an epoch that ended before this step
         meter.add_step()
-        reporter.send_new()
         return meter.is_used_up or task.stop_file.exists() or _is_past(task.deadline)
 
     if not task.stop_file.exists() and not _is_past(task.deadline):
