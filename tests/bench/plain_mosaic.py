@@ -20,12 +20,12 @@ from yolov7.data.augment import (
     blend,
     lay,
     normalise_boxes,
-    place_mosaic,
     random_transform,
     transform_boxes,
     worth_keeping,
 )
 from yolov7.data.images import Image
+from yolov7.data.mosaic import place_mosaic
 from yolov7.settings import AugmentSettings
 
 

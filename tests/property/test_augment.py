@@ -14,10 +14,9 @@ from yolov7.data.augment import (
     lay,
     letterbox_geometry,
     normalise_boxes,
-    place_centre,
-    place_mosaic,
     random_transform,
 )
+from yolov7.data.mosaic import place_centre, place_mosaic
 from yolov7.settings import AugmentSettings
 
 SIDES = st.integers(16, 96)

@@ -13,13 +13,13 @@ from yolov7.data.augment import (
     compose,
     is_seen,
     lay,
-    place_mosaic,
     random_transform,
     resize,
     transform_boxes,
     vary_colour,
     worth_keeping,
 )
+from yolov7.data.mosaic import place_mosaic
 from yolov7.settings import AugmentSettings
 
 COLOURS = ((200, 10, 10), (10, 200, 10), (10, 10, 200), (200, 200, 10))

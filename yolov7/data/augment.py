@@ -1,4 +1,4 @@
-"""Letterbox, mosaic, random perspective, colour, flips and mixup: pure functions with an explicit generator.
+"""Letterbox, random perspective, colour, flips and mixup: pure functions with an explicit generator.
 
 The mosaic is never drawn at its double size: each tile is warped once, from where it lies in the mosaic's canvas
 through the random transform, into the part of the output that it covers. Matrices act on continuous coordinates, in
@@ -161,18 +161,6 @@ def fitted_size(width: int, height: int, *, size: int) -> tuple[int, int]:
     """Width and height of an image whose long side becomes `size`; fractions are cut off."""
     ratio = size / max(width, height)
     return max(int(width * ratio), 1), max(int(height * ratio), 1)
-
-
-def place_mosaic(sizes: Sequence[Size], *, size: int, generator: Generator) -> list[Corner]:
-    """Corners of four images around a random centre of a canvas of twice `size`; the first lies top left."""
-    x, y = (int(value) for value in generator.uniform(size / 2, 3 * size / 2, size=2))
-    quarters = ((1, 1), (0, 1), (1, 0), (0, 0))  # whether left of the centre, and above it
-    return [(x - left * w, y - top * h) for (w, h), (left, top) in zip(sizes, quarters, strict=True)]
-
-
-def place_centre(image_size: Size, *, size: int) -> Corner:
-    """Corner of one image in the middle of a canvas of `size`."""
-    return (size - image_size[0]) // 2, (size - image_size[1]) // 2
 
 
 def is_seen(image_size: Size, corner: Corner, matrix: Matrix, *, size: int) -> bool:

@@ -21,8 +21,6 @@ from yolov7.data.augment import (
     lay,
     letterbox,
     normalise_boxes,
-    place_centre,
-    place_mosaic,
     random_transform,
     resize,
     vary_colour,
@@ -30,7 +28,7 @@ from yolov7.data.augment import (
 from yolov7.data.cache import CacheMode, make_cache
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
-from yolov7.data.mosaic import place_mosaic_nine
+from yolov7.data.mosaic import place_centre, place_mosaic, place_mosaic_nine
 from yolov7.data.paste import copy_paste, cut_patches, paste_in
 from yolov7.errors import DataError
 from yolov7.settings import AugmentSettings

@@ -1,4 +1,4 @@
-"""Where the nine images of a large mosaic lie."""
+"""Where the images of a sample lie in its canvas: one alone, or a mosaic of four or of nine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from collections.abc import Sequence
 from numpy.random import Generator
 
 from yolov7.data.augment import Corner, Size
+
+
+def place_centre(image_size: Size, *, size: int) -> Corner:
+    """Corner of one image in the middle of a canvas of `size`."""
+    return (size - image_size[0]) // 2, (size - image_size[1]) // 2
+
+
+def place_mosaic(sizes: Sequence[Size], *, size: int, generator: Generator) -> list[Corner]:
+    """Corners of four images around a random centre of a canvas of twice `size`; the first lies top left."""
+    x, y = (int(value) for value in generator.uniform(size / 2, 3 * size / 2, size=2))
+    quarters = ((1, 1), (0, 1), (1, 0), (0, 0))  # whether left of the centre, and above it
+    return [(x - left * w, y - top * h) for (w, h), (left, top) in zip(sizes, quarters, strict=True)]
 
 
 def place_mosaic_nine(sizes: Sequence[Size], *, size: int, generator: Generator) -> list[Corner]:
