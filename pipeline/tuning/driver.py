@@ -158,15 +158,21 @@ class Driver:
         self._began[candidate.key] = time.time()
         job = self._make_job(candidate)
         (job.run_folder / ERROR).unlink(missing_ok=True)
-        plan = self.ledger.plan
         task = TrialTask(
             job=job,
             stop_file=self._folder / STOP,
-            most_steps=round(trial.reserved / plan.compute(candidate) * plan.steps),
+            most_steps=self._most_steps(trial),
             deadline=self.deadline,
             donor=self._trial_folder_of(trial.donor) / WEIGHTS if trial.donor else None,
         )
         return candidate.key, task
+
+    def _most_steps(self, trial: Trial) -> int | None:
+        """Where compute is what counts, those that are reserved."""
+        if self.ledger.budget.kind != "flop":
+            return None
+        plan = self.ledger.plan
+        return round(trial.reserved / plan.compute(trial.candidate) * plan.steps)
 
     def _finish(self, trial: Trial, status: Status, *, error: str = "") -> None:
         key = trial.candidate.key

@@ -31,11 +31,11 @@ _PROBE_STEPS = 5
 
 
 class TrialTask(Settings):
-    """What a process needs to train a trial. `deadline`: since the epoch; `most_steps`: those redone included."""
+    """What a process needs to train a trial. `deadline`: since the epoch; `most_steps`: redone ones included."""
 
     job: TrainJob
     stop_file: Path  # once it is there, training writes a checkpoint and ends
-    most_steps: int
+    most_steps: int | None = None
     deadline: float | None = None
     donor: Path | None = None  # weights to begin with, where names and shapes agree
 
@@ -160,8 +160,8 @@ class _Meter:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether more was done than a training that goes as planned does."""
-        return self.steps > self._most
+        """Whether more was done than is reserved, as after a rollback."""
+        return self._most is not None and self.steps > self._most
 
     def add_step(self) -> None:
         self.steps += 1
