@@ -128,9 +128,9 @@ class ValLoader:
 
 def collate(samples: Sequence[Sample], *, indices: Sequence[int]) -> Batch:
     """Samples of one size as a batch."""
-    counts = torch.tensor([len(sample.labels) for sample in samples])
+    counts = [len(sample.labels) for sample in samples]
     targets = Targets(
-        image=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        image=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         label=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
         boxes_cxcywh=torch.from_numpy(np.concatenate([sample.boxes_cxcywh for sample in samples])),
     )
