@@ -76,8 +76,8 @@ def share_of_cluster(*, trials_per_gpu: float) -> Share:
 
 def run_probes(jobs: Sequence[tuple[TrainJob, float]], share: Share) -> list[Probe]:
     """A few steps of each training, given with its GFLOPs; side by side, as trials run."""
-    start = ray.remote(**_remote(share))(_probe)
-    return list(ray.get([start.remote(job.model_dump(mode="json"), gflops, share) for job, gflops in jobs]))
+    start, now = ray.remote(**_remote(share))(_probe), time.time()
+    return list(ray.get([start.remote(job.model_dump(mode="json"), gflops, share, now) for job, gflops in jobs]))
 
 
 def device_of(share: Share) -> str:
@@ -151,8 +151,8 @@ def _worker(share: Share) -> Worker:
     return Worker(device=torch.device(share.device), loader_workers=share.loader_workers)
 
 
-def _probe(job: dict[str, Any], gflops: float, share: Share) -> Probe:
-    return probe(TrainJob.model_validate(job), _worker(share), training_gflops=gflops)
+def _probe(job: dict[str, Any], gflops: float, share: Share, began: float) -> Probe:
+    return probe(TrainJob.model_validate(job), _worker(share), training_gflops=gflops, began=began)
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -175,6 +175,9 @@ class _Searcher(Searcher):  # type: ignore[misc]
         super().__init__(metric="AP", mode="max")
         self._driver, self._share = driver, share
         self._keys: dict[str, str] = {}  # of trials, by Ray's names
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes down its searcher and scheduler; ours have the journal
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         found = self._driver.next_task()
@@ -201,6 +204,9 @@ class _Halver(FIFOScheduler):  # type: ignore[misc]
     def __init__(self, driver: Driver) -> None:
         super().__init__()
         self._driver = driver
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         goes_on = self._driver.report(trial.config["key"], result)

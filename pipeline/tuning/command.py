@@ -32,6 +32,7 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
     """Searches within the budget; the clock began with this process."""
     began = psutil.Process().create_time()
     with stage_lock("tune"):
+        console.print(stage_line("tune", settings.base or "", "draws models and counts what they cost"))
         setup = make_setup(params, settings)
         journal = Journal(FOLDER)
         _check_resume(setup, journal, resume=resume)
@@ -187,13 +188,17 @@ def _run(
             warm_start=setup.settings.warm_start,
             on_end=on_end,
         )
-        ray_side.run_trials(
-            driver,
-            share,
-            folder=FOLDER,
-            max_failures=params.train.max_failures,
-            on_tick=lambda: journal.note_seconds(clock.seconds()),
-        )
+        try:
+            ray_side.run_trials(
+                driver,
+                share,
+                folder=FOLDER,
+                max_failures=params.train.max_failures,
+                on_tick=lambda: journal.note_seconds(clock.seconds()),
+            )
+        except KeyboardInterrupt:
+            _say(setup, f"{len(driver.trials)} trials so far; `yolov7 tune --resume` goes on with them")
+            raise
         driver.check()
         _finish(params, setup, driver, parent)
 

@@ -92,7 +92,9 @@ def check_base(base: ModelSpec, rules: Iterable[TuneRule]) -> None:
     """SpecError where a rule cannot scale the base."""
     needing = [rule for rule in rules if rule != "width"]
     if needing and not list_parts(base):
-        raise SpecError(f"rule={needing[0]!r} scales the depth of blocks, but base {base.name!r} has none; use 'width'")
+        raise SpecError(
+            f"rule {needing[0]} scales the depth of blocks, but base {base.name!r} has none; try --rule width"
+        )
 
 
 def draw_candidates(

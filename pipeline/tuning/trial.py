@@ -128,13 +128,12 @@ def _class_names(job: TrainJob) -> tuple[str, ...]:
     return load_index(job.data_folder / "train.npz").class_names
 
 
-def probe(job: TrainJob, worker: Worker, *, training_gflops: float) -> Probe:
-    """A few steps of a training that leaves nothing behind."""
-    began = time.monotonic()
+def probe(job: TrainJob, worker: Worker, *, training_gflops: float, began: float) -> Probe:
+    """A few steps of a training that leaves nothing behind; `began`: when its process was asked for, epoch seconds."""
     times: list[float] = []
 
     def should_stop() -> bool:
-        times.append(time.monotonic())
+        times.append(time.time())
         return len(times) > _PROBE_STEPS
 
     fit(job, worker, should_stop=should_stop)

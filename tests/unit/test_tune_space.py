@@ -68,7 +68,7 @@ def test_the_same_seed_draws_the_same_models() -> None:
 def test_a_model_that_has_no_depth_is_scaled_by_width_only() -> None:
     rows = {"a": {"block": "conv", "out": 16, "s": 2}, "head": {"block": "detect", "anchors": [[1, 2]]}}
     flat = resolve_spec({"rows": rows, "image_size": 64}, name="flat")
-    with pytest.raises(SpecError, match="base 'flat' has none; use 'width'"):
+    with pytest.raises(SpecError, match="base 'flat' has none; try --rule width"):
         _draw(flat, candidates=4)
     assert len(_draw(flat, candidates=2, rules=("width",))) == 2
 

@@ -173,7 +173,7 @@ def test_a_probe_says_what_a_step_takes_and_leaves_nothing(
     models: tuple[Candidate, ...], data: Path, tmp_path: Path
 ) -> None:
     job = make_job(models[0], data, tmp_path, epochs=9)
-    found = probe(job, WORKER, training_gflops=2.0)
+    found = probe(job, WORKER, training_gflops=2.0, began=time.time())
     assert found.training_gflops == 2.0
     assert 0 < found.per_image < 10
     assert not job.run_folder.exists()

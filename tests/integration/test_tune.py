@@ -1,0 +1,106 @@
+"""`yolov7 tune` as a user runs it, with Ray: budgets, a kill half-way, adoption; minutes each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.project import BIN, ROOT, SMALL, Project
+
+pytestmark = pytest.mark.slow
+
+TINY: dict[str, Any] = {
+    **SMALL,
+    "data": {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 8, "image_size": 64}},
+    "variants": {"nano": {"spec": "nano"}},
+    "train": {"epochs": 3, "batch_size": 8, "image_size": 64},
+    "tune": {"budget": "7trials", "strata": 2, "candidates": 4},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    made = Project(tmp_path / "project", git=False)
+    (made.folder / "tune").mkdir()
+    (made.folder / "tune" / "dvc.yaml").write_text((ROOT / "tune" / "dvc.yaml").read_text())
+    made.write(TINY)
+    made.run("yolov7", "prepare")
+    return made
+
+
+def events(project: Project) -> list[dict[str, Any]]:
+    folders = (project.folder / "runs/tune", project.folder / "artifacts/tune")
+    path = next(folder / "journal.jsonl" for folder in folders if (folder / "journal.jsonl").is_file())
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def table(project: Project) -> list[dict[str, str]]:
+    return list(csv.DictReader((project.folder / "artifacts/tune/trials.csv").open()))
+
+
+def test_a_search_ends_in_a_variant_that_the_pipeline_trains(project: Project) -> None:
+    said = project.run("dvc", "repro", "tune/dvc.yaml")
+    assert "about 7 trials of 3 epochs" in said
+    assert "yolov7 tune --adopt" in said
+    rows = table(project)
+    assert len({row["trial"] for row in rows}) == len(rows)
+    by_rule = Counter(rule for row in rows for rule in row["rules"].split())
+    assert all(by_rule[rule] >= 2 for rule in ("compound", "width", "depth"))
+    assert not (project.folder / "runs/tune").exists()
+    project.run("yolov7", "tune", "--adopt")
+    adopted = next(
+        name for name in yaml.safe_load((project.folder / "params.yaml").read_text())["variants"] if "-" in name
+    )
+    ran = project.repro()
+    assert f"train@{adopted}-0" in ran
+    assert "tune" not in " ".join(stage for stage in ran if "@" not in stage)
+    assert adopted in (project.folder / "artifacts/tables/summary.txt").read_text()
+
+
+def test_a_search_that_was_killed_goes_on_and_loses_no_trial(project: Project) -> None:
+    command = [str(BIN / "yolov7"), "tune", "--budget", "5trials"]
+    environment = os.environ | {"PYTHONPATH": str(project.folder)}
+    process = subprocess.Popen(command, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL)
+    journal = project.folder / "runs/tune/journal.jsonl"
+    until = time.monotonic() + 300
+    while not (journal.is_file() and '"end"' in journal.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = events(project)
+    refused = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "`yolov7 tune --resume` goes on with it" in refused.stderr
+    project.run("yolov7", "tune", "--budget", "5trials", "--resume")
+    after = events(project)
+    assert after[: len(before)] == before
+    for kind in ("start", "end"):
+        counts = Counter(event["trial"] for event in after if event["event"] == kind)
+        assert len(counts) == 5
+        assert set(counts.values()) == {1}
+    assert [row["status"] for row in table(project)] == ["complete"] * 5
+
+
+@pytest.mark.parametrize("budget", ["75s", "3e10flop"])
+def test_a_budget_is_kept(project: Project, budget: str) -> None:
+    began = time.monotonic()
+    project.run("yolov7", "tune", "--budget", budget)
+    seconds = time.monotonic() - began
+    summary = project.json("tune/tune.json")
+    if budget.endswith("s"):
+        assert seconds < 75 * 1.05 + 2  # the start of Python and its end are not the search's
+    else:
+        assert 0 < summary["spent"] <= 3e10 * 1.001
+        assert summary["spent"] == pytest.approx(sum(float(row["training_flop"]) for row in table(project)))
