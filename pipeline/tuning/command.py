@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
-from typing import Any
 
 import psutil
 
@@ -14,15 +12,15 @@ from pipeline.artifacts import RUNS, stage_folder, stage_lock, whole_folder
 from pipeline.distributed import cluster
 from pipeline.params import Params, RayTrainSettings, TuneSettings
 from pipeline.progress import console, stage_line
-from pipeline.tracking import RunKey, TrackedRun, Tracker
-from pipeline.tuning.budget import show_amount
 from pipeline.tuning.costs import Caps, Remembered
 from pipeline.tuning.driver import Clock, Driver, forget
 from pipeline.tuning.journal import Journal
-from pipeline.tuning.plan import Ledger, Plan, Probe, check_fits, choose_epochs, fit_speed
+from pipeline.tuning.plan import Ledger, Plan, Probe, Speed, check_fits, choose_epochs, fit_speed
 from pipeline.tuning.results import fit_by_rule, write_results
 from pipeline.tuning.search import Search, Trial, split_strata
-from pipeline.tuning.setup import Setup, make_setup
+from pipeline.tuning.setup import Setup, check_resume, make_setup
+from pipeline.tuning.tracked import TrackedSearch, track_search
+from pipeline.tuning.words import plan_lines, result_lines, trial_line, used_text
 
 FOLDER = RUNS / "tune"
 _PROBES = "probe"
@@ -35,35 +33,18 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
         console.print(stage_line("tune", settings.base or "", "draws models and counts what they cost"))
         setup = make_setup(params, settings)
         journal = Journal(FOLDER)
-        _check_resume(setup, journal, resume=resume)
+        check_resume(setup, journal, folder=FOLDER, resume=resume)
         clock = Clock(began, before=journal.seconds())
         with cluster(RayTrainSettings()):
             share = ray_side.share_of_cluster(trials_per_gpu=settings.trials_per_gpu)
             setup = _without_slow(setup, share)
             ledger = _make_ledger(setup, journal, share, clock)
-            search = Search(setup.candidates, settings, full_compute=ledger.plan.compute)
-            _print_plan(setup, search, ledger, clock)
-            _run(params, setup, search, ledger, journal, share=share, clock=clock)
+            with track_search(params.tracking.experiment, setup, epochs=ledger.plan.epochs) as tracked:
+                driver = _make_driver(setup, ledger, journal, share=share, clock=clock, tracked=tracked)
+                _say(setup, *plan_lines(setup, driver.search, ledger, seconds=clock.seconds()))
+                _train(driver, setup, share=share, max_failures=params.train.max_failures, journal=journal)
+                _finish(params, setup, driver, tracked)
         forget(FOLDER)  # last of all: until here a kill costs no trial
-
-
-def _check_resume(setup: Setup, journal: Journal, *, resume: bool) -> None:
-    """ValueError where a search was interrupted here that this command would not go on with."""
-    if not journal.exists():
-        return
-    if not resume:
-        raise ValueError(
-            f"a search was interrupted here ({show_amount('seconds', journal.seconds())} used); "
-            f"`yolov7 tune --resume` goes on with it, `rm -r {FOLDER}` forgets it"
-        )
-    before, now = journal.header()["search"], setup.describe()
-    if before != now:
-        changed = [name for name in now if before.get(name) != now[name] and name != "fingerprint"]
-        what = f"{changed[0]} was {before.get(changed[0])}" if changed else "the base or its training was another"
-        raise ValueError(
-            f"the search that was interrupted here is another: {what}; "
-            f"give the same options, or `rm -r {FOLDER}` to forget it"
-        )
 
 
 def _without_slow(setup: Setup, share: ray_side.Share) -> Setup:
@@ -113,7 +94,7 @@ def _make_ledger(setup: Setup, journal: Journal, share: ray_side.Share, clock: C
     return ledger
 
 
-def _plan(setup: Setup, share: ray_side.Share, *, epochs: int, speed: Any) -> Plan:
+def _plan(setup: Setup, share: ray_side.Share, *, epochs: int, speed: Speed | None) -> Plan:
     splits = setup.data.splits
     return Plan(
         epochs=epochs,
@@ -138,79 +119,55 @@ def _probe(setup: Setup, plan: Plan, share: ray_side.Share) -> list[Probe]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _print_plan(setup: Setup, search: Search, ledger: Ledger, clock: Clock) -> None:
-    plan = ledger.plan
-    number = ledger.expected_trials(search.strata, seconds=clock.seconds())
-    low, high = (pick(c.gflops for c in setup.candidates) for pick in (min, max))
-    _say(
-        setup,
-        f"budget {setup.budget}: about {number} trials of {plan.epochs} epochs, {plan.at_once} at a time, "
-        f"out of {len(setup.candidates)} models in {len(search.strata)} strata from {low:.3g} to {high:.3g} GFLOPs",
-    )
-    affordable = [c for c in setup.candidates if ledger.affords(c, (), seconds=clock.seconds())]
-    largest = max(affordable or setup.candidates, key=lambda candidate: candidate.gflops)
-    takes = f", about {show_amount('seconds', plan.seconds(largest))}" if plan.speed else ""
-    left_out = f"; {setup.left_out} models above the caps are left out" if setup.left_out else ""
-    _say(
-        setup,
-        f"the largest is {largest.label}: {largest.gflops:.3g} GFLOPs, {largest.parameters_deployed / 1e6:.3g} M "
-        f"parameters, {plan.compute(largest):.2g} flop of training{takes}{left_out}",
-    )
-
-
-def _run(
-    params: Params,
-    setup: Setup,
-    search: Search,
-    ledger: Ledger,
-    journal: Journal,
-    *,
-    share: ray_side.Share,
-    clock: Clock,
-) -> None:
+def _make_driver(
+    setup: Setup, ledger: Ledger, journal: Journal, *, share: ray_side.Share, clock: Clock, tracked: TrackedSearch
+) -> Driver:
+    """The search as its journal has it, ready to go on."""
+    search = Search(setup.candidates, setup.settings, full_compute=ledger.plan.compute)
     journal.replay(search, {candidate.key: candidate for candidate in setup.candidates})
-    tracker = Tracker(f"{params.tracking.experiment}-tune")
-    key = RunKey(variant=f"tune {setup.base_name}", seed=setup.settings.seed, fingerprint=setup.fingerprint)
-    with tracker.run(key) as parent:
-        parent.log_params(setup.settings.model_dump() | {"base": setup.base_name, "epochs": ledger.plan.epochs})
 
-        def on_end(trial: Trial) -> None:
-            _say(setup, _trial_text(trial, search, ledger, clock))
-            _track(tracker, parent, trial, setup=setup)
+    def on_end(trial: Trial) -> None:
+        trials = tuple(search.trials.values())
+        ended = sum(other.status != "running" for other in trials)
+        _say(setup, trial_line(trial, ended=ended, used=used_text(ledger, trials, seconds=clock.seconds())))
+        tracked.log_trial(trial)
 
-        driver = Driver(
-            search,
-            ledger,
-            journal,
+    return Driver(
+        search,
+        ledger,
+        journal,
+        folder=FOLDER,
+        clock=clock,
+        make_job=lambda c: setup.job(c, ledger.plan, folder=FOLDER, loader_workers=share.loader_workers),
+        warm_start=setup.settings.warm_start,
+        on_end=on_end,
+    )
+
+
+def _train(driver: Driver, setup: Setup, *, share: ray_side.Share, max_failures: int, journal: Journal) -> None:
+    """Runs the trials; ValueError where they fail one after the other."""
+    try:
+        ray_side.run_trials(
+            driver,
+            share,
             folder=FOLDER,
-            clock=clock,
-            make_job=lambda c: setup.job(c, ledger.plan, folder=FOLDER, loader_workers=share.loader_workers),
-            warm_start=setup.settings.warm_start,
-            on_end=on_end,
+            max_failures=max_failures,
+            on_tick=lambda: journal.note_seconds(driver.clock.seconds()),
         )
-        try:
-            ray_side.run_trials(
-                driver,
-                share,
-                folder=FOLDER,
-                max_failures=params.train.max_failures,
-                on_tick=lambda: journal.note_seconds(clock.seconds()),
-            )
-        except KeyboardInterrupt:
-            _say(setup, f"{len(driver.trials)} trials so far; `yolov7 tune --resume` goes on with them")
-            raise
-        driver.check()
-        _finish(params, setup, driver, parent)
+    except KeyboardInterrupt:
+        _say(setup, f"{len(driver.trials)} trials so far; `yolov7 tune --resume` goes on with them")
+        raise
+    driver.check()
 
 
-def _finish(params: Params, setup: Setup, driver: Driver, parent: TrackedRun) -> None:
+def _finish(params: Params, setup: Setup, driver: Driver, tracked: TrackedSearch) -> None:
     """Writes the results, and says what they are."""
-    ledger, clock = driver.ledger, driver.clock
-    summary: dict[str, Any] = {
+    ledger, trials, seconds = driver.ledger, driver.trials, driver.clock.seconds()
+    summary = {
         "base": setup.base_name,
         "budget": setup.settings.budget,
-        "spent": ledger.spent(driver.trials, seconds=clock.seconds()),
-        "seconds": clock.seconds(),
+        "spent": ledger.spent(trials, seconds=seconds),
+        "seconds": seconds,
         "seed": setup.settings.seed,
         "epochs": ledger.plan.epochs,
         "models": len(setup.candidates),
@@ -219,67 +176,13 @@ def _finish(params: Params, setup: Setup, driver: Driver, parent: TrackedRun) ->
     }
     folder, rules = stage_folder("tune"), setup.settings.rules
     with whole_folder(folder) as draft:
-        chosen = write_results(draft, driver.trials, rules=rules, summary=summary, journal=FOLDER / "journal.jsonl")
-    parent.log_artifact(folder, "tune")
-    counts = {status: sum(trial.status == status for trial in driver.trials) for status in _SHOWN}
-    parent.log_metrics({f"tune/{name}": number for name, number in counts.items()})
-    shown = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    used = show_amount(ledger.budget.kind, ledger.spent(driver.trials, seconds=clock.seconds()))
-    _say(setup, f"{len(driver.trials)} trials ({shown}); {used} of {ledger.budget} used")
-    for name, line in fit_by_rule(driver.trials, rules).items():
-        error = f" +- {line.slope_error:.3f}" if line.slope_error is not None else ""
-        _say(setup, f"AP per doubling of GFLOPs, {name}: {line.slope:+.3f}{error} ({line.points} models)")
-    if chosen is None:
-        _say(setup, "no trial came to a first AP; give more budget")
-        return
-    candidate = chosen.candidate
-    _say(setup, f"best: {candidate.label}, AP {chosen.AP:.3f}, {candidate.gflops:.3g} GFLOPs")
+        chosen = write_results(draft, trials, rules=rules, summary=summary, journal=FOLDER / "journal.jsonl")
+    tracked.log_results(folder, trials)
+    used = used_text(ledger, trials, seconds=driver.clock.seconds())
+    _say(setup, *result_lines(trials, fits=fit_by_rule(trials, rules), chosen=chosen, used=used))
     console.print(f"Table and plot: {folder}/trials.csv, {folder}/scaling.png   Next: yolov7 tune --adopt, dvc repro")
 
 
-_SHOWN = ("complete", "stopped", "cut", "failed")
-
-
-def _trial_text(trial: Trial, search: Search, ledger: Ledger, clock: Clock) -> str:
-    candidate = trial.candidate
-    measured = "AP -    " if trial.AP is None else f"AP {trial.AP:.3f}"
-    ended = sum(other.status != "running" for other in search.trials.values())
-    kind = ledger.budget.kind
-    used = show_amount(kind, ledger.spent(tuple(search.trials.values()), seconds=clock.seconds()))
-    fault = f": {trial.error}" if trial.error else ""
-    return (
-        f"{ended:>3}  {candidate.label:<24} {candidate.gflops:>7.3g} GFLOPs  {measured}  {trial.status} after "
-        f"{trial.epochs} epochs, {show_amount('seconds', trial.seconds)}{fault}  ({used} of {ledger.budget})"
-    )
-
-
-def _track(tracker: Tracker, parent: TrackedRun, trial: Trial, *, setup: Setup) -> None:
-    """A run of the trial below that of the search."""
-    candidate = trial.candidate
-    key = RunKey(variant=candidate.label, seed=setup.settings.seed, fingerprint=f"{setup.fingerprint}-{candidate.key}")
-    with tracker.run(key) as run:
-        run.set_tags(_child_tags(parent, trial))
-        run.log_params({"rule": candidate.rules[0], **dict(candidate.features)})
-        for epoch, AP in trial.curve:
-            run.log_metrics({"AP_by_epoch": AP}, step=epoch)
-        run.log_metrics(_figures(trial))
-
-
-def _child_tags(parent: TrackedRun, trial: Trial) -> Mapping[str, Any]:
-    tags: dict[str, Any] = {"status": trial.status, "rules": " ".join(trial.candidate.rules)}
-    return tags | ({"mlflow.parentRunId": parent.run_id} if parent.run_id else {})
-
-
-def _figures(trial: Trial) -> dict[str, float | None]:
-    candidate = trial.candidate
-    return {
-        "AP": trial.AP,
-        "gflops": candidate.gflops,
-        "parameters": candidate.parameters_deployed,
-        "training_flop": trial.compute,
-        "seconds": trial.seconds,
-    }
-
-
-def _say(setup: Setup, text: str) -> None:
-    console.print(stage_line("tune", setup.base_name, text))
+def _say(setup: Setup, *lines: str) -> None:
+    for line in lines:
+        console.print(stage_line("tune", setup.base_name, line))

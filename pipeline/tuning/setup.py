@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline.artifacts import PreparedData, read_json, stage_folder
 from pipeline.params import Params, PipelineTrainSettings, TuneSettings
-from pipeline.tuning.budget import Budget, parse_budget
+from pipeline.tuning.budget import Budget, parse_budget, show_amount
 from pipeline.tuning.costs import Caps, counted_costs
 from pipeline.tuning.driver import trial_folder
+from pipeline.tuning.journal import Journal
 from pipeline.tuning.plan import Plan
 from pipeline.tuning.space import Candidate, draw_candidates
 from yolov7.errors import SpecError
@@ -88,6 +89,25 @@ def make_setup(params: Params, settings: TuneSettings) -> Setup:
         )
     kept = Caps(settings.max_gflops, settings.max_params, None).keep(drawn)
     return Setup(settings, budget, base_name, base, train, data, kept, len(drawn) - len(kept))
+
+
+def check_resume(setup: Setup, journal: Journal, *, folder: Path, resume: bool) -> None:
+    """ValueError where a search was interrupted here that this command would not go on with."""
+    if not journal.exists():
+        return
+    if not resume:
+        raise ValueError(
+            f"a search was interrupted here ({show_amount('seconds', journal.seconds())} used); "
+            f"`yolov7 tune --resume` goes on with it, `rm -r {folder}` forgets it"
+        )
+    before, now = journal.header()["search"], setup.describe()
+    if before != now:
+        changed = [name for name in now if before.get(name) != now[name] and name != "fingerprint"]
+        what = f"{changed[0]} was {before.get(changed[0])}" if changed else "the base or its training was another"
+        raise ValueError(
+            f"the search that was interrupted here is another: {what}; "
+            f"give the same options, or `rm -r {folder}` to forget it"
+        )
 
 
 def _find_base(params: Params, name: str) -> tuple[ModelSpec, PipelineTrainSettings]:

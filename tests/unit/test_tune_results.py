@@ -15,6 +15,7 @@ from pipeline.tuning.adopt import adopt, insert_variant
 from pipeline.tuning.results import choose, fit_by_rule, pareto_front, write_results
 from pipeline.tuning.search import Status, Trial
 from pipeline.tuning.space import Candidate
+from pipeline.tuning.words import result_lines, trial_line
 from tests.unit.tune_models import make_candidate
 from yolov7.scaling import scale_spec
 from yolov7.spec import load_spec, spec_to_json
@@ -103,3 +104,15 @@ def test_a_variant_is_inserted_behind_the_last_one_and_indented_as_it() -> None:
     assert yaml.safe_load(insert_variant(last, "c", {"spec": "x"}))["variants"]["c"] == {"spec": "x"}
     with pytest.raises(ValueError, match=r"add this to it: c: \{spec: x\.yaml\}"):
         insert_variant("variants: {a: {spec: nano}}\n", "c", {"spec": "x.yaml"})
+
+
+def test_what_came_out_is_said_with_its_uncertainty() -> None:
+    trials = [make_trial(cost, AP) for cost, AP in ((1.0, 0.1), (2.0, 0.25), (4.0, 0.3))]
+    trials.append(make_trial(0.5, None, status="cut"))
+    lines = list(
+        result_lines(trials, fits=fit_by_rule(trials, ("width",)), chosen=choose(trials), used="4 of 4 trials")
+    )
+    assert lines[0] == "4 trials (3 complete, 1 cut); 4 of 4 trials used"
+    assert lines[2] == "AP per doubling of GFLOPs, width: +0.100 +- 0.029 (3 models)"
+    assert lines[-1] == "best: model 400, AP 0.300, 4 GFLOPs"
+    assert "AP -" in trial_line(trials[-1], ended=4, used="")
