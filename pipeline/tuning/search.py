@@ -11,7 +11,7 @@ from typing import Literal, final
 
 from pipeline.params import TuneRule, TuneSettings
 from pipeline.tuning.halving import RUNGS, Halving
-from pipeline.tuning.sampler import Sampler
+from pipeline.tuning.sampler import make_sampler
 from pipeline.tuning.space import Candidate
 
 # complete: trained to its end; stopped: by halving; cut: by the end of the budget; failed: see its error
@@ -53,7 +53,7 @@ class Search:
         self._settings, self._full_compute = settings, full_compute
         self.strata = split_strata(candidates, settings.strata)
         self._stratum_of = {candidate.key: i for i, stratum in enumerate(self.strata) for candidate in stratum}
-        self._sampler = Sampler(settings.sampler, self.strata)
+        self._sampler = make_sampler(settings.sampler, self.strata)
         self._halvings = [
             Halving(
                 [share * min(full_compute(candidate) for candidate in stratum) for share in RUNGS],

@@ -1,7 +1,7 @@
 """Makes the table: `python -m tests.surrogate FOLDER`, about a quarter of an hour on one core; it may be interrupted.
 
-Every model is trained from the start with each seed, on the embedded data drawn small, all with the same settings and
-the same number of images.
+Every model is trained from the start with each seed, on images of discs and squares that are learned in seconds; all
+have the same settings and see as many images.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 
-from pipeline.params import DataSettings, SyntheticSettings
-from pipeline.stages.prepare import prepare
 from pipeline.tuning.space import Candidate
-from tests.surrogate.table import PATH, make_candidates
+from tests.surrogate.table import CLASSES, PATH, make_candidates
+from yolov7.data.labels import AnnotatedImage, build_index, save_index
 from yolov7.settings import TrainSettings
 from yolov7.train.job import TrainJob
 from yolov7.train.loop import fit
@@ -27,7 +28,8 @@ from yolov7.train.record import read_epochs
 from yolov7.train.worker import Worker
 
 SEEDS = (0, 1)
-IMAGES = SyntheticSettings(train_images=96, val_images=48, image_size=128)
+IMAGES = {"train": 96, "val": 48}
+SIDE = 128  # of an image, pixels
 TRAINING: dict[str, Any] = {
     "epochs": 8,
     "batch_size": 8,
@@ -52,8 +54,8 @@ TRAINING: dict[str, Any] = {
 def main() -> None:
     torch.set_num_threads(1)
     os.chdir(sys.argv[1])
-    if not Path("artifacts/prepare").exists():
-        prepare(DataSettings(synthetic=IMAGES))
+    for split, count in IMAGES.items():
+        _draw_split(split, count)
     known = _read()
     candidates = make_candidates()
     for seed in SEEDS:
@@ -63,6 +65,35 @@ def main() -> None:
                 values[str(seed)] = _train(candidate, seed)
                 Path("known.json").write_text(json.dumps(known))
     _write(candidates, known)
+
+
+def _draw_split(split: str, count: int) -> None:
+    generator = np.random.default_rng(len(split))
+    images = []
+    for i in range(count):
+        pixels, boxes, labels = _draw(generator)
+        path = Path("data", split, f"{i}.png").resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), pixels)
+        images.append(AnnotatedImage(path, boxes, labels, np.zeros(len(labels), bool)))
+    save_index(Path("data", f"{split}.npz"), build_index(images, class_names=CLASSES)[0])
+
+
+def _draw(generator: np.random.Generator) -> tuple[Any, Any, Any]:
+    """Bright discs and squares of 12 to 60 pixels on grey noise, with their boxes and labels."""
+    pixels = generator.integers(40, 120, (SIDE, SIDE, 3), dtype=np.uint8)
+    boxes, labels = [], []
+    for _ in range(generator.integers(1, 5)):
+        radius = int(generator.integers(6, 31))
+        x, y = (int(generator.integers(radius, SIDE - radius)) for _ in range(2))
+        colour, label = generator.integers(150, 256, 3).tolist(), int(generator.integers(2))
+        if label == 0:
+            cv2.circle(pixels, (x, y), radius, colour, -1)
+        else:
+            cv2.rectangle(pixels, (x - radius, y - radius), (x + radius, y + radius), colour, -1)
+        boxes.append([x - radius, y - radius, x + radius, y + radius])
+        labels.append(label)
+    return pixels, np.array(boxes, float), np.array(labels)
 
 
 def _read() -> dict[str, dict[str, float]]:
@@ -78,7 +109,7 @@ def _train(candidate: Candidate, seed: int) -> float:
         spec_json=candidate.spec_json,
         settings=TrainSettings.model_validate({**TRAINING, "image_size": candidate.image_size}),
         seed=seed,
-        data_folder=Path("artifacts/prepare").resolve(),
+        data_folder=Path("data").resolve(),
         data_hash="",
         run_folder=folder,
     )
@@ -108,7 +139,7 @@ def _write(candidates: tuple[Candidate, ...], known: dict[str, dict[str, float]]
     how = {
         "made_by": "python -m tests.surrogate",
         "training": TRAINING,
-        "data": IMAGES.model_dump(),
+        "images": IMAGES,
         "seeds": SEEDS,
         "torch": torch.__version__,
         "machine": platform.machine(),

@@ -15,8 +15,8 @@ from yolov7.scaling import scale_spec
 from yolov7.spec import load_spec, spec_to_json
 
 PATH = Path(__file__).with_name("table.json")
-DEPTHS, WIDTHS, SIZES = (0.5, 1.0, 1.5, 2.0), (0.375, 0.5, 0.625, 0.75, 1.0), (64, 96, 128)
-NUM_CLASSES = 8
+DEPTHS, WIDTHS, SIZES = (0.5, 1.0, 1.5), (0.375, 0.5, 0.75, 1.0), (64, 96, 128)
+CLASSES = ("disc", "square")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def make_candidates() -> tuple[Candidate, ...]:
     found = []
     for depth, width, size in itertools.product(DEPTHS, WIDTHS, SIZES):
         spec = scale_spec(nano, rule="both", depth=depth, width=width)
-        cost = spec_cost(spec, num_classes=NUM_CLASSES, image_size=size)
+        cost = spec_cost(spec, num_classes=len(CLASSES), image_size=size)
         found.append(
             Candidate(
                 key=model_key(spec, size),
