@@ -23,7 +23,6 @@ from pipeline.tuning.tracked import TrackedSearch, track_search
 from pipeline.tuning.words import plan_lines, result_lines, trial_line, used_text
 
 FOLDER = RUNS / "tune"
-_PROBES = "probe"
 
 
 def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
@@ -109,7 +108,7 @@ def _plan(setup: Setup, share: ray_side.Share, *, epochs: int, speed: Speed | No
 def _probe(setup: Setup, plan: Plan, share: ray_side.Share) -> list[Probe]:
     """Of the cheapest and of the dearest model, side by side."""
     ordered = sorted(setup.candidates, key=lambda candidate: candidate.training_gflops)
-    folder = FOLDER.with_name(f"{FOLDER.name}-{_PROBES}")
+    folder = FOLDER.with_name(f"{FOLDER.name}-probe")
     chosen = (ordered[0], ordered[-1])
     jobs = [setup.job(c, plan, folder=folder, loader_workers=share.loader_workers) for c in chosen]
     jobs = [job.model_copy(update={"run_folder": job.run_folder.with_name(str(i))}) for i, job in enumerate(jobs)]
