@@ -41,7 +41,7 @@ def make_soup(paths: Sequence[Path], *, output: Path, greedy: bool) -> None:
     `greedy`: only those that make it better, the best one first. ArtifactError for files that cannot be averaged, and
     where batch norm or AP need data that are not prepared.
     """
-    if len(set(paths)) < 2:
+    if len(set(paths)) < max(2, len(paths)):
         raise ArtifactError("a soup needs two weight files at least, each named once")
     device = resolve_device()
     ingredients = [_read(path, device) for path in paths]

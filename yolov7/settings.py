@@ -118,7 +118,9 @@ class TrainSettings(Settings):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the model")
     multi_scale: Probability = Field(0.0, description="training sizes vary by up to this share")
-    close_mosaic: int = Field(10, ge=0, description="last epochs without mosaic and mixup; at most a fifth of the run")
+    close_mosaic: int = Field(
+        10, ge=0, description="last epochs without mosaic, mixup and pasted objects; at most a fifth of the run"
+    )
     validate_every: int = Field(1, ge=1, description="epochs between two validations")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
     checkpoint_minutes: NonNegative = Field(10.0, description="and within an epoch, minutes since the last one")

@@ -54,14 +54,14 @@ def test_the_loss_falls(name: str, method: str, data: Path, tmp_path: Path) -> N
     loss = METHODS[method]
     spec = with_auxiliary(narrow(name)) if "auxiliary" in loss else without_auxiliary(narrow(name))
     settings = {
-        "epochs": 12,
-        "batch_size": 4,
+        "epochs": 20,
+        "batch_size": 2,
         "image_size": 128,
         "precision": "float32",
-        "validate_every": 12,
+        "validate_every": 20,
         "augment": {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "flip_horizontal": 0.0},
         "loss": {**loss, "classification": 8.0},
-        "optim": {"optimizer": "adamw", "lr0": 0.004, "momentum": 0.9, "nominal_batch": 4},
+        "optim": {"optimizer": "adamw", "lr0": 0.004, "momentum": 0.9, "nominal_batch": 2},
     }
     job = TrainJob(
         spec_json=spec_to_json(spec),

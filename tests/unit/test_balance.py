@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from yolov7.data.balance import balanced_order, repeat_factors
-from yolov7.data.labels import ImageIndex
+from yolov7.data.dataset import DetectionDataset
+from yolov7.data.labels import AnnotatedImage, ImageIndex, build_index
+from yolov7.data.loader import TrainLoader
 
 
 def index_of(labels: list[list[int]]) -> ImageIndex:
@@ -49,6 +52,27 @@ def test_an_epoch_holds_each_image_in_proportion(seed: int) -> None:
     assert (counts >= np.floor(expected)).all()
     assert (counts <= np.ceil(expected)).all()
     assert not (np.diff(order) >= 0).all()
+
+
+def test_batches_of_a_balanced_epoch_are_split_among_ranks(tmp_path: Path) -> None:
+    annotated = []
+    for i in range(12):
+        path = tmp_path / f"{i}.png"
+        cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+        label = np.array([int(i == 7)])
+        annotated.append(AnnotatedImage(path, np.array([[1.0, 1, 6, 6]]), label, np.array([False])))
+    index, _ = build_index(annotated, class_names=("common", "rare"))
+    dataset = DetectionDataset(index, image_size=32)
+
+    def epoch(**place: int) -> list[int]:
+        loader = TrainLoader(dataset, batch_size=4, seed=2, balance=0.75, **place)
+        return [i for batch in loader.epoch(3) for i in batch.index]
+
+    seen = epoch()
+    assert len(seen) == 12
+    assert seen.count(7) in (2, 3)  # a factor of 3 among eleven of 1
+    assert sorted(epoch(world_size=2) + epoch(rank=1, world_size=2)) == sorted(seen)
+    assert epoch() == seen
 
 
 def test_equal_factors_show_every_image_once() -> None:

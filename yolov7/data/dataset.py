@@ -74,7 +74,7 @@ class DetectionDataset:
     def sample(self, i: int, *, epoch: int = 0, mosaic: bool = True) -> Sample:
         """The sample of image i in an epoch; without `augment` its letterboxed image.
 
-        `mosaic=False` leaves out mosaic and mixup, as in the last epochs.
+        `mosaic=False` leaves out mosaic, mixup and pasted objects, as in the last epochs.
         """
         if self.augment is None:
             return self._plain(i)
@@ -86,7 +86,8 @@ class DetectionDataset:
             image = blend(image, other[0], generator=generator)
             boxes, labels = np.concatenate([boxes, other[1]]), np.concatenate([labels, other[2]])
         image = vary_colour(image, self.augment, generator=generator)
-        image, boxes, labels = self._pasted(image, boxes, labels, self.augment, generator=generator)
+        if mosaic:
+            image, boxes, labels = self._pasted(image, boxes, labels, self.augment, generator=generator)
         horizontal, vertical = generator.random(2) < (self.augment.flip_horizontal, self.augment.flip_vertical)
         image, boxes = flip(image, boxes, horizontal=bool(horizontal), vertical=bool(vertical))
         return Sample(image, normalise_boxes(boxes, width=self.image_size, height=self.image_size), labels)
