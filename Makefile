@@ -16,7 +16,7 @@ help:
 	@echo "make repro      run the whole pipeline on the embedded data: prepare, train, reparam, evaluate, benchmark, tables"
 	@echo "make test       the tests (under 15 minutes on two cores)"
 	@echo "make test-slow  the slower tests: whole pipelines, several workers"
-	@echo "make check      ruff, mypy, import-linter, and what we count against what the paper prints"
+	@echo "make check      ruff, mypy, import-linter, infra/, and what we count against what the paper prints"
 	@echo "make bench      speed, as ratios to plain versions of the same thing"
 	@echo "make clean      remove what was built; keeps the virtual environment"
 
@@ -52,6 +52,8 @@ check: $(READY)
 	@mypy
 	@echo "== import-linter"
 	@lint-imports
+	@echo "== infra"
+	@python -m pytest -q tests/contract/test_infra.py
 	@echo "== the paper's tables"
 	@yolov7 tables --check
 
