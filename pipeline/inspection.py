@@ -135,8 +135,8 @@ def _draw_assigned(sample: Sample, cells: Assignment, *, name: str, first: int, 
     corners = _corners(sample, side=canvas.shape[0])
     drawn = draw_boxes(drawn, corners, texts=[""] * len(objects), colours=[class_colour(i) for i in objects])
     levels = Counter(cells.level.tolist())
-    parts = ", ".join(f"{levels[level]} at stride {stride}" for level, stride in enumerate(strides) if levels[level])
-    return captioned(drawn, f"{name}, {len(cells)} positives: {parts or 'none'}")
+    parts = ", ".join(f"{stride}: {levels[level]}" for level, stride in enumerate(strides) if levels[level])
+    return captioned(drawn, f"{name}, {len(cells)} positives" + (f"; at stride {parts}" if parts else ""))
 
 
 def _corners(sample: Sample, *, side: int) -> Boxes:
