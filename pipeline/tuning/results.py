@@ -60,11 +60,11 @@ def choose(trials: Iterable[Trial]) -> Trial | None:
 
 
 def fit_by_rule(trials: Iterable[Trial], rules: Sequence[TuneRule]) -> dict[str, Line]:
-    """AP over doublings of GFLOPs: of all complete trials, and of those that each rule can make."""
+    """AP over doublings of GFLOPs: of all complete trials, and of those that each rule can make; of two at least."""
     complete = [trial for trial in trials if trial.status == "complete" and trial.AP is not None]
     groups: dict[str, list[Trial]] = {"all": complete}
     groups |= {rule: [trial for trial in complete if rule in trial.candidate.rules] for rule in rules}
-    return {name: fit_line([_point(trial) for trial in group]) for name, group in groups.items() if group}
+    return {name: fit_line([_point(trial) for trial in group]) for name, group in groups.items() if len(group) > 1}
 
 
 def describe_line(line: Line) -> dict[str, float | int | None]:
