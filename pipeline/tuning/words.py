@@ -48,7 +48,7 @@ def trial_line(trial: Trial, *, ended: int, used: str) -> str:
 def used_text(ledger: Ledger, trials: Sequence[Trial], *, seconds: float) -> str:
     """`6m of 15m`."""
     spent = show_amount(ledger.budget.kind, ledger.spent(trials, seconds=seconds))
-    return f"{spent.removesuffix(' trials')} of {ledger.budget}"
+    return f"{spent.partition(' ')[0]} of {ledger.budget}"
 
 
 def result_lines(

@@ -31,11 +31,11 @@ SEEDS = (0, 1)
 IMAGES = {"train": 96, "val": 48}
 SIDE = 128  # of an image, pixels
 TRAINING: dict[str, Any] = {
-    "epochs": 8,
+    "epochs": 12,
     "batch_size": 8,
     "precision": "float32",
-    "validate_every": 8,
-    "checkpoint_every": 8,
+    "validate_every": 12,
+    "checkpoint_every": 12,
     "loader_workers": 0,
     "augment": {"mosaic": 0.0, "mixup": 0.0, "scale": 0.15, "hsv_saturation": 0.3, "hsv_value": 0.2},
     "loss": {"box": 0.8, "objectness": 16.0, "classification": 8.0},
