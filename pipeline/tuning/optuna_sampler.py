@@ -31,7 +31,9 @@ class OptunaSampler(Sampler):
         self._centres = {c.key: fmean(map(log_cost, stratum)) for stratum in strata for c in stratum}
         self._points = _points(strata)
         columns = {name: [point[name] for point in self._points.values()] for name in next(iter(self._points.values()))}
-        self._box = {name: FloatDistribution(min(row), max(row)) for name, row in columns.items()}
+        self._box = {
+            name: FloatDistribution(min(row), max(row)) for name, row in columns.items() if min(row) < max(row)
+        }
 
     def choose(
         self,
@@ -41,7 +43,7 @@ class OptunaSampler(Sampler):
         pending: Sequence[Candidate],
         generator: random.Random,
     ) -> Candidate:
-        if len(results) < FEWEST:
+        if len(results) < FEWEST or not self._box:
             return generator.choice(untried)
         proposal = self._propose(results, seed=generator.randrange(2**31))
         return min(untried, key=lambda candidate: (self._distance(proposal, candidate), candidate.key))
@@ -51,13 +53,18 @@ class OptunaSampler(Sampler):
         study = optuna.create_study(direction="maximize", sampler=_make(self._name, seed))
         trend = fit_line([(log_cost(candidate), AP) for candidate, AP in results])
         for candidate, AP in results:
-            above, point = AP - trend.at(self._centres[candidate.key]), self._points[candidate.key]
+            above = AP - trend.at(self._centres[candidate.key])
+            point = {name: self._points[candidate.key][name] for name in self._box}
             study.add_trial(optuna.create_trial(params=point, distributions=dict(self._box), value=above))
         return dict(study.ask(dict(self._box)).params)
 
     def _distance(self, proposal: dict[str, float], candidate: Candidate) -> float:
+        """In units of the box."""
         point = self._points[candidate.key]
-        return sum((value - point[name]) ** 2 for name, value in proposal.items())
+        away = (
+            (value - point[name]) / (self._box[name].high - self._box[name].low) for name, value in proposal.items()
+        )
+        return sum(share**2 for share in away)
 
 
 def _points(strata: Sequence[Sequence[Candidate]]) -> dict[str, dict[str, float]]:
