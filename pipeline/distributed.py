@@ -80,6 +80,7 @@ def cluster(settings: RayTrainSettings) -> Iterator[int]:
         _join(address, quiet)
         cpus = _cpus(settings, int(ray.cluster_resources().get("CPU", 1)))
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody drains this machine
         cpus = _cpus(settings, _own_cpus())
         _start(cpus * settings.workers, quiet)
     try:
