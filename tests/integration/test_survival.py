@@ -71,6 +71,7 @@ class Training:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
         )
         self._family: list[psutil.Process] = []
 
@@ -109,6 +110,11 @@ class Training:
         """The processes that it started and that do not end within that time."""
         _, alive = psutil.wait_procs(self._family, timeout=seconds)
         return [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def _hear_ctrl_c() -> None:
+    """What a shell started in the background hears no SIGINT, nor does what it starts in its turn."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_everything_that_may_happen_in_an_afternoon(
