@@ -99,12 +99,16 @@ def _hear_of_the_end() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _start(cpus: int, quiet: dict[str, Any]) -> None:
+def _start(cpus: int, quiet: dict[str, Any], *, again: bool = True) -> None:
     import ray
 
     try:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     except Exception as error:  # Ray has no class of its own for processes that do not come up
+        if again and "timed out" in str(error):  # its half a minute is short on a machine that has other work too
+            ray.shutdown()
+            _start(cpus, quiet, again=False)
+            return
         raise RuntimeError(
             f"Ray does not start on this machine ({one_line(error)}); it needs memory and room in its temporary "
             "folder, /tmp/ray"
