@@ -76,7 +76,7 @@ class Training:
         self._family: list[psutil.Process] = []
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not reached():
             assert self.process.poll() is None, self.process.communicate()[0]
             assert time.monotonic() < deadline
@@ -104,7 +104,7 @@ class Training:
         return max(checkpoint_steps(self.run))
 
     def output(self) -> str:
-        return self.process.communicate(timeout=300)[0]
+        return self.process.communicate(timeout=900)[0]
 
     def left_over(self, *, seconds: float) -> list[str]:
         """The processes that it started and that do not end within that time."""
