@@ -19,6 +19,7 @@ from yolov7.plain_yaml import read_yaml
 from yolov7.recipes import expand_recipe, merge
 from yolov7.scaling import Rule
 from yolov7.settings import (
+    COCO_ENGINE,
     COCO_NMS,
     CocoEngine,
     NmsSettings,
@@ -117,7 +118,7 @@ class EvaluateSettings(Settings):
 
     batch_size: int = Field(16, ge=1)
     nms: NmsSettings = COCO_NMS
-    engine: CocoEngine = Field("hotcoco", description="the library that counts; pycocotools: COCO's own, slower")
+    engine: CocoEngine = Field(COCO_ENGINE, description="the library that counts; pycocotools: COCO's own, slower")
     tolerance_ap: Positive = Field(1e-3, description="largest change of AP by re-parameterisation")
     examples: int = Field(12, ge=1, le=100, description="images drawn with their detections")
     example_confidence: Probability = 0.35

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import coco, cocoeval
 
 from yolov7.data.labels import ImageIndex
-from yolov7.settings import CocoEngine
+from yolov7.settings import COCO_ENGINE, CocoEngine
 from yolov7.structures import Detections
 
 
@@ -41,7 +41,7 @@ class _Columns:
     scores: NDArray[np.float64]
 
 
-def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = "hotcoco") -> CocoCurves:
+def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = COCO_ENGINE) -> CocoCurves:
     """Compares the detections of every image of a split, in its order and its images' pixels, with its objects.
 
     An object's area is its box's, as the index holds no outlines.

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from yolov7.boxes import pairwise_iou
-from yolov7.coco import coco_curves, columns
+from yolov7.coco import CocoCurves, coco_curves, columns
 from yolov7.data.labels import ImageIndex
-from yolov7.settings import CocoEngine
+from yolov7.settings import COCO_ENGINE, CocoEngine
 from yolov7.structures import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's order
@@ -58,11 +58,17 @@ class PrecisionRecall:
     class_names: tuple[str, ...]
 
 
-def coco_metrics(index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = "hotcoco") -> CocoFigures:
+def coco_metrics(
+    index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = COCO_ENGINE
+) -> CocoFigures:
     """The figures of the detections of every image of a split, in its order and in its images' pixels."""
-    curves = coco_curves(index, detections, engine=engine)
+    return coco_figures(coco_curves(index, detections, engine=engine), index.class_names)
+
+
+def coco_figures(curves: CocoCurves, class_names: Sequence[str]) -> CocoFigures:
+    """The means that COCO reports of these curves, and the AP of each class."""
     precision, recall = curves.precision, curves.recall  # IoU, recall, class, size, limit; without recall
-    per_class = {name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(index.class_names)}
+    per_class = {name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(class_names)}
     return CocoFigures(
         AP=_mean(precision[..., 0, 2]),
         AP50=_mean(precision[0, ..., 0, 2]),
@@ -80,12 +86,10 @@ def coco_metrics(index: ImageIndex, detections: Sequence[Detections], *, engine:
     )
 
 
-def precision_recall(
-    index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = "hotcoco"
-) -> PrecisionRecall:
+def precision_recall(curves: CocoCurves, class_names: tuple[str, ...]) -> PrecisionRecall:
     """The precision of each class at 101 recalls, for objects of all sizes at IoU .5."""
-    precision = coco_curves(index, detections, engine=engine).precision[0, :, :, 0, 2]
-    return PrecisionRecall(_RECALLS, np.where(precision < 0, np.nan, precision), index.class_names)
+    precision = curves.precision[0, :, :, 0, 2]
+    return PrecisionRecall(_RECALLS, np.where(precision < 0, np.nan, precision), class_names)
 
 
 def confusion_matrix(

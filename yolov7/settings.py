@@ -19,6 +19,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 CocoEngine = Literal["hotcoco", "pycocotools"]
+COCO_ENGINE: CocoEngine = "hotcoco"  # where none is named
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
 

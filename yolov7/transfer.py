@@ -11,20 +11,20 @@ from yolov7.errors import ArtifactError
 from yolov7.heads import Detect
 from yolov7.model import DetectionModel
 from yolov7.reparam import fuse_detect
-from yolov7.weights import load_weights
 
 _NO_CLASSES = 5  # outputs of an anchor that are no classes: box and objectness
 _BY_CLASS = ("head.convs.", "head.auxiliary_convs.", "head.im.")  # what has an output for every class
 
 
-def transfer(model: DetectionModel, *, weights: str | os.PathLike[str]) -> int:
-    """Copies into a model every tensor of a weight file that has the name and shape of its own; returns how many.
+def transfer(model: DetectionModel, source: DetectionModel, *, weights: str | os.PathLike[str]) -> int:
+    """Copies into a model every tensor of another that has the name and shape of its own; returns how many.
+
+    `weights` is the file that `source` was read from, for the messages; `source` is not to be used afterwards.
 
     Of a head with another number of classes, the outputs for box and objectness are copied; those for classes stay
-    as they are. Implicit knowledge that only the file has is folded into its convolutions; where only the model has
+    as they are. Implicit knowledge that only `source` has is folded into its convolutions; where only the model has
     it, it starts neutral. ArtifactError for weights of another model, and for re-parameterised ones.
     """
-    source = load_weights(weights).model
     if source.fused:
         raise ArtifactError(f"{weights}: is re-parameterised and cannot be trained on; name the weights of a training")
     num_copied, num_own = _copy(source, model), len(model.state_dict())

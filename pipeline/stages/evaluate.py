@@ -100,7 +100,7 @@ def _check_ap(before: float | None, after: float | None, *, tolerance: float, na
 
 
 def _write_plots(folder: Path, index: ImageIndex, result: SplitResult) -> None:
-    plots.write_precision_recall(folder, precision_recall(index, result.detections))
+    plots.write_precision_recall(folder, precision_recall(result.curves, index.class_names))
     plots.write_confusion(folder, confusion_matrix(index, result.detections), class_names=index.class_names)
 
 

@@ -112,7 +112,8 @@ def test_confusion_matrix() -> None:
 
 def test_precision_recall() -> None:
     index = index_of([CAT, (200, 200, 220, 220, 0)])
-    curves = precision_recall(index, [found((*CAT, 0.9), (400, 400, 420, 420, 0, 0.8), (200, 200, 220, 220, 0, 0.7))])
+    detections = [found((*CAT, 0.9), (400, 400, 420, 420, 0, 0.8), (200, 200, 220, 220, 0, 0.7))]
+    curves = precision_recall(coco_curves(index, detections), index.class_names)
     assert curves.precision.shape == (101, 3)
     np.testing.assert_allclose(curves.precision[:51, 0], 1.0)
     np.testing.assert_allclose(curves.precision[51:, 0], 2 / 3)

@@ -14,7 +14,7 @@ from yolov7.model import DetectionModel
 from yolov7.reparam import fuse
 from yolov7.spec import ModelSpec, load_spec, resolve_spec
 from yolov7.transfer import transfer
-from yolov7.weights import save_weights
+from yolov7.weights import load_weights, save_weights
 
 IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 PLAIN = resolve_spec({"base": "nano", "swap": {"head": {"implicit": False}}}, name="plain")
@@ -34,6 +34,10 @@ def saved(path: Path, model: DetectionModel) -> Path:
     return path
 
 
+def transfer_from(path: Path, model: DetectionModel) -> int:
+    return transfer(model, load_weights(path).model, weights=path)
+
+
 def maps_of(model: DetectionModel) -> list[Tensor]:
     with torch.no_grad():
         return list(model(IMAGES).lead)
@@ -44,7 +48,7 @@ def test_all_but_the_class_channels_are_kept(tmp_path: Path, num_classes: int) -
     source = model_of(load_spec("nano"), num_classes=5, seed=0)
     model = model_of(load_spec("nano"), num_classes=num_classes, seed=1)
     fresh = model_of(load_spec("nano"), num_classes=num_classes, seed=1)
-    num_copied = transfer(model, weights=saved(tmp_path / "w.safetensors", source))
+    num_copied = transfer_from(saved(tmp_path / "w.safetensors", source), model)
     assert num_copied == len(model.state_dict())
     for ours, theirs in zip(maps_of(model), maps_of(source), strict=True):
         torch.testing.assert_close(ours[..., :5], theirs[..., :5])
@@ -55,14 +59,14 @@ def test_all_but_the_class_channels_are_kept(tmp_path: Path, num_classes: int) -
 
 def test_the_same_classes_are_kept_wholly(tmp_path: Path) -> None:
     source, model = (model_of(load_spec("nano"), num_classes=5, seed=seed) for seed in (0, 1))
-    transfer(model, weights=saved(tmp_path / "w.safetensors", source))
+    transfer_from(saved(tmp_path / "w.safetensors", source), model)
     torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("of", "to"), [(load_spec("nano"), PLAIN), (PLAIN, load_spec("nano"))])
 def test_between_heads_with_and_without_implicit_knowledge(tmp_path: Path, of: ModelSpec, to: ModelSpec) -> None:
     source, model = model_of(of, num_classes=5, seed=0), model_of(to, num_classes=5, seed=1)
-    transfer(model, weights=saved(tmp_path / "w.safetensors", source))
+    transfer_from(saved(tmp_path / "w.safetensors", source), model)
     torch.testing.assert_close(maps_of(model), maps_of(source))
 
 
@@ -70,7 +74,7 @@ def test_an_auxiliary_head_that_the_weights_lack_is_left_alone(tmp_path: Path) -
     source = model_of(load_spec("nano"), num_classes=5, seed=0)
     model = model_of(with_auxiliary(load_spec("nano")), num_classes=5, seed=1)
     before = model.head.auxiliary_convs[0].weight.clone()
-    transfer(model, weights=saved(tmp_path / "w.safetensors", source))
+    transfer_from(saved(tmp_path / "w.safetensors", source), model)
     torch.testing.assert_close(maps_of(model), maps_of(source))
     assert torch.equal(model.head.auxiliary_convs[0].weight, before)
 
@@ -79,8 +83,8 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     source = model_of(load_spec("nano"), num_classes=5, seed=0)
     path = saved(tmp_path / "fused.safetensors", fuse(source))
     with pytest.raises(ArtifactError, match=r"fused.safetensors: is re-parameterised and cannot be trained on; name"):
-        transfer(source, weights=path)
+        transfer_from(path, source)
     path = saved(tmp_path / "nano.safetensors", source)
     other = DetectionModel(load_spec("yolov7-tiny"), num_classes=5)
     with pytest.raises(ArtifactError, match=r"of spec 'nano', fits \d+ of the \d+ tensors of spec 'yolov7-tiny'"):
-        transfer(other, weights=path)
+        transfer_from(path, other)

@@ -37,7 +37,7 @@ def begin(job: TrainJob, index: ImageIndex) -> Start:
     else:
         source = load_weights(settings.weights)
         ancestors = lineage(source.model, source.training)
-        transfer(model, weights=settings.weights)
+        transfer(model, source.model, weights=settings.weights)
     freeze(model, last=settings.freeze)
     return Start(model, ancestors, notes)
 
