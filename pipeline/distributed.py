@@ -6,12 +6,10 @@ a worker group that Ray starts again after a failure takes up its checkpoint the
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params import RayTrainSettings
+from pipeline.repro import Repro
 from yolov7.errors import is_mendable, one_line, told
 from yolov7.train.job import TrainJob
 from yolov7.train.record import NOTES
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 _ERROR_FILE = "error.txt"  # from a worker: what the user has to mend
 _STOP_FILE = "stop"  # to the workers: write a checkpoint and leave; gone when they have
 _TICK_SECONDS = 0.5
-_PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
 _REACH_SECONDS = 10.0
 
@@ -40,15 +38,22 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
 
     Joins the cluster of RAY_ADDRESS, or starts one on this machine for the time of the training.
     ValueError for what the user can mend, RuntimeError where the workers failed more often than allowed,
-    KeyboardInterrupt after SIGINT and SIGTERM, when the workers have left a checkpoint.
+    KeyboardInterrupt after SIGINT, SIGTERM and the death of the DVC above, when the workers have left a checkpoint.
     """
+    repro = Repro()
+
+    def tick() -> None:
+        on_tick()
+        if repro.is_gone():
+            raise KeyboardInterrupt
+
     _check_batch(job, settings)
     for name in (_ERROR_FILE, _STOP_FILE, NOTES):
         (job.run_folder / name).unlink(missing_ok=True)
     error_file = job.run_folder / _ERROR_FILE
     with cluster(settings) as cpus_per_worker:
         try:
-            _follow(lambda: _fit(job, settings, cpus_per_worker), stop=job.run_folder / _STOP_FILE, on_tick=on_tick)
+            _follow(lambda: _fit(job, settings, cpus_per_worker), stop=job.run_folder / _STOP_FILE, on_tick=tick)
         finally:
             if error_file.is_file():  # says more than what Ray made of it
                 raise ValueError(error_file.read_text(encoding="utf-8"))
@@ -84,19 +89,11 @@ def cluster(settings: RayTrainSettings) -> Iterator[int]:
         cpus = _cpus(settings, _own_cpus())
         _start(cpus * settings.workers, quiet)
     try:
-        _hear_of_the_end()
+        if threading.current_thread() is threading.main_thread():  # SIGTERM is as Ctrl-C, whatever Ray made of it
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield cpus
     finally:
         ray.shutdown()
-
-
-def _hear_of_the_end() -> None:
-    """SIGTERM is as Ctrl-C, whatever Ray made of it; and it comes when DVC dies, which leaves its stages running."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _start(cpus: int, quiet: dict[str, Any], *, again: bool = True) -> None:

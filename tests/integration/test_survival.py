@@ -137,6 +137,7 @@ def test_everything_that_may_happen_in_an_afternoon(
 def test_dvc_goes_on_after_ctrl_c_and_after_its_own_death(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SHELL", "/bin/sh")  # stays between DVC and the stage, as bash would not
     repro = ("dvc", "repro", "train@narrow-0")
     training = Training(project, *repro)
     training.wait_for_steps(6)
