@@ -10,9 +10,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import yolov7.train.loop
+from pipeline.params import DataSettings, SyntheticSettings
+from pipeline.stages.prepare import prepare
 from tests.artifacts import SMALL
 from yolov7.settings import TrainSettings
 from yolov7.spec import resolve_spec, spec_to_json
@@ -34,6 +37,15 @@ QUICK: dict[str, Any] = {
 WORKER = Worker(device=torch.device("cpu"))
 _PROCESSES = multiprocessing.get_context("forkserver")  # a fork of this process could not compute gradients
 _PROCESSES.set_forkserver_preload([__name__])
+
+
+def prepared(root: Path, *, train_images: int, val_images: int, image_size: int) -> Path:
+    """The folder of embedded data, prepared below `root`."""
+    synthetic = SyntheticSettings(train_images=train_images, val_images=val_images, image_size=image_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        prepare(DataSettings(synthetic=synthetic))
+    return root / "artifacts" / "prepare"
 
 
 def make_job(data: Path, run_folder: Path, **changes: Any) -> TrainJob:

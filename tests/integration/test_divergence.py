@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.params import DataSettings, SyntheticSettings
-from pipeline.stages.prepare import prepare
-from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, read_weights
+from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
 from yolov7.train.loop import Trainer, fit
 from yolov7.train.optim import build_schedule
 from yolov7.train.record import read_epochs, read_notes
@@ -27,11 +25,7 @@ SPARING = {"checkpoint_minutes": 60, "validate_every": 100, "multi_scale": 0}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    synthetic = SyntheticSettings(train_images=16, val_images=4, image_size=64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        prepare(DataSettings(synthetic=synthetic))
-    return root / "artifacts" / "prepare"
+    return prepared(root, train_images=16, val_images=4, image_size=64)
 
 
 def spoil_images(patch: pytest.MonkeyPatch, spoilt: Callable[[Progress], bool]) -> None:

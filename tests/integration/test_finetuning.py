@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.params import DataSettings, SyntheticSettings
-from pipeline.stages.prepare import prepare
-from tests.integration.runs import WORKER, make_job, read_weights
+from tests.integration.runs import WORKER, make_job, prepared, read_weights
 from yolov7.data.coco_names import COCO_NAMES
 from yolov7.errors import ArtifactError
 from yolov7.model import DetectionModel
@@ -23,10 +21,7 @@ STILL = {"epochs": 1, "optim": {"lr0": 1e-12, "warmup_bias_lr": 0.0, "nominal_ba
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        prepare(DataSettings(synthetic=SyntheticSettings(train_images=8, val_images=2, image_size=64)))
-    return root / "artifacts" / "prepare"
+    return prepared(root, train_images=8, val_images=2, image_size=64)
 
 
 @pytest.fixture

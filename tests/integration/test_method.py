@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.params import DataSettings, SyntheticSettings
-from pipeline.stages.prepare import prepare
-from tests.integration.runs import WORKER
+from tests.integration.runs import WORKER, prepared
 from yolov7.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.cost import spec_cost
 from yolov7.graph import ModelSpec
@@ -41,10 +39,7 @@ def narrow(name: str) -> ModelSpec:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        prepare(DataSettings(synthetic=SyntheticSettings(train_images=8, val_images=2, image_size=128)))
-    return root / "artifacts" / "prepare"
+    return prepared(root, train_images=8, val_images=2, image_size=128)
 
 
 @pytest.mark.slow

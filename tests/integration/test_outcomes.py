@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.soup import make_soup
-from pipeline.stages.prepare import prepare
-from tests.integration.runs import WORKER, assert_same, make_job, read_weights
+from tests.integration.runs import WORKER, assert_same, make_job, prepared, read_weights
 from yolov7.data.labels import load_index
 from yolov7.errors import ArtifactError
 from yolov7.evaluation import evaluate_split
@@ -23,11 +21,7 @@ from yolov7.weights import load_weights
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    synthetic = SyntheticSettings(train_images=8, val_images=3, image_size=64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        prepare(DataSettings(synthetic=synthetic))
-    return root / "artifacts" / "prepare"
+    return prepared(root, train_images=8, val_images=3, image_size=64)
 
 
 def measure(data: Path, folder: Path) -> float | None:

@@ -14,14 +14,13 @@ import pytest
 import torch
 
 import yolov7.train.job
-from pipeline.params import DataSettings, SyntheticSettings
-from pipeline.stages.prepare import prepare
 from tests.integration.runs import (
     KILLS,
     WORKER,
     assert_same,
     checkpoint_steps,
     make_job,
+    prepared,
     read_weights,
     start,
 )
@@ -38,11 +37,7 @@ STEPS = 12  # of a whole run
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    synthetic = SyntheticSettings(train_images=16, val_images=4, image_size=64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        prepare(DataSettings(synthetic=synthetic))
-    return root / "artifacts" / "prepare"
+    return prepared(root, train_images=16, val_images=4, image_size=64)
 
 
 @pytest.fixture(scope="module")

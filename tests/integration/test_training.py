@@ -8,28 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.params import DataSettings, SyntheticSettings
-from pipeline.stages.prepare import prepare
+from tests.integration.runs import WORKER, assert_same, checkpoint_steps, prepared, read_weights
 from yolov7.settings import TrainSettings
 from yolov7.spec import load_spec, spec_to_json
 from yolov7.train.job import TrainJob
-from yolov7.train.loop import WEIGHTS, Trainer, fit
+from yolov7.train.loop import Trainer, fit
 from yolov7.train.record import read_epochs
 from yolov7.train.worker import Worker
-from yolov7.weights import load_weights
 
-WORKER = Worker(device=torch.device("cpu"))
 QUICK = {"epochs": 3, "batch_size": 4, "image_size": 96, "precision": "float32", "optim": {"nominal_batch": 8}}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    synthetic = SyntheticSettings(train_images=10, val_images=4, image_size=128)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        prepare(DataSettings(synthetic=synthetic))
-    return root / "artifacts" / "prepare"
+    return prepared(root, train_images=10, val_images=4, image_size=128)
 
 
 def job(data: Path, run_folder: Path, **changes: object) -> TrainJob:
@@ -43,19 +36,6 @@ def job(data: Path, run_folder: Path, **changes: object) -> TrainJob:
     )
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_weights(folder / WEIGHTS).model.state_dict()
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    return sorted(int(path.stem.partition("-")[2]) for path in folder.glob("checkpoint-*.pt"))
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
 def test_a_resumed_run_ends_with_the_same_weights(data: Path, tmp_path: Path) -> None:
     fit(job(data, tmp_path / "whole"), WORKER)
     first = Trainer(job(data, tmp_path / "parts"), WORKER)
@@ -63,14 +43,14 @@ def test_a_resumed_run_ends_with_the_same_weights(data: Path, tmp_path: Path) ->
     first.run_epoch()
     del first
     fit(job(data, tmp_path / "parts"), WORKER)
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert_same(read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts"))
     assert [line["epoch"] for line in read_epochs(tmp_path / "parts")] == [1, 2, 3]
 
 
 def test_the_same_seed_gives_the_same_weights_with_or_without_loader_processes(data: Path, tmp_path: Path) -> None:
     fit(job(data, tmp_path / "a", epochs=2), WORKER)
     fit(job(data, tmp_path / "b", epochs=2), Worker(device=torch.device("cpu"), loader_workers=2))
-    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert_same(read_weights(tmp_path / "a"), read_weights(tmp_path / "b"))
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(data: Path, tmp_path: Path) -> None:
@@ -111,7 +91,7 @@ def test_every_epoch_is_recorded_whole(data: Path, tmp_path: Path) -> None:
 
 def test_multi_scale_and_bfloat16_train(data: Path, tmp_path: Path) -> None:
     fit(job(data, tmp_path, epochs=1, multi_scale=0.5, precision="bfloat16"), WORKER)
-    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+    assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())
 
 
 def test_settings_without_effect_on_the_result_may_change_in_between(data: Path, tmp_path: Path) -> None:
