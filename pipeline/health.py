@@ -13,11 +13,13 @@ from yolov7.data.augment import letterbox
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
+from yolov7.draw import class_colour, contact_sheet, draw_boxes
 from yolov7.settings import Settings
 
 SMALL, LARGE = 32.0**2, 96.0**2  # pixels, COCO's bounds
 MAX_LISTED = 500  # flaws of a split
-_SHEET_COLUMNS, _SHEET_ROWS, _SHEET_SIDE = 6, 4, 280
+_SHEET_COLUMNS, _SHEET_ROWS, _SHEET_CELL = 6, 4, 320
+_LEGIBLE = 480  # pixels of the longer side of what is drawn on
 
 
 class ListedFlaw(Settings):
@@ -98,34 +100,18 @@ def write_sheet(path: Path, index: ImageIndex) -> None:
     """A contact sheet: images spread over the split, with their boxes."""
     count = min(len(index), _SHEET_COLUMNS * _SHEET_ROWS)
     chosen = np.linspace(0, len(index) - 1, count).astype(int)
-    cells = [_draw_boxes(index, int(i)) for i in chosen]
-    cells += [np.full_like(cells[0], 255)] * (-count % min(count, _SHEET_COLUMNS))
-    columns = min(count, _SHEET_COLUMNS)
-    rows = [np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)]
-    content = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    sheet = contact_sheet([_draw_objects(index, int(i)) for i in chosen], _SHEET_COLUMNS, cell=_SHEET_CELL, margin=4)
+    content = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
     path.write_bytes(content.tobytes())
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
-    """A colour a class, RGB; neighbouring classes differ by the golden angle of hue."""
-    hsv = np.array([[[int(label * 111.25) % 180, 190, 255]]], np.uint8)
-    red, green, blue = (int(value) for value in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
-    return red, green, blue
-
-
-def _draw_boxes(index: ImageIndex, i: int) -> Image:
-    image, geometry = letterbox(read_image(index.paths[i]), size=_SHEET_SIDE - 4)
-    boxes = np.round(geometry.to_letterbox(index.boxes_of(i))).astype(int).tolist()
-    for (x1, y1, x2, y2), label, crowd in zip(boxes, index.labels_of(i).tolist(), index.crowd_of(i), strict=True):
-        name = index.class_names[label] + (" (crowd)" if crowd else "")
-        cv2.rectangle(image, (x1, y1), (x2, y2), class_colour(label), 1, cv2.LINE_AA)
-        _draw_tag(image, name, left=x1, bottom=max(y1, 11), colour=class_colour(label))
-    return cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))  # type: ignore[return-value]
-
-
-def _draw_tag(image: Image, text: str, *, left: int, bottom: int, colour: tuple[int, int, int]) -> None:
-    """Dark text on a small plate of the class's colour."""
-    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.32, 1)
-    left = max(min(left, image.shape[1] - width - 4), 0)
-    cv2.rectangle(image, (left, bottom - 11), (left + width + 3, bottom), colour, -1)
-    cv2.putText(image, text, (left + 2, bottom - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1, cv2.LINE_AA)
+def _draw_objects(index: ImageIndex, i: int) -> Image:
+    image, geometry = letterbox(read_image(index.paths[i]), size=_LEGIBLE, stride=1)
+    labels, crowd = index.labels_of(i).tolist(), index.crowd_of(i)
+    names = [index.class_names[label] for label in labels]
+    return draw_boxes(
+        image,
+        geometry.to_letterbox(index.boxes_of(i)),
+        texts=[f"{name} (crowd)" if many else name for name, many in zip(names, crowd, strict=True)],
+        colours=[class_colour(label) for label in labels],
+    )
