@@ -16,7 +16,7 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-PLUMBING = {f"pipeline/{name}.py" for name in ("__init__", "artifacts", "params", "progress", "trained")}
+PLUMBING = {f"pipeline/{name}.py" for name in ("__init__", "artifacts", "params", "progress", "repro", "trained")}
 NOT_WORTH_A_TRAINING = {"train": {"pipeline/plots.py"}}  # another look of the curves
 
 
