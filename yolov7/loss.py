@@ -33,6 +33,7 @@ from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
 _FOCAL_ALPHA = 0.25
+_VARIFOCAL_ALPHA, _VARIFOCAL_GAMMA = 0.75, 2.0
 
 
 class LossParts(NamedTuple):
@@ -94,9 +95,10 @@ class DetectionLoss:
             boxes = decode_cells(rows[:, :4], self._anchors.of(cells), span=span)
             similarity = box_similarity(boxes, _goal_boxes(cells, targets, maps), kind=self._settings.box_loss)
             box_loss = ((1 - similarity) * share).sum()
-            _put_last(goal, cell_numbers(cells, maps=maps), similarity.detach().clamp(min=0))
+            quality = similarity.detach().clamp(min=0)
+            _put_last(goal, cell_numbers(cells, maps=maps), quality)
             if self._num_classes > 1:
-                class_loss = self._class_loss(rows[:, 5:], targets.label[cells.target], share)
+                class_loss = self._class_loss(rows[:, 5:], targets.label[cells.target], quality, share)
         return torch.stack((box_loss, self._objectness_loss(objectness, goal, maps), class_loss))
 
     def _objectness_loss(
@@ -105,27 +107,36 @@ class DetectionLoss:
         sizes = [m[..., 4].numel() for m in maps]
         levels = zip(torch.split(logits, sizes), torch.split(goal, sizes), self._balance, strict=False)
         weight = self._settings.objectness_pos_weight
-        losses = [self._bce(x, wanted, weight) * (balance / len(x)) for x, wanted, balance in levels]
+        kind = self._settings.objectness_loss
+        losses = [self._bce(x, wanted, weight, kind=kind) * (balance / len(x)) for x, wanted, balance in levels]
         return torch.stack(losses).sum()
 
     def _class_loss(
-        self, logits: Float[Tensor, "p nc"], labels: Int[Tensor, " p"], share: Float[Tensor, " p"]
+        self,
+        logits: Float[Tensor, "p nc"],
+        labels: Int[Tensor, " p"],
+        quality: Float[Tensor, " p"],
+        share: Float[Tensor, " p"],
     ) -> Float[Tensor, ""]:
-        smoothing = self._settings.label_smoothing
+        smoothing, kind = self._settings.label_smoothing, self._settings.classification_loss
+        right = quality if kind == "varifocal" else torch.full_like(quality, 1 - 0.5 * smoothing)
         goal = torch.full_like(logits, 0.5 * smoothing)
-        goal.scatter_(1, labels[:, None], 1 - 0.5 * smoothing)
+        goal.scatter_(1, labels[:, None], right[:, None])
         share = share[:, None] / self._num_classes
-        return self._bce(logits, goal, self._settings.classification_pos_weight, share=share)
+        return self._bce(logits, goal, self._settings.classification_pos_weight, kind=kind, share=share)
 
     def _bce(
-        self, logits: Tensor, goal: Tensor, pos_weight: float, *, share: Tensor | None = None
+        self, logits: Tensor, goal: Tensor, pos_weight: float, *, kind: str, share: Tensor | None = None
     ) -> Float[Tensor, ""]:
-        """Sum of the binary cross-entropy, focal if the settings say so, with the share of each element."""
+        """Sum of the binary cross-entropy, (vari)focal if the settings say so, with the share of each element."""
         positive = None if pos_weight == 1 else logits.new_tensor(pos_weight)
-        focal = self._settings.focal_gamma
-        how = "sum" if focal == 0 else "none"
-        loss = binary_cross_entropy_with_logits(logits, goal, weight=share, pos_weight=positive, reduction=how)
-        return loss if focal == 0 else (loss * focal_weight(logits, goal, gamma=focal)).sum()
+        gamma = self._settings.focal_gamma
+        loss = partial(binary_cross_entropy_with_logits, logits, goal, weight=share, pos_weight=positive)
+        if kind == "varifocal":
+            return (loss(reduction="none") * varifocal_weight(logits, goal)).sum()
+        if gamma:
+            return (loss(reduction="none") * focal_weight(logits, goal, gamma=gamma)).sum()
+        return loss(reduction="sum")
 
 
 def make_assigner(anchors: Anchors, settings: LossSettings) -> HeadsAssigner:
@@ -175,6 +186,15 @@ def focal_weight(logits: Float[Tensor, "*n"], goal: Float[Tensor, "*n"], *, gamm
     right = goal * probability + (1 - goal) * (1 - probability)
     alpha = goal * _FOCAL_ALPHA + (1 - goal) * (1 - _FOCAL_ALPHA)
     return alpha * (1 - right) ** gamma
+
+
+def varifocal_weight(logits: Float[Tensor, "*n"], goal: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Weight of each element in the varifocal loss (Zhang et al., 2021, equation 2).
+
+    A positive's is its goal, the quality of the box; a negative's is the less, the surer it is predicted to be none.
+    """
+    negative = _VARIFOCAL_ALPHA * logits.sigmoid() ** _VARIFOCAL_GAMMA
+    return torch.where(goal > 0, goal, negative)
 
 
 def _goal_boxes(cells: Assignment, targets: Targets, maps: Sequence[Tensor]) -> Float[Tensor, "p 4"]:

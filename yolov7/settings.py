@@ -60,8 +60,14 @@ class LossSettings(Settings):
     box: NonNegative = 0.05
     objectness: NonNegative = 1.0
     classification: NonNegative = 0.5
+    objectness_loss: Literal["bce", "varifocal"] = Field(
+        "bce", description="varifocal: VarifocalNet's (Zhang et al., 2021)"
+    )
+    classification_loss: Literal["bce", "varifocal"] = Field(
+        "bce", description="varifocal: a class is learned as far as the box fits its object"
+    )
     label_smoothing: Probability = 0.0
-    focal_gamma: NonNegative = 0.0
+    focal_gamma: NonNegative = Field(0.0, description="of what is bce; 0: not focal")
     objectness_pos_weight: Positive = 1.0
     classification_pos_weight: Positive = 1.0
     anchor_threshold: float = Field(4.0, gt=1.0, description="largest ratio of a side of box and anchor")
@@ -75,6 +81,15 @@ class LossSettings(Settings):
     auxiliary_constraint: bool = Field(
         True, description="the auxiliary head's boxes reach as far as the lead's, which is not quite to coarse cells"
     )
+
+    @model_validator(mode="after")
+    def _check_varifocal(self) -> LossSettings:
+        if self.objectness_loss == "varifocal" and self.objectness_pos_weight != 1:
+            raise ValueError("objectness_loss='varifocal' has weights of its own; leave objectness_pos_weight at 1")
+        if self.classification_loss == "varifocal" and (self.classification_pos_weight != 1 or self.label_smoothing):
+            given = "classification_pos_weight at 1 and label_smoothing at 0"
+            raise ValueError(f"classification_loss='varifocal' has weights and goals of its own; leave {given}")
+        return self
 
 
 class OptimSettings(Settings):

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov7.loss import DetectionLoss, _put_last
+from yolov7.loss import DetectionLoss, _put_last, varifocal_weight
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
@@ -82,6 +83,49 @@ def test_gradient_by_differences(assigner: str) -> None:
         higher, lower = (_moved(maps, level, sign * step.view_as(gradient)) for sign in (1, -1))
         slope = (loss(higher, targets).total - loss(lower, targets).total).item() / 2e-2
         assert gradient.flatten()[position].item() == pytest.approx(slope, rel=2e-2, abs=1e-4)
+
+
+def varifocal(logits: Tensor, goal: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, goal, reduction="none") * varifocal_weight(logits, goal)
+
+
+def test_varifocal_is_the_papers_formula_and_so_is_its_gradient() -> None:
+    """Against p written out, in float64, and differences of it; logits of 300 have finite losses."""
+    random = torch.Generator().manual_seed(2)
+    logits = (4 * torch.randn(200, generator=random)).double().requires_grad_()
+    goal = torch.rand(200, generator=random).double() * (torch.rand(200, generator=random) < 0.4)
+    p = logits.sigmoid()
+    positive = -goal * (goal * p.log() + (1 - goal) * (1 - p).log())
+    formula = torch.where(goal > 0, positive, -0.75 * p.square() * (1 - p).log())
+    torch.testing.assert_close(varifocal(logits, goal), formula)
+    assert torch.autograd.gradcheck(varifocal, (logits, goal))
+    extreme = torch.tensor([300.0, -300.0]).requires_grad_()
+    varifocal(extreme, torch.zeros(2)).sum().backward()
+    assert extreme.grad is not None
+    assert extreme.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("parts", [["classification"], ["objectness"], ["classification", "objectness"]])
+def test_varifocal_learns_and_weighs_classes_by_the_boxes(parts: list[str]) -> None:
+    maps, targets = example(counts=(2, 1), classes=3)
+    loss, leaves = loss_for(3, assigner="anchor", **{f"{part}_loss": "varifocal" for part in parts}), list(maps.lead)
+    first, plain = loss(maps, targets), loss_for(3, assigner="anchor")(maps, targets)
+    for part in ("box", "objectness", "classification"):
+        assert (getattr(first, part) == getattr(plain, part)).item() == (part not in parts)
+    optimizer = torch.optim.Adam(leaves, lr=0.1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(maps, targets).total.backward()
+        optimizer.step()
+    assert loss(maps, targets).total.item() < 0.6 * first.total.item()
+
+
+def test_varifocal_bears_no_other_weights() -> None:
+    for given in ({"classification_pos_weight": 2.0}, {"label_smoothing": 0.1}):
+        with pytest.raises(ValueError, match="leave classification_pos_weight at 1 and label_smoothing at 0"):
+            LossSettings.model_validate({"classification_loss": "varifocal", **given})
+    with pytest.raises(ValueError, match="leave objectness_pos_weight at 1"):
+        LossSettings(objectness_loss="varifocal", objectness_pos_weight=2.0)
 
 
 def _moved(maps: HeadMaps, level: int, step: Tensor) -> HeadMaps:
