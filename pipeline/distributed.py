@@ -44,8 +44,7 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
 
     def tick() -> None:
         on_tick()
-        if repro.is_gone():
-            raise KeyboardInterrupt
+        repro.check()
 
     _check_batch(job, settings)
     for name in (_ERROR_FILE, _STOP_FILE, NOTES):

@@ -14,13 +14,14 @@ class Repro:
     def __init__(self) -> None:
         self._process = _dvc() if "DVC_STAGE" in os.environ else None
 
-    def is_gone(self) -> bool:
-        """Whether there was one when this object was made, and is none now."""
+    def check(self) -> None:
+        """KeyboardInterrupt where there was one when this object was made, and is none now."""
         if self._process is None:
-            return False
+            return
         with suppress(psutil.Error):
-            return not self._process.is_running() or self._process.status() == psutil.STATUS_ZOMBIE
-        return True
+            if self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+                return
+        raise KeyboardInterrupt
 
 
 def _dvc() -> psutil.Process | None:

@@ -12,6 +12,7 @@ from pipeline.artifacts import RUNS, stage_folder, stage_lock, whole_folder
 from pipeline.distributed import cluster
 from pipeline.params import Params, RayTrainSettings, TuneSettings
 from pipeline.progress import console, stage_line
+from pipeline.repro import Repro
 from pipeline.tuning.costs import Caps, Remembered
 from pipeline.tuning.driver import Clock, Driver, forget
 from pipeline.tuning.journal import Journal
@@ -145,14 +146,14 @@ def _make_driver(
 
 def _train(driver: Driver, setup: Setup, *, share: ray_side.Share, max_failures: int, journal: Journal) -> None:
     """Runs the trials; ValueError where they fail one after the other."""
+    repro = Repro()
+
+    def tick() -> None:
+        journal.note_seconds(driver.clock.seconds())
+        repro.check()
+
     try:
-        ray_side.run_trials(
-            driver,
-            share,
-            folder=FOLDER,
-            max_failures=max_failures,
-            on_tick=lambda: journal.note_seconds(driver.clock.seconds()),
-        )
+        ray_side.run_trials(driver, share, folder=FOLDER, max_failures=max_failures, on_tick=tick)
     except KeyboardInterrupt:
         _say(setup, f"{len(driver.trials)} trials so far; `yolov7 tune --resume` goes on with them")
         raise
