@@ -63,8 +63,7 @@ def make_report(splits: Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]], *, so
 
 def split_health(index: ImageIndex, flaws: Sequence[Flaw]) -> SplitHealth:
     """The figures of one split."""
-    boxes, labels = index.boxes_xyxy[~index.crowd], index.labels[~index.crowd]
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas, labels = index.object_areas[~index.crowd], index.labels[~index.crowd]
     per_class = np.bincount(labels, minlength=len(index.class_names))
     per_image = np.diff(index.box_offsets)
     sizes = Counter(f"{width}x{height}" for width, height in zip(index.widths, index.heights, strict=True))
@@ -87,13 +86,14 @@ def split_health(index: ImageIndex, flaws: Sequence[Flaw]) -> SplitHealth:
 
 
 def describe_flaws(flaws: Sequence[Flaw]) -> str:
-    """`2 flaws (box without area: 2)`; images without boxes are told apart, as they are none."""
+    """`2 flaws (box without area: 2)`; images without boxes and masks are told apart, as they are none."""
     counts = Counter(flaw.kind for flaw in flaws)
-    backgrounds = counts.pop(FlawKind.BACKGROUND, 0)
+    backgrounds, masks = counts.pop(FlawKind.BACKGROUND, 0), counts.pop(FlawKind.MASK, 0)
     total = sum(counts.values())
     kinds = ", ".join(f"{kind}: {count:,}" for kind, count in counts.most_common(3))
     text = f"{total:,} flaw{'' if total == 1 else 's'}" + (f" ({kinds})" if total else "")
-    return f"{text}, {backgrounds:,} images without boxes" if backgrounds else text
+    text += f", {backgrounds:,} images without boxes" if backgrounds else ""
+    return f"{text}, {masks:,} objects with masks, taken as boxes" if masks else text
 
 
 def write_sheet(path: Path, index: ImageIndex) -> None:

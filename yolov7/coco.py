@@ -33,10 +33,11 @@ class CocoCurves:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Boxes one below the other: `image` (n,) positions, `boxes_xywh` (n, 4) float64, `labels` (n,), `scores` (n,)."""
+    """Boxes one below the other: `image` (n,) positions, `boxes_xywh` (n, 4), `areas`, `labels`, `scores` (n,)."""
 
     image: NDArray[Any]
     boxes_xywh: NDArray[np.float64]
+    areas: NDArray[np.float64]
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
 
@@ -44,7 +45,7 @@ class _Columns:
 def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = COCO_ENGINE) -> CocoCurves:
     """Compares the detections of every image of a split, in its order and its images' pixels, with its objects.
 
-    An object's area is its box's, as the index holds no outlines.
+    An object is small, medium or large by `index.object_areas`, a detection by its box.
     """
     assert len(detections) == len(index), f"{len(detections)} detections for {len(index)} images"
     found, objects = _detected(detections), _objects(index)
@@ -69,12 +70,13 @@ def columns(
 
 def _detected(detections: Sequence[Detections]) -> _Columns:
     images, boxes, scores, labels = columns(detections)
-    return _Columns(images, _xywh(boxes), labels, scores)
+    boxes = _xywh(boxes)
+    return _Columns(images, boxes, boxes[:, 2:].prod(1), labels, scores)
 
 
 def _objects(index: ImageIndex) -> _Columns:
     images = np.repeat(np.arange(len(index)), np.diff(index.box_offsets))
-    return _Columns(images, _xywh(index.boxes_xyxy), index.labels, np.zeros(len(images)))
+    return _Columns(images, _xywh(index.boxes_xyxy), index.object_areas, index.labels, np.zeros(len(images)))
 
 
 def _xywh(boxes_xyxy: NDArray[Any]) -> NDArray[np.float64]:
@@ -95,7 +97,7 @@ def _with_hotcoco(index: ImageIndex, objects: _Columns, found: _Columns) -> Any:
         objects.image,
         objects.labels,
         objects.boxes_xywh,
-        area=objects.boxes_xywh[:, 2:].prod(1),
+        area=objects.areas,
         iscrowd=index.crowd.astype(np.int64),
     )
     rows = np.column_stack((found.image, found.boxes_xywh, found.scores, found.labels))
@@ -117,12 +119,11 @@ def _with_pycocotools(index: ImageIndex, objects: _Columns, found: _Columns) -> 
 def _table(index: ImageIndex, boxes: _Columns, *, crowd: list[int]) -> Any:
     """A table of pycocotools; the ids of boxes start at 1."""
     images, categories = _images_and_categories(index)
-    areas = boxes.boxes_xywh[:, 2:].prod(1)
     rows = zip(
         boxes.image.tolist(),
         boxes.labels.tolist(),
         boxes.boxes_xywh.tolist(),
-        areas.tolist(),
+        boxes.areas.tolist(),
         boxes.scores.tolist(),
         crowd,
         strict=True,

@@ -12,10 +12,12 @@ import numpy as np
 
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.labels import AnnotatedImage, ImageIndex, Progress, build_index
+from yolov7.data.outlines import Outline, Points
 from yolov7.errors import DataError, one_line, shown
 from yolov7.files import is_file
 
 _Id = int | float | str
+_MAX_AREA = 1e12  # pixels
 
 
 class _Row(NamedTuple):
@@ -24,6 +26,8 @@ class _Row(NamedTuple):
     corners: list[float]
     label: int
     crowd: bool
+    outline: Outline
+    area: float  # NaN where it is not stated
 
 
 def find_coco_file(root: Path, name: str) -> Path:
@@ -45,7 +49,7 @@ def read_coco(
     root: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageIndex, tuple[Flaw, ...]]:
-    """The images and boxes of an annotation file.
+    """The images, boxes and polygons of an annotation file; masks (RLE) are boxes alone.
 
     Classes come in the order of the category ids; `class_names`, those of another split, fixes them instead. Images
     are looked for beside the file, in `root`, and in their folders `images` and the one named as the split.
@@ -128,8 +132,11 @@ def _group(
             detail = f"annotation {identity}: category id {shown(row.get('category_id'))}"
             flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, str(path), detail))
         else:
-            corners = _corners(row.get("bbox"))
-            grouped[image].append(_Row(corners, labels[category], bool(row.get("iscrowd", 0))))
+            corners, crowd = _corners(row.get("bbox")), bool(row.get("iscrowd", 0))
+            outline, flaw = _outline(row.get("segmentation"))
+            if flaw is not None and not crowd:  # COCO's crowds are masks, and no targets
+                flaws.append(Flaw(flaw, str(path), f"annotation {identity}"))
+            grouped[image].append(_Row(corners, labels[category], crowd, outline, _area(row.get("area"))))
     return grouped
 
 
@@ -143,6 +150,35 @@ def _corners(bbox: object) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         return [float("nan")] * 4
     return [x, y, x + width, y + height]
+
+
+def _outline(segmentation: object) -> tuple[Outline, FlawKind | None]:
+    """The polygons of a segmentation, [[x, y, x, y, ...], ...]; none where one of them is no polygon."""
+    if not segmentation:
+        return (), None
+    if isinstance(segmentation, dict):
+        return (), FlawKind.MASK
+    parts = [_polygon(part) for part in segmentation] if isinstance(segmentation, list) else [None]
+    outline = tuple(part for part in parts if part is not None)
+    return (outline, None) if len(outline) == len(parts) else ((), FlawKind.NO_POLYGON)
+
+
+def _polygon(coordinates: object) -> Points | None:
+    """Three points or more, and all of them numbers."""
+    if not isinstance(coordinates, list) or len(coordinates) < 6 or len(coordinates) % 2:
+        return None
+    if not all(isinstance(value, int | float) for value in coordinates):
+        return None
+    try:
+        points = np.array(coordinates, np.float64).astype(np.float32).reshape(-1, 2)
+    except OverflowError:
+        return None
+    return points if np.isfinite(points).all() else None
+
+
+def _area(area: object) -> float:
+    """NaN where it is none; some tools write 0 for what they do not know."""
+    return float(area) if isinstance(area, int | float) and 0 < area < _MAX_AREA else float("nan")
 
 
 def _images_folder(path: Path, root: Path | None, rows: list[Any]) -> Path:
@@ -165,5 +201,7 @@ def _annotated(image: Mapping[str, Any], folder: Path, rows: Sequence[_Row]) -> 
         boxes_xyxy=np.array([row.corners for row in rows], np.float64).reshape(-1, 4),
         labels=np.array([row.label for row in rows], np.int64),
         crowd=np.array([row.crowd for row in rows], np.bool_),
+        outlines=tuple(row.outline for row in rows),
+        areas=np.array([row.area for row in rows], np.float64),
         declared_wh=declared if all(isinstance(value, int) for value in declared) else None,  # type: ignore[arg-type]
     )

@@ -10,6 +10,7 @@ class FlawGroup(StrEnum):
     """Flaws that are treated alike; `data.flaws` in params.yaml says how."""
 
     BOXES = "boxes"
+    OUTLINES = "outlines"
     IDS = "ids"
     SIZES = "sizes"
     LEAKS = "leaks"
@@ -25,6 +26,10 @@ class FlawKind(StrEnum):
     CLIPPED = "box reaching outside its image"
     UNKNOWN_CATEGORY = "unknown category"
     DUPLICATE_BOX = "box given twice"
+    NO_POLYGON = "outline that is no polygon"
+    OUTLINE_CLIPPED = "outline reaching outside its image"
+    OUTLINE_ELSEWHERE = "outline that is not its box's"
+    MASK = "mask in place of an outline"
     UNKNOWN_IMAGE = "annotation of an unknown image"
     DUPLICATE_ID = "id given twice"
     SIZE = "image of another size than annotated"
@@ -52,6 +57,10 @@ _TREATED: dict[FlawKind, tuple[FlawGroup | None, str]] = {
     FlawKind.CLIPPED: (FlawGroup.BOXES, "clipped"),
     FlawKind.UNKNOWN_CATEGORY: (FlawGroup.BOXES, "left out"),
     FlawKind.DUPLICATE_BOX: (FlawGroup.BOXES, "the first is kept"),
+    FlawKind.NO_POLYGON: (FlawGroup.OUTLINES, "the box is kept"),
+    FlawKind.OUTLINE_CLIPPED: (FlawGroup.OUTLINES, "clipped"),
+    FlawKind.OUTLINE_ELSEWHERE: (FlawGroup.OUTLINES, "the box is kept"),
+    FlawKind.MASK: (None, "the box is kept"),
     FlawKind.UNKNOWN_IMAGE: (FlawGroup.BOXES, "left out"),
     FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "of images, the first is kept; boxes all"),
     FlawKind.SIZE: (FlawGroup.SIZES, "kept"),

@@ -129,6 +129,8 @@ def shuffle_labels(index: ImageIndex, *, seed: int) -> ImageIndex:
         boxes_xyxy=index.boxes_xyxy[rows] * scale,
         labels=generator.permutation(index.labels),
         crowd=index.crowd[rows],
+        outlines=None,
+        areas=None,
     )
 
 
