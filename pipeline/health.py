@@ -13,6 +13,7 @@ from yolov7.data.augment import letterbox
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
+from yolov7.data.outlines import move
 from yolov7.draw import class_colour, contact_sheet, draw_boxes
 from yolov7.settings import Settings
 
@@ -97,7 +98,7 @@ def describe_flaws(flaws: Sequence[Flaw]) -> str:
 
 
 def write_sheet(path: Path, index: ImageIndex) -> None:
-    """A contact sheet: images spread over the split, with their boxes."""
+    """A contact sheet: images spread over the split, with their boxes and outlines."""
     count = min(len(index), _SHEET_COLUMNS * _SHEET_ROWS)
     chosen = np.linspace(0, len(index) - 1, count).astype(int)
     sheet = contact_sheet([_draw_objects(index, int(i)) for i in chosen], _SHEET_COLUMNS, cell=_SHEET_CELL, margin=4)
@@ -108,6 +109,11 @@ def write_sheet(path: Path, index: ImageIndex) -> None:
 def _draw_objects(index: ImageIndex, i: int) -> Image:
     image, geometry = letterbox(read_image(index.paths[i]), size=_LEGIBLE, stride=1)
     labels, crowd = index.labels_of(i).tolist(), index.crowd_of(i)
+    scale = geometry.resized_w / geometry.width, geometry.resized_h / geometry.height
+    outlines = move(index.outlines_of(i), scale=scale, shift=(geometry.left, geometry.top))
+    for outline, label in zip(outlines, labels, strict=False):  # none where the split has none
+        parts = [np.round(part).astype(np.int32) for part in outline]
+        cv2.polylines(image, parts, isClosed=True, color=class_colour(label), lineType=cv2.LINE_AA)
     names = [index.class_names[label] for label in labels]
     return draw_boxes(
         image,

@@ -77,8 +77,8 @@ def area(outline: Outline) -> float:
     return total
 
 
-def fill(outline: Outline, *, width: int, height: int) -> NDArray[np.uint8]:
-    """A mask (height, width) of the pixels whose centres lie within the outline, 255; parts may overlap."""
+def fill(outline: Outline, *, width: int, height: int) -> NDArray[np.bool_]:
+    """A mask (height, width) of the pixels whose centres lie within the outline; parts may overlap."""
     mask = np.zeros((height, width), np.bool_)
     rows = np.arange(height) + 0.5
     for part in outline:
@@ -88,7 +88,7 @@ def fill(outline: Outline, *, width: int, height: int) -> NDArray[np.uint8]:
         first = np.ceil(x - 0.5).clip(0, width).astype(np.int64)  # pixel to the right of the crossing
         crossings = np.bincount(row * (width + 1) + first, minlength=height * (width + 1)).reshape(height, -1)
         mask |= crossings.cumsum(axis=1)[:, :width] % 2 == 1
-    return mask.astype(np.uint8) * 255
+    return mask
 
 
 def frame_planes(width: float, height: float) -> Planes:
