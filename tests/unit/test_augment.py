@@ -11,14 +11,14 @@ from yolov7.data.augment import (
     Tile,
     blend,
     compose,
-    is_seen,
+    find_seen,
     lay,
     random_transform,
     resize,
     transform_boxes,
-    vary_colour,
     worth_keeping,
 )
+from yolov7.data.colour import draw_gains, recolour
 from yolov7.data.mosaic import place_mosaic
 from yolov7.settings import AugmentSettings
 
@@ -103,8 +103,8 @@ def test_scale_is_drawn_from_the_reference_range() -> None:
 def test_colour_stays_when_gains_are_zero() -> None:
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     still = AugmentSettings(hsv_hue=0, hsv_saturation=0, hsv_value=0)
-    assert vary_colour(image, still, generator=np.random.default_rng(0)) is image
-    changed = vary_colour(image, AugmentSettings(), generator=np.random.default_rng(0))
+    assert recolour(image, draw_gains(still, generator=np.random.default_rng(0))) is image
+    changed = recolour(image, draw_gains(AugmentSettings(), generator=np.random.default_rng(0)))
     assert changed.dtype == np.uint8
     assert (changed != image).any()
 
@@ -119,7 +119,7 @@ def test_upright_tiles_land_on_whole_pixels_and_their_boxes_with_them(seed: int)
     chosen = AugmentSettings(scale=0.5, translate=0.2)
     matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
     out, boxes, _ = compose([tile], matrix, scale=scale, size=size)
-    assert is_seen((64, 50), (30, 20), matrix, size=size) or (out == FILL).all()
+    assert find_seen([(64, 50)], [(30, 20)], matrix, size=size)[0] or (out == FILL).all()
     rows, columns = np.nonzero(out[..., 0] > 140)
     for box in boxes:
         drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -135,7 +135,7 @@ def test_what_is_not_seen_would_not_be_drawn() -> None:
         matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
         tile = lay(Tile(np.zeros((40, 64, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0)), corner, canvas=128)
         out, _, _ = compose([tile], matrix, scale=scale, size=size)
-        seen = is_seen((64, 40), corner, matrix, size=size)
+        (seen,) = find_seen([(64, 40)], [corner], matrix, size=size)
         counts[seen] += 1
         assert seen or (out == FILL).all()
     assert min(counts.values()) > 20
@@ -147,7 +147,7 @@ def test_colours_vary_by_their_gains() -> None:
     settings = AugmentSettings(hsv_hue=0.1, hsv_saturation=0.5, hsv_value=0.9)
     for seed in range(20):
         hue, saturation, value = 1 + np.random.default_rng(seed).uniform(-1, 1, 3) * (0.1, 0.5, 0.9)
-        changed = vary_colour(image, settings, generator=np.random.default_rng(seed))
+        changed = recolour(image, draw_gains(settings, generator=np.random.default_rng(seed)))
         expected = np.array([178 * hue % 180, min(100 * saturation, 255), min(120 * value, 255)]).round()
         pixel = cv2.cvtColor(np.uint8([[expected]]), cv2.COLOR_HSV2RGB)[0, 0]
         assert np.abs(changed.astype(int) - pixel).max() <= 6

@@ -1,8 +1,9 @@
-"""Letterbox, random perspective, colour, flips and mixup: pure functions with an explicit generator.
+"""Letterbox, random perspective, flips and mixup: pure functions with an explicit generator.
 
 The mosaic is never drawn at its double size: each tile is warped once, from where it lies in the mosaic's canvas
-through the random transform, into the part of the output that it covers. Matrices act on continuous coordinates, in
-which pixel i spans i to i + 1, for pixels and boxes alike.
+through the random transform, into the part of the output that it covers, and recoloured where it has fewer pixels:
+before that, or there. Matrices act on continuous coordinates, in which pixel i spans i to i + 1, for pixels and boxes
+alike.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from yolov7.data.colour import Gains, recolour
 from yolov7.data.images import Image
+from yolov7.data.outlines import Outline
 from yolov7.settings import AugmentSettings
 
 FILL = 114  # the grey of empty parts
@@ -31,6 +33,7 @@ Boxes = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Size = tuple[int, int]  # width, height
 Corner = tuple[int, int]  # left, top: pixels of the canvas
+Window = list[int]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Tile:
-    """An image lying in a canvas with its corner at `left`, `top`; `boxes_xyxy` (k, 4) in its own pixels."""
+    """An image and its objects, lying in a canvas with its corner at `left`, `top`.
+
+    `boxes_xyxy` (k, 4) and `outlines`, k of them or () where none of them has any, are in its own pixels.
+    """
 
     image: Image
     boxes_xyxy: Boxes
     labels: Labels
     left: int = 0
     top: int = 0
+    outlines: Sequence[Outline] = ()
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,14 @@ def resize(image: Image, *, width: int, height: int) -> Image:
     """Bilinear; by areas where an image shrinks to less than half."""
     if image.shape[:2] == (height, width):
         return image
+    return _resize_into(np.empty((height, width, 3), np.uint8), image)
+
+
+def _resize_into(out: Image, image: Image) -> Image:
+    height, width = out.shape[:2]
     shrinks = max(width / image.shape[1], height / image.shape[0]) < AREA_BELOW
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[return-value]
+    by = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), dst=out, interpolation=by)  # type: ignore[return-value]
 
 
 def fitted_size(width: int, height: int, *, size: int) -> tuple[int, int]:
@@ -163,14 +176,13 @@ def fitted_size(width: int, height: int, *, size: int) -> tuple[int, int]:
     return max(int(width * ratio), 1), max(int(height * ratio), 1)
 
 
-def is_seen(image_size: Size, corner: Corner, matrix: Matrix, *, size: int) -> bool:
-    """Whether anything of an image in the canvas comes to lie in the output; False saves its reading."""
+def find_seen(sizes: Sequence[Size], corners: Sequence[Corner], matrix: Matrix, *, size: int) -> NDArray[np.bool_]:
+    """Whether anything of each image in the canvas comes to lie in the output; False saves its reading."""
     if matrix[2, 0] or matrix[2, 1]:
-        return True  # no box around what a perspective may lay across the horizon
-    (width, height), (left, top) = image_size, corner
-    box = np.array([[left, top, left + width, top + height]], np.float32)
-    x1, y1, x2, y2 = transform_boxes(box, matrix)[0]
-    return bool(x1 < size and y1 < size and x2 > 0 and y2 > 0)
+        return np.ones(len(sizes), np.bool_)  # no box around what a perspective may lay across the horizon
+    low = np.array(corners, np.float32)
+    box = transform_boxes(np.concatenate([low, low + np.array(sizes, np.float32)], axis=1), matrix)
+    return np.asarray(((box[:, :2] < size) & (box[:, 2:] > 0)).all(axis=1))
 
 
 def lay(tile: Tile, corner: Corner, *, canvas: int) -> Tile:
@@ -180,7 +192,8 @@ def lay(tile: Tile, corner: Corner, *, canvas: int) -> Tile:
     image = tile.image[y1 - top : y2 - top, x1 - left : x2 - left]
     shift = np.array([left - x1, top - y1] * 2, np.float32)
     limit = np.array([x2 - x1, y2 - y1] * 2, np.float32)
-    return Tile(image, np.clip(tile.boxes_xyxy + shift, 0, limit), tile.labels, left=x1, top=y1)
+    boxes = np.minimum(np.maximum(tile.boxes_xyxy + shift, 0), limit)
+    return Tile(image, boxes, tile.labels, left=x1, top=y1)
 
 
 def random_transform(
@@ -189,54 +202,52 @@ def random_transform(
     """A matrix (3, 3) from the canvas to the output, translation x shear x rotation and scale x perspective x centring,
     and the scale that it holds, drawn from (1 - scale, 1.1 + scale)."""
     draws = generator.uniform(-1.0, 1.0, size=7)
-    centring = np.eye(3)
-    centring[:2, 2] = -canvas / 2
-    perspective = np.eye(3)
-    perspective[2, :2] = draws[0:2] * settings.perspective
     scale = float(generator.uniform(1 - settings.scale, 1.1 + settings.scale))
+    perspective_x, perspective_y = draws[0:2] * settings.perspective
+    perspective = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [perspective_x, perspective_y, 1.0]])
     angle = math.radians(draws[2] * settings.degrees)
     cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
     rotation = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-    shear = np.eye(3)
-    shear[0, 1], shear[1, 0] = (math.tan(math.radians(draw * settings.shear)) for draw in draws[3:5])
-    translation = np.eye(3)
-    translation[:2, 2] = (0.5 + draws[5:7] * settings.translate) * size
-    return translation @ shear @ rotation @ perspective @ centring, scale
+    shear_x, shear_y = (math.tan(math.radians(draw * settings.shear)) for draw in draws[3:5])
+    shear = np.array([[1.0, shear_x, 0.0], [shear_y, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    x, y = (0.5 + draws[5:7] * settings.translate) * size
+    return _shift(x, y) @ shear @ rotation @ perspective @ _shift(-canvas / 2, -canvas / 2), scale
 
 
-def compose(tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int) -> tuple[Image, Boxes, Labels]:
-    """Warps tiles that lie in one canvas into an output of `size` x `size`.
+def compose(
+    tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int, gains: Gains | None = None
+) -> tuple[Image, Boxes, Labels]:
+    """Warps tiles that lie in one canvas into an output of `size` x `size`, and recolours all of it.
 
     Returns the image, the boxes that are worth keeping (k, 4; corners, pixels) and their labels.
     """
-    out = np.full((size, size, 3), FILL, np.uint8)
-    warped, before = [np.zeros((0, 4), np.float32)], [np.zeros((0, 4), np.float32)]
-    for tile in tiles:
-        placed = matrix.copy()
-        placed[:, 2] += matrix[:, 0] * tile.left + matrix[:, 1] * tile.top
-        warped.append(transform_boxes(tile.boxes_xyxy, _draw(out, tile.image, placed)))
-        before.append(tile.boxes_xyxy)
-    after = np.clip(np.concatenate(warped), 0, size)
-    keep = worth_keeping(np.concatenate(before) * scale, after)
+    fill = recolour(np.full((1, 1, 3), FILL, np.uint8), gains)
+    out = np.full((size, size, 3), fill[0, 0, 0])
+    tiles = [tile for tile in tiles if tile.image.size]
+    matrices = (_draw_upright if is_upright(matrix) else _draw_warped)(out, tiles, matrix, gains=gains)
+    before = np.concatenate([np.zeros((0, 4), np.float32), *(tile.boxes_xyxy for tile in tiles)])
     labels = np.concatenate([np.zeros(0, np.int64), *(tile.labels for tile in tiles)])
+    after = transform_boxes(before, matrices.repeat([len(tile.labels) for tile in tiles], axis=0))
+    after = np.clip(after, 0, size)
+    keep = worth_keeping(np.float32(scale) * before, after)
     return out, after[keep], labels[keep]
 
 
 def transform_boxes(boxes_xyxy: Boxes, matrix: Matrix) -> Boxes:
-    """The upright boxes (k, 4) around the transformed corners of boxes (k, 4)."""
+    """The upright boxes (k, 4) around the transformed corners of boxes (k, 4); one matrix, or (k, 3, 3)."""
     if is_upright(matrix):
-        along = [matrix[0, 0], matrix[1, 1]] * 2
-        return np.asarray(boxes_xyxy * along + [matrix[0, 2], matrix[1, 2]] * 2, np.float32)
+        along, to = matrix[..., [0, 1, 0, 1], [0, 1, 0, 1]], matrix[..., [0, 1, 0, 1], 2]
+        return np.asarray(boxes_xyxy * along + to, np.float32)
     corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
-    points = corners @ matrix[:2, :2].T + matrix[:2, 2]
-    if matrix[2, 0] or matrix[2, 1]:
-        points /= corners @ matrix[2, :2, None] + matrix[2, 2]
+    points = corners @ matrix[..., :2, :2].swapaxes(-1, -2) + matrix[..., None, :2, 2]
+    if matrix[..., 2, :2].any():
+        points /= corners @ matrix[..., 2, :2, None] + matrix[..., 2:, 2:]
     return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1).astype(np.float32)
 
 
 def is_upright(matrix: Matrix) -> bool:
-    """Whether it only scales, by positive factors, and shifts."""
-    return not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
+    """Whether a matrix, or each of (k, 3, 3), only scales, by positive factors, and shifts."""
+    return not matrix[..., [0, 1, 2, 2], [1, 0, 0, 1]].any()
 
 
 def worth_keeping(before_xyxy: Boxes, after_xyxy: Boxes) -> NDArray[np.bool_]:
@@ -249,52 +260,48 @@ def worth_keeping(before_xyxy: Boxes, after_xyxy: Boxes) -> NDArray[np.bool_]:
     return keep
 
 
-def _draw(out: Image, image: Image, matrix: Matrix) -> Matrix:
-    """Draws an image through a matrix onto the part of `out` that it covers; returns the matrix that this was."""
-    if not image.size:
-        return matrix
-    return _draw_upright(out, image, matrix) if is_upright(matrix) else _draw_warped(out, image, matrix)
-
-
-def _draw_upright(out: Image, image: Image, matrix: Matrix) -> Matrix:
+def _draw_upright(out: Image, tiles: Sequence[Tile], matrix: Matrix, *, gains: Gains | None) -> Matrix:
     """From whole pixels to whole pixels, which takes resizing only: an eighth of the time of a warp."""
-    (height, width), size = image.shape[:2], out.shape[0]
-    rows = _whole_pixels(matrix[1, 1], matrix[1, 2], length=height, size=size)
-    columns = _whole_pixels(matrix[0, 0], matrix[0, 2], length=width, size=size)
-    if rows is None or columns is None:
-        return matrix
-    part = out[rows.target, columns.target]
-    part[:] = resize(image[rows.source, columns.source], width=part.shape[1], height=part.shape[0])
-    return np.array([[columns.scale, 0.0, columns.shift], [0.0, rows.scale, rows.shift], [0.0, 0.0, 1.0]])
+    sources, targets, matrices = _whole_pixels(tiles, matrix, size=out.shape[0])
+    for tile, (x1, y1, x2, y2), (left, top, right, bottom) in zip(tiles, sources, targets, strict=True):
+        source, target = tile.image[y1:y2, x1:x2], out[top:bottom, left:right]
+        if source.size < target.size:
+            _resize_into(target, recolour(source, gains))
+        elif target.size:
+            recolour(_resize_into(target, source), gains, out=target)
+    return matrices
 
 
-class _Axis(NamedTuple):
-    """Pixels of an image along an axis and those of the output that they become."""
+def _whole_pixels(tiles: Sequence[Tile], matrix: Matrix, *, size: int) -> tuple[list[Window], list[Window], Matrix]:
+    """The pixels of tiles, those of the output that they become, and matrices (n, 3, 3) from the ones to the others.
 
-    source: slice
-    target: slice
-
-    @property
-    def scale(self) -> float:
-        return float((self.target.stop - self.target.start) / (self.source.stop - self.source.start))
-
-    @property
-    def shift(self) -> float:
-        return float(self.target.start - self.source.start * self.scale)
-
-
-def _whole_pixels(scale: float, shift: float, *, length: int, size: int) -> _Axis | None:
-    """The nearest to `scale` and `shift`, inside an image of `length` and an output of `size`; None for nothing."""
-    low, high = (min(max(round(edge), 0), size) for edge in (shift, shift + scale * length))
-    if low >= high:
-        return None
-    start = min(max(round((low - shift) / scale), 0), length - 1)
-    stop = min(max(round((high - shift) / scale), start + 1), length)
-    return _Axis(slice(start, stop), slice(low, high))
+    They are the nearest to `matrix` that lie in the tiles, and in the output.
+    """
+    corners = np.array([(tile.left, tile.top) for tile in tiles]).reshape(-1, 2)
+    sides = np.array([tile.image.shape[1::-1] for tile in tiles]).reshape(-1, 2)
+    scale, shift = matrix[[0, 1], [0, 1]], matrix[:2, 2]
+    edges = np.stack([corners, corners + sides]) * scale + shift
+    low, high = targets = np.minimum(np.maximum(np.rint(edges), 0), size)
+    start, stop = np.rint((targets - edges[0]) / scale)
+    start = np.minimum(np.maximum(start, 0), sides - 1)
+    stop = np.minimum(np.maximum(stop, start + 1), sides)
+    matrices = np.zeros((len(tiles), 3, 3))
+    matrices[:, [0, 1, 2], [0, 1, 2]] = 1.0
+    matrices[:, [0, 1], [0, 1]] = along = (high - low) / (stop - start)
+    matrices[:, :2, 2] = low - start * along
+    sources, targets = (np.concatenate(pair, axis=1).astype(int) for pair in ((start, stop), (low, high)))
+    return sources.tolist(), targets.tolist(), matrices
 
 
-def _draw_warped(out: Image, image: Image, matrix: Matrix) -> Matrix:
-    """Onto the pixels whose centres it covers."""
+def _draw_warped(out: Image, tiles: Sequence[Tile], matrix: Matrix, *, gains: Gains | None) -> Matrix:
+    """Onto the pixels whose centres they cover; returns matrices (n, 3, 3) from the tiles' own pixels to the output."""
+    matrices = [matrix @ _shift(tile.left, tile.top) for tile in tiles]
+    for tile, placed in zip(tiles, matrices, strict=True):
+        _warp(out, tile.image, placed, gains=gains)
+    return np.array(matrices).reshape(-1, 3, 3)
+
+
+def _warp(out: Image, image: Image, matrix: Matrix, *, gains: Gains | None) -> None:
     height, width = image.shape[:2]
     square = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     corners = square @ matrix[:2, :2].T + matrix[:2, 2]
@@ -302,30 +309,18 @@ def _draw_warped(out: Image, image: Image, matrix: Matrix) -> Matrix:
     edges = np.ceil(np.clip([corners.min(axis=0), corners.max(axis=0)], 0.0, out.shape[0]) - 0.5)
     (x1, y1), (x2, y2) = edges.astype(int)
     if x2 <= x1 or y2 <= y1:
-        return matrix
+        return
     on_centres = _shift(-0.5 - x1, -0.5 - y1) @ matrix @ _shift(0.5, 0.5)
     part = out[y1:y2, x1:x2]
     warped = cv2.warpPerspective(image, on_centres, (int(x2 - x1), int(y2 - y1)), borderMode=cv2.BORDER_REPLICATE)
     mask = np.zeros(part.shape[:2], np.uint8)
     outline = np.round((corners - [x1 + 0.5, y1 + 0.5]) * 256).astype(np.int32)
     cv2.fillConvexPoly(mask, outline, 255, shift=8)
-    cv2.copyTo(warped, mask, part)
-    return matrix
+    cv2.copyTo(recolour(warped, gains), mask, part)  # type: ignore[arg-type]
 
 
 def _shift(x: float, y: float) -> Matrix:
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
-
-
-def vary_colour(image: Image, settings: AugmentSettings, *, generator: Generator) -> Image:
-    """Multiplies hue, saturation and value by 1 +- their settings."""
-    limits = (settings.hsv_hue, settings.hsv_saturation, settings.hsv_value)
-    gains = 1.0 + generator.uniform(-1.0, 1.0, size=3) * limits
-    if not any(limits):
-        return image
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    cv2.transform(hsv, np.diag(gains).astype(np.float32), dst=hsv)  # up to 255, and hues start over at 180
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)  # type: ignore[return-value]
 
 
 def flip(image: Image, boxes_xyxy: Boxes, *, horizontal: bool, vertical: bool) -> tuple[Image, Boxes]:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator, default_rng
 
 from yolov7.data.augment import (
     Boxes,
+    Corner,
     Labels,
     Letterbox,
+    Matrix,
     Sample,
     Tile,
     blend,
     compose,
+    find_seen,
     fitted_size,
     flip,
-    is_seen,
     lay,
     letterbox,
     normalise_boxes,
     random_transform,
     resize,
-    vary_colour,
 )
 from yolov7.data.cache import CacheMode, make_cache
+from yolov7.data.colour import Gains, draw_gains, recolour
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
 from yolov7.data.mosaic import place_centre, place_mosaic, place_mosaic_nine
@@ -34,6 +38,16 @@ from yolov7.errors import DataError
 from yolov7.settings import AugmentSettings
 
 _DONORS = 4  # images whose objects may be pasted into a sample
+
+
+class _Layout(NamedTuple):
+    """Images, where they lie in a canvas, and the transform from it to the sample with the scale that it holds."""
+
+    members: list[int]
+    corners: list[Corner]
+    canvas: int
+    matrix: Matrix
+    scale: float
 
 
 class DetectionDataset:
@@ -79,13 +93,12 @@ class DetectionDataset:
         if self.augment is None:
             return self._plain(i)
         generator = default_rng((self.seed, epoch, i))
-        image, boxes, labels = self._composed(i, self.augment, mosaic=mosaic, generator=generator)
+        layout = self._layout(i, self.augment, mosaic=mosaic, generator=generator)
         if mosaic and self.augment.mosaic and generator.random() < self.augment.mixup:
-            partner = int(generator.integers(len(self)))
-            other = self._composed(partner, self.augment, mosaic=True, generator=generator)
-            image = blend(image, other[0], generator=generator)
-            boxes, labels = np.concatenate([boxes, other[1]]), np.concatenate([labels, other[2]])
-        image = vary_colour(image, self.augment, generator=generator)
+            image, boxes, labels = self._mixed(layout, self.augment, generator=generator)
+            image = recolour(image, draw_gains(self.augment, generator=generator))
+        else:
+            image, boxes, labels = self._composed(layout, gains=draw_gains(self.augment, generator=generator))
         if mosaic:
             image, boxes, labels = self._pasted(image, boxes, labels, self.augment, generator=generator)
         horizontal, vertical = generator.random(2) < (self.augment.flip_horizontal, self.augment.flip_vertical)
@@ -104,22 +117,35 @@ class DetectionDataset:
         normalised = normalise_boxes(boxes, width=self.image_size, height=self.image_size)
         return Sample(image, normalised, self.index.labels_of(i)[chosen])
 
-    def _composed(
-        self, i: int, settings: AugmentSettings, *, mosaic: bool, generator: Generator
-    ) -> tuple[Image, Boxes, Labels]:
+    def _layout(self, i: int, settings: AugmentSettings, *, mosaic: bool, generator: Generator) -> _Layout:
+        """What is drawn at random for the image i, alone or in a mosaic."""
         size = self.image_size
         if mosaic and generator.random() < settings.mosaic:
             is_large = settings.mosaic_nine > 0 and generator.random() < settings.mosaic_nine
-            members = [i, *(int(j) for j in generator.integers(len(self), size=8 if is_large else 3))]
+            members = [i, *generator.integers(len(self), size=8 if is_large else 3).tolist()]
             place = place_mosaic_nine if is_large else place_mosaic
             corners, canvas = place([self._sizes[j] for j in members], size=size, generator=generator), 2 * size
         else:
             members, corners, canvas = [i], [place_centre(self._sizes[i], size=size)], size
         matrix, scale = random_transform(settings, canvas=canvas, size=size, generator=generator)
-        placed = zip(members, corners, strict=True)
-        seen = [(j, corner) for j, corner in placed if is_seen(self._sizes[j], corner, matrix, size=size)]
-        tiles = [lay(self._tile(j), corner, canvas=canvas) for j, corner in seen]
-        return compose(tiles, matrix, scale=scale, size=size)
+        return _Layout(members, corners, canvas, matrix, scale)
+
+    def _composed(self, layout: _Layout, *, gains: Gains | None = None) -> tuple[Image, Boxes, Labels]:
+        members, corners, canvas, matrix, scale = layout
+        seen = find_seen([self._sizes[j] for j in members], corners, matrix, size=self.image_size)
+        placed = compress(zip(members, corners, strict=True), seen)
+        tiles = [lay(self._tile(j), corner, canvas=canvas) for j, corner in placed]
+        return compose(tiles, matrix, scale=scale, size=self.image_size, gains=gains)
+
+    def _mixed(
+        self, layout: _Layout, settings: AugmentSettings, *, generator: Generator
+    ) -> tuple[Image, Boxes, Labels]:
+        """One sample blended with another one."""
+        partner = int(generator.integers(len(self)))
+        image, boxes, labels = self._composed(layout)
+        other = self._composed(self._layout(partner, settings, mosaic=True, generator=generator))
+        image = blend(image, other[0], generator=generator)
+        return image, np.concatenate([boxes, other[1]]), np.concatenate([labels, other[2]])
 
     def _pasted(
         self, image: Image, boxes: Boxes, labels: Labels, settings: AugmentSettings, *, generator: Generator
