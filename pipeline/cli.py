@@ -252,6 +252,14 @@ def use(
 
 
 @app.command()
+def sync() -> None:
+    """Send what waits for the tracking server since it was away; every other command does so too."""
+    from pipeline.commands import run_sync
+
+    run_sync(_params())
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(help="The port of the page.")] = 5000) -> None:
     """Open MLflow's page on the pipeline's runs."""
     from pipeline.commands import open_ui

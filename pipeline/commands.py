@@ -8,10 +8,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import WEIGHTS, PreparedData, TrainSummary, existing, read_json, stage_folder, stage_lock
+from pipeline.artifacts import (
+    WEIGHTS,
+    Metrics,
+    PreparedData,
+    ReparamReport,
+    TrainSummary,
+    existing,
+    read_json,
+    stage_folder,
+    stage_lock,
+)
 from pipeline.params import Params
 from pipeline.progress import TrainView, console, duration, stage_line, train_view
-from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, ui_command
+from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tracking_server, ui_command
 from yolov7.train.record import FIGURES, read_epochs, read_notes, read_progress
 
 Selection = Iterable[tuple[str, int]]
@@ -29,52 +39,49 @@ def run_train(params: Params, selection: Selection) -> None:
     """Trains each selected variant and seed, in turn."""
     from pipeline.stages.train import forget_run
 
-    for variant, seed in selection:
-        name = _name(params, variant, seed)
-        with stage_lock("train", variant, seed):
-            summary = _train_tracked(params, variant, seed, name=name)
-            console.print(stage_line("train", name, _train_text(summary)))
-            forget_run(variant, seed)  # last of all: until here a kill costs no step
+    with _tracker(params) as tracker:
+        for variant, seed in selection:
+            name = _name(params, variant, seed)
+            with stage_lock("train", variant, seed):
+                summary = _train_tracked(params, tracker, variant, seed, name=name)
+                console.print(stage_line("train", name, _train_text(summary)))
+                forget_run(variant, seed)  # last of all: until here a kill costs no step
 
 
 def run_reparam(params: Params, selection: Selection) -> None:
     """Re-parameterises each selected variant and seed."""
     from pipeline.stages.reparam import reparam
 
-    for variant, seed in selection:
-        with stage_lock("reparam", variant, seed):
-            report = reparam(params, variant=variant, seed=seed)
-        with _tracked(params, variant, seed) as run:
-            run.log_metrics(
-                {
-                    "reparam/max_error_float32": report.max_error_float32,
-                    "reparam/parameters": report.parameters_after,
-                    "reparam/gflops": report.gflops_after,
-                }
-            )
-            run.set_tags({"reparam": params.reparam.model_dump()})
-            run.log_detector(stage_folder("reparam", variant, seed) / WEIGHTS)
-        text = (
-            f"{report.parameters_before:,} -> {report.parameters_after:,} parameters, "
-            f"largest error {report.max_error_float32:.1e} (float64 {report.max_error_float64:.1e})"
-        )
-        console.print(stage_line("reparam", _name(params, variant, seed), text))
+    with _tracker(params) as tracker:
+        for variant, seed in selection:
+            with stage_lock("reparam", variant, seed):
+                report = reparam(params, variant=variant, seed=seed)
+            with tracker.run(_key(variant, seed)) as run:
+                run.log_metrics(
+                    {
+                        "reparam/max_error_float32": report.max_error_float32,
+                        "reparam/parameters": report.parameters_after,
+                        "reparam/gflops": report.gflops_after,
+                    }
+                )
+                run.set_tags({"reparam": params.reparam.model_dump()})
+                run.log_detector(stage_folder("reparam", variant, seed) / WEIGHTS)
+            console.print(stage_line("reparam", _name(params, variant, seed), _reparam_text(report)))
 
 
 def run_evaluate(params: Params, selection: Selection) -> None:
     """Evaluates each selected variant and seed."""
     from pipeline.stages.evaluate import evaluate
 
-    for variant, seed in selection:
-        with stage_lock("evaluate", variant, seed):
-            metrics = evaluate(params, variant=variant, seed=seed)
-        figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
-        with _tracked(params, variant, seed) as run:
-            run.log_metrics({f"evaluate/{name}": value for name, value in figures.items()})
-            run.set_tags({"evaluate": params.evaluate.model_dump()})
-            run.log_artifact(stage_folder("evaluate", variant, seed), "evaluate")
-        shown = "  ".join(f"{name} {_figure(figures[name])}" for name in ("AP", "AP50", "APs", "APm", "APl"))
-        console.print(stage_line("evaluate", _name(params, variant, seed), f"{shown}  ({metrics.images} images)"))
+    with _tracker(params) as tracker:
+        for variant, seed in selection:
+            with stage_lock("evaluate", variant, seed):
+                metrics = evaluate(params, variant=variant, seed=seed)
+            with tracker.run(_key(variant, seed)) as run:
+                _log_evaluation(params, run, metrics)
+            figures = ((name, getattr(metrics, name)) for name in ("AP", "AP50", "APs", "APm", "APl"))
+            shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures)
+            console.print(stage_line("evaluate", _name(params, variant, seed), f"{shown}  ({metrics.images} images)"))
 
 
 def run_benchmark(params: Params) -> None:
@@ -83,13 +90,14 @@ def run_benchmark(params: Params) -> None:
 
     with stage_lock("benchmark"):
         result = benchmark(params)
-    for variant in params.variants:
-        before, after = fps_before_and_after(result, variant)
-        for seed in params.seeds:
-            with _tracked(params, variant, seed) as run:
-                run.log_metrics(benchmark_metrics(result, variant))
-                run.set_tags({"benchmark": params.benchmark.model_dump(), "benchmark_device": result.device})
-        console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
+    with _tracker(params) as tracker:
+        for variant in params.variants:
+            before, after = fps_before_and_after(result, variant)
+            for seed in params.seeds:
+                with tracker.run(_key(variant, seed)) as run:
+                    run.log_metrics(benchmark_metrics(result, variant))
+                    run.set_tags({"benchmark": params.benchmark.model_dump(), "benchmark_device": result.device})
+            console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
 
 
 def print_summary() -> None:
@@ -113,7 +121,16 @@ def run_tables(params: Params, *, as_json: bool = False) -> None:
         print_summary()
     pairs = [(variant, seed) for variant in params.variants for seed in params.seeds]
     keys = [_key(*pair) for pair in pairs if (stage_folder("train", *pair) / "train.json").is_file()]
-    Tracker(params.tracking.experiment).mark_current(keys)
+    with _tracker(params) as tracker:
+        tracker.mark_current(keys)
+
+
+def run_sync(params: Params) -> None:
+    """Sends what waits to the tracking server; ConnectionError where some of it still does."""
+    before, left = _tracker(params).send_waiting()
+    if left:
+        raise ConnectionError(f"{left} still wait in runs/.tracking for {tracking_server()}")
+    console.print(f"{before} sent to {tracking_server()}" if before else f"nothing waits for {tracking_server()}")
 
 
 def check_tables(*, as_json: bool) -> bool:
@@ -172,12 +189,12 @@ def open_ui(*, port: int) -> None:
     subprocess.run(ui_command(port=port), env=quiet_environment(), check=False)
 
 
-def _train_tracked(params: Params, variant: str, seed: int, *, name: str) -> TrainSummary:
+def _train_tracked(params: Params, tracker: Tracker, variant: str, seed: int, *, name: str) -> TrainSummary:
     from pipeline.stages.train import build_job, train
 
     job = build_job(params, variant=variant, seed=seed)
     key = RunKey(variant=variant, seed=seed, fingerprint=job.fingerprint)
-    with Tracker(params.tracking.experiment).run(key) as run, train_view(name) as view:
+    with tracker.run(key) as run, train_view(name) as view:
         _log_start(params, run, variant=variant)
         follower = _Follower(view, run)
         summary = train(params, variant=variant, seed=seed, on_tick=follower.tick)
@@ -209,7 +226,7 @@ class _Follower:
 
 
 def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
-    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    prepared = _prepared()
     model = params.variant(variant).model_dump(exclude={"train"}, exclude_defaults=True)
     run.log_params(model | params.train_settings(variant).run.model_dump())
     run.log_dataset(
@@ -220,8 +237,25 @@ def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
     )
 
 
-def _tracked(params: Params, variant: str, seed: int) -> TrackedRun:
-    return Tracker(params.tracking.experiment).run(_key(variant, seed))
+def _log_evaluation(params: Params, run: TrackedRun, metrics: Metrics) -> None:
+    variant, seed, settings = run.key.variant, run.key.seed, params.evaluate
+    figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
+    run.log_metrics({f"evaluate/{name}": value for name, value in figures.items()})
+    run.set_tags({"evaluate": settings.model_dump()})
+    run.log_artifact(stage_folder("evaluate", variant, seed), "evaluate")
+    weights = stage_folder("reparam", variant, seed) / WEIGHTS
+    run.log_detector(weights)  # where `reparam` came from DVC's cache it was not logged from here
+    nms = " ".join(f"{name}={value}" for name, value in settings.nms.model_dump().items())
+    data = _prepared().content_hash
+    run.log_evaluation(weights, AP=metrics.AP, basis={"data": data, "split": metrics.split, "nms": nms})
+
+
+def _prepared() -> PreparedData:
+    return read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+
+
+def _tracker(params: Params) -> Tracker:
+    return Tracker(params.tracking.experiment, model=params.tracking.model, say=console.print)
 
 
 def _key(variant: str, seed: int) -> RunKey:
@@ -232,6 +266,13 @@ def _key(variant: str, seed: int) -> RunKey:
 
 def _name(params: Params, variant: str, seed: int) -> str:
     return variant if len(params.seeds) == 1 else f"{variant}/{seed}"
+
+
+def _reparam_text(report: ReparamReport) -> str:
+    return (
+        f"{report.parameters_before:,} -> {report.parameters_after:,} parameters, "
+        f"largest error {report.max_error_float32:.1e} (float64 {report.max_error_float64:.1e})"
+    )
 
 
 def _train_text(summary: TrainSummary) -> str:

@@ -53,7 +53,7 @@ class FlawSettings(Settings):
     Flawed boxes, the second of two images with one id, and unreadable images are left out, unless that is fatal.
     """
 
-    fatal: tuple[Literal["boxes", "ids", "sizes", "leaks"], ...] = Field(
+    fatal: tuple[Literal["boxes", "outlines", "ids", "sizes", "leaks"], ...] = Field(
         (), description="groups of flaws (yolov7/data/flaws.py) of which a single one ends prepare"
     )
     max_unreadable: Probability = Field(0.01, description="share of a split's images above which prepare ends")
@@ -135,14 +135,39 @@ class BenchmarkSettings(Settings):
     compile: bool = Field(False, description="measure torch.compile too")
 
 
+_Workers = Annotated[int, Field(ge=1)]
+
+
 class RayTrainSettings(Settings):
     """How training is spread; RAY_ADDRESS names a cluster to join, without it one is started on this machine."""
 
-    workers: int = Field(1, ge=1)
+    workers: _Workers | tuple[_Workers, _Workers] = Field(
+        1, description="a number, or [fewest, most]: at any time as many as there is room for"
+    )
+    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="of workers: on few nodes, or on many")
     cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     gpus_per_worker: NonNegative | Literal["auto"] = Field("auto", description="auto: one where there are GPUs")
+    sync_batch_norm: bool = Field(False, description="statistics over all workers' images; on GPUs alone")
     max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint")
-    start_timeout: Positive = Field(120.0, description="seconds to wait for the workers' resources")
+    start_timeout: Positive = Field(45.0, description="seconds to wait for room for the fewest workers")
+    resize_seconds: Positive = Field(60.0, description="between two looks whether there is room for more workers")
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError(f"{shown(list(workers))} must be the fewest workers, then the most")
+        return workers
+
+    @property
+    def fewest_workers(self) -> int:
+        """That it can go on with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """That it takes."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 TuneRule = Literal["compound", "width", "depth", "free"]
@@ -183,6 +208,9 @@ class TrackingSettings(Settings):
     """MLflow; MLFLOW_TRACKING_URI names a server, without it a SQLite file in the project serves."""
 
     experiment: str = "yolov7"
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = Field(
+        "yolov7", description="the registered model: each deployed detector is a version, the best is the champion"
+    )
 
 
 class PipelineTrainSettings(TrainSettings, RayTrainSettings):

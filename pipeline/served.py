@@ -47,14 +47,17 @@ class ServedDetector(PythonModel):  # type: ignore[misc]
         return [_to_json(found, names) for found in self._detector.predict(images, nms=nms)]
 
 
-def log_served(mlflow: Any, weights: Path) -> None:
-    """Adds the model to MLflow's active run, whole: the weights, this file and the detector's code."""
+def save_served(folder: Path, weights: Path, *, about: Any) -> None:
+    """Writes the model, whole: the weights, this file and the detector's code; `about` is MLflow's `Model`."""
+    import mlflow
+
     import yolov7
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input
-        mlflow.pyfunc.log_model(
-            name="detector",
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            mlflow_model=about,
             python_model=__file__,
             artifacts={"weights": str(weights.absolute())},
             code_paths=[str(Path(str(yolov7.__file__)).parent)],

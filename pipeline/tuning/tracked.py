@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from pipeline.tracking import RunKey, TrackedRun, Tracker
 from pipeline.tuning.search import Trial
@@ -25,8 +25,8 @@ class TrackedSearch:
         candidate, setup = trial.candidate, self._setup
         fingerprint = f"{setup.fingerprint}-{candidate.key}"
         key = RunKey(variant=candidate.label, seed=setup.settings.seed, fingerprint=fingerprint)
-        with self._tracker.run(key) as run:
-            run.set_tags(self._tags(trial))
+        with self._tracker.run(key, parent=self._parent.key) as run:
+            run.set_tags({"status": trial.status, "rules": " ".join(candidate.rules)})
             run.log_params({"rule": candidate.rules[0], **dict(candidate.features)})
             for epoch, AP in trial.curve:
                 run.log_metrics({"AP_by_epoch": AP}, step=epoch)
@@ -45,17 +45,11 @@ class TrackedSearch:
         self._parent.log_artifact(folder, "tune")
         self._parent.log_metrics({f"tune/{name}": number for name, number in count_by_status(trials).items()})
 
-    def _tags(self, trial: Trial) -> dict[str, Any]:
-        tags = {"status": trial.status, "rules": " ".join(trial.candidate.rules)}
-        parent = self._parent.run_id
-        return tags | ({"mlflow.parentRunId": parent} if parent else {})
-
 
 @contextmanager
 def track_search(experiment: str, setup: Setup, *, epochs: int) -> Iterator[TrackedSearch]:
     """The search's run while it goes on."""
-    tracker = Tracker(f"{experiment}-tune")
     key = RunKey(variant=f"tune {setup.base_name}", seed=setup.settings.seed, fingerprint=setup.fingerprint)
-    with tracker.run(key) as parent:
+    with Tracker(f"{experiment}-tune") as tracker, tracker.run(key) as parent:
         parent.log_params(setup.settings.model_dump() | {"base": setup.base_name, "epochs": epochs})
         yield TrackedSearch(tracker, parent, setup)

@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.reach import reach_of
+from pipeline.tracking.reach import reach_of
 from pipeline.tracking import RunKey, Tracker, quiet_environment, tracking_uri
 from tests.artifacts import NAMES, write_weights
 from yolov7.detector import Detector

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.reach import reach_of
-from pipeline.records import clean_name
 from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tracking_uri, ui_command
+from pipeline.tracking.reach import reach_of
+from pipeline.tracking.records import clean_name
+from pipeline.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -194,14 +195,14 @@ def test_a_server_that_never_answers_costs_seconds(monkeypatch: pytest.MonkeyPat
 def test_what_was_not_written_is_written_when_the_store_is_back(
     monkeypatch: pytest.MonkeyPatch, client: MlflowClient
 ) -> None:
-    tracker = Tracker(EXPERIMENT)
-    working = tracker.open_run
-    monkeypatch.setattr(Tracker, "open_run", lambda *_: (_ for _ in ()).throw(ConnectionError("down")))
-    with tracker.run(RunKey("back", 0, "x")) as run:
+    working = Store.run_id
+    monkeypatch.setattr(Store, "run_id", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("down")))
+    with Tracker(EXPERIMENT).run(RunKey("back", 0, "x")) as run:
         run.log_metrics({"AP": 0.1}, step=1)
-        monkeypatch.setattr(Tracker, "open_run", lambda _, client, key: working(client, key))
+        monkeypatch.setattr(Store, "run_id", working)
         run.log_metrics({"AP": 0.2}, step=2)
         assert find_runs(client, "back") == []  # it is too early for another try
+        assert Tracker(EXPERIMENT).send_waiting()[1] == "2 points and 1 other record"
         reach_of(f"MLflow at {tracking_uri()}")._until = 0.0
     (found,) = find_runs(client, "back")
     assert points(client, found, "AP") == [(1, 0.1), (2, 0.2)]
@@ -218,13 +219,15 @@ def use_everything() -> float:
 
 
 def use(run: TrackedRun) -> None:
+    picture = Path("picture.txt")
+    picture.write_text("a picture")
     run.log_params({"epochs": 3})
     for epoch in range(50):
         run.log_metrics({"train/AP": 0.5}, step=epoch)
     run.set_tags({"a": 1})
-    run.log_artifact(Path("nowhere.txt"))
+    run.log_artifact(picture)
     run.log_dataset("x", digest="d", source="y")
-    run.log_detector(Path("nowhere.safetensors"))
+    run.log_detector(picture)
 
 
 def write_points(folder: Path, worker: int) -> None:
@@ -270,7 +273,7 @@ def test_the_users_patience_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     environment = quiet_environment()
     assert environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 

@@ -1,15 +1,56 @@
-"""What a tracking store takes: names, texts and points, made to fit; pure functions."""
+"""What is tracked: records as plain values, and names, texts and points made to fit a store; pure functions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from yolov7.settings import Settings
 
 Entry = TypeVar("Entry")
+Kind = Literal["begin", "end", "params", "metrics", "tags", "dataset", "files", "detector", "evaluation", "current"]
 
 _MAX_KEY = 250  # characters
 _BATCH = 100  # entries a request, MLflow's limit for parameters and tags
+_LARGE: tuple[Kind, ...] = ("files", "detector", "evaluation")
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What names a run: the variant, the seed, and the fingerprint of the data and all training parameters."""
+
+    variant: str
+    seed: int
+    fingerprint: str
+
+    def tags(self) -> dict[str, str]:
+        """The tags by which the run is found again."""
+        return {"variant": self.variant, "seed": str(self.seed), "fingerprint": self.fingerprint}
+
+
+class Subject(Settings):
+    """The run that a record is about, wherever it is; `key` None: its experiment as a whole."""
+
+    server: str  # without user and password
+    experiment: str
+    key: RunKey | None
+    parent: RunKey | None = None
+
+
+class Record(Settings):
+    """Something to be written to a store, in plain values; files that belong to it lie beside it."""
+
+    subject: Subject
+    kind: Kind
+    content: dict[str, Any]
+    time: int  # when it was recorded, milliseconds since 1970
+
+
+def is_large(kind: Kind) -> bool:
+    """Whether it goes the way of files, which has outages of its own."""
+    return kind in _LARGE
 
 
 def next_step(last: tuple[int, float] | None, value: float, step: int | None) -> int | None:

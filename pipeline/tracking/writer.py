@@ -1,0 +1,154 @@
+"""How each kind of record is written, so that writing it a second time changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, final
+
+from pipeline.tracking.models import log_model, log_version_evaluation
+from pipeline.tracking.outbox import Waiting
+from pipeline.tracking.records import Record, RunKey, chunks, is_large, next_step
+from pipeline.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MAX_DIGEST = 36  # characters
+_FILE_SECONDS = 300  # that a server may take with one file, which it hands on to its own store before it answers
+
+
+@final
+class Writer:
+    """Writes to one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._last: dict[tuple[str, str], tuple[int, float] | None] = {}  # of a run's metric: last step and its value
+
+    def open(self, record: Record) -> str:
+        """The id of the run, or of the experiment, that a record is about."""
+        if record.subject.key is None:
+            return self._store.experiment_id(record.subject.experiment)
+        return self._store.run_id(record.subject, time=record.time)
+
+    def write(self, waiting: Waiting, where: str) -> str | None:
+        """Writes a record to its run or experiment; what the user should know of it, in one line."""
+        record = waiting.record
+        if is_large(record.kind):
+            with _patience():
+                return self._write_large(waiting, where)
+        if record.kind == "metrics":
+            self._write_metrics(where, record)
+        elif record.kind == "current":
+            self._mark_current(where, [RunKey(**key) for key in record.content["keys"]])
+        else:
+            _write_small(self._store.client, where, record)
+        return None
+
+    def _write_large(self, waiting: Waiting, run_id: str) -> str | None:
+        client, content = self._store.client, waiting.record.content
+        key = waiting.record.subject.key
+        assert key is not None
+        if waiting.record.kind == "files":
+            client.log_artifacts(run_id, str(waiting.files), content["folder"])
+        elif waiting.record.kind == "detector":
+            (weights,) = waiting.files.iterdir()
+            log_model(client, run_id, weights, key=key, registered=content["model"])
+        else:
+            return log_version_evaluation(client, content)
+        return None
+
+    def _write_metrics(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Metric
+
+        client, step = self._store.client, record.content["step"]
+        fresh = []
+        for name, value in record.content["values"].items():
+            metric = (run_id, name)
+            if metric not in self._last:
+                self._last[metric] = _last_point(client, run_id, name)
+            at = next_step(self._last[metric], value, step)
+            if at is not None:
+                fresh.append(Metric(name, value, record.time, at))
+        for chunk in chunks(fresh):
+            try:
+                client.log_batch(run_id, metrics=chunk)
+            except Exception:
+                self._last.clear()  # the store may have it nevertheless: ask it again
+                raise
+            self._last.update({(run_id, metric.key): (metric.step, metric.value) for metric in chunk})
+
+    def _mark_current(self, experiment: str, keys: list[RunKey]) -> None:
+        client = self._store.client
+        current = {self._store.find_run(experiment, key) for key in keys} - {None}
+        tagged = client.search_runs([experiment], filter_string="tags.current = 'yes'", max_results=1000)
+        before = {run.info.run_id for run in tagged}
+        for run_id in before - current:
+            client.delete_tag(run_id, "current")
+        for run_id in current - before:
+            client.set_tag(run_id, "current", "yes")
+
+
+def _write_small(client: MlflowClient, run_id: str, record: Record) -> None:
+    content = record.content
+    if record.kind == "begin":
+        client.update_run(run_id, status="RUNNING")
+    elif record.kind == "end":
+        client.set_terminated(run_id, content["status"], record.time)
+    elif record.kind == "params":
+        _write_params(client, run_id, content)
+    elif record.kind == "tags":
+        _write_tags(client, run_id, content)
+    else:
+        _write_dataset(client, run_id, content)
+
+
+def _write_params(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> None:
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    for chunk in chunks([Param(name, text) for name, text in texts.items() if name not in known]):
+        client.log_batch(run_id, params=chunk)
+
+
+def _write_tags(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    for chunk in chunks([RunTag(name, text) for name, text in texts.items()]):
+        client.log_batch(run_id, tags=chunk)
+
+
+def _write_dataset(client: MlflowClient, run_id: str, parts: Mapping[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=parts["name"],
+        digest=parts["digest"][:_MAX_DIGEST],
+        source_type="local",
+        source=json.dumps({"uri": parts["source"]}),
+        profile=json.dumps(parts["profile"]),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", parts["context"])])])
+
+
+def _last_point(client: MlflowClient, run_id: str, name: str) -> tuple[int, float] | None:
+    points = [(metric.step, metric.timestamp, metric.value) for metric in client.get_metric_history(run_id, name)]
+    if not points:
+        return None
+    step, _, value = max(points, key=lambda point: point[:2])
+    return step, value
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """More of it than small records get; the server answered just before."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ[name]
+    os.environ[name] = str(max(int(before), _FILE_SECONDS))
+    try:
+        yield
+    finally:
+        os.environ[name] = before
