@@ -51,7 +51,8 @@ def test_boxes_stay_in_frame(
     corners = place_mosaic(sides, size=size, generator=generator) if mosaic else [place_centre(sides[0], size=size)]
     placed = [lay(tile, corner, canvas=canvas) for tile, corner in zip(tiles, corners, strict=False)]
     matrix, drawn = random_transform(chosen, canvas=canvas, size=size, generator=generator)
-    image, boxes, labels = compose(placed, matrix, scale=drawn, size=size)
+    made = compose(placed, matrix, scale=drawn, size=size)
+    image, boxes, labels = made.image, made.boxes_xyxy, made.labels
     assert image.shape == (size, size, 3)
     assert len(boxes) == len(labels)
     assert boxes.dtype == np.float32
@@ -74,7 +75,8 @@ def test_box_follows_its_object(seed: int, degrees: float, scale: float) -> None
     tile = Tile(image, np.array([[x, y, x + 24, y + 30]], np.float32), np.array([3]))
     chosen = AugmentSettings(degrees=degrees, scale=scale, translate=0.0)
     matrix, drawn = random_transform(chosen, canvas=size, size=size, generator=generator)
-    out, boxes, labels = compose([tile], matrix, scale=drawn, size=size)
+    made = compose([tile], matrix, scale=drawn, size=size)
+    out, boxes, labels = made.image, made.boxes_xyxy, made.labels
     rows, columns = np.nonzero(out[..., 0] > FILL + 14)
     found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
     assert labels.tolist() == [3]

@@ -55,7 +55,7 @@ def test_tiles_warped_one_by_one_equal_a_warped_canvas(degrees: float) -> None:
     placed = _mosaic(tiles, size=size, generator=generator)
     chosen = AugmentSettings(degrees=degrees, scale=0.3, shear=degrees / 5, perspective=0.0)
     matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
-    out, _, _ = compose(placed, matrix, scale=scale, size=size)
+    out = compose(placed, matrix, scale=scale, size=size).image
     canvas = np.full((2 * size, 2 * size, 3), FILL, np.uint8)
     for tile in placed:
         height, width = tile.image.shape[:2]
@@ -74,7 +74,7 @@ def test_no_grey_line_between_tiles() -> None:
     for degrees in (0.0, 20.0):
         chosen = AugmentSettings(degrees=degrees, scale=0.0, translate=0.0)
         matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
-        out, _, _ = compose(placed, matrix, scale=scale, size=size)
+        out = compose(placed, matrix, scale=scale, size=size).image
         inner = out[24:40, 24:40].reshape(-1, 3)
         assert (inner == FILL).all(axis=1).sum() == 0
 
@@ -118,7 +118,8 @@ def test_upright_tiles_land_on_whole_pixels_and_their_boxes_with_them(seed: int)
     tile = Tile(image, np.array([[16, 20, 48, 40]], np.float32), np.array([1]), left=30, top=20)
     chosen = AugmentSettings(scale=0.5, translate=0.2)
     matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
-    out, boxes, _ = compose([tile], matrix, scale=scale, size=size)
+    made = compose([tile], matrix, scale=scale, size=size)
+    out, boxes = made.image, made.boxes_xyxy
     assert find_seen([(64, 50)], [(30, 20)], matrix, size=size)[0] or (out == FILL).all()
     rows, columns = np.nonzero(out[..., 0] > 140)
     for box in boxes:
@@ -134,7 +135,7 @@ def test_what_is_not_seen_would_not_be_drawn() -> None:
         corner = place_mosaic([(64, 40)] * 4, size=size, generator=generator)[int(generator.integers(4))]
         matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
         tile = lay(Tile(np.zeros((40, 64, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0)), corner, canvas=128)
-        out, _, _ = compose([tile], matrix, scale=scale, size=size)
+        out = compose([tile], matrix, scale=scale, size=size).image
         (seen,) = find_seen([(64, 40)], [corner], matrix, size=size)
         counts[seen] += 1
         assert seen or (out == FILL).all()

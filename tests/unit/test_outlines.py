@@ -14,6 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.property.test_fuzz import WRONG
 from tests.unit.data_files import write_coco, write_image, write_voc
 from yolov7.data.coco import read_coco
 from yolov7.data.flaws import FlawGroup, FlawKind
@@ -30,7 +31,7 @@ BOX = [10, 5, 20, 30]
 
 
 def read(folder: Path, *objects: dict[str, Any]) -> tuple[ImageIndex, Counter[FlawKind]]:
-    rows = [{"image_id": 1, "bbox": [x + i / 100 for x in BOX]} | row for i, row in enumerate(objects)]
+    rows = [{"image_id": 1, "bbox": [x + i / 1000 for x in BOX]} | row for i, row in enumerate(objects)]
     index, flaws = read_coco(write_coco(folder, images=[{}], annotations=rows))
     return index, Counter(flaw.kind for flaw in flaws)
 
@@ -84,6 +85,37 @@ def test_an_outline_that_is_none_leaves_the_box(tmp_path: Path, segmentation: ob
     none, sound = index.outlines_of(0)
     assert none == ()
     assert len(sound) == 1
+
+
+def test_whatever_stands_for_an_outline_or_an_area_is_no_error(tmp_path: Path) -> None:
+    """Wrong values in place of the segmentation, a part of it, a coordinate, and the area."""
+    wrong = [value for value in WRONG if _is_json(value)]
+    objects = [
+        row
+        for value in wrong
+        for row in (
+            {"segmentation": value},
+            {"segmentation": [TRIANGLE, value]},
+            {"segmentation": [[*TRIANGLE[:-1], value]]},
+            {"segmentation": [TRIANGLE], "area": value},
+        )
+    ]
+    index, flaws = read(tmp_path, *objects)
+    assert index.num_boxes == len(objects) == 4 * len(wrong)
+    assert set(flaws) <= {kind for kind in FlawKind if kind.group is FlawGroup.OUTLINES} | {FlawKind.MASK}
+    assert index.outlines is not None
+    assert np.isfinite(index.outlines.points).all()
+    assert np.isfinite(index.object_areas).all()
+    assert (index.object_areas > 0).all()
+    assert all(index.outlines_of(0)[3::4])  # those of which the area alone is wrong
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def test_an_outline_is_clipped_with_its_box(tmp_path: Path) -> None:

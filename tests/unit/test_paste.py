@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 
 from yolov7.data.augment import Tile
+from yolov7.data.outlines import Outline, bounds, fill
 from yolov7.data.paste import MAX_COVERED, Patch, copy_paste, cut_patches, paste_in
 
 GREEN = Patch(np.full((40, 60, 3), (0, 200, 0), np.uint8), label=2)
+NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def polygon(*points: tuple[float, float]) -> Outline:
+    return (np.array(points, np.float32),)
 
 
 def covered(box: np.ndarray, other: np.ndarray) -> float:
@@ -21,9 +31,8 @@ def covered(box: np.ndarray, other: np.ndarray) -> float:
 def test_what_is_pasted_lies_in_the_image_and_leaves_the_others_to_see(seed: int) -> None:
     image = np.zeros((320, 320, 3), np.uint8)
     boxes = np.array([[10, 10, 150, 200], [200, 50, 300, 300]], np.float32)
-    pasted, after, labels = paste_in(
-        image, boxes, np.array([0, 1]), patches=[GREEN], generator=np.random.default_rng(seed)
-    )
+    pasted = paste_in(Tile(image, boxes, np.array([0, 1])), patches=[GREEN], generator=generator(seed))
+    after, labels = pasted.boxes_xyxy, pasted.labels
     assert not image.any()
     assert len(after) == len(labels) > 2
     np.testing.assert_array_equal(after[:2], boxes)
@@ -36,19 +45,40 @@ def test_what_is_pasted_lies_in_the_image_and_leaves_the_others_to_see(seed: int
         left, top, right, bottom = after[i].astype(int)
         assert abs((right - left) / (bottom - top) - 1.5) < 0.15  # its aspect is kept
     left, top, right, bottom = after[-1].astype(int)
-    assert (pasted[top:bottom, left:right] == (0, 200, 0)).all()  # nothing lies on the last one
+    assert (pasted.image[top:bottom, left:right] == (0, 200, 0)).all()  # nothing lies on the last one
 
 
 def test_without_patches_nothing_changes() -> None:
-    image, boxes = np.zeros((64, 64, 3), np.uint8), np.zeros((0, 4), np.float32)
-    assert paste_in(image, boxes, np.zeros(0, np.int64), patches=[], generator=np.random.default_rng(0))[0] is image
+    tile = Tile(np.zeros((64, 64, 3), np.uint8), NO_BOXES, NO_LABELS)
+    assert paste_in(tile, patches=[], generator=generator()) is tile
 
 
 def test_it_pastes_into_an_image_without_objects() -> None:
-    image, none = np.zeros((320, 320, 3), np.uint8), np.zeros((0, 4), np.float32)
-    _, boxes, labels = paste_in(image, none, np.zeros(0, np.int64), patches=[GREEN], generator=np.random.default_rng(0))
-    assert boxes.shape == (len(labels), 4)
-    assert len(labels) > 0
+    pasted = paste_in(
+        Tile(np.zeros((320, 320, 3), np.uint8), NO_BOXES, NO_LABELS), patches=[GREEN], generator=generator()
+    )
+    assert pasted.boxes_xyxy.shape == (len(pasted.labels), 4)
+    assert len(pasted.labels) > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_an_outlined_patch_only_the_object_is_pasted(seed: int) -> None:
+    """A green triangle on red: nothing red arrives, the boxes are the triangles', and what is around them stays."""
+    triangle = polygon((5, 0), (60, 38), (2, 40))
+    patch = Patch(np.full((40, 60, 3), (200, 0, 0), np.uint8), label=1, outline=triangle)
+    patch.image[fill(triangle, width=60, height=40)] = (0, 200, 0)
+    pasted = paste_in(
+        Tile(np.full((320, 320, 3), 7, np.uint8), NO_BOXES, NO_LABELS), patches=[patch], generator=generator(seed)
+    )
+    inside = np.zeros((320, 320), np.bool_)
+    for box, outline in zip(pasted.boxes_xyxy, pasted.outlines, strict=True):
+        inside |= fill(outline, width=320, height=320)
+        np.testing.assert_allclose(bounds(outline), box, atol=1e-3)
+    assert (pasted.image[~inside] == 7).all()
+    assert (pasted.image[inside, 1] > pasted.image[inside, 0]).mean() > 0.9  # but for the blurred seam
+    rows, columns = np.nonzero(inside)
+    assert abs(columns.min() - pasted.boxes_xyxy[:, 0].min()) <= 1
+    assert abs(rows.max() + 1 - pasted.boxes_xyxy[:, 3].max()) <= 1
 
 
 def test_patches_are_the_objects_that_are_large_enough() -> None:
@@ -56,27 +86,54 @@ def test_patches_are_the_objects_that_are_large_enough() -> None:
     boxes = np.array([[10.4, 20, 40, 60], [0, 0, 9, 50]], np.float32)
     (patch,) = cut_patches([Tile(image, boxes, np.array([3, 1]))])
     np.testing.assert_array_equal(patch.image, image[20:60, 10:40])
-    assert patch.label == 3
+    assert (patch.label, patch.outline) == (3, ())
+    outlines = (polygon((10.4, 20), (40, 20), (40, 60)), ())
+    (patch,) = cut_patches([Tile(image, boxes, np.array([3, 1]), outlines=outlines)])
+    np.testing.assert_allclose(patch.outline[0], [[0.4, 0], [30, 0], [30, 40]], atol=1e-5)
 
 
 def test_a_copy_is_the_mirror_image_at_the_mirrored_place() -> None:
     image = np.zeros((100, 200, 3), np.uint8)
     image[20:60, 10:25] = (250, 0, 0)
     image[20:60, 25:40] = (0, 0, 250)
-    box = np.array([[10, 20, 40, 60]], np.float32)
-    pasted, boxes, labels = copy_paste(image, box, np.array([5]), probability=1.0, generator=np.random.default_rng(0))
-    np.testing.assert_array_equal(boxes, [[10, 20, 40, 60], [160, 20, 190, 60]])
-    assert labels.tolist() == [5, 5]
-    np.testing.assert_array_equal(pasted[20:60, 160:190], image[20:60, 10:40][:, ::-1])
+    tile = Tile(image, np.array([[10, 20, 40, 60]], np.float32), np.array([5]))
+    pasted = copy_paste(tile, probability=1.0, generator=generator())
+    np.testing.assert_array_equal(pasted.boxes_xyxy, [[10, 20, 40, 60], [160, 20, 190, 60]])
+    assert pasted.labels.tolist() == [5, 5]
+    np.testing.assert_array_equal(pasted.image[20:60, 160:190], image[20:60, 10:40][:, ::-1])
     assert not image[:, 100:].any()
 
 
-def test_a_copy_that_would_hide_an_object_is_not_made() -> None:
-    image = np.zeros((100, 200, 3), np.uint8)
-    boxes = np.array([[80, 20, 120, 60], [10, 10, 40, 40], [170, 10, 190, 30]], np.float32)
-    _, after, labels = copy_paste(
-        image, boxes, np.array([0, 1, 2]), probability=1.0, generator=np.random.default_rng(0)
+def test_of_an_outlined_object_only_what_is_within_is_copied() -> None:
+    """Two parts, one of them concave, on noise: outside of the mirrored outline the image is as it was."""
+    image = generator(1).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    hook = (
+        *polygon((10, 20), (40, 20), (40, 30), (20, 30), (20, 60), (10, 60)),
+        *polygon((30, 45), (40, 45), (35.3, 60)),
     )
+    tile = Tile(image, np.array([[10, 20, 40, 60]], np.float32), np.array([5]), outlines=(hook,))
+    pasted = copy_paste(tile, probability=1.0, generator=generator())
+    within = fill(hook, width=200, height=100)[:, ::-1]
+    assert 500 < within.sum() < 700
+    np.testing.assert_array_equal(pasted.image[within], image[:, ::-1][within])
+    np.testing.assert_array_equal(pasted.image[~within], image[~within])
+    np.testing.assert_array_equal(bounds(pasted.outlines[1]), pasted.boxes_xyxy[1])
+
+
+def test_slivers_are_not_pasted() -> None:
+    tile = Tile(
+        np.zeros((100, 200, 3), np.uint8),
+        np.array([[10, 20, 40, 60]], np.float32),
+        np.array([5]),
+        outlines=(polygon((10, 20), (40, 60), (39, 60)),),
+    )
+    assert len(copy_paste(tile, probability=1.0, generator=generator()).labels) == 1
+
+
+def test_a_copy_that_would_hide_an_object_is_not_made() -> None:
+    boxes = np.array([[80, 20, 120, 60], [10, 10, 40, 40], [170, 10, 190, 30]], np.float32)
+    tile = Tile(np.zeros((100, 200, 3), np.uint8), boxes, np.array([0, 1, 2]))
+    pasted = copy_paste(tile, probability=1.0, generator=generator())
     # the first would lie on itself, the second on the third; the third's copy covers 4/9 of the second
-    np.testing.assert_array_equal(after, boxes)
-    assert labels.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(pasted.boxes_xyxy, boxes)
+    assert pasted.labels.tolist() == [0, 1, 2]

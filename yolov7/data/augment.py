@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import cv2
 import numpy as np
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 
 from yolov7.data.colour import Gains, recolour
 from yolov7.data.images import Image
-from yolov7.data.outlines import Outline
+from yolov7.data.outlines import Outline, move, see
 from yolov7.settings import AugmentSettings
 
 FILL = 114  # the grey of empty parts
 MIN_SIDE = 2.0  # pixels: smaller boxes are dropped
 MIN_AREA_LEFT = 0.1  # share of the scaled box that must remain in the frame
+MIN_OUTLINED_LEFT = 0.01  # the same of an object with an outline, whose box is tight
 MAX_ASPECT = 20.0
 AREA_BELOW = 0.5  # bilinear resizing skips pixels below this factor, so areas are averaged
 
@@ -193,7 +195,8 @@ def lay(tile: Tile, corner: Corner, *, canvas: int) -> Tile:
     shift = np.array([left - x1, top - y1] * 2, np.float32)
     limit = np.array([x2 - x1, y2 - y1] * 2, np.float32)
     boxes = np.minimum(np.maximum(tile.boxes_xyxy + shift, 0), limit)
-    return Tile(image, boxes, tile.labels, left=x1, top=y1)
+    outlines = move(tile.outlines, shift=(left - x1, top - y1))
+    return Tile(image, boxes, tile.labels, left=x1, top=y1, outlines=outlines)
 
 
 def random_transform(
@@ -214,12 +217,10 @@ def random_transform(
     return _shift(x, y) @ shear @ rotation @ perspective @ _shift(-canvas / 2, -canvas / 2), scale
 
 
-def compose(
-    tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int, gains: Gains | None = None
-) -> tuple[Image, Boxes, Labels]:
+def compose(tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int, gains: Gains | None = None) -> Tile:
     """Warps tiles that lie in one canvas into an output of `size` x `size`, and recolours all of it.
 
-    Returns the image, the boxes that are worth keeping (k, 4; corners, pixels) and their labels.
+    The result has the objects that are worth keeping; one with an outline has the box of what is seen of that.
     """
     fill = recolour(np.full((1, 1, 3), FILL, np.uint8), gains)
     out = np.full((size, size, 3), fill[0, 0, 0])
@@ -229,8 +230,27 @@ def compose(
     labels = np.concatenate([np.zeros(0, np.int64), *(tile.labels for tile in tiles)])
     after = transform_boxes(before, matrices.repeat([len(tile.labels) for tile in tiles], axis=0))
     after = np.clip(after, 0, size)
-    keep = worth_keeping(np.float32(scale) * before, after)
-    return out, after[keep], labels[keep]
+    if not any(tile.outlines for tile in tiles):
+        keep = worth_keeping(np.float32(scale) * before, after)
+        return Tile(out, after[keep], labels[keep])
+    outlines, after = _see_all(tiles, matrices, after, size=size)
+    least = np.where([bool(outline) for outline in outlines], MIN_OUTLINED_LEFT, MIN_AREA_LEFT)
+    keep = worth_keeping(np.float32(scale) * before, after, least=least)
+    return Tile(out, after[keep], labels[keep], outlines=list(compress(outlines, keep)))
+
+
+def _see_all(tiles: Sequence[Tile], matrices: Matrix, boxes_xyxy: Boxes, *, size: int) -> tuple[list[Outline], Boxes]:
+    """The outlines in the output, and its boxes (k, 4): where there is an outline, around what is seen of that."""
+    outlines: list[Outline] = []
+    boxes = []
+    ends = np.cumsum([len(tile.labels) for tile in tiles])
+    for tile, matrix, part in zip(tiles, matrices, np.split(boxes_xyxy, ends[:-1]), strict=True):
+        height, width = tile.image.shape[:2]
+        given = tile.outlines or ((),) * len(tile.labels)
+        seen, around = see(given, part, matrix, image_size=(width, height), size=size)
+        outlines.extend(seen)
+        boxes.append(around)
+    return outlines, np.clip(np.concatenate(boxes), 0, size)
 
 
 def transform_boxes(boxes_xyxy: Boxes, matrix: Matrix) -> Boxes:
@@ -250,13 +270,15 @@ def is_upright(matrix: Matrix) -> bool:
     return not matrix[..., [0, 1, 2, 2], [1, 0, 0, 1]].any()
 
 
-def worth_keeping(before_xyxy: Boxes, after_xyxy: Boxes) -> NDArray[np.bool_]:
-    """Whether enough is left of each box: sides above 2 px, a tenth of the area, an aspect below 20; (k,)."""
+def worth_keeping(
+    before_xyxy: Boxes, after_xyxy: Boxes, *, least: float | NDArray[np.float64] = MIN_AREA_LEFT
+) -> NDArray[np.bool_]:
+    """Whether enough is left of each box: sides above 2 px, the `least` share of the area, an aspect below 20; (k,)."""
     width, height = (after_xyxy[:, 2:] - after_xyxy[:, :2]).T
     area = (before_xyxy[:, 2] - before_xyxy[:, 0]) * (before_xyxy[:, 3] - before_xyxy[:, 1])
     big = (width > MIN_SIDE) & (height > MIN_SIDE)
     aspect = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1e-9)
-    keep: NDArray[np.bool_] = big & (width * height > MIN_AREA_LEFT * area) & (aspect < MAX_ASPECT)
+    keep: NDArray[np.bool_] = big & (width * height > least * area) & (aspect < MAX_ASPECT)
     return keep
 
 

@@ -17,7 +17,7 @@ from yolov7.errors import DataError, one_line, shown
 from yolov7.files import is_file
 
 _Id = int | float | str
-_MAX_AREA = 1e12  # pixels
+_MAX_COORDINATE = 1e9  # pixels
 
 
 class _Row(NamedTuple):
@@ -170,15 +170,15 @@ def _polygon(coordinates: object) -> Points | None:
     if not all(isinstance(value, int | float) for value in coordinates):
         return None
     try:
-        points = np.array(coordinates, np.float64).astype(np.float32).reshape(-1, 2)
+        points = np.array(coordinates, np.float64).reshape(-1, 2)
     except OverflowError:
         return None
-    return points if np.isfinite(points).all() else None
+    return points.astype(np.float32) if (np.abs(points) < _MAX_COORDINATE).all() else None
 
 
 def _area(area: object) -> float:
     """NaN where it is none; some tools write 0 for what they do not know."""
-    return float(area) if isinstance(area, int | float) and 0 < area < _MAX_AREA else float("nan")
+    return float(area) if isinstance(area, int | float) and 0 < area < _MAX_COORDINATE**2 else float("nan")
 
 
 def _images_folder(path: Path, root: Path | None, rows: list[Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +11,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 
 from yolov7.data.augment import (
-    Boxes,
     Corner,
-    Labels,
     Letterbox,
     Matrix,
     Sample,
@@ -33,6 +32,7 @@ from yolov7.data.colour import Gains, draw_gains, recolour
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
 from yolov7.data.mosaic import place_centre, place_mosaic, place_mosaic_nine
+from yolov7.data.outlines import move
 from yolov7.data.paste import copy_paste, cut_patches, paste_in
 from yolov7.errors import DataError
 from yolov7.settings import AugmentSettings
@@ -95,15 +95,15 @@ class DetectionDataset:
         generator = default_rng((self.seed, epoch, i))
         layout = self._layout(i, self.augment, mosaic=mosaic, generator=generator)
         if mosaic and self.augment.mosaic and generator.random() < self.augment.mixup:
-            image, boxes, labels = self._mixed(layout, self.augment, generator=generator)
-            image = recolour(image, draw_gains(self.augment, generator=generator))
+            tile = self._mixed(layout, self.augment, generator=generator)
+            tile = replace(tile, image=recolour(tile.image, draw_gains(self.augment, generator=generator)))
         else:
-            image, boxes, labels = self._composed(layout, gains=draw_gains(self.augment, generator=generator))
+            tile = self._composed(layout, gains=draw_gains(self.augment, generator=generator))
         if mosaic:
-            image, boxes, labels = self._pasted(image, boxes, labels, self.augment, generator=generator)
+            tile = self._pasted(tile, self.augment, generator=generator)
         horizontal, vertical = generator.random(2) < (self.augment.flip_horizontal, self.augment.flip_vertical)
-        image, boxes = flip(image, boxes, horizontal=bool(horizontal), vertical=bool(vertical))
-        return Sample(image, normalise_boxes(boxes, width=self.image_size, height=self.image_size), labels)
+        image, boxes = flip(tile.image, tile.boxes_xyxy, horizontal=bool(horizontal), vertical=bool(vertical))
+        return Sample(image, normalise_boxes(boxes, width=self.image_size, height=self.image_size), tile.labels)
 
     def letterboxed(self, i: int) -> tuple[Image, Letterbox]:
         """Image i as detection sees it, and how to get back to its own pixels."""
@@ -130,35 +130,34 @@ class DetectionDataset:
         matrix, scale = random_transform(settings, canvas=canvas, size=size, generator=generator)
         return _Layout(members, corners, canvas, matrix, scale)
 
-    def _composed(self, layout: _Layout, *, gains: Gains | None = None) -> tuple[Image, Boxes, Labels]:
+    def _composed(self, layout: _Layout, *, gains: Gains | None = None) -> Tile:
         members, corners, canvas, matrix, scale = layout
         seen = find_seen([self._sizes[j] for j in members], corners, matrix, size=self.image_size)
         placed = compress(zip(members, corners, strict=True), seen)
         tiles = [lay(self._tile(j), corner, canvas=canvas) for j, corner in placed]
         return compose(tiles, matrix, scale=scale, size=self.image_size, gains=gains)
 
-    def _mixed(
-        self, layout: _Layout, settings: AugmentSettings, *, generator: Generator
-    ) -> tuple[Image, Boxes, Labels]:
+    def _mixed(self, layout: _Layout, settings: AugmentSettings, *, generator: Generator) -> Tile:
         """One sample blended with another one."""
         partner = int(generator.integers(len(self)))
-        image, boxes, labels = self._composed(layout)
-        other = self._composed(self._layout(partner, settings, mosaic=True, generator=generator))
-        image = blend(image, other[0], generator=generator)
-        return image, np.concatenate([boxes, other[1]]), np.concatenate([labels, other[2]])
+        first = self._composed(layout)
+        second = self._composed(self._layout(partner, settings, mosaic=True, generator=generator))
+        return Tile(
+            blend(first.image, second.image, generator=generator),
+            np.concatenate([first.boxes_xyxy, second.boxes_xyxy]),
+            np.concatenate([first.labels, second.labels]),
+            outlines=[*first.outlines, *second.outlines],
+        )
 
-    def _pasted(
-        self, image: Image, boxes: Boxes, labels: Labels, settings: AugmentSettings, *, generator: Generator
-    ) -> tuple[Image, Boxes, Labels]:
+    def _pasted(self, tile: Tile, settings: AugmentSettings, *, generator: Generator) -> Tile:
         """The sample with copies of its own objects and with those of other images, as often as the settings say."""
         if settings.copy_paste > 0:
-            chance = settings.copy_paste
-            image, boxes, labels = copy_paste(image, boxes, labels, probability=chance, generator=generator)
+            tile = copy_paste(tile, probability=settings.copy_paste, generator=generator)
         if settings.paste_in > 0 and generator.random() < settings.paste_in:
             donors = generator.integers(len(self), size=_DONORS)
             patches = cut_patches(self._tile(int(j)) for j in donors)
-            image, boxes, labels = paste_in(image, boxes, labels, patches=patches, generator=generator)
-        return image, boxes, labels
+            tile = paste_in(tile, patches=patches, generator=generator)
+        return tile
 
     def _tile(self, i: int) -> Tile:
         """Image i at the training size, long side first."""
@@ -169,8 +168,10 @@ class DetectionDataset:
             if self._cache is not None:
                 self._cache.put(i, image)
         chosen = ~self.index.crowd_of(i)
-        ratio = np.array([width / self.index.widths[i], height / self.index.heights[i]] * 2, np.float32)
-        return Tile(image, self.index.boxes_of(i)[chosen] * ratio, self.index.labels_of(i)[chosen])
+        scale = width / self.index.widths[i], height / self.index.heights[i]
+        boxes = self.index.boxes_of(i)[chosen] * np.array(scale * 2, np.float32)
+        outlines = move(list(compress(self.index.outlines_of(i), chosen)), scale=scale)
+        return Tile(image, boxes, self.index.labels_of(i)[chosen], outlines=outlines)
 
 
 def _read_checked(index: ImageIndex, i: int, *, at_least: tuple[int, int] | None = None) -> Image:

@@ -56,8 +56,12 @@ def tabulate(outlines: Sequence[Outline]) -> OutlineTable | None:
     )
 
 
-def move(outlines: Sequence[Outline], *, scale: Sequence[float], shift: Sequence[float]) -> tuple[Outline, ...]:
+def move(
+    outlines: Sequence[Outline], *, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Outline, ...]:
     """The outlines scaled by (x, y), then shifted by (x, y)."""
+    if not outlines:
+        return ()
     by, to = np.array(scale, np.float32), np.array(shift, np.float32)
     return tuple(tuple(part * by + to for part in outline) for outline in outlines)
 
@@ -160,7 +164,7 @@ class _View:
         self._matrix = matrix
         x, y, depth = matrix
         through = np.stack([x, y, size * depth - x, size * depth - y])  # in the image, so that horizons do not matter
-        through /= np.linalg.norm(through[:, :2], axis=1, keepdims=True)  # to pixels of the image
+        through /= np.linalg.norm(through[:, :2], axis=1, keepdims=True).clip(1e-9)  # to pixels of the image
         width, height = image_size
         self._planes = np.concatenate([frame_planes(width, height), through])
         self._image = np.array([[0, 0], [width, 0], [width, height], [0, height]])
