@@ -22,6 +22,7 @@ from yolov7.data.augment import Tile, fitted_size
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex
 from yolov7.data.loader import TrainLoader, collate
+from yolov7.memory import keep_memory
 from yolov7.precision import resolve_precision
 from yolov7.settings import AugmentSettings
 
@@ -30,7 +31,11 @@ AUGMENT = AugmentSettings()
 
 
 def rows(watch: Stopwatch) -> Iterator[Row]:
-    """From decoded images and from files, one process, one thread; both draw the same mosaics."""
+    """From decoded images and from files, one process, one thread; both draw the same mosaics.
+
+    As in the loader's processes, freed memory is kept: else either form waits for the system's pages.
+    """
+    keep_memory()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
     with _split(width=640, height=480) as index:

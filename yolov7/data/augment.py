@@ -290,7 +290,7 @@ def _draw_upright(out: Image, tiles: Sequence[Tile], matrix: Matrix, *, gains: G
         if source.size < target.size:
             _resize_into(target, recolour(source, gains))
         elif target.size:
-            recolour(_resize_into(target, source), gains, out=target)
+            target[:] = recolour(resize(source, width=right - left, height=bottom - top), gains)
     return matrices
 
 

@@ -20,10 +20,11 @@ def draw_gains(settings: AugmentSettings, *, generator: Generator) -> Gains | No
     return np.diag(gains).astype(np.float32) if any(limits) else None
 
 
-def recolour(image: Image, gains: Gains | None, *, out: Image | None = None) -> Image:
-    """Multiplies hue, saturation and value (8 bits each); `out`, where given, takes the result and may be the image."""
+def recolour(image: Image, gains: Gains | None) -> Image:
+    """Multiplies hue, saturation and value (8 bits each)."""
     if gains is None:
         return image
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    row = np.ascontiguousarray(image).reshape(1, -1, 3)  # as the ends of rows are done pixel by pixel
+    hsv = cv2.cvtColor(row, cv2.COLOR_RGB2HSV)
     varied = cv2.transform(hsv, gains)  # up to 255, and hues start over at 180
-    return cv2.cvtColor(varied, cv2.COLOR_HSV2RGB, dst=hsv if out is None else out)  # type: ignore[return-value]
+    return cv2.cvtColor(varied, cv2.COLOR_HSV2RGB, dst=hsv).reshape(image.shape)  # type: ignore[return-value]
