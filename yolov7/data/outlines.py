@@ -15,6 +15,7 @@ Outline = tuple[Points, ...]  # the parts of one object; () where its outline is
 Planes = NDArray[np.float64]  # (k, 3): half-planes a x + b y + c >= 0
 
 _ON_EDGE = 0.01  # pixels that count as within
+_SLIVER = 0.5  # pixels: what is left of a part and is thinner, nobody sees
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class _View:
         corners = clip_polygon(self._image, self._planes)
         edges = _clip_edges(part.astype(np.float64), self._planes)
         extremes = self.project(np.concatenate([edges, corners[_is_inside(corners, part)]]))
-        if not len(extremes):
+        if not len(extremes) or np.ptp(extremes, axis=0).min() < _SLIVER:
             return np.zeros((0, 2), np.float32), np.full(2, np.inf), np.full(2, -np.inf)
         visible = self.project(clip_polygon(part, self._planes)).astype(np.float32)
         return visible, extremes.min(axis=0), extremes.max(axis=0)
