@@ -21,15 +21,9 @@ _DIGEST = "weights"  # the tag by which a model and a version are found again: t
 _EVALUATED = "evaluate."  # before the tags of a version's evaluation
 
 
-def digest_of(weights: Path) -> str:
-    """The hash of a weight file."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def log_model(client: MlflowClient, run_id: str, weights: Path, *, key: RunKey, registered: str | None) -> None:
     """The detector in a form that `mlflow models serve` serves, and as a version; once for the same weights."""
-    digest = digest_of(weights)
+    digest = _digest_of(weights)
     model_id = _find_model(client, run_id, digest) or _upload_model(client, run_id, weights, digest=digest)
     _link_to_run(client, run_id, model_id)
     if registered is None or _find_version(client, registered, digest, key) is not None:
@@ -40,10 +34,10 @@ def log_model(client: MlflowClient, run_id: str, weights: Path, *, key: RunKey, 
     client.create_model_version(registered, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
 
 
-def log_version_evaluation(client: MlflowClient, content: Mapping[str, Any]) -> str:
+def log_version_evaluation(client: MlflowClient, weights: Path, *, key: RunKey, content: Mapping[str, Any]) -> str:
     """Notes on a version how it was evaluated, and gives it the alias `champion` where it deserves it; says so."""
-    name, key = content["model"], RunKey(**content["key"])
-    version = _find_version(client, name, content["digest"], key)
+    name = content["model"]
+    version = _find_version(client, name, _digest_of(weights), key)
     if version is None:
         raise ValueError(f"{name!r} has no version with the weights of {key.variant} seed {key.seed}")
     for tag, value in {"AP": repr(content["AP"]), **content["basis"]}.items():
@@ -125,3 +119,8 @@ def _link_to_run(client: MlflowClient, run_id: str, model_id: str) -> None:
     outputs = client.get_run(run_id).outputs
     if model_id not in {model.model_id for model in (outputs.model_outputs if outputs else ())}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def _digest_of(weights: Path) -> str:
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

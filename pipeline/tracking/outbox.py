@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -22,6 +23,7 @@ from yolov7.lock import exclusive
 
 _log = logging.getLogger(__name__)
 _RECORD, _FILES = "record.json", "files"
+_DRAFT_SECONDS = 3600  # that nobody needs to link or copy files
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,19 @@ class Outbox:
                 free = False
             else:
                 free = True
+                self._sweep()
             yield free
 
     def _folders(self) -> list[Path]:
         found = self._folder.iterdir() if self._folder.is_dir() else iter(())
         return sorted(folder for folder in found if not folder.name.startswith("."))
+
+    def _sweep(self) -> None:
+        """Removes what killed processes left half made or half removed."""
+        for path in [*self._folder.glob(".*.sent"), *self._folder.glob(".*.draft")]:
+            with suppress(FileNotFoundError):
+                if path.suffix == ".sent" or time.time() - path.stat().st_mtime > _DRAFT_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _next(self) -> int:
         folders = self._folders()
@@ -106,7 +116,7 @@ def describe(waiting: Iterable[Waiting]) -> str:
             points |= {
                 (record.subject.key, name, -1 - number if step is None else step) for name in record.content["values"]
             }
-        elif is_large(record.kind):
+        elif record.kind in ("files", "detector"):
             files += sum(path.is_file() for path in one.files.rglob("*"))
         else:
             others += 1

@@ -73,6 +73,8 @@ def verdict(error: Exception) -> Verdict:
         return "unknown user"
     if code == "PERMISSION_DENIED" or status == 403:
         return "denied"
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
+        return "refused"
     if code is not None:
         return "away" if code in _OUTAGES else "refused"
     database = type(error).__module__.partition(".")[0] in ("sqlalchemy", "sqlite3")

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, final
 
 from pipeline.artifacts import RUNS
-from pipeline.tracking.models import digest_of
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.records import Kind, Record, RunKey, Subject, clean_name, flatten, shorten
 from pipeline.tracking.sender import Sender
@@ -148,8 +147,8 @@ class TrackedRun:
     def log_evaluation(self, weights: Path, *, AP: float | None, basis: Mapping[str, str]) -> None:
         """The AP of a logged detector, and the `data`, `split` and `nms` it was measured with: it may be champion."""
         if AP is not None and self._tracker.model is not None:
-            content = {"model": self._tracker.model, "digest": digest_of(weights), "key": vars(self.key)}
-            self._record("evaluation", {**content, "AP": AP, "basis": dict(basis)})
+            content = {"model": self._tracker.model, "AP": AP, "basis": dict(basis)}
+            self._record("evaluation", content, files=weights)
 
     def _record(self, kind: Kind, content: Mapping[str, Any], *, files: Path | None = None) -> None:
         self._tracker.record(kind, content, key=self.key, parent=self._parent, files=files)

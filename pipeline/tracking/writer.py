@@ -50,15 +50,14 @@ class Writer:
 
     def _write_large(self, waiting: Waiting, run_id: str) -> str | None:
         client, content = self._store.client, waiting.record.content
-        key = waiting.record.subject.key
-        assert key is not None
         if waiting.record.kind == "files":
             client.log_artifacts(run_id, str(waiting.files), content["folder"])
-        elif waiting.record.kind == "detector":
-            (weights,) = waiting.files.iterdir()
-            log_model(client, run_id, weights, key=key, registered=content["model"])
-        else:
-            return log_version_evaluation(client, content)
+            return None
+        key, (weights,) = waiting.record.subject.key, waiting.files.iterdir()
+        assert key is not None
+        if waiting.record.kind == "evaluation":
+            return log_version_evaluation(client, weights, key=key, content=content)
+        log_model(client, run_id, weights, key=key, registered=content["model"])
         return None
 
     def _write_metrics(self, run_id: str, record: Record) -> None:

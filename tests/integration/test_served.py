@@ -23,8 +23,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.tracking.reach import reach_of
 from pipeline.tracking import RunKey, Tracker, quiet_environment, tracking_uri
+from pipeline.tracking.reach import reach_of
 from tests.artifacts import NAMES, write_weights
 from yolov7.detector import Detector
 from yolov7.settings import NmsSettings
@@ -140,6 +140,35 @@ def test_the_scoring_server_answers(
             "predictions"
         ]
         assert_same(answer, expected)
+
+
+def test_the_alias_champion_goes_to_the_best_that_was_measured_on_the_same_data(folder: Path) -> None:
+    import mlflow
+
+    said: list[str] = []
+    tracker = Tracker("champions", model="champions", say=said.append)
+    client = mlflow.MlflowClient(tracking_uri())
+    measured = ((0.5, "a", 1), (0.4, "a", 1), (0.6, "a", 3), (0.9, "b", 3))  # AP, data, whose alias it is then
+    for seed, (ap, data, champion) in enumerate(measured):
+        write_weights("many", seed=seed)
+        evaluate(tracker, seed, ap=ap, data=data)
+        assert int(client.get_registered_model("champions").aliases["champion"]) == champion
+    first, worse, better, other = said
+    assert first == "champions: version 1 (many/0, AP 0.500) is the first champion"
+    assert worse.endswith("version 2 (many/1, AP 0.400) is not better")
+    assert "version 3 (many/2, AP 0.600) is the champion now" in better
+    assert "data b instead of a" in other
+    evaluate(tracker, 3, ap=0.9, data="b")
+    assert len(client.search_model_versions("name = 'champions'")) == 4
+    evaluate(tracker, 2, ap=0.7, data="b")  # the champion too was measured on the new data: version 4 is better there
+    assert int(client.get_registered_model("champions").aliases["champion"]) == 4
+
+
+def evaluate(tracker: Tracker, seed: int, *, ap: float, data: str) -> None:
+    weights = Path(f"artifacts/reparam/many/{seed}/weights.safetensors")
+    with tracker.run(RunKey("many", seed, "x")) as run:
+        run.log_detector(weights)
+        run.log_evaluation(weights, AP=ap, basis={"data": data, "split": "val", "nms": "n"})
 
 
 class serve:  # noqa: N801
