@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -19,18 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params import RayTrainSettings
+from pipeline.placement import Node, Share, choose_share, lack_of_room
 from pipeline.repro import Repro
 from yolov7.errors import is_mendable, one_line, told
 from yolov7.train.job import TrainJob
-from yolov7.train.record import NOTES
+from yolov7.train.record import NOTES, Record
 
 log = logging.getLogger(__name__)
 
 _ERROR_FILE = "error.txt"  # from a worker: what the user has to mend
 _STOP_FILE = "stop"  # to the workers: write a checkpoint and leave; gone when they have
+_SHARED_FILE = "shared"  # from the driver: what each worker must read there, or it is another folder
 _TICK_SECONDS = 0.5
+_LOOK_SECONDS = 5.0  # between two looks at the cluster's nodes
 _STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
 _REACH_SECONDS = 10.0
+_SETTINGS = b"\x04"  # the kind of frame that an HTTP/2 server, as gRPC's is, begins with; and so does a client
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+_SIGHT_SECONDS = 10.0  # in which shared storage shows a new file to every node
+_ELASTIC_START_SECONDS = 15.0  # after which Ray looks again how many workers have room
 
 
 def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callable[[], None]) -> None:
@@ -41,38 +49,50 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
     KeyboardInterrupt after SIGINT, SIGTERM and the death of the DVC above, when the workers have left a checkpoint.
     """
     repro = Repro()
-
-    def tick() -> None:
-        on_tick()
-        repro.check()
-
     _check_batch(job, settings)
     for name in (_ERROR_FILE, _STOP_FILE, NOTES):
         (job.run_folder / name).unlink(missing_ok=True)
     error_file = job.run_folder / _ERROR_FILE
-    with cluster(settings) as cpus_per_worker:
+    with cluster(settings) as share:
+        _check_statistics(settings, share)
+        look = _Lookout(settings, share, say=Record(job.run_folder).add_note).look
+
+        def tick() -> None:
+            on_tick()
+            look()
+            repro.check()
+
         try:
-            _follow(lambda: _fit(job, settings, cpus_per_worker), stop=job.run_folder / _STOP_FILE, on_tick=tick)
+            _follow(lambda: _fit(job, settings, share), stop=job.run_folder / _STOP_FILE, on_tick=tick)
         finally:
             if error_file.is_file():  # says more than what Ray made of it
                 raise ValueError(error_file.read_text(encoding="utf-8"))
 
 
 def _check_batch(job: TrainJob, settings: RayTrainSettings) -> None:
-    batch, workers = job.settings.batch_size, settings.workers
-    if batch % workers:
-        nearest = max(1, round(batch / workers)) * workers
+    batch, workers = job.settings.batch_size, settings.most_workers
+    if batch < workers:
         raise ValueError(
-            f"train.batch_size={batch} must be a multiple of train.workers={workers}, for every worker the same share; "
-            f"try train.batch_size: {nearest}"
+            f"train.batch_size={batch} must be at least an image for each of train.workers={workers}; "
+            f"try train.batch_size: {workers}"
+        )
+
+
+def _check_statistics(settings: RayTrainSettings, share: Share) -> None:
+    if settings.sync_batch_norm and not share.gpus:
+        raise ValueError(
+            f"train.sync_batch_norm=true needs GPUs, for torch has it on them alone, and a worker gets {share} here; "
+            "use train.sync_batch_norm: false"
         )
 
 
 @contextmanager
-def cluster(settings: RayTrainSettings) -> Iterator[int]:
-    """A connection to Ray; yields the CPUs of a worker."""
+def cluster(settings: RayTrainSettings) -> Iterator[Share]:
+    """A connection to Ray; yields what a worker gets."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(settings.start_timeout))
+    is_elastic = settings.fewest_workers < settings.most_workers
+    patience = _ELASTIC_START_SECONDS if is_elastic else settings.start_timeout + 2 * _LOOK_SECONDS
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience))
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine starve a training
     import ray
@@ -82,15 +102,18 @@ def cluster(settings: RayTrainSettings) -> Iterator[int]:
     if address:
         _check_reachable(address)
         _join(address, quiet)
-        cpus = _cpus(settings, int(ray.cluster_resources().get("CPU", 1)))
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody drains this machine
-        cpus = _cpus(settings, _own_cpus())
-        _start(cpus * settings.workers, quiet)
+        wanted, workers = settings.cpus_per_worker, settings.most_workers
+        _start(workers * (max(1, _own_cpus() // workers) if wanted == "auto" else wanted), quiet)
     try:
         if threading.current_thread() is threading.main_thread():  # SIGTERM is as Ctrl-C, whatever Ray made of it
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        yield cpus
+        share = choose_share(settings, _nodes())
+        lack = None if address else lack_of_room(settings, _nodes(), share)  # a cluster may still grow
+        if lack:
+            raise ValueError(lack)
+        yield share
     finally:
         ray.shutdown()
 
@@ -116,20 +139,23 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
 
     try:
         ray.init(address=address, **quiet)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError) as error:  # the latter for another version
         raise ConnectionError(
-            f"the Ray cluster at RAY_ADDRESS={address} lets nobody in: {error}; it needs this version of Ray "
-            f"({ray.__version__}) and the same token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)"
+            f"the Ray cluster at RAY_ADDRESS={address} lets nobody in: {one_line(error)}; it needs this version of "
+            f"Ray ({ray.__version__}) and the same token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH)"
         ) from None
 
 
 def _check_reachable(address: str) -> None:
-    """ConnectionError where nothing listens at RAY_ADDRESS; Ray itself would try for minutes."""
+    """ConnectionError where nothing listens at RAY_ADDRESS, or no gRPC server; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return  # `auto` and the like: Ray looks by itself
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as line:
+            line.sendall(_GREETING)
+            if not os.environ.get("RAY_USE_TLS") and line.recv(4)[3:] != _SETTINGS:
+                raise ConnectionError("something else has that port")
     except OSError as error:
         raise ConnectionError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error}); "
@@ -142,54 +168,100 @@ def _own_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpus(settings: RayTrainSettings, available: int) -> int:
-    wanted = settings.cpus_per_worker
-    return max(1, available // settings.workers) if wanted == "auto" else wanted
-
-
-def _gpus(settings: RayTrainSettings) -> float:
+def _nodes() -> list[Node]:
+    """The cluster's nodes that are alive."""
     import ray
 
-    available = ray.cluster_resources().get("GPU", 0)
-    if settings.gpus_per_worker == "auto":
-        return 1.0 if available >= settings.workers else 0.0
-    wanted = settings.gpus_per_worker * settings.workers
-    if wanted > available and not os.environ.get("RAY_ADDRESS"):  # a cluster may still grow
-        raise ValueError(
-            f"train.gpus_per_worker={settings.gpus_per_worker:g} with train.workers={settings.workers} "
-            f"needs {wanted:g} GPUs, this machine has {available:g}; use train.gpus_per_worker: auto"
-        )
-    return settings.gpus_per_worker
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    found = [(node["NodeManagerHostname"], node["Resources"]) for node in alive]
+    return [Node(name, cpus=lent.get("CPU", 0.0), gpus=lent.get("GPU", 0.0)) for name, lent in found]
 
 
-def _fit(job: TrainJob, settings: RayTrainSettings, cpus: int) -> None:
+class _Lookout:
+    """Watches that the cluster has room for the fewest workers: Ray itself would wait in silence, and for ever.
+
+    What room is missing is told at once, and is a ValueError when it is still missing after `start_timeout`.
+    """
+
+    def __init__(self, settings: RayTrainSettings, share: Share, *, say: Callable[[str], None]) -> None:
+        self._settings, self._share, self._say = settings, share, say
+        self._looked = self._lacking_since = 0.0
+
+    def look(self) -> None:
+        now, patience = time.monotonic(), self._settings.start_timeout
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        lack = lack_of_room(self._settings, _nodes(), self._share) or _lack_beside_others()
+        if lack is None:
+            self._lacking_since = 0.0
+        elif not self._lacking_since:
+            self._lacking_since = now
+            self._say(f"waits up to {patience:g} s (train.start_timeout): {lack}")
+        elif now - self._lacking_since > patience:
+            raise ValueError(f"{lack}; {patience:g} s (train.start_timeout) were in vain")
+
+
+def _lack_beside_others() -> str | None:
+    """Where nodes are large enough, but what is on them already leaves no room."""
+    from ray.util import placement_group_table
+
+    if any(group["state"] == "PENDING" for group in placement_group_table().values()):
+        return "the cluster's nodes are taken by something else. Wait for it, or add nodes"
+    return None
+
+
+def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = _gpus(settings)
-    resources: dict[str, float] = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    token = uuid.uuid4().hex
+    (job.run_folder / _SHARED_FILE).write_text(token, encoding="utf-8")
+    config = {"job": job.model_dump(mode="json"), "cpus": share.cpus, "sync": settings.sync_batch_norm, "token": token}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": job.model_dump(mode="json"), "cpus": cpus},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=share.gpus > 0,
+            resources_per_worker=share.resources(),
+            placement_strategy=settings.placement,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
+        ),
         run_config=RunConfig(
             name=f"ray-{os.getpid()}",
             storage_path=str(job.run_folder),
+            callbacks=[_farewell(job.run_folder / _STOP_FILE)],
             failure_config=FailureConfig(
-                max_failures=settings.max_failures,
-                controller_failure_limit=settings.max_failures,  # Ray's default waits for resources for ever
+                max_failures=settings.max_failures,  # and starts in vain, of which Ray's default allows any number
+                controller_failure_limit=settings.max_failures + int(settings.start_timeout / _ELASTIC_START_SECONDS),
             ),
         ),
     )
     if not os.environ.get("RAY_ADDRESS"):
         _leave_out_cleaner(trainer)
     try:
-        trainer.fit()
+        blindness = trainer.fit().return_value
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise
         raise RuntimeError(f"training failed on its Ray workers: {_cause(error)}") from error
+    if blindness:
+        raise ValueError(blindness)
+
+
+def _farewell(stop: Path) -> Any:
+    """Lets workers leave with a checkpoint before their number changes: Ray would kill them as they are."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Farewell(ControllerCallback):  # type: ignore[misc]
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if type(current_state).__name__ == "ResizingState":
+                _ask_to_leave(stop)
+                stop.unlink(missing_ok=True)  # or the next workers would leave at once
+
+    return Farewell()
 
 
 def _leave_out_cleaner(trainer: Any) -> None:
@@ -210,8 +282,8 @@ def _cause(error: BaseException) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What every worker does."""
+def _work(config: dict[str, Any]) -> str | None:
+    """What every worker does; returns what a worker cannot see, for the driver to tell."""
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -224,14 +296,16 @@ def _work(config: dict[str, Any]) -> None:
     torch.set_num_threads(cpus)
     job = TrainJob.model_validate(config["job"])
     error_file, stop_file = job.run_folder / _ERROR_FILE, job.run_folder / _STOP_FILE
-    if error_file.is_file():  # the group was started again, but this is the user's to mend
-        return
     worker = Worker(
         device=get_device(),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         loader_workers=_loader_workers(job, cpus),
+        sync_batch_norm=config["sync"],
     )
+    blindness = next(filter(None, worker.gather(_blindness(job, config["token"]))), None)
+    if blindness or error_file.is_file():  # the group was started again, but this is the user's to mend
+        return blindness
     try:
         fit(job, worker, should_stop=stop_file.is_file)
         stop_file.unlink(missing_ok=True)
@@ -241,6 +315,25 @@ def _work(config: dict[str, Any]) -> None:
         error_file.write_text(first_cause(error), encoding="utf-8")
         if worker.world_size > 1:
             raise  # or else the other workers would wait for this one
+    return None
+
+
+def _blindness(job: TrainJob, token: str) -> str | None:
+    """What this node does not see of the project; None where it sees all that training needs."""
+    from yolov7.data.labels import load_index
+
+    shared, train = job.run_folder / _SHARED_FILE, job.data_folder / "train.npz"
+    until = time.monotonic() + _SIGHT_SECONDS
+    while not (sees := shared.is_file() and shared.read_text(encoding="utf-8") == token) and time.monotonic() < until:
+        time.sleep(_TICK_SECONDS)
+    images = [Path(load_index(train).paths[0])] if train.is_file() else []
+    unseen = [*([] if sees else [job.run_folder]), *(path for path in (train, *images) if not path.is_file())]
+    if not unseen:
+        return None
+    return (
+        f"the node {socket.gethostname()} does not see {unseen[0]} of the machine that started the training; project "
+        "and images must be on storage that all nodes share (NFS or the like), under the same path"
+    )
 
 
 def first_cause(error: Exception) -> str:
@@ -266,16 +359,16 @@ def _follow(work: Callable[[], None], *, stop: Path, on_tick: Callable[[], None]
     try:
         _tick_until(done, on_tick)
     except KeyboardInterrupt:
-        _ask_to_leave(done, stop)
+        _ask_to_leave(stop, is_over=done.done)
         raise
     done.result()
 
 
-def _ask_to_leave(done: Future[None], stop: Path) -> None:
+def _ask_to_leave(stop: Path, *, is_over: Callable[[], bool] = lambda: False) -> None:
     """Waits for the workers alone: Ray may have its own view of an interrupt."""
     stop.touch()
     until = time.monotonic() + _STOP_SECONDS
-    while stop.exists() and not done.done() and time.monotonic() < until:
+    while stop.exists() and not is_over() and time.monotonic() < until:
         time.sleep(_TICK_SECONDS / 5)
 
 

@@ -143,7 +143,7 @@ def _images(index: ImageIndex, *, image_size: int, device: torch.device) -> Iter
     """Training images as detection sees them, spread over the split; the last batch only if it is whole."""
     step = max(1, len(index) // _IMAGES)
     batch_size = min(_BATCH, len(index))
-    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, world_size=step):
+    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, every=step):
         if len(batch.images) == batch_size:
             yield batch.images.to(device).float() / 255
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 
 from yolov7.coco import CocoCurves, coco_curves
 from yolov7.data.labels import ImageIndex
@@ -13,6 +15,8 @@ from yolov7.model import DetectionModel
 from yolov7.precision import resolve_precision
 from yolov7.settings import COCO_ENGINE, CocoEngine, NmsSettings
 from yolov7.structures import Detections
+
+Found = list[list[Detections]]  # of each image of each batch
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,21 @@ def evaluate_split(
     nms: NmsSettings,
     precision: str = "auto",
     engine: CocoEngine = COCO_ENGINE,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[Found], list[Found]] = lambda mine: [mine],
 ) -> SplitResult:
     """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures with a library.
 
-    The detections are on the CPU, in the pixels of the original images.
+    The detections are on the CPU, in the pixels of the original images. Processes may share the work, batch by batch;
+    `gather` then hands on what every rank found, and all have the result of one process.
     """
     was_training = model.training
     model.eval()
     dtype = resolve_precision(precision, next(model.parameters()).device)
-    found: list[Detections] = []
-    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size):
-        found += detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype)
+    batches = ValLoader(index, image_size=image_size, batch_size=batch_size, rank=rank, world_size=world_size)
+    mine = [detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype) for batch in batches]
     model.train(was_training)
+    found = list(chain.from_iterable(chain.from_iterable(zip_longest(*gather(mine), fillvalue=()))))
     curves = coco_curves(index, found, engine=engine)
     return SplitResult(tuple(found), curves, coco_figures(curves, index.class_names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,12 +32,16 @@ from yolov7.boxes import box_similarity
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
+SumOverRanks = Callable[[Tensor], Tensor]  # adds up a tensor over the processes that share a batch
 _FOCAL_ALPHA = 0.25
 _VARIFOCAL_ALPHA, _VARIFOCAL_GAMMA = 0.75, 2.0
 
 
 class LossParts(NamedTuple):
-    """`total` is what to differentiate: the sum of the parts times the batch size. The parts are detached."""
+    """`total` is what to differentiate: the sum of the parts times the batch size. The parts are detached.
+
+    Where processes share a batch each has its addends, which sum up to those of the whole batch.
+    """
 
     total: Tensor
     box: Tensor
@@ -72,26 +76,33 @@ class DetectionLoss:
         self._class_gain = settings.classification * share * num_classes / 80
         self._balance = (4.0, 1.0, 0.4) if len(strides) == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)
 
-    def __call__(self, maps: HeadMaps, targets: Targets) -> LossParts:
-        """The loss of one batch; an image, or a whole batch, without objects is in order."""
+    def __call__(self, maps: HeadMaps, targets: Targets, *, sum_over_ranks: SumOverRanks | None = None) -> LossParts:
+        """The loss of one batch; an image, or a whole batch, without objects is in order.
+
+        With `sum_over_ranks` these are one process's images of a batch, and means are over those of all: the mean of
+        means would weigh a match the more, the fewer its process has. A process may have no image at all.
+        """
         found = self._assigner(maps, targets)
-        parts = self._head(maps.lead, targets, found.lead, span=LEAD_SPAN)
+        whole = _whole_batch(maps, (found.lead, found.auxiliary), sum_over_ranks=sum_over_ranks)
+        parts = self._head(maps.lead, targets, found.lead, whole.of_head(0), span=LEAD_SPAN)
         if maps.auxiliary:
             span = auxiliary_span(self._settings)
-            auxiliary = self._head(maps.auxiliary, targets, found.auxiliary, span=span)
+            auxiliary = self._head(maps.auxiliary, targets, found.auxiliary, whole.of_head(1), span=span)
             parts = parts + self._settings.auxiliary_gain * auxiliary
         gains = parts.new_tensor([self._box_gain, self._objectness_gain, self._class_gain])
         box, objectness, classification = gained = parts * gains
-        total = gained.sum() * maps.lead[0].shape[0]
+        total = gained.sum() * whole.images
         return LossParts(total, box.detach(), objectness.detach(), classification.detach())
 
-    def _head(self, maps: Sequence[Tensor], targets: Targets, cells: Assignment, *, span: float) -> Float[Tensor, " 3"]:
+    def _head(
+        self, maps: Sequence[Tensor], targets: Targets, cells: Assignment, whole: _WholeBatch, *, span: float
+    ) -> Float[Tensor, " 3"]:
         """Box, objectness and class loss of one head: of each level the mean, summed over the levels."""
         rows, objectness = _Select.apply(cells, *maps)  # type: ignore[no-untyped-call]  # (p, 5 + nc), (cells of all,)
         goal = torch.zeros_like(objectness)
         box_loss = class_loss = goal.new_zeros(())
         if len(cells):
-            share = 1 / torch.bincount(cells.level).float()[cells.level]  # of its level's mean, each positive
+            share = 1 / whole.positives.float()[cells.level]  # of its level's mean, each positive
             boxes = decode_cells(rows[:, :4], self._anchors.of(cells), span=span)
             similarity = box_similarity(boxes, _goal_boxes(cells, targets, maps), kind=self._settings.box_loss)
             box_loss = ((1 - similarity) * share).sum()
@@ -99,16 +110,17 @@ class DetectionLoss:
             _put_last(goal, cell_numbers(cells, maps=maps), quality)
             if self._num_classes > 1:
                 class_loss = self._class_loss(rows[:, 5:], targets.label[cells.target], quality, share)
-        return torch.stack((box_loss, self._objectness_loss(objectness, goal, maps), class_loss))
+        return torch.stack((box_loss, self._objectness_loss(objectness, goal, maps, whole.images), class_loss))
 
     def _objectness_loss(
-        self, logits: Float[Tensor, " n"], goal: Float[Tensor, " n"], maps: Sequence[Tensor]
+        self, logits: Float[Tensor, " n"], goal: Float[Tensor, " n"], maps: Sequence[Tensor], images: int
     ) -> Float[Tensor, ""]:
         sizes = [m[..., 4].numel() for m in maps]
-        levels = zip(torch.split(logits, sizes), torch.split(goal, sizes), self._balance, strict=False)
+        cells = [images * m.shape[1:4].numel() for m in maps]
+        levels = zip(torch.split(logits, sizes), torch.split(goal, sizes), self._balance, cells, strict=False)
         weight = self._settings.objectness_pos_weight
         kind = self._settings.objectness_loss
-        losses = [self._bce(x, wanted, weight, kind=kind) * (balance / len(x)) for x, wanted, balance in levels]
+        losses = [self._bce(x, wanted, weight, kind=kind) * (balance / n) for x, wanted, balance, n in levels]
         return torch.stack(losses).sum()
 
     def _class_loss(
@@ -137,6 +149,25 @@ class DetectionLoss:
         if gamma:
             return (loss(reduction="none") * focal_weight(logits, goal, gamma=gamma)).sum()
         return loss(reduction="sum")
+
+
+class _WholeBatch(NamedTuple):
+    """What means are over: a batch's images, and its positives of each head and level (heads, nl) or level (nl,)."""
+
+    images: int
+    positives: Tensor
+
+    def of_head(self, head: int) -> _WholeBatch:
+        return self._replace(positives=self.positives[head])
+
+
+def _whole_batch(maps: HeadMaps, heads: Sequence[Assignment], *, sum_over_ranks: SumOverRanks | None) -> _WholeBatch:
+    images, num_levels = maps.lead[0].shape[0], len(maps.lead)
+    positives = torch.stack([torch.bincount(cells.level, minlength=num_levels) for cells in heads])
+    if sum_over_ranks is None:
+        return _WholeBatch(images, positives)
+    *summed, images = sum_over_ranks(torch.cat((positives.flatten(), positives.new_tensor([images])))).tolist()
+    return _WholeBatch(images, positives.new_tensor(summed).view_as(positives))
 
 
 def make_assigner(anchors: Anchors, settings: LossSettings) -> HeadsAssigner:
@@ -246,6 +277,6 @@ def _spread(like: Tensor, cells: Assignment, rows: Tensor, objectness: Tensor) -
 
 def _zeros_like(like: Tensor) -> Tensor:
     """Zeros, contiguous; on the CPU from numpy, which asks the system for huge, zeroed pages: a fifth of the time."""
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or not like.numel():
         return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
     return torch.from_numpy(np.zeros(like.nbytes, np.uint8)).view(like.dtype).view(like.shape)

@@ -140,6 +140,7 @@ class TrainSettings(Settings):
     validate_every: int = Field(1, ge=1, description="epochs between two validations")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
     checkpoint_minutes: NonNegative = Field(10.0, description="and within an epoch, minutes since the last one")
+    checkpoints_kept: int = Field(2, ge=1, description="the last ones; where one is damaged, that before it serves")
     loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="processes that prepare samples"
     )

@@ -43,7 +43,7 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     _claim(job)
     train_with_ray(job, settings, on_tick=lambda: on_tick(job.run_folder))
     epochs = read_epochs(job.run_folder)
-    summary = _summarise(job, epochs, variant=variant, workers=settings.workers)
+    summary = _summarise(job, epochs, variant=variant)
     with whole_folder(stage_folder("train", variant, seed)) as folder:
         shutil.move(job.run_folder / WEIGHTS, folder / WEIGHTS)
         _write_curve(folder / "curve.csv", epochs)
@@ -93,7 +93,7 @@ def _hash_of(weights: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str, workers: int) -> TrainSummary:
+def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> TrainSummary:
     last = epochs[-1]
     kept = (best_line(epochs) if job.settings.patience else None) or last  # the epoch whose weights these are
     speeds = [line["images_per_second"] for line in epochs]
@@ -111,7 +111,7 @@ def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str, wor
         AP50=kept.get("AP50"),
         precision=last["precision"],
         device=last["device"],
-        workers=workers,
+        workers=last["workers"],
     )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
 import yolov7.train.loop
 from pipeline.params import DataSettings, SyntheticSettings
@@ -79,6 +83,59 @@ def start(job: TrainJob, *, point: str = "", at: int = 0) -> BaseProcess:
     process = _PROCESSES.Process(target=_train, args=(job.model_dump_json(), point, at))
     process.start()
     return process
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A run in several processes; `prelude`, of a module, is called in each before."""
+
+    job: TrainJob
+    world_size: int
+    prelude: Callable[[], None]
+
+
+def train_together(*runs: Shared) -> None:
+    """Trains one run after the other, each in processes of its own."""
+    process = _PROCESSES.Process(target=_train_all, args=(runs,))
+    process.start()
+    process.join(300)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0
+
+
+def fix_statistics() -> None:
+    """Batch norm in evaluation mode while training: what is learned then hangs on no image's neighbours."""
+
+    def set_training(model: nn.Module, *, frozen: str | None) -> None:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+    yolov7.train.loop.set_training = set_training
+
+
+def _train_all(runs: tuple[Shared, ...]) -> None:
+    importlib.import_module("torch.distributed.fsdp")  # seconds, which DistributedDataParallel takes in every process
+    for run in runs:
+        run.job.run_folder.mkdir(parents=True)
+        fork = multiprocessing.get_context("fork")
+        ranks = [fork.Process(target=_train_rank, args=(run, rank), daemon=True) for rank in range(run.world_size)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        assert [process.exitcode for process in ranks] == [0] * run.world_size
+
+
+def _train_rank(run: Shared, rank: int) -> None:
+    torch.set_num_threads(1)
+    run.prelude()
+    meeting, world_size = f"file://{run.job.run_folder / 'meeting'}", run.world_size
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
+    fit(run.job, Worker(device=torch.device("cpu"), rank=rank, world_size=world_size))
+    dist.destroy_process_group()
 
 
 def _train(job: str, point: str, at: int) -> None:

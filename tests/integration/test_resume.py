@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
     newest = max(tmp_path.glob("checkpoint-*.pt"))
     damage(newest)
     said: list[str] = []
-    found = Checkpoints(tmp_path, say=said.append).newest(fingerprint=make_job(data, tmp_path).fingerprint)
+    found = Checkpoints(tmp_path, kept=2, say=said.append).newest(fingerprint=make_job(data, tmp_path).fingerprint)
     assert found is not None
     assert found.step == STEPS - 2
     assert len(said) == 1
@@ -151,7 +151,7 @@ def test_later_checkpoints_than_the_one_gone_back_to_are_deleted(data: Path, tmp
     older, newest = (load_checkpoint(path) for path in sorted(tmp_path.glob("checkpoint-*.pt")))
     assert (older.step, newest.step) == (STEPS - 2, STEPS)
     back = dataclasses.replace(older, progress={**older.progress, "step": STEPS - 1})
-    checkpoints = Checkpoints(tmp_path, say=print)
+    checkpoints = Checkpoints(tmp_path, kept=2, say=print)
     checkpoints.save(back)
     checkpoints.wait()
     assert checkpoint_steps(tmp_path) == [STEPS - 2, STEPS - 1]

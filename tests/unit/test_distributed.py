@@ -2,27 +2,95 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from pipeline.distributed import _check_reachable, first_cause
+import pipeline.distributed
+from pipeline.distributed import _blindness, _check_reachable, _check_statistics, _Lookout, first_cause
+from pipeline.params import RayTrainSettings
+from pipeline.placement import Node, Share
+from tests.integration.runs import make_job
 from tests.unit.data_files import make_index
 from yolov7.data.dataset import DetectionDataset
+from yolov7.data.labels import save_index
 from yolov7.data.loader import TrainLoader
 from yolov7.errors import DataError
 
 
-def test_a_cluster_that_does_not_answer_is_told_at_once() -> None:
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.distributed, "_REACH_SECONDS", 0.2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(ConnectionError, match=f"RAY_ADDRESS={address} .*unset RAY_ADDRESS"):
+        with pytest.raises(ConnectionError, match=rf"RAY_ADDRESS={address} \(Connection refused\).*unset RAY_ADDRESS"):
             _check_reachable(address)
         free.listen()
-        _check_reachable(f"ray://{address}")
+        with pytest.raises(ConnectionError, match=rf"RAY_ADDRESS=ray://{address} \(timed out\)"):
+            _check_reachable(f"ray://{address}")
     _check_reachable("auto")
+
+
+def test_a_port_that_something_else_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(ConnectionError, match=rf"RAY_ADDRESS={address} \(something else has that port\)"):
+            _check_reachable(address)
+
+
+def test_statistics_over_all_workers_need_gpus() -> None:
+    settings = RayTrainSettings(sync_batch_norm=True)
+    with pytest.raises(ValueError, match=r"sync_batch_norm=true needs GPUs.*a worker gets 2 CPUs here"):
+        _check_statistics(settings, Share(2))
+    _check_statistics(settings, Share(2, gpus=1))
+
+
+def test_a_node_that_does_not_see_the_project_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.distributed, "_SIGHT_SECONDS", 0.1)
+    index = make_index(tmp_path, count=2)
+    job = make_job(tmp_path, tmp_path / "runs" / "0")
+    job.run_folder.mkdir(parents=True)
+    save_index(tmp_path / "train.npz", index)
+    (job.run_folder / "shared").write_text("of another start")
+    said = (
+        f"node {socket.gethostname()} does not see {job.run_folder} of the machine that started .* under the same path"
+    )
+    assert re.search(said, str(_blindness(job, "token")))
+    (job.run_folder / "shared").write_text("token")
+    assert _blindness(job, "token") is None
+    Path(index.paths[0]).unlink()
+    assert f"does not see {index.paths[0]}" in str(_blindness(job, "token"))
+    (tmp_path / "train.npz").unlink()
+    assert f"does not see {tmp_path / 'train.npz'}" in str(_blindness(job, "token"))
+
+
+def test_room_that_is_missing_is_told_and_then_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = [Node("head", 0), Node("a", 4)], [Node("head", 0), Node("a", 4), Node("b", 4)]
+    nodes = {"now": small}
+    monkeypatch.setattr(pipeline.distributed, "_nodes", lambda: nodes["now"])
+    monkeypatch.setattr(pipeline.distributed, "_lack_beside_others", lambda: None)
+    monkeypatch.setattr(pipeline.distributed, "_LOOK_SECONDS", 0)
+    said: list[str] = []
+    lookout = _Lookout(RayTrainSettings(workers=2, start_timeout=0.05), Share(4), say=said.append)
+    lookout.look()
+    nodes["now"] = large
+    lookout.look()
+    time.sleep(0.1)
+    lookout.look()
+    nodes["now"] = small
+    lookout.look()
+    assert len(said) == 2
+    assert said[0].startswith("waits up to 0.05 s (train.start_timeout): there is room for 1 of 2 workers with 4 CPUs")
+    assert "there are: head 0 CPUs, a 4 CPUs. Ask for less, or add nodes" in said[0]
+    time.sleep(0.1)
+    with pytest.raises(ValueError, match=r"room for 1 of 2 workers .* were in vain"):
+        lookout.look()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +52,40 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path: Path) 
     assert [len(batch.index) for batch in loader.epoch(0)] == [3, 3, 1]
 
 
-def test_ranks_share_each_step(tmp_path: Path) -> None:
-    dataset = _dataset(tmp_path)
-    whole = [batch.index for batch in TrainLoader(dataset, batch_size=4, seed=1).epoch(2)]
+def _steps(dataset: DetectionDataset, *, ranks: int, start: int = 0) -> list[list[int]]:
+    """The images of each step of an epoch from one on, put together from the ranks' shares."""
     shares = [
-        [batch.index for batch in TrainLoader(dataset, batch_size=4, seed=1, rank=rank, world_size=2).epoch(2)]
-        for rank in (0, 1)
+        [
+            batch.index
+            for batch in TrainLoader(dataset, batch_size=5, seed=1, rank=r, world_size=ranks).epoch(2, start=start)
+        ]
+        for r in range(ranks)
     ]
-    assert [len(share) for share in shares] == [2, 2]
-    assert set(whole[0]) == {*shares[0][0], *shares[1][0]}
-    assert set(whole[1]) <= {*shares[0][1], *shares[1][1]}
-    assert [len(indices) for indices in shares[0]] == [len(indices) for indices in shares[1]] == [2, 2]
-    with pytest.raises(ValueError, match="multiple of the 2 workers"):
-        TrainLoader(dataset, batch_size=3, rank=0, world_size=2)
+    steps = [list(zip_longest(*parts)) for parts in zip(*shares, strict=True)]  # rows of one image for each rank
+    return [[image for row in rows for image in row if image is not None] for rows in steps]
+
+
+def test_the_steps_of_an_epoch_are_the_same_for_any_number_of_ranks(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path)
+    whole = _steps(dataset, ranks=1)
+    assert [len(step) for step in whole] == [5, 2]
+    for ranks in (2, 3, 5):  # the last step leaves a rank, or three, without an image
+        assert _steps(dataset, ranks=ranks) == whole
+        assert _steps(dataset, ranks=ranks, start=1) == whole[1:]
+    with pytest.raises(ValueError, match="batch_size=3 must be at least an image for each of 4 workers"):
+        TrainLoader(dataset, batch_size=3, rank=0, world_size=4)
+
+
+def test_a_share_without_images_is_a_batch_too(tmp_path: Path) -> None:
+    *_, last = TrainLoader(_dataset(tmp_path), batch_size=5, rank=2, world_size=3).epoch(0)
+    assert (last.images.shape, len(last.targets), last.index) == ((0, 3, 64, 64), 0, ())
+
+
+def test_ranks_validate_whole_batches(tmp_path: Path) -> None:
+    index = make_index(tmp_path, count=7)
+    shares = [[b.index for b in ValLoader(index, image_size=64, batch_size=2, rank=r, world_size=2)] for r in (0, 1)]
+    assert shares == [[(0, 1), (4, 5)], [(2, 3), (6,)]]
+    assert [b.index for b in ValLoader(index, image_size=64, batch_size=2, every=3)] == [(0, 3), (6,)]
 
 
 def test_a_batch_has_the_form_that_training_expects(tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ class TrainLoader:
     """The training batches of one rank.
 
     `batch_size` counts the images of a step over all ranks: rank r has every `world_size`-th of them, so that the
-    images of a step do not depend on how many workers share it. The last batch of an epoch is smaller; where it does
-    not divide by the ranks, the epoch's first images fill it up. With `balance`, images of classes that are in a
-    smaller share of them come more often than others. Images come in the memory format channels_last.
+    images of a step do not depend on how many workers share it, and an epoch goes on where it was left with any number
+    of them. Shares of a step differ by an image at most; in an epoch's last step, which is smaller, some may be empty.
+    With `balance`, images of classes that are in a smaller share of them come more often than others. Images come in
+    the memory format channels_last.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class TrainLoader:
     ) -> None:
         if not len(dataset):
             raise ValueError("the training split has no images; run `yolov7 prepare` and read its health report")
-        if batch_size % world_size:
-            raise ValueError(f"batch_size={batch_size} must be a multiple of the {world_size} workers that share it")
+        if batch_size < world_size:
+            raise ValueError(f"batch_size={batch_size} must be at least an image for each of {world_size} workers")
         self._num_images, self._batch_size, self._seed = len(dataset), batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._factors = repeat_factors(dataset.index, threshold=balance) if balance else None
@@ -94,13 +95,14 @@ class TrainLoader:
             order = balanced_order(self._factors, generator=generator)
         for start in range(0, self._num_images, self._batch_size):
             step = order[start : start + self._batch_size]
-            missing = -len(step) % self._world_size
-            step = np.concatenate([step, np.resize(order, missing)]) if missing else step
             yield tuple(int(i) for i in step[self._rank :: self._world_size])
 
 
 class ValLoader:
-    """The letterboxed images of a split, in order; may be iterated again and again."""
+    """The letterboxed images of a split, or of every n-th of them, in order; may be iterated again and again.
+
+    Ranks have whole batches, rank r every `world_size`-th: what a batch is does not depend on how many share them.
+    """
 
     def __init__(
         self,
@@ -108,13 +110,14 @@ class ValLoader:
         *,
         image_size: int,
         batch_size: int,
+        every: int = 1,
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        mine = range(rank, len(index), world_size)
-        starts = range(0, len(mine), batch_size)
-        keys = _Keys([BatchKey(0, False, tuple(mine[start : start + batch_size])) for start in starts])
+        images = range(0, len(index), every)
+        starts = range(rank * batch_size, len(images), world_size * batch_size)
+        keys = _Keys([BatchKey(0, False, tuple(images[start : start + batch_size])) for start in starts])
         dataset = DetectionDataset(index, image_size=image_size, cache="none")
         self._num_batches = len(keys)
         self._batches: DataLoader[ValBatch] = _make_loader(_ValBatches(dataset), keys, num_workers)
@@ -137,6 +140,15 @@ def collate(samples: Sequence[Sample], *, indices: Sequence[int]) -> Batch:
     return Batch(_stack_images([sample.image for sample in samples]), targets, tuple(indices))
 
 
+def _nothing(image_size: int) -> Batch:
+    targets = Targets(
+        image=torch.zeros(0, dtype=torch.int64),
+        label=torch.zeros(0, dtype=torch.int64),
+        boxes_cxcywh=torch.zeros(0, 4),
+    )
+    return Batch(torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8), targets, ())
+
+
 def _stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     """(B, 3, H, W) in the memory format channels_last: the pixels stay as they were drawn."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
@@ -148,7 +160,7 @@ class _TrainBatches(Dataset[Batch]):
 
     def __getitem__(self, key: BatchKey) -> Batch:
         samples = [self._dataset.sample(i, epoch=key.epoch, mosaic=key.mosaic) for i in key.indices]
-        return collate(samples, indices=key.indices)
+        return collate(samples, indices=key.indices) if samples else _nothing(self._dataset.image_size)
 
 
 class _ValBatches(Dataset[ValBatch]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import torch
 from yolov7.errors import ArtifactError
 from yolov7.files import write_whole
 
-KEPT = 2  # checkpoints of a run: where the last is damaged, the one before serves
 _NAME = "checkpoint-{:09d}.pt"
+_PATIENCE = 60.0  # seconds in which storage shows a new file to every node
 _DAMAGE = (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -61,10 +62,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 @final
 class Checkpoints:
-    """The last checkpoints of a run, in files named by their step; a thread of its own writes them."""
+    """The last checkpoints of a run, in files named by their step; a thread of its own writes them.
 
-    def __init__(self, folder: Path, *, say: Callable[[str], None]) -> None:
-        self._folder = folder
+    Several are `kept`: where the last is damaged, the one before serves.
+    """
+
+    def __init__(self, folder: Path, *, kept: int, say: Callable[[str], None]) -> None:
+        self._folder, self._kept = folder, kept
         self._say = say  # tells the user what went wrong
         self._writing: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -101,6 +105,14 @@ class Checkpoints:
             raise ArtifactError(f"{damage}, and no other is left; delete {self._folder} to train from the start")
         return None
 
+    def of_step(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, which another process saw; ArtifactError where it does not come to be seen."""
+        path = self._folder / _NAME.format(step)
+        until = time.monotonic() + _PATIENCE
+        while not path.is_file() and time.monotonic() < until:
+            time.sleep(0.2)
+        return load_checkpoint(path)
+
     def clear(self) -> None:
         """Deletes all checkpoints."""
         for path in self._paths():
@@ -123,7 +135,7 @@ class Checkpoints:
         """Deletes old ones, and those of later steps: the run went back from there, or they are damaged."""
         paths = self._paths()
         place = paths.index(last)
-        for path in [*paths[:place], *paths[place + KEPT :]]:
+        for path in [*paths[:place], *paths[place + self._kept :]]:
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:

@@ -11,7 +11,7 @@ from yolov7.settings import Settings, TrainSettings
 from yolov7.spec import ModelSpec, spec_from_json
 
 # on what is learned; of the weights, it is their content that has one
-_NO_EFFECT = {"checkpoint_every", "checkpoint_minutes", "loader_workers", "cache_images", "weights"}
+_NO_EFFECT = {"checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "loader_workers", "cache_images", "weights"}
 
 _PATIENCE = 30.0  # seconds that an orphaned worker of an earlier start may take to end
 

@@ -25,7 +25,7 @@ from yolov7.model import DetectionModel
 from yolov7.precision import precision_name, resolve_precision
 from yolov7.settings import COCO_NMS
 from yolov7.structures import Batch
-from yolov7.train.checkpoint import Checkpoints
+from yolov7.train.checkpoint import Checkpoint, Checkpoints
 from yolov7.train.job import TrainJob
 from yolov7.train.optim import build_schedule
 from yolov7.train.outcome import Outcome
@@ -100,7 +100,7 @@ class Trainer:
         self._record = Record(job.run_folder) if worker.leads else None
         self._outcome = Outcome(job.run_folder, settings, class_names=self._train_index.class_names)
         self.is_complete = False
-        self._checkpoints = Checkpoints(job.run_folder, say=self._say)
+        self._checkpoints = Checkpoints(job.run_folder, kept=settings.checkpoints_kept, say=self._say)
         self._clock = self._saved = time.monotonic()
 
     @property
@@ -112,7 +112,7 @@ class Trainer:
         """Takes up the run's last whole checkpoint; those of other data or settings are deleted."""
         if self._worker.leads:
             self._checkpoints.sweep()
-        checkpoint = self._checkpoints.newest(fingerprint=self._job.fingerprint)
+        checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self._state.restore(checkpoint)
         if self._record:
@@ -120,7 +120,8 @@ class Trainer:
         if checkpoint is None:
             self._begin()
         elif checkpoint.step:
-            self._say(f"goes on after step {checkpoint.step} of {self._total_steps}", level=logging.INFO)
+            together = f" with {self._worker.world_size} workers" if self._worker.world_size > 1 else ""
+            self._say(f"goes on after step {checkpoint.step} of {self._total_steps}{together}", level=logging.INFO)
         self._judge()
         self._clock = time.monotonic()
 
@@ -150,7 +151,7 @@ class Trainer:
             )
         self._settle_checkpoint()
         self._worker.wait_for_all()
-        checkpoint = self._checkpoints.newest(fingerprint=self._job.fingerprint)
+        checkpoint = self._last_checkpoint()
         if checkpoint is None:
             raise ValueError(f"{reason}, and there is no checkpoint to go back to in {self._job.run_folder}")
         self._state.restore(checkpoint)
@@ -180,7 +181,8 @@ class Trainer:
         mean = self._outcome.mean(self._plain_images(), device=self._worker.device)
         if mean is None:
             return None
-        before, figures = read_epochs(self._job.run_folder)[-1].get("AP"), self._validate(mean)
+        before = read_epochs(self._job.run_folder)[-1].get("AP")
+        figures = self._validate(mean, Worker(device=self._worker.device))  # the others are not asked
         record.amend(figures)
         if figures.get("AP") is not None and before is not None:
             epochs = self._job.settings.swa_epochs
@@ -192,7 +194,7 @@ class Trainer:
     def _plain_images(self) -> Iterator[Tensor]:
         """Batches of training images (B, 3, S, S) in 0..1 without mosaic, of one size."""
         batches = self._loader.epoch(self._job.settings.epochs, mosaic=False)
-        size = self._job.settings.batch_size // self._worker.world_size
+        size = -(-self._job.settings.batch_size // self._worker.world_size)
         for batch in islice(batches, _BATCHES_FOR_STATISTICS):
             if len(batch.index) == size:
                 yield batch.images.to(self._worker.device).float() / 255
@@ -251,6 +253,13 @@ class Trainer:
             self._settle_checkpoint()
             self._checkpoints.save(self._state.checkpoint(fingerprint=self._job.fingerprint))
 
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """The newest whole one. The leading worker says which that is: storage may show files to others later."""
+        leads = self._worker.leads
+        mine = self._checkpoints.newest(fingerprint=self._job.fingerprint) if leads else None
+        step = self._worker.gather(mine.step if mine else None)[0]
+        return mine if leads or step is None else self._checkpoints.of_step(step)
+
     def _settle_checkpoint(self) -> None:
         try:
             self._checkpoints.wait()
@@ -260,9 +269,10 @@ class Trainer:
     def _measure(self, epoch: int) -> None:
         """Validates where that is due and records; what the run measured before it was interrupted stays."""
         rates = self.progress.rates()
-        if self._record and self._record.last_epoch < epoch:
-            due = epoch % self._job.settings.validate_every == 0 or epoch == self._job.settings.epochs
-            figures = self._validate(self._state.ema.model) if due else {}
+        is_new = self._record is not None and self._record.last_epoch < epoch
+        due = epoch % self._job.settings.validate_every == 0 or epoch == self._job.settings.epochs
+        figures = self._validate_together() if due and any(self._worker.any_of(is_new)) else {}
+        if self._record and is_new:
             self._add_time()
             line = {**self._line(epoch), **rates, **figures}
             earlier = read_epochs(self._job.run_folder)
@@ -271,7 +281,13 @@ class Trainer:
             self._record.show(self._shown(), now=True)
         self._worker.wait_for_all()
 
-    def _validate(self, model: DetectionModel) -> dict[str, float | None]:
+    def _validate_together(self) -> dict[str, float | None]:
+        """The moving average's figures; its batch norm is the leading worker's, as in a checkpoint."""
+        ema = self._state.ema.model
+        self._worker.follow_lead(ema.state_dict().values())
+        return self._validate(ema, self._worker)
+
+    def _validate(self, model: DetectionModel, worker: Worker) -> dict[str, float | None]:
         if self._val_index is None:
             return {}
         figures = evaluate_split(
@@ -281,6 +297,9 @@ class Trainer:
             batch_size=self._job.settings.batch_size,
             nms=COCO_NMS,
             precision=self._job.settings.precision,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            gather=worker.gather,
         ).figures
         return {"AP": figures.AP, "AP50": figures.AP50}
 
@@ -296,6 +315,7 @@ class Trainer:
             "seconds": progress.seconds,
             "precision": self._precision,
             "device": self._worker.device.type,
+            "workers": self._worker.world_size,
         }
 
     def _shown(self) -> dict[str, float]:

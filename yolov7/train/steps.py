@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import numpy as np
@@ -42,7 +43,9 @@ class Stepper:
     ) -> None:
         model, settings = state.model, job.settings
         self._job, self._worker, self._state, self._schedule, self._dtype = job, worker, state, schedule, dtype
-        self._runner = _wrap(model, worker, compiled=settings.compile)
+        self._shared = _share(model, worker) if worker.world_size > 1 else None
+        runner = self._shared or model
+        self._runner: nn.Module = torch.compile(runner) if settings.compile else runner  # type: ignore[assignment]
         self._stride = max(model.strides)
         self._loss = DetectionLoss(
             anchors_px=model.anchors_px,
@@ -52,6 +55,7 @@ class Stepper:
             settings=settings.loss,
         )
         self._waiting = 0  # steps whose gradients wait for the optimizer
+        self._is_summed = True  # the gradients that wait, over all workers
         self._skipped_in_a_row = 0
 
     @property
@@ -72,7 +76,6 @@ class Stepper:
         due = self._schedule.moves(progress.step, waiting=self._waiting)
         progress.step += 1
         progress.batch += 1
-        progress.images += len(batch.index) * self._worker.world_size
         if due:
             self._move()
         self.settle()
@@ -91,29 +94,57 @@ class Stepper:
     def reset(self) -> None:
         """Forgets what led to where the state no longer is."""
         self._waiting = self._skipped_in_a_row = 0
+        self._is_summed = True
 
     def _add_gradients(self, batch: Batch) -> None:
-        images = self._prepare(batch.images)
+        progress, worker, comes_last = self._state.progress, self._worker, self._comes_last()
+        with self._gradients_kept_back(not comes_last):
+            parts = self._loss(
+                self._maps(batch),
+                batch.targets.to(worker.device),
+                sum_over_ranks=worker.sum_of if worker.world_size > 1 else None,
+            )
+            mine = [parts.total.detach(), parts.box, parts.objectness, parts.classification]
+            total, *losses, images = worker.sum_of(torch.stack([*mine, parts.total.new_tensor(len(batch.index))]))
+            progress.images += int(images)
+            if not torch.isfinite(total):  # on no worker then
+                self._skip("the loss", steps=1)
+                return
+            # DDP averages gradients over processes; the sum over all images is what the schedule is made for
+            scaled: Tensor = self._state.scaler.scale(parts.total * worker.world_size)
+            scaled.backward()  # type: ignore[no-untyped-call]
+        self._waiting += 1
+        self._is_summed = comes_last
+        progress.losses = progress.losses + torch.stack(losses)  # the mark keeps the old one
+
+    def _comes_last(self) -> bool:
+        """Whether the optimizer is to move after this step."""
+        progress, schedule = self._state.progress, self._schedule
+        ends_epoch = progress.batch + 1 == schedule.steps_per_epoch
+        return schedule.moves(progress.step, waiting=self._waiting + 1) or (ends_epoch and schedule.moves_at_epoch_end)
+
+    def _gradients_kept_back(self, keep: bool) -> AbstractContextManager[None]:
+        """A backward pass whose gradients are added to those that wait, without a word to the other workers."""
+        return self._shared.no_sync() if keep and self._shared is not None else nullcontext()
+
+    def _maps(self, batch: Batch) -> HeadMaps:
+        """Of the batch's images; none where this worker has no share of a step, which it takes with the others."""
+        count = len(batch.index)
+        images = self._prepare(batch.images if count else batch.images.new_zeros(1, *batch.images.shape[1:]))
         with autocast(self._dtype, self._worker.device):
             maps = HeadMaps(*self._runner(images))
-        parts = self._loss(maps, batch.targets.to(self._worker.device))
-        if not self._is_finite(parts.total):
-            self._skip("the loss", steps=1)
-            return
-        # DDP averages gradients over processes; the sum over all images is what the schedule is made for
-        scaled: Tensor = self._state.scaler.scale(parts.total * self._worker.world_size)
-        scaled.backward()  # type: ignore[no-untyped-call]
-        self._waiting += 1
-        losses = torch.stack([parts.box, parts.objectness, parts.classification]).detach()
-        self._state.progress.losses = self._state.progress.losses + losses  # the mark keeps the old one
+        return maps if count else HeadMaps(*(tuple(m[:0] for m in head) for head in maps))
 
     def _move(self) -> None:
         if self._waiting == 0:
             return
         state, waiting, self._waiting = self._state, self._waiting, 0
-        state.scaler.unscale_(state.optimizer)
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-        finite = self._is_finite(nn.utils.get_total_norm(gradients))
+        if not self._is_summed:  # the step that was to come last was skipped
+            self._worker.average(gradients)
+            self._is_summed = True
+        state.scaler.unscale_(state.optimizer)
+        finite = bool(torch.isfinite(nn.utils.get_total_norm(gradients)))  # the same on all workers
         if finite:
             state.scaler.step(state.optimizer)
             state.ema.update(state.model)
@@ -123,10 +154,6 @@ class Stepper:
             self._skipped_in_a_row = 0
         else:
             self._skip("the gradient", steps=waiting)
-
-    def _is_finite(self, value: Tensor) -> bool:
-        (broken,) = self._worker.any_of(not bool(torch.isfinite(value.detach())))
-        return not broken
 
     def _skip(self, what: str, *, steps: int) -> None:
         progress = self._state.progress
@@ -159,9 +186,8 @@ class Stepper:
         return max(self._stride, round(drawn / self._stride) * self._stride)
 
 
-def _wrap(model: DetectionModel, worker: Worker, *, compiled: bool) -> nn.Module:
-    module: nn.Module = model
-    if worker.world_size > 1:
-        ids = [worker.device.index] if worker.device.type == "cuda" else None
-        module = DistributedDataParallel(model, device_ids=ids)
-    return torch.compile(module) if compiled else module  # type: ignore[return-value]
+def _share(model: DetectionModel, worker: Worker) -> DistributedDataParallel:
+    """The model with gradients, and statistics if wanted, over all workers; its tensors stay the model's own."""
+    if worker.sync_batch_norm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # in place
+    return DistributedDataParallel(model, device_ids=[worker.device.index] if worker.device.type == "cuda" else None)

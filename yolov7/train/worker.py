@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,7 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     loader_workers: int = 0
+    sync_batch_norm: bool = False  # statistics over all workers' images
 
     @property
     def leads(self) -> bool:
@@ -28,6 +34,33 @@ class Worker:
         raised = torch.tensor(flags, dtype=torch.float32, device=self.device)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised.tolist())
+
+    def sum_of(self, values: Tensor) -> Tensor:
+        """The sum over all workers; all get the same."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Puts the mean over all workers into each tensor."""
+        for tensor in tensors:
+            tensor.copy_(self.sum_of(tensor) / self.world_size)
+
+    def follow_lead(self, tensors: Iterable[Tensor]) -> None:
+        """Puts the leading worker's values into each tensor."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def gather(self, value: Value) -> list[Value]:
+        """What each worker has, by rank; all get the same."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
 
     def wait_for_all(self) -> None:
         """Returns when every worker is here."""
