@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,9 @@ Planes = NDArray[np.float64]  # (k, 3): half-planes a x + b y + c >= 0
 
 _ON_EDGE = 0.01  # pixels that count as within
 _SLIVER = 0.5  # pixels: what is left of a part and is thinner, nobody sees
+
+_Seen = tuple[Points, NDArray[np.float64], NDArray[np.float64]]  # a polygon, and the lower and upper corner of its box
+_NOTHING: _Seen = np.zeros((0, 2), np.float32), np.full(2, np.inf), np.full(2, -np.inf)
 
 
 @dataclass(frozen=True)
@@ -140,12 +144,13 @@ def see(
     view = _View(matrix, image_size, size)
     starts = _offsets([len(part) for part in parts])[:-1]
     points = np.concatenate(parts).astype(np.float64)
-    whole = np.logical_and.reduceat(view.holds(points), starts)
+    nearest, farthest = view.distances(points, starts)
     seen = view.project(points)
     low, high = np.minimum.reduceat(seen, starts), np.maximum.reduceat(seen, starts)
     pieces = np.split(seen.astype(np.float32), starts[1:])
-    for j in np.flatnonzero(~whole):
-        pieces[j], low[j], high[j] = view.cut(parts[j])
+    crossed = nearest < -_ON_EDGE
+    for j in np.flatnonzero(crossed.any(axis=1)):
+        pieces[j], low[j], high[j] = view.cut(parts[j], crossed[j]) if (farthest[j] > 0).all() else _NOTHING
     counts = np.array([len(outline) for outline in outlines])
     has, ends = counts > 0, np.cumsum(counts)
     boxes, first = boxes_xyxy.copy(), (ends - counts)[has]
@@ -162,17 +167,18 @@ class _View:
     """An image of some width and height, seen through a matrix in an output of `size` x `size`."""
 
     def __init__(self, matrix: NDArray[np.float64], image_size: tuple[int, int], size: int) -> None:
-        self._matrix = matrix
+        self._matrix, self._image_size = matrix, image_size
         x, y, depth = matrix
         through = np.stack([x, y, size * depth - x, size * depth - y])  # in the image, so that horizons do not matter
         through /= np.linalg.norm(through[:, :2], axis=1, keepdims=True).clip(1e-9)  # to pixels of the image
-        width, height = image_size
-        self._planes = np.concatenate([frame_planes(width, height), through])
-        self._image = np.array([[0, 0], [width, 0], [width, height], [0, height]])
+        self._planes = np.concatenate([frame_planes(*image_size), through])
 
-    def holds(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether each point (n, 2) of the image is seen."""
-        return np.asarray((_distances(points, self._planes) >= -_ON_EDGE).all(axis=1))
+    def distances(
+        self, points: NDArray[np.float64], starts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The least and the greatest (q, planes) of what the points of each of q parts are within each half-plane."""
+        within = _distances(points, self._planes)
+        return np.minimum.reduceat(within, starts), np.maximum.reduceat(within, starts)
 
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points (n, 2) of the image in the output; what is not seen may come out anywhere."""
@@ -181,19 +187,26 @@ class _View:
             seen /= np.maximum(points @ self._matrix[2, :2, None] + self._matrix[2, 2], 1e-9)
         return seen
 
-    def cut(self, part: Points) -> tuple[Points, NDArray[np.float64], NDArray[np.float64]]:
-        """What is seen of a part of an outline, and the lower and upper corner of its box.
+    def cut(self, part: Points, crossed: NDArray[np.bool_]) -> _Seen:
+        """What is seen of a part of an outline, and its box; `crossed` are the planes that not all of it is within.
 
-        The box is around the edges that are seen and the corners of the view that lie within the outline, which is
-        exact where clipped polygons are not: those go along the border.
+        What several planes leave of a concave polygon also goes along the border where nothing is, so that its box is
+        then around the edges that are seen and the corners of the view that lie within the outline.
         """
-        corners = clip_polygon(self._image, self._planes)
-        edges = _clip_edges(part.astype(np.float64), self._planes)
-        extremes = self.project(np.concatenate([edges, corners[_is_inside(corners, part)]]))
+        planes = self._planes[crossed]
+        visible = extremes = self.project(clip_polygon(part, planes))
+        if len(planes) > 1:
+            edges = _clip_edges(part.astype(np.float64), planes)
+            extremes = self.project(np.concatenate([edges, self._corners[_is_inside(self._corners, part)]]))
         if not len(extremes) or np.ptp(extremes, axis=0).min() < _SLIVER:
-            return np.zeros((0, 2), np.float32), np.full(2, np.inf), np.full(2, -np.inf)
-        visible = self.project(clip_polygon(part, self._planes)).astype(np.float32)
-        return visible, extremes.min(axis=0), extremes.max(axis=0)
+            return _NOTHING
+        return visible.astype(np.float32), extremes.min(axis=0), extremes.max(axis=0)
+
+    @cached_property
+    def _corners(self) -> NDArray[np.float64]:
+        """Those of what is seen of the image, in its pixels."""
+        width, height = self._image_size
+        return clip_polygon(np.array([[0, 0], [width, 0], [width, height], [0, height]]), self._planes)
 
 
 def _clip_edges(polygon: NDArray[np.float64], planes: Planes) -> NDArray[np.float64]:
