@@ -1,4 +1,7 @@
-"""A process that sends what waits, and kills itself before or after a request to the server; imports mlflow once."""
+"""A process that sends what waits, and kills itself before or after a request to the server.
+
+It is forked: MLflow takes seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import mlflow.pyfunc  # noqa: F401  # for all processes that are forked from the one that imports this
 import requests
 
 from pipeline.tracking import Tracker
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__])
 
 # a kind of request, in the order in which a run, its model and its version are written
 KILLS: tuple[tuple[str, Literal["before", "after"]], ...] = (
@@ -46,7 +45,9 @@ KILLS: tuple[tuple[str, Literal["before", "after"]], ...] = (
 
 def send(folder: Path, environment: Mapping[str, str], *, kill: tuple[str, str] | None) -> int | None:
     """The exit code of a process that sends what waits in a project's folder."""
-    process = _PROCESSES.Process(target=_send, args=(folder, dict(environment), kill))
+    import pipeline.served  # noqa: F401  # all that is needed, here and not in each process
+
+    process = multiprocessing.get_context("fork").Process(target=_send, args=(folder, dict(environment), kill))
     process.start()
     process.join(300)
     return process.exitcode
