@@ -82,7 +82,7 @@ def area(outline: Outline) -> float:
     total = 0.0
     for part in outline:
         x, y = part.astype(np.float64).T
-        total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+        total += abs(float(x @ _following(y) - y @ _following(x))) / 2
     return total
 
 
@@ -91,7 +91,7 @@ def fill(outline: Outline, *, width: int, height: int) -> NDArray[np.bool_]:
     mask = np.zeros((height, width), np.bool_)
     rows = np.arange(height) + 0.5
     for part in outline:
-        (ax, ay), (bx, by) = part.T.astype(np.float64), np.roll(part, -1, axis=0).T.astype(np.float64)
+        (ax, ay), (bx, by) = part.T.astype(np.float64), _following(part).T.astype(np.float64)
         edge, row = np.nonzero((ay[:, None] > rows) != (by[:, None] > rows))
         x = ax[edge] + (rows[row] - ay[edge]) * (bx - ax)[edge] / (by - ay)[edge]
         first = np.ceil(x - 0.5).clip(0, width).astype(np.int64)  # pixel to the right of the crossing
@@ -117,7 +117,7 @@ def clip_polygon(points: NDArray[Any], planes: Planes) -> NDArray[np.float64]:
         here = polygon @ plane[:2] + plane[2]
         if (here >= 0).all():
             continue
-        following, there = np.roll(polygon, -1, axis=0), np.roll(here, -1)
+        following, there = _following(polygon), _following(here)
         crosses = (here >= 0) != (there >= 0)
         share = here / np.where(crosses, here - there, 1.0)
         pairs = np.stack([polygon, polygon + share[:, None] * (following - polygon)], axis=1)
@@ -147,7 +147,8 @@ def see(
     nearest, farthest = view.distances(points, starts)
     seen = view.project(points)
     low, high = np.minimum.reduceat(seen, starts), np.maximum.reduceat(seen, starts)
-    pieces = np.split(seen.astype(np.float32), starts[1:])
+    placed = seen.astype(np.float32)
+    pieces = [placed[start : start + len(part)] for start, part in zip(starts.tolist(), parts, strict=True)]
     crossed = nearest < -_ON_EDGE
     for j in np.flatnonzero(crossed.any(axis=1)):
         pieces[j], low[j], high[j] = view.cut(parts[j], crossed[j]) if (farthest[j] > 0).all() else _NOTHING
@@ -211,7 +212,7 @@ class _View:
 
 def _clip_edges(polygon: NDArray[np.float64], planes: Planes) -> NDArray[np.float64]:
     """The ends (2 n, 2) of those parts of a polygon's edges that lie within all half-planes (Cyrus and Beck, 1978)."""
-    following = np.roll(polygon, -1, axis=0)
+    following = _following(polygon)
     here, there = _distances(polygon, planes), _distances(following, planes)
     share = here / np.where(here == there, 1.0, here - there)
     enter = np.where(here < 0, share, 0.0).max(axis=1)
@@ -224,7 +225,7 @@ def _clip_edges(polygon: NDArray[np.float64], planes: Planes) -> NDArray[np.floa
 def _is_inside(points: NDArray[np.float64], polygon: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether each point (k, 2) lies in a polygon (n, 2): an odd number of edges is to its right."""
     x, y = points[:, :1], points[:, 1:]
-    (ax, ay), (bx, by) = polygon.T.astype(np.float64), np.roll(polygon, -1, axis=0).T.astype(np.float64)
+    (ax, ay), (bx, by) = polygon.T.astype(np.float64), _following(polygon).T.astype(np.float64)
     crosses = (ay > y) != (by > y)
     right = x < ax + (y - ay) * (bx - ax) / np.where(ay == by, 1.0, by - ay)
     return np.asarray((crosses & right).sum(axis=1) % 2 == 1)
@@ -234,6 +235,11 @@ def _distances(points: NDArray[np.float64], planes: Planes) -> NDArray[np.float6
     """How far each point (n, 2) is within each half-plane: (n, k), where the planes' normals are of length 1."""
     distances: NDArray[np.float64] = points @ planes[:, :2].T + planes[:, 2]
     return distances
+
+
+def _following(values: NDArray[Any]) -> NDArray[Any]:
+    """Each one's next, the last one's the first."""
+    return np.concatenate([values[1:], values[:1]])
 
 
 def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
