@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from functools import cache
 from typing import Literal, final
+
+from yolov7.errors import one_line
 
 _log = logging.getLogger(__name__)
 Verdict = Literal["away", "unknown user", "denied", "refused"]
@@ -61,8 +64,15 @@ class Reach:
     def _warn_once(self, kind: str, message: str, error: Exception) -> None:
         level = logging.DEBUG if kind in self._told else logging.WARNING
         self._told.add(kind)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _log.log(level, message, self._name, reason if len(reason) <= 160 else reason[:159] + "…")
+        _log.log(level, message, self._name, _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    """What is at the bottom of a failure, in one line and without the password of an address."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    text = re.sub(r"//[^/@\s]+@", "//", f"{type(error).__name__}: {error}")
+    return one_line(text, limit=160)
 
 
 def verdict(error: Exception) -> Verdict:
