@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params import RayTrainSettings
-from pipeline.placement import Node, Share, choose_share, lack_of_room
+from pipeline.placement import LOOK_SECONDS, Lookout, Node, Share, choose_share, lack_of_room
 from pipeline.repro import Repro
 from yolov7.errors import is_mendable, one_line, told
 from yolov7.train.job import TrainJob
-from yolov7.train.record import NOTES, Record
+from yolov7.train.record import NOTES, PROGRESS, Record
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ _ERROR_FILE = "error.txt"  # from a worker: what the user has to mend
 _STOP_FILE = "stop"  # to the workers: write a checkpoint and leave; gone when they have
 _SHARED_FILE = "shared"  # from the driver: what each worker must read there, or it is another folder
 _TICK_SECONDS = 0.5
-_LOOK_SECONDS = 5.0  # between two looks at the cluster's nodes
 _STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
 _REACH_SECONDS = 10.0
 _SETTINGS = b"\x04"  # the kind of frame that an HTTP/2 server, as gRPC's is, begins with; and so does a client
@@ -50,16 +49,21 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
     """
     repro = Repro()
     _check_batch(job, settings)
-    for name in (_ERROR_FILE, _STOP_FILE, NOTES):
+    for name in (_ERROR_FILE, _STOP_FILE, NOTES, PROGRESS):
         (job.run_folder / name).unlink(missing_ok=True)
     error_file = job.run_folder / _ERROR_FILE
     with cluster(settings) as share:
         _check_statistics(settings, share)
-        look = _Lookout(settings, share, say=Record(job.run_folder).add_note).look
+        has_begun = (job.run_folder / PROGRESS).is_file
+        lookout = Lookout(
+            lambda: _lack(settings, share, has_begun=has_begun()),
+            patience=settings.start_timeout,
+            say=Record(job.run_folder).add_note,
+        )
 
         def tick() -> None:
             on_tick()
-            look()
+            lookout.look()
             repro.check()
 
         try:
@@ -91,7 +95,7 @@ def cluster(settings: RayTrainSettings) -> Iterator[Share]:
     """A connection to Ray; yields what a worker gets."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     is_elastic = settings.fewest_workers < settings.most_workers
-    patience = _ELASTIC_START_SECONDS if is_elastic else settings.start_timeout + 2 * _LOOK_SECONDS
+    patience = _ELASTIC_START_SECONDS if is_elastic else settings.start_timeout + 2 * LOOK_SECONDS
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(patience))
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine starve a training
@@ -177,38 +181,23 @@ def _nodes() -> list[Node]:
     return [Node(name, cpus=lent.get("CPU", 0.0), gpus=lent.get("GPU", 0.0)) for name, lent in found]
 
 
-class _Lookout:
-    """Watches that the cluster has room for the fewest workers: Ray itself would wait in silence, and for ever.
-
-    What room is missing is told at once, and is a ValueError when it is still missing after `start_timeout`.
-    """
-
-    def __init__(self, settings: RayTrainSettings, share: Share, *, say: Callable[[str], None]) -> None:
-        self._settings, self._share, self._say = settings, share, say
-        self._looked = self._lacking_since = 0.0
-
-    def look(self) -> None:
-        now, patience = time.monotonic(), self._settings.start_timeout
-        if now - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = now
-        lack = lack_of_room(self._settings, _nodes(), self._share) or _lack_beside_others()
-        if lack is None:
-            self._lacking_since = 0.0
-        elif not self._lacking_since:
-            self._lacking_since = now
-            self._say(f"waits up to {patience:g} s (train.start_timeout): {lack}")
-        elif now - self._lacking_since > patience:
-            raise ValueError(f"{lack}; {patience:g} s (train.start_timeout) were in vain")
+def _lack(settings: RayTrainSettings, share: Share, *, has_begun: bool) -> str | None:
+    """What room is missing for the workers, if any."""
+    try:
+        lack = lack_of_room(settings, _nodes(), share)
+        if lack is None and not has_begun and _is_pending(share):
+            return "the cluster's nodes are large enough, but taken by something else. Wait for it, or add nodes"
+    except Exception:  # Ray's head is away: no reason to end what may go on without it
+        return None
+    return lack
 
 
-def _lack_beside_others() -> str | None:
-    """Where nodes are large enough, but what is on them already leaves no room."""
+def _is_pending(share: Share) -> bool:
+    """Whether workers with such a share wait for what is on the nodes already."""
     from ray.util import placement_group_table
 
-    if any(group["state"] == "PENDING" for group in placement_group_table().values()):
-        return "the cluster's nodes are taken by something else. Wait for it, or add nodes"
-    return None
+    waiting = [group for group in placement_group_table().values() if group["state"] == "PENDING"]
+    return any(bundle == share.resources() for group in waiting for bundle in group["bundles"].values())
 
 
 def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:

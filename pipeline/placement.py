@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import final
 
 from pipeline.params import RayTrainSettings
+
+LOOK_SECONDS = 5.0  # between two looks at a cluster's nodes
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,33 @@ def lack_of_room(settings: RayTrainSettings, nodes: Sequence[Node], share: Share
         f"there is room for {found} of {settings.fewest_workers} workers with {share} each (train.workers, "
         f"train.cpus_per_worker, train.gpus_per_worker); there are: {there}. Ask for less, or add nodes"
     )
+
+
+@final
+class Lookout:
+    """Watches that there is room for the fewest workers: Ray itself would wait in silence, and for ever.
+
+    What `lack` says to be missing is told at once; a ValueError when it is still missing `patience` seconds later.
+    """
+
+    def __init__(self, lack: Callable[[], str | None], *, patience: float, say: Callable[[str], None]) -> None:
+        self._lack, self._patience, self._say = lack, patience, say
+        self._looked = self._lacking_since = 0.0
+
+    def look(self) -> None:
+        """To be called often."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        lack = self._lack()
+        if lack is None:
+            self._lacking_since = 0.0
+        elif not self._lacking_since:
+            self._lacking_since = now
+            self._say(f"waits up to {self._patience:g} s (train.start_timeout): {lack}")
+        elif now - self._lacking_since > self._patience:
+            raise ValueError(f"{lack}; {self._patience:g} s (train.start_timeout) were in vain")
 
 
 def _room_on(node: Node, share: Share) -> int:

@@ -114,11 +114,11 @@ def test_two_workers_train_the_same_pipeline(project: Project) -> None:
 
 
 def test_a_batch_that_workers_cannot_share_is_one_line(project: Project) -> None:
-    project.write(SMALL | {"train": SMALL["train"] | {"workers": 3}})
+    project.write(SMALL | {"train": SMALL["train"] | {"workers": 9}})
     done = subprocess.run(
         [BIN / "yolov7", "train", "nano"], cwd=project.folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "train.batch_size=8 must be a multiple of train.workers=3" in done.stderr
+    assert "train.batch_size=8 must be at least an image for each of train.workers=9" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     project.write(SMALL)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 import pipeline.distributed
-from pipeline.distributed import _blindness, _check_reachable, _check_statistics, _Lookout, first_cause
+from pipeline.distributed import _blindness, _check_reachable, _check_statistics, _lack, first_cause
 from pipeline.params import RayTrainSettings
 from pipeline.placement import Node, Share
 from tests.integration.runs import make_job
@@ -70,27 +69,14 @@ def test_a_node_that_does_not_see_the_project_is_named(tmp_path: Path, monkeypat
     assert f"does not see {tmp_path / 'train.npz'}" in str(_blindness(job, "token"))
 
 
-def test_room_that_is_missing_is_told_and_then_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = [Node("head", 0), Node("a", 4)], [Node("head", 0), Node("a", 4), Node("b", 4)]
-    nodes = {"now": small}
-    monkeypatch.setattr(pipeline.distributed, "_nodes", lambda: nodes["now"])
-    monkeypatch.setattr(pipeline.distributed, "_lack_beside_others", lambda: None)
-    monkeypatch.setattr(pipeline.distributed, "_LOOK_SECONDS", 0)
-    said: list[str] = []
-    lookout = _Lookout(RayTrainSettings(workers=2, start_timeout=0.05), Share(4), say=said.append)
-    lookout.look()
-    nodes["now"] = large
-    lookout.look()
-    time.sleep(0.1)
-    lookout.look()
-    nodes["now"] = small
-    lookout.look()
-    assert len(said) == 2
-    assert said[0].startswith("waits up to 0.05 s (train.start_timeout): there is room for 1 of 2 workers with 4 CPUs")
-    assert "there are: head 0 CPUs, a 4 CPUs. Ask for less, or add nodes" in said[0]
-    time.sleep(0.1)
-    with pytest.raises(ValueError, match=r"room for 1 of 2 workers .* were in vain"):
-        lookout.look()
+def test_others_are_in_the_way_until_a_training_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, settings = {"a": {"state": "PENDING", "bundles": {0: {"CPU": 4.0}}}}, RayTrainSettings(workers=2)
+    monkeypatch.setattr(pipeline.distributed, "_nodes", lambda: [Node("a", 8)])
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: waiting)
+    assert "taken by something else" in str(_lack(settings, Share(4), has_begun=False))
+    assert _lack(settings, Share(4), has_begun=True) is None
+    assert _lack(settings, Share(3), has_begun=False) is None  # another training waits
+    assert "room for 0 of 2 workers" in str(_lack(settings, Share(9), has_begun=True))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from pydantic import ValidationError
 
+import pipeline.placement
 from pipeline.params import RayTrainSettings
-from pipeline.placement import Node, Share, choose_share, lack_of_room, room
+from pipeline.placement import Lookout, Node, Share, choose_share, lack_of_room, room
 
 HEAD, SMALL, LARGE = Node("head", 0), Node("small", 4), Node("large", 16)
 ONE_GPU, FOUR_GPUS = Node("one", 8, gpus=1), Node("four", 64, gpus=4)
@@ -51,6 +54,19 @@ def test_missing_room_is_told_with_what_there_is() -> None:
     assert said is not None
     assert said.startswith("there is room for 1 of 3 workers with 4 CPUs and 1 GPUs each (train.workers, ")
     assert "there are: small 4 CPUs, one 8 CPUs and 1 GPUs. Ask for less, or add nodes" in said
+
+
+def test_room_that_is_missing_is_told_at_once_and_later_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.placement, "LOOK_SECONDS", 0)
+    lacks = iter(["no room", None, None, "no room", "no room", "no room"])
+    said: list[str] = []
+    lookout = Lookout(lambda: next(lacks), patience=0.05, say=said.append)
+    for _ in range(5):
+        lookout.look()
+    assert said == ["waits up to 0.05 s (train.start_timeout): no room"] * 2
+    time.sleep(0.1)
+    with pytest.raises(ValueError, match=r"no room; 0\.05 s \(train\.start_timeout\) were in vain"):
+        lookout.look()
 
 
 def test_workers_are_a_number_or_a_range() -> None:

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 _MOST_ROLLBACKS = 3
+_VAL_BATCH = 16  # images, at most: small enough that many workers have batches to share
 _BATCHES_FOR_STATISTICS = 64  # of training images, for the batch norm of averaged weights
 
 
@@ -294,7 +295,7 @@ class Trainer:
             model,
             self._val_index,
             image_size=self._job.settings.image_size,
-            batch_size=self._job.settings.batch_size,
+            batch_size=min(self._job.settings.batch_size, _VAL_BATCH),
             nms=COCO_NMS,
             precision=self._job.settings.precision,
             rank=worker.rank,

@@ -13,6 +13,7 @@ from typing import Any
 
 from yolov7.files import write_whole
 
+PROGRESS = "progress.json"  # where it is now; gone until a start's first step, if whoever starts it deletes it
 NOTES = "notes.txt"  # a line for everything that the user should know; whoever starts a run may delete it
 
 # what an epoch's line says beside its number, if it was measured
@@ -26,7 +27,7 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         self._epochs = folder / "epochs.jsonl"
         self._notes = folder / NOTES
-        self._progress = folder / "progress.json"
+        self._progress = folder / PROGRESS
         self.last_epoch = 0
         self._refresh_seconds = refresh_seconds
         self._refreshed = 0.0
@@ -84,7 +85,7 @@ def read_notes(folder: Path) -> list[str]:
 
 def read_progress(folder: Path) -> dict[str, Any]:
     """The latest progress; empty before there is any."""
-    path = folder / "progress.json"
+    path = folder / PROGRESS
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
