@@ -130,7 +130,7 @@ class Stepper:
     def _maps(self, batch: Batch) -> HeadMaps:
         """Of the batch's images; none where this worker has no share of a step, which it takes with the others."""
         count = len(batch.index)
-        images = self._prepare(batch.images if count else batch.images.new_zeros(1, *batch.images.shape[1:]))
+        images = self._prepare(batch.images if count else batch.images.new_zeros(2, *batch.images.shape[1:]))
         with autocast(self._dtype, self._worker.device):
             maps = HeadMaps(*self._runner(images))
         return maps if count else HeadMaps(*(tuple(m[:0] for m in head) for head in maps))
