@@ -79,7 +79,7 @@ class Lookout:
 
     def __init__(self, lack: Callable[[], str | None], *, patience: float, say: Callable[[str], None]) -> None:
         self._lack, self._patience, self._say = lack, patience, say
-        self._looked = self._lacking_since = 0.0
+        self._looked, self._lacking_since = time.monotonic(), 0.0  # at first, workers may be on their way
 
     def look(self) -> None:
         """To be called often."""
