@@ -24,13 +24,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_every_stage_left_what_it_promises(project: Project) -> None:
+    num_boxes = project.json("prepare/health.json")["splits"]["val"]["boxes"]  # no AP resolves less than one
     for variant in ("nano", "deep"):
         report = project.json(f"reparam/{variant}/0/reparam.json")
         assert report["max_error_float32"] < 1e-4
         assert report["max_error_float64"] < 1e-9
         assert report["parameters_after"] < report["parameters_before"]
         metrics = project.json(f"evaluate/{variant}/0/metrics.json")
-        assert abs(metrics["AP"] - metrics["AP_before_reparam"]) <= 1e-3
+        assert abs(metrics["AP"] - metrics["AP_before_reparam"]) <= 1 / num_boxes
         assert (project.folder / f"artifacts/evaluate/{variant}/0/examples.jpg").stat().st_size > 1000
     rows = project.json("benchmark/benchmark.json")["rows"]
     assert {(row["variant"], row["form"]) for row in rows} >= {("nano", "trained"), ("deep", "deployed")}
