@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.artifacts import (
     WEIGHTS,
@@ -25,6 +25,7 @@ from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tr
 from yolov7.train.record import FIGURES, read_epochs, read_notes, read_progress
 
 Selection = Iterable[tuple[str, int]]
+Result = TypeVar("Result")
 
 
 def run_prepare(params: Params) -> None:
@@ -52,36 +53,14 @@ def run_reparam(params: Params, selection: Selection) -> None:
     """Re-parameterises each selected variant and seed."""
     from pipeline.stages.reparam import reparam
 
-    with _tracker(params) as tracker:
-        for variant, seed in selection:
-            with stage_lock("reparam", variant, seed):
-                report = reparam(params, variant=variant, seed=seed)
-            with tracker.run(_key(variant, seed)) as run:
-                run.log_metrics(
-                    {
-                        "reparam/max_error_float32": report.max_error_float32,
-                        "reparam/parameters": report.parameters_after,
-                        "reparam/gflops": report.gflops_after,
-                    }
-                )
-                run.set_tags({"reparam": params.reparam.model_dump()})
-                run.log_detector(stage_folder("reparam", variant, seed) / WEIGHTS)
-            console.print(stage_line("reparam", _name(params, variant, seed), _reparam_text(report)))
+    _run_each(params, selection, reparam, track=_log_reparam, describe=_reparam_text)
 
 
 def run_evaluate(params: Params, selection: Selection) -> None:
     """Evaluates each selected variant and seed."""
     from pipeline.stages.evaluate import evaluate
 
-    with _tracker(params) as tracker:
-        for variant, seed in selection:
-            with stage_lock("evaluate", variant, seed):
-                metrics = evaluate(params, variant=variant, seed=seed)
-            with tracker.run(_key(variant, seed)) as run:
-                _log_evaluation(params, run, metrics)
-            figures = ((name, getattr(metrics, name)) for name in ("AP", "AP50", "APs", "APm", "APl"))
-            shown = "  ".join(f"{name} {_figure(value)}" for name, value in figures)
-            console.print(stage_line("evaluate", _name(params, variant, seed), f"{shown}  ({metrics.images} images)"))
+    _run_each(params, selection, evaluate, track=_log_evaluation, describe=_evaluation_text)
 
 
 def run_benchmark(params: Params) -> None:
@@ -237,6 +216,37 @@ def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
     )
 
 
+def _run_each(
+    params: Params,
+    selection: Selection,
+    stage: Callable[..., Result],
+    *,
+    track: Callable[[Params, TrackedRun, Result], None],
+    describe: Callable[[Result], str],
+) -> None:
+    """Runs a stage, named as its function, for each selected variant and seed; tracks and tells what came out."""
+    name = stage.__name__
+    with _tracker(params) as tracker:
+        for variant, seed in selection:
+            with stage_lock(name, variant, seed):
+                result = stage(params, variant=variant, seed=seed)
+            with tracker.run(_key(variant, seed)) as run:
+                track(params, run, result)
+            console.print(stage_line(name, _name(params, variant, seed), describe(result)))
+
+
+def _log_reparam(params: Params, run: TrackedRun, report: ReparamReport) -> None:
+    run.log_metrics(
+        {
+            "reparam/max_error_float32": report.max_error_float32,
+            "reparam/parameters": report.parameters_after,
+            "reparam/gflops": report.gflops_after,
+        }
+    )
+    run.set_tags({"reparam": params.reparam.model_dump()})
+    run.log_detector(stage_folder("reparam", run.key.variant, run.key.seed) / WEIGHTS)
+
+
 def _log_evaluation(params: Params, run: TrackedRun, metrics: Metrics) -> None:
     variant, seed, settings = run.key.variant, run.key.seed, params.evaluate
     figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
@@ -273,6 +283,11 @@ def _reparam_text(report: ReparamReport) -> str:
         f"{report.parameters_before:,} -> {report.parameters_after:,} parameters, "
         f"largest error {report.max_error_float32:.1e} (float64 {report.max_error_float64:.1e})"
     )
+
+
+def _evaluation_text(metrics: Metrics) -> str:
+    figures = ((name, getattr(metrics, name)) for name in ("AP", "AP50", "APs", "APm", "APl"))
+    return f"{'  '.join(f'{name} {_figure(value)}' for name, value in figures)}  ({metrics.images} images)"
 
 
 def _train_text(summary: TrainSummary) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import getpass
 import logging
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.tracking.records import RunKey, Subject
+from yolov7.lock import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -154,19 +155,11 @@ def _make_database(mlflow: Any, uri: str) -> None:
         unfinished.replace(file)
 
 
-@contextmanager
-def _creation_lock(uri: str) -> Iterator[None]:
+def _creation_lock(uri: str) -> AbstractContextManager[None]:
     """Two processes that look for the same run in one SQLite file must not both make it."""
     if not uri.startswith(_SQLITE):
-        yield
-        return
-    import fcntl
-
-    lock = Path(uri.removeprefix(_SQLITE) + ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        return nullcontext()
+    return exclusive(Path(uri.removeprefix(_SQLITE) + ".lock"), what="the tracking store", patience=math.inf)
 
 
 def _first_tags(key: RunKey) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 
 import psutil
 
@@ -28,7 +29,7 @@ FOLDER = RUNS / "tune"
 
 def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
     """Searches within the budget; the clock began with this process."""
-    began = psutil.Process().create_time()
+    began, repro = psutil.Process().create_time(), Repro()
     with stage_lock("tune"):
         console.print(stage_line("tune", settings.base or "", "draws models and counts what they cost"))
         setup = make_setup(params, settings)
@@ -42,7 +43,12 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
             with track_search(params.tracking.experiment, setup, epochs=ledger.plan.epochs) as tracked:
                 driver = _make_driver(setup, ledger, journal, share=share, clock=clock, tracked=tracked)
                 _say(setup, *plan_lines(setup, driver.search, ledger, seconds=clock.seconds()))
-                _train(driver, setup, share=share, max_failures=params.train.max_failures, journal=journal)
+
+                def tick() -> None:
+                    journal.note_seconds(clock.seconds())
+                    repro.check()
+
+                _train(driver, setup, share=share, max_failures=params.train.max_failures, on_tick=tick)
                 _finish(params, setup, driver, tracked)
         forget(FOLDER)  # last of all: until here a kill costs no trial
 
@@ -144,16 +150,12 @@ def _make_driver(
     )
 
 
-def _train(driver: Driver, setup: Setup, *, share: ray_side.Share, max_failures: int, journal: Journal) -> None:
+def _train(
+    driver: Driver, setup: Setup, *, share: ray_side.Share, max_failures: int, on_tick: Callable[[], None]
+) -> None:
     """Runs the trials; ValueError where they fail one after the other."""
-    repro = Repro()
-
-    def tick() -> None:
-        journal.note_seconds(driver.clock.seconds())
-        repro.check()
-
     try:
-        ray_side.run_trials(driver, share, folder=FOLDER, max_failures=max_failures, on_tick=tick)
+        ray_side.run_trials(driver, share, folder=FOLDER, max_failures=max_failures, on_tick=on_tick)
     except KeyboardInterrupt:
         _say(setup, f"{len(driver.trials)} trials so far; `yolov7 tune --resume` goes on with them")
         raise

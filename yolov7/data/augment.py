@@ -61,6 +61,10 @@ class Tile:
     top: int = 0
     outlines: Sequence[Outline] = ()
 
+    def outline_of_each(self) -> Sequence[Outline]:
+        """k outlines, () of what has none."""
+        return self.outlines or ((),) * len(self.labels)
+
 
 @dataclass(frozen=True)
 class Letterbox:
@@ -246,8 +250,7 @@ def _see_all(tiles: Sequence[Tile], matrices: Matrix, boxes_xyxy: Boxes, *, size
     ends = np.cumsum([len(tile.labels) for tile in tiles])
     for tile, matrix, part in zip(tiles, matrices, np.split(boxes_xyxy, ends[:-1]), strict=True):
         height, width = tile.image.shape[:2]
-        given = tile.outlines or ((),) * len(tile.labels)
-        seen, around = see(given, part, matrix, image_size=(width, height), size=size)
+        seen, around = see(tile.outline_of_each(), part, matrix, image_size=(width, height), size=size)
         outlines.extend(seen)
         boxes.append(around)
     return outlines, np.clip(np.concatenate(boxes), 0, size)

@@ -39,7 +39,7 @@ def cut_patches(tiles: Iterable[Tile]) -> list[Patch]:
         Patch(tile.image[y1:y2, x1:x2], int(label), _moved(outline, shift=(-x1, -y1)))
         for tile in tiles
         for (x1, y1, x2, y2), label, outline in zip(
-            tile.boxes_xyxy.round().astype(int).tolist(), tile.labels, _outlines(tile), strict=True
+            tile.boxes_xyxy.round().astype(int).tolist(), tile.labels, tile.outline_of_each(), strict=True
         )
         if min(x2 - x1, y2 - y1) >= MIN_SIDE
     ]
@@ -53,7 +53,7 @@ def paste_in(tile: Tile, *, patches: Sequence[Patch], generator: Generator) -> T
     if not patches:
         return tile
     image, height, width = tile.image.copy(), *tile.image.shape[:2]
-    boxes, labels, outlines = list(tile.boxes_xyxy), list(tile.labels), list(_outlines(tile))
+    boxes, labels, outlines = list(tile.boxes_xyxy), list(tile.labels), list(tile.outline_of_each())
     for share in _ROOM:
         room = generator.uniform(0.5, 1.0, size=2) * share * (width, height)
         corner = generator.uniform(size=2) * (width - room[0], height - room[1])
@@ -85,7 +85,7 @@ def copy_paste(tile: Tile, *, probability: float, generator: Generator) -> Tile:
     if not len(chosen):
         return tile
     mirrored, image, width = tile.image[:, ::-1], tile.image.copy(), tile.image.shape[1]
-    boxes, labels, outlines = list(tile.boxes_xyxy), list(tile.labels), list(_outlines(tile))
+    boxes, labels, outlines = list(tile.boxes_xyxy), list(tile.labels), list(tile.outline_of_each())
     for i in chosen:
         x1, y1, x2, y2 = tile.boxes_xyxy[i]
         box = np.array([width - x2, y1, width - x1, y2], np.float32)
@@ -117,11 +117,6 @@ def _is_large(box: NDArray[np.float32], outline: Outline) -> bool:
 
 def _moved(outline: Outline, *, shift: tuple[float, float], scale: tuple[float, float] = (1.0, 1.0)) -> Outline:
     return move([outline], scale=scale, shift=shift)[0]
-
-
-def _outlines(tile: Tile) -> Sequence[Outline]:
-    """One for each object."""
-    return tile.outlines or ((),) * len(tile.labels)
 
 
 def _with_objects(
