@@ -13,8 +13,7 @@ from yolov7.data.augment import letterbox
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.images import Image, read_image
 from yolov7.data.labels import ImageIndex
-from yolov7.data.outlines import move
-from yolov7.draw import class_colour, contact_sheet, draw_boxes
+from yolov7.draw import class_colour, contact_sheet, draw_boxes, draw_outlines
 from yolov7.settings import Settings
 
 SMALL, LARGE = 32.0**2, 96.0**2  # pixels, COCO's bounds
@@ -109,15 +108,13 @@ def write_sheet(path: Path, index: ImageIndex) -> None:
 def _draw_objects(index: ImageIndex, i: int) -> Image:
     image, geometry = letterbox(read_image(index.paths[i]), size=_LEGIBLE, stride=1)
     labels, crowd = index.labels_of(i).tolist(), index.crowd_of(i)
-    scale = geometry.resized_w / geometry.width, geometry.resized_h / geometry.height
-    outlines = move(index.outlines_of(i), scale=scale, shift=(geometry.left, geometry.top))
-    for outline, label in zip(outlines, labels, strict=False):  # none where the split has none
-        parts = [np.round(part).astype(np.int32) for part in outline]
-        cv2.polylines(image, parts, isClosed=True, color=class_colour(label), lineType=cv2.LINE_AA)
+    colours = [class_colour(label) for label in labels]
+    if outlines := geometry.outlines_to_letterbox(index.outlines_of(i)):
+        image = draw_outlines(image, outlines, colours=colours)
     names = [index.class_names[label] for label in labels]
     return draw_boxes(
         image,
         geometry.to_letterbox(index.boxes_of(i)),
         texts=[f"{name} (crowd)" if many else name for name, many in zip(names, crowd, strict=True)],
-        colours=[class_colour(label) for label in labels],
+        colours=colours,
     )

@@ -21,7 +21,8 @@ from yolov7.data.dataset import DetectionDataset
 from yolov7.data.images import Image
 from yolov7.data.labels import ImageIndex, load_index
 from yolov7.data.loader import collate
-from yolov7.draw import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, enlarge
+from yolov7.data.outlines import move
+from yolov7.draw import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_outlines, enlarge
 from yolov7.files import is_file
 from yolov7.loss import make_assigner
 from yolov7.model import DetectionModel
@@ -73,7 +74,10 @@ def _sample_sheet(index: ImageIndex, settings: TrainSettings, *, seed: int) -> I
 
 
 def _draw_objects(sample: Sample, class_names: Sequence[str]) -> Image:
-    canvas, _ = enlarge(sample.image)
+    canvas, scale = enlarge(sample.image)
+    if sample.outlines:
+        outlines = move(sample.outlines, scale=(scale, scale))
+        canvas = draw_outlines(canvas, outlines, colours=[class_colour(label) for label in sample.labels.tolist()])
     boxes = _corners(sample, side=canvas.shape[0])
     order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable")  # small ones on top
     labels = sample.labels[order].tolist()

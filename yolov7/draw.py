@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov7.data.images import Image
+from yolov7.data.outlines import Outline
 from yolov7.structures import Detections
 
 Colour = tuple[int, int, int]
@@ -76,6 +77,15 @@ def draw_boxes(
     for box, text, colour in reversed(list(zip(boxes, texts, colours, strict=True))):
         if text:
             tags.append(_write_label(canvas, text, box, colour, pen, tags))
+    return canvas
+
+
+def draw_outlines(image: Image, outlines: Sequence[Outline], *, colours: Sequence[Colour]) -> Image:
+    """A copy of the image with outlines, in pixels, in their colours; () has nothing drawn."""
+    canvas = np.ascontiguousarray(image).copy()
+    for outline, colour in zip(outlines, colours, strict=True):
+        parts = [np.round(part).astype(np.int32) for part in outline]
+        cv2.polylines(canvas, parts, isClosed=True, color=colour, thickness=1, lineType=cv2.LINE_AA)
     return canvas
 
 

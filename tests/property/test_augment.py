@@ -101,7 +101,6 @@ def test_letterbox_round_trip(width: int, height: int, size: int, seed: int) -> 
 @given(seed=SEEDS, horizontal=st.booleans(), vertical=st.booleans())
 def test_flip_twice_is_nothing(seed: int, horizontal: bool, vertical: bool) -> None:
     tile = _tile(np.random.default_rng(seed), width=20, height=14, count=3)
-    once = flip(tile.image, tile.boxes_xyxy, horizontal=horizontal, vertical=vertical)
-    image, boxes = flip(*once, horizontal=horizontal, vertical=vertical)
-    np.testing.assert_array_equal(image, tile.image)
-    np.testing.assert_allclose(boxes, tile.boxes_xyxy, atol=1e-5)
+    twice = flip(flip(tile, horizontal=horizontal, vertical=vertical), horizontal=horizontal, vertical=vertical)
+    np.testing.assert_array_equal(twice.image, tile.image)
+    np.testing.assert_allclose(twice.boxes_xyxy, tile.boxes_xyxy, atol=1e-5)

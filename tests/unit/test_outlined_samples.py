@@ -84,6 +84,20 @@ def test_boxes_are_around_the_pixels_of_their_objects(index: ImageIndex, setting
     assert np.quantile(errors, 0.8) < 2
 
 
+@pytest.mark.parametrize("settings", [None, {"flip_horizontal": 1.0, "flip_vertical": 1.0}, {"degrees": 45.0}])
+def test_outlines_are_where_their_objects_are(index: ImageIndex, settings: dict[str, float] | None) -> None:
+    augment = AugmentSettings(**(STILL | settings)) if settings is not None else None
+    dataset = DetectionDataset(index, image_size=2 * SIDE, augment=augment)
+    both, either = 0, 0
+    for i in range(8):
+        sample = dataset.sample(i)
+        assert len(sample.outlines) == len(sample.labels) > 0
+        within = np.any([fill(outline, width=2 * SIDE, height=2 * SIDE) for outline in sample.outlines], axis=0)
+        green = sample.image[..., 1] > BRIGHT
+        both, either = both + (within & green).sum(), either + (within | green).sum()
+    assert both > 0.85 * either  # edges are blurred
+
+
 def test_turned_boxes_are_smaller_than_those_around_corners(index: ImageIndex) -> None:
     areas = []
     for given in (index, replace(index, outlines=None)):

@@ -40,11 +40,15 @@ Window = list[int]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample. `image`: (H, W, 3) uint8 RGB. `boxes_cxcywh`: (k, 4) normalised. `labels`: (k,)."""
+    """A training sample. `image`: (H, W, 3) uint8 RGB. `boxes_cxcywh`: (k, 4) normalised. `labels`: (k,).
+
+    `outlines`: k of them in pixels, or () where none of the objects has any.
+    """
 
     image: Image
     boxes_cxcywh: Boxes
     labels: Labels
+    outlines: Sequence[Outline] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,11 @@ class Letterbox:
     def to_letterbox(self, boxes_xyxy: NDArray[np.floating]) -> Boxes:
         """(k, 4) boxes of the image, in the pixels of the result."""
         return (np.asarray(boxes_xyxy, np.float64) * self._scale() + self._shift()).astype(np.float32)
+
+    def outlines_to_letterbox(self, outlines: Sequence[Outline]) -> Sequence[Outline]:
+        """Outlines in the image, in the pixels of the result."""
+        scale = self.resized_w / self.width, self.resized_h / self.height
+        return move(outlines, scale=scale, shift=(self.left, self.top))
 
     def to_original(self, boxes_xyxy: NDArray[np.floating]) -> Boxes:
         """(k, 4) boxes of the result, in the pixels of the image, clipped to it."""
@@ -348,20 +357,17 @@ def _shift(x: float, y: float) -> Matrix:
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
-def flip(image: Image, boxes_xyxy: Boxes, *, horizontal: bool, vertical: bool) -> tuple[Image, Boxes]:
-    """Mirrors an image and its boxes (k, 4; pixels)."""
-    height, width = image.shape[:2]
-    if horizontal:
-        boxes_xyxy = np.stack(
-            [width - boxes_xyxy[:, 2], boxes_xyxy[:, 1], width - boxes_xyxy[:, 0], boxes_xyxy[:, 3]], 1
-        )
-    if vertical:
-        boxes_xyxy = np.stack(
-            [boxes_xyxy[:, 0], height - boxes_xyxy[:, 3], boxes_xyxy[:, 2], height - boxes_xyxy[:, 1]], 1
-        )
-    if horizontal or vertical:
-        image = cv2.flip(image, -1 if horizontal and vertical else int(horizontal))  # type: ignore[assignment]
-    return image, boxes_xyxy
+def flip(tile: Tile, *, horizontal: bool, vertical: bool) -> Tile:
+    """Mirrors an image and its objects."""
+    if not (horizontal or vertical):
+        return tile
+    height, width = tile.image.shape[:2]
+    x, y = (-1.0 if horizontal else 1.0), (-1.0 if vertical else 1.0)
+    shift = (width if horizontal else 0.0), (height if vertical else 0.0)
+    ends = tile.boxes_xyxy.reshape(-1, 2, 2) * np.array([x, y], np.float32) + np.array(shift, np.float32)
+    boxes = np.concatenate([ends.min(axis=1), ends.max(axis=1)], axis=1)
+    image: Image = cv2.flip(tile.image, -1 if horizontal and vertical else int(horizontal))  # type: ignore[assignment]
+    return Tile(image, boxes, tile.labels, outlines=move(tile.outlines, scale=(x, y), shift=shift))
 
 
 def blend(first: Image, second: Image, *, generator: Generator) -> Image:

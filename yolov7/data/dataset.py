@@ -102,8 +102,9 @@ class DetectionDataset:
         if mosaic:
             tile = self._pasted(tile, self.augment, generator=generator)
         horizontal, vertical = generator.random(2) < (self.augment.flip_horizontal, self.augment.flip_vertical)
-        image, boxes = flip(tile.image, tile.boxes_xyxy, horizontal=bool(horizontal), vertical=bool(vertical))
-        return Sample(image, normalise_boxes(boxes, width=self.image_size, height=self.image_size), tile.labels)
+        tile = flip(tile, horizontal=bool(horizontal), vertical=bool(vertical))
+        normalised = normalise_boxes(tile.boxes_xyxy, width=self.image_size, height=self.image_size)
+        return Sample(tile.image, normalised, tile.labels, tile.outlines)
 
     def letterboxed(self, i: int) -> tuple[Image, Letterbox]:
         """Image i as detection sees it, and how to get back to its own pixels."""
@@ -115,7 +116,8 @@ class DetectionDataset:
         chosen = ~self.index.crowd_of(i)
         boxes = geometry.to_letterbox(self.index.boxes_of(i)[chosen])
         normalised = normalise_boxes(boxes, width=self.image_size, height=self.image_size)
-        return Sample(image, normalised, self.index.labels_of(i)[chosen])
+        outlines = geometry.outlines_to_letterbox(list(compress(self.index.outlines_of(i), chosen)))
+        return Sample(image, normalised, self.index.labels_of(i)[chosen], outlines)
 
     def _layout(self, i: int, settings: AugmentSettings, *, mosaic: bool, generator: Generator) -> _Layout:
         """What is drawn at random for the image i, alone or in a mosaic."""
