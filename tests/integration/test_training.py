@@ -94,6 +94,15 @@ def test_multi_scale_and_bfloat16_train(data: Path, tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())
 
 
+def test_an_image_that_ends_in_one_cell_trains_with_the_running_statistics(data: Path, tmp_path: Path) -> None:
+    alone = Trainer(job(data, tmp_path / "alone", batch_size=1, image_size=32), WORKER)
+    alone.resume()
+    alone.run_epoch()
+    assert alone.progress.step == 10
+    counted = [n for name, n in alone._state.model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert not any(counted)
+
+
 def test_settings_without_effect_on_the_result_may_change_in_between(data: Path, tmp_path: Path) -> None:
     changed = {"checkpoint_minutes": 1, "checkpoint_every": 2, "loader_workers": 1, "cache_images": "none"}
     assert job(data, tmp_path, **changed).fingerprint == job(data, tmp_path).fingerprint

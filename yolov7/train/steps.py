@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import final
 
 import numpy as np
@@ -130,8 +131,12 @@ class Stepper:
     def _maps(self, batch: Batch) -> HeadMaps:
         """Of the batch's images; none where this worker has no share of a step, which it takes with the others."""
         count = len(batch.index)
-        images = self._prepare(batch.images if count else batch.images.new_zeros(2, *batch.images.shape[1:]))
-        with autocast(self._dtype, self._worker.device):
+        images = self._prepare(batch.images if count else batch.images.new_zeros(1, *batch.images.shape[1:]))
+        has_statistics = count > 1 or (count == 1 and images.shape[-1] > self._stride)  # one cell has no variance
+        with (
+            autocast(self._dtype, self._worker.device),
+            nullcontext() if has_statistics else _fixed_statistics(self._runner),
+        ):
             maps = HeadMaps(*self._runner(images))
         return maps if count else HeadMaps(*(tuple(m[:0] for m in head) for head in maps))
 
@@ -184,6 +189,19 @@ class Stepper:
         generator = np.random.default_rng((self._job.seed, self._state.progress.step))
         drawn = generator.uniform(1 - vary, 1 + vary) * size
         return max(self._stride, round(drawn / self._stride) * self._stride)
+
+
+@contextmanager
+def _fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm with its running statistics, left as they are; not where it waits for what other workers have."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 def _share(model: DetectionModel, worker: Worker) -> DistributedDataParallel:
