@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params import RayTrainSettings
-from pipeline.placement import LOOK_SECONDS, Lookout, Node, Share, choose_share, lack_of_room
+from pipeline.placement import LOOK_SECONDS, Lookout, Node, Share, choose_share, lack_of_room, room
 from pipeline.repro import Repro
 from yolov7.errors import is_mendable, one_line, told
 from yolov7.train.job import TrainJob
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _ERROR_FILE = "error.txt"  # from a worker: what the user has to mend
 _STOP_FILE = "stop"  # to the workers: write a checkpoint and leave; gone when they have
 _SHARED_FILE = "shared"  # from the driver: what each worker must read there, or it is another folder
+_RESERVED_FILE = "reserved"  # from the driver: under which name Ray keeps room for its workers
 _TICK_SECONDS = 0.5
 _STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
 _REACH_SECONDS = 10.0
@@ -54,11 +55,9 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
     error_file = job.run_folder / _ERROR_FILE
     with cluster(settings) as share:
         _check_statistics(settings, share)
-        has_begun = (job.run_folder / PROGRESS).is_file
+        _give_room_back(job.run_folder)
         lookout = Lookout(
-            lambda: _lack(settings, share, has_begun=has_begun()),
-            patience=settings.start_timeout,
-            say=Record(job.run_folder).add_note,
+            lambda: _lack(settings, share), patience=settings.start_timeout, say=Record(job.run_folder).add_note
         )
 
         def tick() -> None:
@@ -69,6 +68,7 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
         try:
             _follow(lambda: _fit(job, settings, share), stop=job.run_folder / _STOP_FILE, on_tick=tick)
         finally:
+            _give_room_back(job.run_folder)
             if error_file.is_file():  # says more than what Ray made of it
                 raise ValueError(error_file.read_text(encoding="utf-8"))
 
@@ -181,23 +181,51 @@ def _nodes() -> list[Node]:
     return [Node(name, cpus=lent.get("CPU", 0.0), gpus=lent.get("GPU", 0.0)) for name, lent in found]
 
 
-def _lack(settings: RayTrainSettings, share: Share, *, has_begun: bool) -> str | None:
+def _free_nodes() -> list[Node]:
+    """The same with what nobody has taken."""
+    from ray._private.state import available_resources_per_node
+
+    return [
+        Node(name, cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0))
+        for name, free in available_resources_per_node().items()
+    ]
+
+
+def _lack(settings: RayTrainSettings, share: Share) -> str | None:
     """What room is missing for the workers, if any."""
     try:
         lack = lack_of_room(settings, _nodes(), share)
-        if lack is None and not has_begun and _is_pending(share):
+        if lack is None and not _has_place() and room(_free_nodes(), share) < settings.fewest_workers:
             return "the cluster's nodes are large enough, but taken by something else. Wait for it, or add nodes"
     except Exception:  # Ray's head is away: no reason to end what may go on without it
         return None
     return lack
 
 
-def _is_pending(share: Share) -> bool:
-    """Whether workers with such a share wait for what is on the nodes already."""
+def _has_place() -> bool:
+    """Whether Ray has given this driver's workers a place; an identity ends with that of the driver."""
+    import ray
     from ray.util import placement_group_table
 
-    waiting = [group for group in placement_group_table().values() if group["state"] == "PENDING"]
-    return any(bundle == share.resources() for group in waiting for bundle in group["bundles"].values())
+    driver = ray.get_runtime_context().get_job_id()
+    groups = placement_group_table().items()
+    return any(name.endswith(driver) and group["state"] not in {"PENDING", "REMOVED"} for name, group in groups)
+
+
+def _reservation(context: Any) -> str:
+    """The name under which Ray keeps room for the workers of a TrainRunContext."""
+    return f"train-{context.run_id}"
+
+
+def _give_room_back(run_folder: Path) -> None:
+    """What a driver of this run has reserved with Ray; for a killed one Ray would keep it for three minutes."""
+    from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+        TrainAutoscalingCoordinatorClient,
+    )
+
+    reserved = run_folder / _RESERVED_FILE
+    if reserved.is_file():
+        TrainAutoscalingCoordinatorClient(reserved.read_text(encoding="utf-8")).cancel_resource_request()
 
 
 def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
@@ -221,14 +249,16 @@ def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
         run_config=RunConfig(
             name=f"ray-{os.getpid()}",
             storage_path=str(job.run_folder),
-            callbacks=[_farewell(job.run_folder / _STOP_FILE)],
+            callbacks=[_helper(job.run_folder / _STOP_FILE)],
             failure_config=FailureConfig(
                 max_failures=settings.max_failures,  # and starts in vain, of which Ray's default allows any number
                 controller_failure_limit=settings.max_failures + int(settings.start_timeout / _ELASTIC_START_SECONDS),
             ),
         ),
     )
-    if not os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS"):
+        (job.run_folder / _RESERVED_FILE).write_text(_reservation(trainer.train_run_context), encoding="utf-8")
+    else:
         _leave_out_cleaner(trainer)
     try:
         blindness = trainer.fit().return_value
@@ -240,17 +270,31 @@ def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
         raise ValueError(blindness)
 
 
-def _farewell(stop: Path) -> Any:
-    """Lets workers leave with a checkpoint before their number changes: Ray would kill them as they are."""
+def _helper(stop: Path) -> Any:
+    """What Ray's controller lacks: it would kill workers as they are, and count dead nodes for up to 20 seconds."""
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
-    class Farewell(ControllerCallback):  # type: ignore[misc]
+    class Helper(ControllerCallback):  # type: ignore[misc]
+        def after_controller_start(self, train_run_context: Any) -> None:
+            self._name = _reservation(train_run_context)
+
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            """Lets workers leave with a checkpoint before their number changes."""
             if type(current_state).__name__ == "ResizingState":
                 _ask_to_leave(stop)
                 stop.unlink(missing_ok=True)  # or the next workers would leave at once
 
-    return Farewell()
+        def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+            """Counts the nodes anew."""
+            with suppress(ray.exceptions.RayError):
+                keeper = get_or_create_autoscaling_coordinator()
+                ray.get(keeper.get_reserved_resources.remote(self._name, recompute=True), timeout=_REACH_SECONDS)
+
+    return Helper()
 
 
 def _leave_out_cleaner(trainer: Any) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,14 +70,20 @@ def test_a_node_that_does_not_see_the_project_is_named(tmp_path: Path, monkeypat
     assert f"does not see {tmp_path / 'train.npz'}" in str(_blindness(job, "token"))
 
 
-def test_others_are_in_the_way_until_a_training_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting, settings = {"a": {"state": "PENDING", "bundles": {0: {"CPU": 4.0}}}}, RayTrainSettings(workers=2)
+def test_others_are_in_the_way_until_the_workers_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, settings, groups = [Node("a", 4)], RayTrainSettings(workers=(2, 4)), {"1f07": {"state": "PENDING"}}
     monkeypatch.setattr(pipeline.distributed, "_nodes", lambda: [Node("a", 8)])
-    monkeypatch.setattr("ray.util.placement_group_table", lambda: waiting)
-    assert "taken by something else" in str(_lack(settings, Share(4), has_begun=False))
-    assert _lack(settings, Share(4), has_begun=True) is None
-    assert _lack(settings, Share(3), has_begun=False) is None  # another training waits
-    assert "room for 0 of 2 workers" in str(_lack(settings, Share(9), has_begun=True))
+    monkeypatch.setattr(pipeline.distributed, "_free_nodes", lambda: free)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "07"))
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: groups)
+    assert "taken by something else" in str(_lack(settings, Share(4)))
+    assert _lack(settings, Share(2)) is None
+    assert "room for 0 of 2 workers" in str(_lack(settings, Share(9)))
+    groups["2f06"] = {"state": "CREATED"}  # another driver's
+    groups["3f07"] = {"state": "REMOVED"}
+    assert "taken by something else" in str(_lack(settings, Share(4)))
+    groups["1f07"] = {"state": "CREATED"}
+    assert _lack(settings, Share(4)) is None
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
