@@ -46,7 +46,7 @@ def run_train(params: Params, selection: Selection) -> None:
             with stage_lock("train", variant, seed):
                 summary = _train_tracked(params, tracker, variant, seed, name=name)
                 console.print(stage_line("train", name, _train_text(summary)))
-                forget_run(variant, seed)  # last of all: until here a kill costs no step
+                forget_run(params, variant=variant, seed=seed)  # last of all: until here a kill costs no step
 
 
 def run_reparam(params: Params, selection: Selection) -> None:

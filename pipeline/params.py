@@ -148,6 +148,9 @@ class RayTrainSettings(Settings):
     cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     gpus_per_worker: NonNegative | Literal["auto"] = Field("auto", description="auto: one where there are GPUs")
     sync_batch_norm: bool = Field(False, description="statistics over all workers' images; on GPUs alone")
+    storage: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = Field(
+        None, description="s3://bucket/folder: where each run that is not finished has a copy, for another machine"
+    )
     max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint")
     start_timeout: Positive = Field(45.0, description="seconds to wait for room for the fewest workers")
     resize_seconds: Positive = Field(60.0, description="between two looks whether there is room for more workers")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,14 @@ from pipeline.artifacts import (
 from pipeline.distributed import train_with_ray
 from pipeline.params import Params
 from pipeline.plots import draw_training
+from pipeline.storage import RunCopy, kept_up_to_date
 from yolov7.errors import ArtifactError
 from yolov7.files import is_file
 from yolov7.spec import spec_to_json
 from yolov7.train.job import TrainJob
 from yolov7.train.record import FIGURES, best_line, read_epochs
+
+log = logging.getLogger(__name__)
 
 _OWNER = "fingerprint"  # the file that says of which data and settings a run folder holds the state
 
@@ -40,8 +45,10 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     """
     job = build_job(params, variant=variant, seed=seed)
     settings = params.train_settings(variant)
-    _claim(job)
-    train_with_ray(job, settings, on_tick=lambda: on_tick(job.run_folder))
+    copy = copy_of_run(params, variant=variant, seed=seed)
+    _claim(job, copy)
+    with kept_up_to_date(copy, job.run_folder) if copy else nullcontext():
+        train_with_ray(job, settings, on_tick=lambda: on_tick(job.run_folder))
     epochs = read_epochs(job.run_folder)
     summary = _summarise(job, epochs, variant=variant)
     with whole_folder(stage_folder("train", variant, seed)) as folder:
@@ -52,8 +59,19 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     return summary
 
 
-def forget_run(variant: str, seed: int) -> None:
-    """Removes the folder of a finished run, so that asking for the training again trains again."""
+def copy_of_run(params: Params, *, variant: str, seed: int) -> RunCopy | None:
+    """The copy that `train.storage` asks for."""
+    storage = params.train_settings(variant).storage
+    return RunCopy(storage, variant=variant, seed=seed) if storage else None
+
+
+def forget_run(params: Params, *, variant: str, seed: int) -> None:
+    """Removes the folder of a finished run, and its copy, so that asking for the training again trains again."""
+    if copy := copy_of_run(params, variant=variant, seed=seed):
+        try:
+            copy.delete()
+        except OSError as error:
+            log.warning("%s; the run would be taken from it again", error)
     folder = run_folder(variant, seed)
     finished = folder.with_name(f".{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
@@ -61,13 +79,18 @@ def forget_run(variant: str, seed: int) -> None:
     shutil.rmtree(finished)
 
 
-def _claim(job: TrainJob) -> None:
-    """Empties a run folder that other data or settings left: their epochs must not be taken for this run's."""
+def _claim(job: TrainJob, copy: RunCopy | None) -> None:
+    """Empties a run folder that other data or settings left: their epochs must not be taken for this run's.
+
+    Where a copy of this run is further, the run goes on from there.
+    """
     owner = job.run_folder / _OWNER
     with job.sole_writer():
         if not owner.is_file() or owner.read_text(encoding="utf-8") != job.fingerprint:
             fresh_folder(job.run_folder)
             owner.write_text(job.fingerprint, encoding="utf-8")
+        if copy:
+            copy.fetch(job.run_folder)
 
 
 def build_job(params: Params, *, variant: str, seed: int) -> TrainJob:

@@ -113,7 +113,7 @@ def tracking_server() -> Iterator[TrackingServer]:
         folder = Path(tempfile.mkdtemp(prefix="tracking-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         database = stack.enter_context(_postgres(folder / "postgres"))
-        server = TrackingServer(folder, database=database, store=stack.enter_context(_object_store()))
+        server = TrackingServer(folder, database=database, store=stack.enter_context(object_store()))
         server.bucket().create()
         server.start()
         stack.callback(server.stop)
@@ -128,7 +128,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def _object_store() -> Iterator[str]:
+def object_store() -> Iterator[str]:
+    """The address of one that speaks S3."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -1,0 +1,143 @@
+"""A run's copy in an object store: another machine goes on from it, and ends with the same weights."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.params import Params
+from pipeline.stages.train import forget_run
+from pipeline.storage import RunCopy, kept_up_to_date
+from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
+from tests.integration.servers import free_port, object_store
+from yolov7.train.job import TrainJob
+from yolov7.train.loop import fit
+from yolov7.train.record import read_epochs
+
+STORAGE = "s3://copies/of/runs"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The store's own view of what is in it."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with object_store() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        made = boto3.resource("s3", endpoint_url=url).Bucket("copies")
+        made.create()
+        yield made
+        made.objects.delete()
+        made.delete()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("data"), train_images=12, val_images=4, image_size=64)
+
+
+def claimed(data: Path, folder: Path, **changes: Any) -> TrainJob:
+    """A run whose folder is there, as the stage makes it."""
+    job = make_job(data, folder, **changes)
+    folder.mkdir(parents=True)
+    (folder / "fingerprint").write_text(job.fingerprint)
+    return job
+
+
+def copies(bucket: Any) -> list[str]:
+    """The keys of what is there, but for marks of folders."""
+    return [entry.key for entry in bucket.objects.all() if not entry.key.endswith("/")]
+
+
+def copied(name: str = "small") -> RunCopy:
+    return RunCopy(STORAGE, variant=name, seed=3)
+
+
+def train_for(job: TrainJob, *, steps: int) -> None:
+    """So many steps, and then as after Ctrl-C."""
+    left = iter(range(steps - 1))
+    assert not fit(job, WORKER, should_stop=lambda: next(left, None) is None)
+
+
+def test_another_machine_goes_on_and_ends_with_the_same_weights(bucket: Any, data: Path, tmp_path: Path) -> None:
+    undisturbed = claimed(data, tmp_path / "runs" / "undisturbed")
+    assert fit(undisturbed, WORKER)
+    one = claimed(data, tmp_path / "one" / "run")
+    with kept_up_to_date(copied(), one.run_folder):
+        train_for(one, steps=5)
+    expected = {path.name for path in one.run_folder.glob("*") if path.suffix in (".pt", ".jsonl", "")}
+    assert set(copies(bucket)) == {f"of/runs/small/3/{name}" for name in expected}
+    reached = max(checkpoint_steps(one.run_folder))
+    assert reached > 3  # in the second epoch
+    shutil.rmtree(one.run_folder)
+
+    two = claimed(data, tmp_path / "two" / "run")
+    assert copied().fetch(two.run_folder)
+    assert max(checkpoint_steps(two.run_folder)) == reached
+    assert not copied().fetch(two.run_folder)  # which is as far now
+    with kept_up_to_date(copied(), two.run_folder):
+        assert fit(two, WORKER)
+    assert [line["epoch"] for line in read_epochs(two.run_folder)] == [1, 2, 3]
+    assert_same(read_weights(two.run_folder), read_weights(undisturbed.run_folder))
+
+
+def test_the_copy_of_another_run_is_left_alone_and_then_replaced(bucket: Any, data: Path, tmp_path: Path) -> None:
+    old = claimed(data, tmp_path / "old" / "run")
+    train_for(old, steps=3)
+    copied().send(old.run_folder)
+    new = claimed(data, tmp_path / "new" / "run", epochs=2)
+    assert not copied().fetch(new.run_folder)
+    train_for(new, steps=1)
+    copied().send(new.run_folder)
+    third = claimed(data, tmp_path / "third" / "run", epochs=2)
+    assert copied().fetch(third.run_folder)
+    assert checkpoint_steps(third.run_folder) == checkpoint_steps(new.run_folder)
+
+
+def test_an_outage_costs_one_warning(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.storage._SECONDS", 0.05)
+    caplog.set_level(logging.WARNING)
+    folder, copy = tmp_path / "run", copied()
+    folder.mkdir()
+    bucket.delete()
+    with kept_up_to_date(copy, folder):
+        (folder / "checkpoint-000000001.pt").write_bytes(b"one")
+        while not caplog.messages:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        bucket.create()
+    (message,) = caplog.messages
+    assert "s3://copies/of/runs/small/3 cannot be written" in message
+    assert "\n" not in message
+    assert copies(bucket) == ["of/runs/small/3/checkpoint-000000001.pt"]
+
+
+def test_a_store_that_is_not_there_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(OSError, match=r"^train.storage: s3://copies/of/runs/small/3 cannot be read \(.*connect"):
+        copied().fetch(tmp_path)
+
+
+def test_a_finished_run_leaves_no_copy(
+    bucket: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job, other = claimed(data, Path("runs/small/3")), claimed(data, Path("runs/wide/3"))
+    copied().send(job.run_folder)
+    copied("wide").send(other.run_folder)
+    params = Params.model_validate({"variants": {"small": {"spec": "nano"}}, "train": {"storage": STORAGE}})
+    forget_run(params, variant="small", seed=3)
+    assert copies(bucket) == ["of/runs/wide/3/fingerprint"]
+    assert not Path("runs/small/3").exists()
