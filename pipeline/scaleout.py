@@ -68,7 +68,7 @@ class Assumptions:
     hop_seconds: float = 20e-6  # of one message between two GPUs
     bucket_bytes: float = 25e6  # DDP sums up gradients in parts of this size
     overlap: float = 2 / 3  # share of a step, the backward pass, beside which gradients travel
-    flags: int = 3  # small all-reduces a step: loss finite, gradient finite, stop or save
+    small_reduces: int = 3  # a step: matches and images; losses and whether they are finite; stop or save
     loader_processes: int = 8  # for each GPU; `loader_workers: auto` takes no more
     sample_seconds: Mapping[str, float] = field(default_factory=lambda: {"tiny": 12.5e-3, "p5": 15e-3, "p6": 53e-3})
     train_images: int = 118_287
@@ -80,7 +80,6 @@ class Assumptions:
     write_rate: float = 1e9  # bytes a second to storage, beside the training
     tracking_seconds: float = 0.02  # one call an epoch, in the process that started the training
     validate_every: int = 1  # epochs
-    shared_validation: bool = False  # by all processes
     checkpoint_every: int = 1
     epochs: int = 300
 
@@ -155,7 +154,7 @@ def network_seconds(model: Facts, *, gpus: int, link: Link, assumed: Assumptions
     whole = gradient_seconds(model, gpus=gpus, link=link, assumed=assumed)
     last = whole / math.ceil(model.gradient_bytes / assumed.bucket_bytes)
     compute = assumed.images_per_gpu / images_per_second(model, assumed)
-    small = assumed.flags * reduce_seconds(4, gpus=gpus, link=link, assumed=assumed)
+    small = assumed.small_reduces * reduce_seconds(64, gpus=gpus, link=link, assumed=assumed)
     statistics = reduce_seconds(model.buffer_bytes, gpus=gpus, link=link, assumed=assumed)
     return max(whole - assumed.overlap * compute, last) + small + statistics
 
@@ -178,11 +177,11 @@ def epoch_of(model: Facts, *, gpus: int, link: Link, assumed: Assumptions) -> Ep
 
 
 def evaluation_seconds(model: Facts, *, gpus: int, assumed: Assumptions) -> float:
-    """One validation; a process reads its images itself, and one of them scores while all others wait."""
+    """One validation; all processes share its images, read them themselves, and score all that was found."""
     forward = 1 / (3 * images_per_second(model, assumed))
     image = assumed.letterbox_seconds[model.image_size] + forward + assumed.suppression_seconds
-    images = math.ceil(assumed.val_images / gpus) if assumed.shared_validation else assumed.val_images
-    return images * image + assumed.scoring_seconds
+    batches = math.ceil(assumed.val_images / assumed.images_per_gpu)
+    return math.ceil(batches / gpus) * assumed.images_per_gpu * image + assumed.scoring_seconds
 
 
 def tracking_share(epoch: Epoch, assumed: Assumptions) -> float:
@@ -250,7 +249,6 @@ def _whole_and_seen(model: Facts, *, gpus: int, link: Link, assumed: Assumptions
 
 def _epoch_table(models: Iterable[Facts], assumed: Assumptions, tuned: Assumptions) -> str:
     parts = ("gpu", "loader", "network", "evaluation", "checkpoint")
-    shared = replace(tuned, shared_validation=True)
     rows = []
     for model in models:
         for gpus in GPUS:
@@ -259,10 +257,10 @@ def _epoch_table(models: Iterable[Facts], assumed: Assumptions, tuned: Assumptio
                 gpus * images_per_second(model, assumed),
                 [getattr(epoch, part) / epoch.total for part in parts],
             )
-            hours = [_hours(model, gpus=gpus, assumed=how) for how in (assumed, tuned, shared)]
+            hours = [_hours(model, gpus=gpus, assumed=how) for how in (assumed, tuned)]
             cells = (model.name, str(gpus), f"{rate:,.0f}", f"{epoch.total:,.0f} s")
             rows.append((*cells, *(f"{share:.0%}" for share in shares), *hours))
-    head = ("variant", "GPUs", "samples/s", "epoch", "GPU", *parts[1:], "run", "tuned", "and shared")
+    head = ("variant", "GPUs", "samples/s", "epoch", "GPU", *parts[1:], "run", "tuned")
     return _markdown(head, rows)
 
 

@@ -14,6 +14,7 @@ from pipeline.scaleout import (
     LINKS,
     MODELS,
     TUNED,
+    Assumptions,
     epoch_of,
     evaluation_seconds,
     facts,
@@ -62,20 +63,35 @@ def test_an_all_reduce_by_hand() -> None:
 
 def test_the_network_is_hidden_but_for_the_last_bucket() -> None:
     model = facts("yolov7")
-    plain = replace(AS_IT_IS, hop_seconds=0, flags=0)
+    plain = replace(AS_IT_IS, hop_seconds=0, small_reduces=0)
     hidden = network_seconds(model, gpus=64, link=FAST, assumed=plain)
     seen = network_seconds(model, gpus=64, link=FAST, assumed=replace(plain, overlap=0.0))
     assert 0 < hidden < seen / 5
     assert network_seconds(model, gpus=1, link=FAST, assumed=plain) == 0
 
 
-def test_validation_bounds_first() -> None:
-    """On 64 GPUs two thirds of an epoch; every tenth epoch gives most of it back."""
-    for model in map(facts, MODELS):
-        epoch = epoch_of(model, gpus=64, link=FAST, assumed=AS_IT_IS)
-        rare = epoch_of(model, gpus=64, link=FAST, assumed=TUNED)
-        assert epoch.evaluation == evaluation_seconds(model, gpus=64, assumed=AS_IT_IS) >= 0.66 * epoch.total
-        assert rare.total < epoch.total / 2
+@pytest.mark.parametrize(("gpus", "least", "most"), [(64, 0.05, 0.34), (512, 0.16, 0.74)])
+def test_what_a_shared_validation_takes(gpus: int, least: float, most: float) -> None:
+    shares = [_share_of_validation(name, gpus=gpus, assumed=AS_IT_IS) for name in MODELS]
+    assert (round(min(shares), 2), round(max(shares), 2)) == (least, most)
+
+
+def test_every_tenth_epoch_gives_most_of_it_back() -> None:
+    shares = {name: _share_of_validation(name, gpus=512, assumed=TUNED) for name in MODELS}
+    assert shares.pop("yolov7-tiny") > 0.4
+    assert (round(min(shares.values()), 2), round(max(shares.values()), 2)) == (0.02, 0.12)
+
+
+def test_a_validation_by_hand() -> None:
+    """5,000 images are 313 batches: five for each of 64 processes."""
+    model, plain = facts("yolov7"), replace(AS_IT_IS, letterbox_seconds={640: 0.01}, suppression_seconds=0.0)
+    image = 0.01 + 1 / (3 * images_per_second(model, plain))
+    assert evaluation_seconds(model, gpus=64, assumed=plain) == pytest.approx(5 * 16 * image + plain.scoring_seconds)
+
+
+def _share_of_validation(name: str, *, gpus: int, assumed: Assumptions) -> float:
+    epoch = epoch_of(facts(name), gpus=gpus, link=FAST, assumed=assumed)
+    return epoch.evaluation / epoch.total
 
 
 def test_the_loader_bounds_tiny_alone() -> None:
@@ -92,11 +108,11 @@ def test_the_network_takes_little(name: str, slow: float, fast: float) -> None:
         assert round(seconds / (compute + seconds), 2) == share
 
 
-def test_checkpoints_and_tracking_bound_nothing() -> None:
+def test_checkpoints_and_tracking_take_little() -> None:
     for model in map(facts, MODELS):
         epoch = epoch_of(model, gpus=512, link=FAST, assumed=AS_IT_IS)
-        assert epoch.checkpoint < 0.01 * epoch.total
-        assert tracking_share(epoch, AS_IT_IS) < 0.001
+        assert epoch.checkpoint < 0.035 * epoch.total
+        assert tracking_share(epoch, AS_IT_IS) < 0.015
 
 
 def test_a_measured_rate_takes_the_place_of_the_assumed(tmp_path: Path) -> None:
