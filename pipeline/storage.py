@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pt")
 _NOT_KEPT = {NOTES, PROGRESS, "error.txt", "shared", "stop"}  # of this start alone
 _SECONDS = 2.0  # between two looks at the folder
+_REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store and with which key"
 _LAST_TRIES = 5  # when training has ended
 
 
@@ -103,7 +104,7 @@ class RunCopy:
         try:
             yield
         except Exception as error:  # pyarrow's are OSError, ArrowInvalid and others, in many lines
-            raise OSError(f"train.storage: {self._url} cannot be {what} ({one_line(error)})") from error
+            raise OSError(f"train.storage: {self._url} cannot be {what} ({one_line(error)}){_REMEDY}") from error
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def kept_up_to_date(copy: RunCopy, folder: Path) -> Iterator[None]:
             copy.send(folder)
         except OSError as error:
             if not is_away:
-                log.warning("%s; training goes on, and it is tried again", error)
+                log.warning("%s. Training goes on, and it is tried again", error)
             is_away = True
         else:
             is_away = False

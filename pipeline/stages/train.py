@@ -71,7 +71,7 @@ def forget_run(params: Params, *, variant: str, seed: int) -> None:
         try:
             copy.delete()
         except OSError as error:
-            log.warning("%s; the run would be taken from it again", error)
+            log.warning("%s. Trained again, the run would be taken from there", error)
     folder = run_folder(variant, seed)
     finished = folder.with_name(f".{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)

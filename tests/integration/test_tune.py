@@ -93,7 +93,7 @@ def test_a_search_that_was_killed_goes_on_and_loses_no_trial(project: Project) -
     assert [row["status"] for row in table(project)] == ["complete"] * 5
 
 
-@pytest.mark.parametrize("budget", ["75s", "3e10flop"])
+@pytest.mark.parametrize("budget", ["75s", "1e10flop"])
 def test_a_budget_is_kept(project: Project, budget: str) -> None:
     began = time.monotonic()
     project.run("yolov7", "tune", "--budget", budget)
@@ -102,5 +102,5 @@ def test_a_budget_is_kept(project: Project, budget: str) -> None:
     if budget.endswith("s"):
         assert seconds < 75 * 1.05 + 2  # the start of Python and its end are not the search's
     else:
-        assert 0 < summary["spent"] <= 3e10 * 1.001
+        assert 0 < summary["spent"] <= 1e10 * 1.001
         assert summary["spent"] == pytest.approx(sum(float(row["training_flop"]) for row in table(project)))
