@@ -21,7 +21,7 @@ from yolov7.train.record import NOTES, PROGRESS
 log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pt")
-_NOT_KEPT = {NOTES, PROGRESS, "error.txt", "shared", "stop"}  # of this start alone
+_NOT_KEPT = {NOTES, PROGRESS, "error.txt", "reserved", "shared", "stop"}  # of this start alone
 _SECONDS = 2.0  # between two looks at the folder
 _REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store and with which key"
 _LAST_TRIES = 5  # when training has ended
