@@ -14,11 +14,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.following import TICK_SECONDS, ask_to_leave, follow
 from pipeline.params import RayTrainSettings
 from pipeline.placement import LOOK_SECONDS, Lookout, Node, Share, choose_share, lack_of_room, room
 from pipeline.repro import Repro
@@ -29,11 +29,10 @@ from yolov7.train.record import NOTES, PROGRESS, Record
 log = logging.getLogger(__name__)
 
 _ERROR_FILE = "error.txt"  # from a worker: what the user has to mend
+_NOTICE_FILE = "notice"  # to the workers: a node of theirs will be taken away; gone when it was
 _STOP_FILE = "stop"  # to the workers: write a checkpoint and leave; gone when they have
 _SHARED_FILE = "shared"  # from the driver: what each worker must read there, or it is another folder
 _RESERVED_FILE = "reserved"  # from the driver: under which name Ray keeps room for its workers
-_TICK_SECONDS = 0.5
-_STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
 _REACH_SECONDS = 10.0
 _SETTINGS = b"\x04"  # the kind of frame that an HTTP/2 server, as gRPC's is, begins with; and so does a client
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
@@ -50,7 +49,7 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
     """
     repro = Repro()
     _check_batch(job, settings)
-    for name in (_ERROR_FILE, _STOP_FILE, NOTES, PROGRESS):
+    for name in (_ERROR_FILE, _NOTICE_FILE, _STOP_FILE, NOTES, PROGRESS):
         (job.run_folder / name).unlink(missing_ok=True)
     error_file = job.run_folder / _ERROR_FILE
     with cluster(settings) as share:
@@ -66,7 +65,7 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
             repro.check()
 
         try:
-            _follow(lambda: _fit(job, settings, share), stop=job.run_folder / _STOP_FILE, on_tick=tick)
+            follow(lambda: _fit(job, settings, share), stop=job.run_folder / _STOP_FILE, on_tick=tick)
         finally:
             _give_room_back(job.run_folder)
             if error_file.is_file():  # says more than what Ray made of it
@@ -229,6 +228,7 @@ def _give_room_back(run_folder: Path) -> None:
 
 
 def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
+    from ray._private.worker import get_dashboard_url
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -249,16 +249,15 @@ def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
         run_config=RunConfig(
             name=f"ray-{os.getpid()}",
             storage_path=str(job.run_folder),
-            callbacks=[_helper(job.run_folder / _STOP_FILE)],
+            callbacks=[_helper(job.run_folder)],
             failure_config=FailureConfig(
                 max_failures=settings.max_failures,  # and starts in vain, of which Ray's default allows any number
                 controller_failure_limit=settings.max_failures + int(settings.start_timeout / _ELASTIC_START_SECONDS),
             ),
         ),
     )
-    if os.environ.get("RAY_ADDRESS"):
-        (job.run_folder / _RESERVED_FILE).write_text(_reservation(trainer.train_run_context), encoding="utf-8")
-    else:
+    (job.run_folder / _RESERVED_FILE).write_text(_reservation(trainer.train_run_context), encoding="utf-8")
+    if not get_dashboard_url():
         _leave_out_cleaner(trainer)
     try:
         blindness = trainer.fit().return_value
@@ -270,7 +269,7 @@ def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
         raise ValueError(blindness)
 
 
-def _helper(stop: Path) -> Any:
+def _helper(run_folder: Path) -> Any:
     """What Ray's controller lacks: it would kill workers as they are, and count dead nodes for up to 20 seconds."""
     import ray
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
@@ -278,15 +277,22 @@ def _helper(stop: Path) -> Any:
     )
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
+    notice, stop = run_folder / _NOTICE_FILE, run_folder / _STOP_FILE
+
     class Helper(ControllerCallback):  # type: ignore[misc]
         def after_controller_start(self, train_run_context: Any) -> None:
             self._name = _reservation(train_run_context)
 
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-            """Lets workers leave with a checkpoint before their number changes."""
-            if type(current_state).__name__ == "ResizingState":
-                _ask_to_leave(stop)
+            """Lets workers leave with a checkpoint before their number changes, and hurry before a node goes."""
+            before, now = type(previous_state).__name__, type(current_state).__name__
+            if now == "ResizingState":
+                ask_to_leave(stop)
                 stop.unlink(missing_ok=True)  # or the next workers would leave at once
+            if "PreemptingState" == now != before:
+                notice.touch()
+            elif before == "PreemptingState" != now:
+                notice.unlink(missing_ok=True)
 
         def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
             """Counts the nodes anew."""
@@ -298,9 +304,9 @@ def _helper(stop: Path) -> Any:
 
 
 def _leave_out_cleaner(trainer: Any) -> None:
-    """A cluster that ends with the training needs nobody to clear up behind a dead controller.
+    """Ray's actor that clears up behind a dead controller asks the dashboard, and without one lives on for ever.
 
-    Ray's actor for that asks the dashboard, which is not there, and each training would wait twelve seconds for it.
+    Each training would wait twelve seconds for it. What workers have taken is free when their driver ends.
     """
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -340,7 +346,7 @@ def _work(config: dict[str, Any]) -> str | None:
     if blindness or error_file.is_file():  # the group was started again, but this is the user's to mend
         return blindness
     try:
-        fit(job, worker, should_stop=stop_file.is_file)
+        fit(job, worker, should_stop=stop_file.is_file, should_hurry=(job.run_folder / _NOTICE_FILE).is_file)
         stop_file.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
         if not is_mendable(error):
@@ -358,7 +364,7 @@ def _blindness(job: TrainJob, token: str) -> str | None:
     shared, train = job.run_folder / _SHARED_FILE, job.data_folder / "train.npz"
     until = time.monotonic() + _SIGHT_SECONDS
     while not (sees := shared.is_file() and shared.read_text(encoding="utf-8") == token) and time.monotonic() < until:
-        time.sleep(_TICK_SECONDS)
+        time.sleep(TICK_SECONDS)
     images = [Path(load_index(train).paths[0])] if train.is_file() else []
     unseen = [*([] if sees else [job.run_folder]), *(path for path in (train, *images) if not path.is_file())]
     if not unseen:
@@ -380,45 +386,3 @@ def first_cause(error: Exception) -> str:
 def _loader_workers(job: TrainJob, cpus: int) -> int:
     wanted = job.settings.loader_workers
     return min(cpus, 8) if wanted == "auto" else wanted
-
-
-def _follow(work: Callable[[], None], *, stop: Path, on_tick: Callable[[], None]) -> None:
-    """Does the work in a thread of its own: in this one Ray would take Ctrl-C for itself and end without a checkpoint.
-
-    On an interrupt the file `stop` asks the workers to leave.
-    """
-    done: Future[None] = Future()
-    threading.Thread(target=_settle, args=(done, work), name="ray-train", daemon=True).start()
-    try:
-        _tick_until(done, on_tick)
-    except KeyboardInterrupt:
-        _ask_to_leave(stop, is_over=done.done)
-        raise
-    done.result()
-
-
-def _ask_to_leave(stop: Path, *, is_over: Callable[[], bool] = lambda: False) -> None:
-    """Waits for the workers alone: Ray may have its own view of an interrupt."""
-    stop.touch()
-    until = time.monotonic() + _STOP_SECONDS
-    while stop.exists() and not is_over() and time.monotonic() < until:
-        time.sleep(_TICK_SECONDS / 5)
-
-
-def _settle(done: Future[None], work: Callable[[], None]) -> None:
-    try:
-        work()
-        done.set_result(None)
-    except BaseException as error:  # raised again by `result`
-        done.set_exception(error)
-
-
-def _tick_until(done: Future[None], on_tick: Callable[[], None]) -> None:
-    """Ticks until it is done, and once more."""
-    while True:
-        wait([done], timeout=_TICK_SECONDS)
-        over = done.done()
-        with suppress(OSError):  # storage that hiccups must not end a training
-            on_tick()
-        if over:
-            return

@@ -33,6 +33,11 @@ from yolov7.train.steps import Stepper
 
 _START_SECONDS = 120
 _STARTED = "Ray runtime started"
+_QUICK = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less in every group
+    "RAY_health_check_period_ms": "500",  # of nodes, by the head
+}
 _SLOW_STEP = 0.5  # seconds, from the step on that the file `pace` beside the record names
 
 
@@ -87,7 +92,7 @@ class Cluster:
     def _launch(self, *options: str) -> subprocess.Popen[bytes]:
         command = [BIN / "ray", "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options]
         head = ["--include-dashboard=false"] if "--head" in options else []
-        environment = os.environ | self.environment
+        environment = os.environ | self.environment | _QUICK
         del environment["RAY_ADDRESS"]
         with self._log.open("wb") as log:
             return subprocess.Popen([*command, *head], env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -174,7 +179,7 @@ class Driver:
         command = [sys.executable, "-m", "tests.integration.nodes"]
         job.run_folder.mkdir(parents=True, exist_ok=True)
         plain = {"job": job.model_dump(mode="json"), "settings": settings, "record": str(record), "fault": fault}
-        environment = os.environ | on.environment | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+        environment = os.environ | on.environment | _QUICK
         self.process = subprocess.Popen(
             [*command, json.dumps(plain)],
             cwd=ROOT,

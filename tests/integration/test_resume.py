@@ -157,6 +157,19 @@ def test_later_checkpoints_than_the_one_gone_back_to_are_deleted(data: Path, tmp
     assert checkpoint_steps(tmp_path) == [STEPS - 2, STEPS - 1]
 
 
+def test_a_process_that_may_be_taken_away_saves_often(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yolov7.train.loop, "_HURRIED_PAUSE", 0.0)
+    job = make_job(data, tmp_path, epochs=1, checkpoint_minutes=60, optim={"nominal_batch": 4})
+    saved: list[int] = []
+    real = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, state: (saved.append(state.step), real(self, state)))
+    fit(job, WORKER, should_hurry=lambda: len(saved) < 3)
+    assert saved[:3] == [0, 1, 2]
+    assert 3 not in saved[:-1]
+
+
 def test_where_all_checkpoints_are_damaged_nothing_is_deleted(data: Path, tmp_path: Path) -> None:
     job = make_job(data, tmp_path, epochs=1)
     fit(job, WORKER)

@@ -40,20 +40,27 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 _MOST_ROLLBACKS = 3
+_Asked = Callable[[], bool]
+_HURRIED_PAUSE = 5.0  # seconds between checkpoints before the process is taken away
 _VAL_BATCH = 16  # images, at most: small enough that many workers have batches to share
 _BATCHES_FOR_STATISTICS = 64  # of training images, for the batch norm of averaged weights
 
 
-def fit(job: TrainJob, worker: Worker, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
+def _no() -> bool:
+    return False
+
+
+def fit(job: TrainJob, worker: Worker, *, should_stop: _Asked = _no, should_hurry: _Asked = _no) -> bool:
     """Trains until the job's last epoch, from its last checkpoint where there is one, and leaves the weights.
 
     The run folder then holds `weights.safetensors`, `epochs.jsonl` and the last checkpoints. `should_stop` is asked
     after every step; once it says so, a checkpoint is written and the answer is False: the run is not complete.
+    While `should_hurry` says so, there is a checkpoint every few seconds, for the process may end at any time.
     """
     if worker.device.type == "cpu":
         keep_memory()
     with job.sole_writer() if worker.leads else nullcontext():
-        trainer = Trainer(job, worker, should_stop=should_stop)
+        trainer = Trainer(job, worker, should_stop=should_stop, should_hurry=should_hurry)
         trainer.resume()
         while not trainer.is_complete:
             try:
@@ -70,10 +77,11 @@ def fit(job: TrainJob, worker: Worker, *, should_stop: Callable[[], bool] = lamb
 class Trainer:
     """A run in one process."""
 
-    def __init__(self, job: TrainJob, worker: Worker, *, should_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, job: TrainJob, worker: Worker, *, should_stop: _Asked = _no, should_hurry: _Asked = _no) -> None:
         torch.manual_seed(job.seed)
         settings = job.settings
-        self._job, self._worker, self._should_stop = job, worker, should_stop
+        self._job, self._worker = job, worker
+        self._should_stop, self._should_hurry = should_stop, should_hurry
         self._train_index = load_index(job.data_folder / "train.npz")
         self._val_index = _optional_index(job.data_folder / "val.npz")
         if settings.patience and self._val_index is None:
@@ -233,8 +241,7 @@ class Trainer:
 
     def _after_step(self) -> None:
         self._add_time()
-        due = time.monotonic() - self._saved >= 60 * self._job.settings.checkpoint_minutes
-        stop, due = self._worker.any_of(self._should_stop(), self._worker.leads and due)
+        stop, due = self._worker.any_of(self._should_stop(), self._worker.leads and self._is_checkpoint_due())
         if self._record:
             self._record.show(self._shown(), now=stop)
         if stop or due:
@@ -242,6 +249,10 @@ class Trainer:
         if stop:
             self._settle_checkpoint()
             raise _Stopped
+
+    def _is_checkpoint_due(self) -> bool:
+        pause = _HURRIED_PAUSE if self._should_hurry() else 60 * self._job.settings.checkpoint_minutes
+        return time.monotonic() - self._saved >= pause
 
     def _save(self) -> None:
         """Copies the state, to be written while training goes on; not where it is in doubt."""
