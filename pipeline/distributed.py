@@ -191,12 +191,17 @@ def _free_nodes() -> list[Node]:
 
 
 def _lack(settings: RayTrainSettings, share: Share) -> str | None:
-    """What room is missing for the workers, if any."""
+    """What is missing for the workers, if anything: the cluster's head, or room."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            _check_reachable(address)
+        except ConnectionError as error:
+            return str(error)
     try:
         lack = lack_of_room(settings, _nodes(), share)
         if lack is None and not _has_place() and room(_free_nodes(), share) < settings.fewest_workers:
             return "the cluster's nodes are large enough, but taken by something else. Wait for it, or add nodes"
-    except Exception:  # Ray's head is away: no reason to end what may go on without it
+    except Exception:  # the head has gone since
         return None
     return lack
 
@@ -222,8 +227,11 @@ def _give_room_back(run_folder: Path) -> None:
         TrainAutoscalingCoordinatorClient,
     )
 
-    reserved = run_folder / _RESERVED_FILE
-    if reserved.is_file():
+    address, reserved = os.environ.get("RAY_ADDRESS"), run_folder / _RESERVED_FILE
+    if not address or not reserved.is_file():
+        return
+    with suppress(ConnectionError):
+        _check_reachable(address)
         TrainAutoscalingCoordinatorClient(reserved.read_text(encoding="utf-8")).cancel_resource_request()
 
 
@@ -264,6 +272,8 @@ def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
     except Exception as error:
         if not type(error).__module__.startswith("ray."):
             raise
+        if address := os.environ.get("RAY_ADDRESS"):
+            _check_reachable(address)  # where the head is gone, that is what to tell
         raise RuntimeError(f"training failed on its Ray workers: {_cause(error)}") from error
     if blindness:
         raise ValueError(blindness)

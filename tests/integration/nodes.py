@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Cluster:
         self._start(f"--address={self._address}", "--node-ip-address=127.0.0.1")
 
     def kill_last_node(self) -> None:
-        """With all that runs on it."""
+        """With all that runs on it; where it is gone already, nothing."""
         _kill_tree(self._nodes.pop())
 
     def is_up(self) -> bool:
@@ -224,10 +224,11 @@ def _free_port() -> int:
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.kill()
-    psutil.wait_procs(family, timeout=10)
+    with suppress(psutil.NoSuchProcess):
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=10)
     process.wait()
 
 

@@ -70,7 +70,15 @@ def test_a_node_that_does_not_see_the_project_is_named(tmp_path: Path, monkeypat
     assert f"does not see {tmp_path / 'train.npz'}" in str(_blindness(job, "token"))
 
 
+def test_a_head_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as gone:
+        gone.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{gone.getsockname()[1]}")
+        assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1" in str(_lack(RayTrainSettings(), Share(1)))
+
+
 def test_others_are_in_the_way_until_the_workers_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     free, settings, groups = [Node("a", 4)], RayTrainSettings(workers=(2, 4)), {"1f07": {"state": "PENDING"}}
     monkeypatch.setattr(pipeline.distributed, "_nodes", lambda: [Node("a", 8)])
     monkeypatch.setattr(pipeline.distributed, "_free_nodes", lambda: free)
