@@ -16,12 +16,12 @@ from typing import Any, final
 
 from yolov7.errors import one_line
 from yolov7.files import write_whole
-from yolov7.train.record import NOTES, PROGRESS
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pt")
-_NOT_KEPT = {NOTES, PROGRESS, "error.txt", "reserved", "shared", "stop"}  # of this start alone
+_KEPT = {".jsonl", ".pt", ".safetensors"}  # what a run goes on from; the rest is of this start alone
+OWNER = "fingerprint"  # the file that says of which data and settings a run folder holds the state
 _SECONDS = 2.0  # between two looks at the folder
 _REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store and with which key"
 _LAST_TRIES = 5  # when training has ended
@@ -71,7 +71,7 @@ class RunCopy:
                 self._files.delete_dir(self._root)
 
     def _is_of(self, folder: Path, there: set[str]) -> bool:
-        return "fingerprint" in there and self._read("fingerprint") == (folder / "fingerprint").read_bytes()
+        return OWNER in there and self._read(OWNER) == (folder / OWNER).read_bytes()
 
     def _send(self, path: Path) -> None:
         try:
@@ -142,7 +142,7 @@ def kept_up_to_date(copy: RunCopy, folder: Path) -> Iterator[None]:
 
 
 def _is_kept(path: Path) -> bool:
-    return path.is_file() and path.name not in _NOT_KEPT and not path.name.startswith(".")
+    return path.suffix in _KEPT or path.name == OWNER
 
 
 def _order(name: str) -> tuple[int, str]:

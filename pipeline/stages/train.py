@@ -25,7 +25,7 @@ from pipeline.artifacts import (
 from pipeline.distributed import train_with_ray
 from pipeline.params import Params
 from pipeline.plots import draw_training
-from pipeline.storage import RunCopy, kept_up_to_date
+from pipeline.storage import OWNER, RunCopy, kept_up_to_date
 from yolov7.errors import ArtifactError
 from yolov7.files import is_file
 from yolov7.spec import spec_to_json
@@ -33,8 +33,6 @@ from yolov7.train.job import TrainJob
 from yolov7.train.record import FIGURES, best_line, read_epochs
 
 log = logging.getLogger(__name__)
-
-_OWNER = "fingerprint"  # the file that says of which data and settings a run folder holds the state
 
 
 def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], None]) -> TrainSummary:
@@ -84,7 +82,7 @@ def _claim(job: TrainJob, copy: RunCopy | None) -> None:
 
     Where a copy of this run is further, the run goes on from there.
     """
-    owner = job.run_folder / _OWNER
+    owner = job.run_folder / OWNER
     with job.sole_writer():
         if not owner.is_file() or owner.read_text(encoding="utf-8") != job.fingerprint:
             fresh_folder(job.run_folder)
