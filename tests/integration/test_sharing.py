@@ -69,6 +69,10 @@ def break_a_step() -> None:
     DetectionLoss.__call__ = loss  # type: ignore[method-assign]
 
 
+def count_statistics() -> None:
+    """Batch norm as it is."""
+
+
 def assert_alike(left: TrainJob, right: TrainJob) -> None:
     """Weights within float32's order of summation; figures too."""
     mine, theirs = read_weights(left.run_folder), read_weights(right.run_folder)
@@ -84,14 +88,17 @@ def test_uneven_and_empty_shares_and_a_skipped_step_train_as_in_one_process(
     monkeypatch.chdir(tmp_path)
     names = ("alone", "shared", "broken alone", "broken shared")
     alone, shared, broken_alone, broken_shared = (make_job(data, tmp_path / "runs" / name, **UNEVEN) for name in names)
+    one_cell = make_job(data, tmp_path / "runs" / "one cell", **UNEVEN | {"image_size": 32})  # of an image's last map
     train_together(
         Shared(alone, 1, fix_statistics),
         Shared(shared, 3, count_all_reduces),
         Shared(broken_alone, 1, break_a_step),
         Shared(broken_shared, 2, break_a_step),
+        Shared(one_cell, 3, count_statistics),
     )
     assert_alike(alone, shared)
     assert [line["workers"] for line in read_epochs(shared.run_folder)] == [3, 3]
     assert [Path(f"rounds-{rank}").read_text() for rank in range(3)] == ["4"] * 3  # two moves an epoch of three steps
     assert_alike(broken_alone, broken_shared)
     assert read_epochs(broken_shared.run_folder)[0]["skipped_steps"] == 1
+    assert [line["skipped_steps"] for line in read_epochs(one_cell.run_folder)] == [0, 0]
