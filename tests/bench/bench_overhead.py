@@ -54,8 +54,8 @@ def rows(folder: Path, *, images: int, epochs: int, repeats: int) -> tuple[Row, 
         for way in WAYS:
             job = _job(data, folder / "runs" / way / str(repeat), epochs=epochs)
             firsts[way].append(_seconds_to_first_step(job, way))
-            _, *later = [float(line["seconds"]) for line in read_epochs(job.run_folder)]
-            shortest[way].append(min(later))
+            _, *rates = [float(line["images_per_second"]) for line in read_epochs(job.run_folder)]
+            shortest[way].append(images / max(rates))
     direct, ray = (min(shortest[way]) for way in WAYS)
     case = f"an epoch of {images} images, {SIZE} px, batch {BATCH}: the loop, and through Ray"
     first = Row("from the command to the first step", min(firsts["direct"]), min(firsts["ray"]))
