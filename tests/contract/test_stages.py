@@ -16,7 +16,9 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-PLUMBING = {f"pipeline/{name}.py" for name in ("__init__", "artifacts", "params", "progress", "repro", "trained")}
+PLUMBING = {
+    f"pipeline/{name}.py" for name in ("__init__", "artifacts", "following", "params", "progress", "repro", "trained")
+}
 NOT_WORTH_A_TRAINING = {
     "train": {"pipeline/placement.py", "pipeline/plots.py", "pipeline/storage.py"}
 }  # other places, other looks
