@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pt")
 _KEPT = {".jsonl", ".pt", ".safetensors"}  # what a run goes on from; the rest is of this start alone
 OWNER = "fingerprint"  # the file that says of which data and settings a run folder holds the state
+_Mark = tuple[int, int]  # size and time of change
+_UNKNOWN: _Mark = (-1, -1)
 _SECONDS = 2.0  # between two looks at the folder
 _REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store and with which key"
 _LAST_TRIES = 5  # when training has ended
@@ -33,7 +35,7 @@ class RunCopy:
 
     def __init__(self, storage: str, *, variant: str, seed: int) -> None:
         self._url = f"{storage.rstrip('/')}/{variant}/{seed}"
-        self._sent: dict[str, tuple[int, int]] = {}  # file name -> size and time of change
+        self._sent: dict[str, _Mark] | None = None  # of each file of the copy; None where that is not known
         self._files: Any = None
         self._root = ""
 
@@ -58,11 +60,15 @@ class RunCopy:
         """
         with self._told("written"):
             names = sorted((path.name for path in folder.iterdir() if _is_kept(path)), key=_order)
-            there = self._list()
+            sent, self._sent = self._sent, None  # what fails in between leaves it unknown
+            if sent is None:
+                sent = dict.fromkeys(self._list(), _UNKNOWN)
             for name in names:
-                self._send(folder / name)
-            for name in there.difference(path.name for path in folder.iterdir()):
+                self._send(folder / name, sent)
+            for name in sent.keys() - {path.name for path in folder.iterdir()}:
                 self._files.delete_file(f"{self._root}/{name}")
+                del sent[name]
+            self._sent = sent
 
     def delete(self) -> None:
         """Removes the copy."""
@@ -73,18 +79,18 @@ class RunCopy:
     def _is_of(self, folder: Path, there: set[str]) -> bool:
         return OWNER in there and self._read(OWNER) == (folder / OWNER).read_bytes()
 
-    def _send(self, path: Path) -> None:
+    def _send(self, path: Path, sent: dict[str, _Mark]) -> None:
         try:
             state = path.stat()
             mark = state.st_size, state.st_mtime_ns
-            if self._sent.get(path.name) == mark:
+            if sent.get(path.name) == mark:
                 return
             content = path.read_bytes()
         except FileNotFoundError:  # an old checkpoint; there is a newer one
             return
         with self._files.open_output_stream(f"{self._root}/{path.name}") as stream:
             stream.write(content)
-        self._sent[path.name] = mark
+        sent[path.name] = mark
 
     def _read(self, name: str) -> bytes:
         with self._files.open_input_stream(f"{self._root}/{name}") as stream:
