@@ -26,6 +26,7 @@ import pipeline.distributed
 from pipeline.params import RayTrainSettings
 from tests.integration.project import BIN, ROOT
 from tests.integration.runs import fix_statistics
+from tests.integration.servers import free_port
 from yolov7.errors import one_line
 from yolov7.structures import Batch
 from yolov7.train.job import TrainJob
@@ -47,14 +48,15 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         (folder / "token").write_text(secrets.token_hex(16))
         self._log = folder / "nodes.log"
-        self._address = f"127.0.0.1:{_free_port()}"
+        self._address = f"127.0.0.1:{free_port()}"
         self._temporary = Path(f"/tmp/ray-test-{os.getpid()}")  # Ray's sockets need a short path
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.drivers: list[subprocess.Popen[str]] = []  # of which none is to outlive the cluster
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         self.environment = {**token, "RAY_ADDRESS": self._address, "PYTHONPATH": str(ROOT)}
         port = self._address.rpartition(":")[2]
-        self._start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={self._temporary}")
+        head = ["--head", "--include-dashboard=false", f"--port={port}", f"--temp-dir={self._temporary}"]
+        self._start(*head, "--node-ip-address=127.0.0.1")
 
     def add_node(self) -> None:
         self._start(f"--address={self._address}", "--node-ip-address=127.0.0.1")
@@ -91,11 +93,10 @@ class Cluster:
 
     def _launch(self, *options: str) -> subprocess.Popen[bytes]:
         command = [BIN / "ray", "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options]
-        head = ["--include-dashboard=false"] if "--head" in options else []
         environment = os.environ | self.environment | _QUICK
         del environment["RAY_ADDRESS"]
         with self._log.open("wb") as log:
-            return subprocess.Popen([*command, *head], env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 @contextmanager
@@ -215,12 +216,6 @@ def wait_until(reached: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(reached.__qualname__)
         time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
