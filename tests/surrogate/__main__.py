@@ -23,6 +23,7 @@ import torch
 from pipeline.tuning.space import Candidate
 from tests.surrogate.table import CLASSES, PATH, make_candidates
 from yolov7.data.labels import AnnotatedImage, build_index, save_index
+from yolov7.files import write_whole
 from yolov7.settings import TrainSettings
 from yolov7.train.job import TrainJob
 from yolov7.train.loop import fit
@@ -32,12 +33,13 @@ from yolov7.train.worker import Worker
 SEEDS = (0, 1, 2)
 IMAGES = {"train": 256, "val": 128}
 SIDE = 128  # of an image, pixels
+EPOCHS = 24
 TRAINING: dict[str, Any] = {
-    "epochs": 24,
+    "epochs": EPOCHS,
     "batch_size": 8,
     "precision": "float32",
-    "validate_every": 24,
-    "checkpoint_every": 24,
+    "validate_every": EPOCHS,
+    "checkpoint_every": EPOCHS,
     "loader_workers": 0,
     "augment": {"mosaic": 0.0, "mixup": 0.0, "scale": 0.15, "hsv_saturation": 0.3, "hsv_value": 0.2},
     "loss": {"box": 0.8, "objectness": 16.0, "classification": 8.0},
@@ -116,9 +118,8 @@ def _train(candidate: Candidate, seed: int) -> float:
     )
     fit(job, Worker(device=torch.device("cpu")))
     AP = float(read_epochs(folder)[-1]["AP"])
+    write_whole(known, str(AP).encode(), durable=False)
     shutil.rmtree(folder)
-    known.parent.mkdir(exist_ok=True)
-    known.write_text(str(AP))
     taken = time.monotonic() - began
     print(f"{candidate.label:<36} {candidate.gflops:.4f} GFLOPs  seed {seed}  {AP:.4f}  {taken:.0f} s", flush=True)
     return AP
