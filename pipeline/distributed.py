@@ -236,7 +236,6 @@ def _give_room_back(run_folder: Path) -> None:
 
 
 def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
-    from ray._private.worker import get_dashboard_url
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -265,8 +264,7 @@ def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
         ),
     )
     (job.run_folder / _RESERVED_FILE).write_text(_reservation(trainer.train_run_context), encoding="utf-8")
-    if not get_dashboard_url():
-        _leave_out_cleaner(trainer)
+    _leave_out_idle(trainer)
     try:
         blindness = trainer.fit().return_value
     except Exception as error:
@@ -313,17 +311,19 @@ def _helper(run_folder: Path) -> Any:
     return Helper()
 
 
-def _leave_out_cleaner(trainer: Any) -> None:
-    """Ray's actor that clears up behind a dead controller asks the dashboard, and without one lives on for ever.
+def _leave_out_idle(trainer: Any) -> None:
+    """What Ray would start in vain: an actor for its data sets, which wakes a hundred times a second, and its cleaner.
 
-    Each training would wait twelve seconds for it. What workers have taken is free when their driver ends.
+    That one clears up behind a dead controller; it asks the dashboard, and without one lives on for ever. Each training
+    would wait twelve seconds for it. What workers have taken is free when their driver ends.
     """
+    from ray._private.worker import get_dashboard_url
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    idle = DatasetsCallback if get_dashboard_url() else (DatasetsCallback, PlacementGroupCleanerCallback)
     make = trainer._create_default_callbacks
-    trainer._create_default_callbacks = lambda: [
-        callback for callback in make() if not isinstance(callback, PlacementGroupCleanerCallback)
-    ]
+    trainer._create_default_callbacks = lambda: [callback for callback in make() if not isinstance(callback, idle)]
 
 
 def _cause(error: BaseException) -> str:

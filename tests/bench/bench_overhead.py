@@ -1,11 +1,13 @@
 """What Ray costs: an epoch through `train_with_ray` beside the same loop called directly, and the way to a first step.
 
 Minutes, so none of the other benchmarks: python -m tests.bench.bench_overhead [--images N] [--epochs N] [--repeats N]
+[--threads N]; with a thread fewer than there are cores, epochs of one way hardly differ, and Ray's processes have room.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -35,12 +37,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1600, help="of an epoch, which should take a minute or more")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the training, either way")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         WAYS[options.one](TrainJob.model_validate_json(options.job.read_bytes()))
         return
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # torch's in the processes to come
     with TemporaryDirectory() as folder:
         for row in rows(Path(folder), images=options.images, epochs=options.epochs, repeats=options.repeats):
             print(row.line())
@@ -60,7 +64,8 @@ def rows(folder: Path, *, images: int, epochs: int, repeats: int) -> tuple[Row, 
             print(f"{way:8s} {', '.join(f'{images / rate:.1f}' for rate in rates)} s an epoch", flush=True)
     direct, ray = (median(seconds[way]) for way in WAYS)
     shortest = min(seconds["ray"]) / min(seconds["direct"])
-    case = f"an epoch of {images} images, {SIZE} px, batch {BATCH}: the loop, and through Ray"
+    threads = os.environ["OMP_NUM_THREADS"]
+    case = f"an epoch of {images} images, {SIZE} px, batch {BATCH}, threads {threads}: the loop, and through Ray"
     first = Row("from the command to the first step", min(firsts["direct"]), min(firsts["ray"]))
     return Row(case, direct, ray, f"{ray / direct:.3f} times the loop's; of the shortest {shortest:.3f}"), first
 
