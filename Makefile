@@ -20,7 +20,7 @@ help:
 	@echo "make bench      speed, as ratios to plain versions of the same thing"
 	@echo "make clean      remove what was built; keeps the virtual environment"
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt yolov7/data/_colour.c
 	@echo "== setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -21,7 +21,7 @@ from tests.bench.plain_mosaic import plain_sample
 from yolov7.data.augment import Tile, fitted_size
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex
-from yolov7.data.loader import TrainLoader, collate
+from yolov7.data.loader import TrainLoader, make_batch
 from yolov7.memory import keep_memory
 from yolov7.precision import resolve_precision
 from yolov7.settings import AugmentSettings
@@ -140,7 +140,7 @@ def _plain_samples(tile: Callable[[int], Tile]) -> Tensor:
 
 
 def _samples(dataset: DetectionDataset) -> Tensor:
-    return collate([dataset.sample(i) for i in range(SAMPLES)], indices=range(SAMPLES)).images
+    return make_batch(dataset, range(SAMPLES)).images
 
 
 def _check_same(dataset: DetectionDataset, tile: Callable[[int], Tile]) -> None:

@@ -18,7 +18,6 @@ from yolov7.data.augment import (
     transform_boxes,
     worth_keeping,
 )
-from yolov7.data.colour import draw_gains, recolour
 from yolov7.data.mosaic import place_mosaic
 from yolov7.settings import AugmentSettings
 
@@ -100,15 +99,6 @@ def test_scale_is_drawn_from_the_reference_range() -> None:
     assert 1.55 < max(scales) <= 1.6
 
 
-def test_colour_stays_when_gains_are_zero() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    still = AugmentSettings(hsv_hue=0, hsv_saturation=0, hsv_value=0)
-    assert recolour(image, draw_gains(still, generator=np.random.default_rng(0))) is image
-    changed = recolour(image, draw_gains(AugmentSettings(), generator=np.random.default_rng(0)))
-    assert changed.dtype == np.uint8
-    assert (changed != image).any()
-
-
 @pytest.mark.parametrize("seed", range(30))
 def test_upright_tiles_land_on_whole_pixels_and_their_boxes_with_them(seed: int) -> None:
     """A bright rectangle on a dark tile: its box is where it is drawn, however the tile is scaled, shifted and cut."""
@@ -140,19 +130,6 @@ def test_what_is_not_seen_would_not_be_drawn() -> None:
         counts[seen] += 1
         assert seen or (out == FILL).all()
     assert min(counts.values()) > 20
-
-
-def test_colours_vary_by_their_gains() -> None:
-    """One colour of hue 178 of 180, so that the largest gain leads past red to where hues begin."""
-    image = cv2.cvtColor(np.full((4, 40, 3), (178, 100, 120), np.uint8), cv2.COLOR_HSV2RGB)
-    settings = AugmentSettings(hsv_hue=0.1, hsv_saturation=0.5, hsv_value=0.9)
-    for seed in range(20):
-        hue, saturation, value = 1 + np.random.default_rng(seed).uniform(-1, 1, 3) * (0.1, 0.5, 0.9)
-        changed = recolour(image, draw_gains(settings, generator=np.random.default_rng(seed)))
-        expected = np.array([178 * hue % 180, min(100 * saturation, 255), min(120 * value, 255)]).round()
-        pixel = cv2.cvtColor(np.uint8([[expected]]), cv2.COLOR_HSV2RGB)[0, 0]
-        assert np.abs(changed.astype(int) - pixel).max() <= 6
-        assert np.ptp(changed, axis=(0, 1)).max() <= 3  # vectorised and not
 
 
 def test_blend_lies_between() -> None:

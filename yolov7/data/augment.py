@@ -230,13 +230,22 @@ def random_transform(
     return _shift(x, y) @ shear @ rotation @ perspective @ _shift(-canvas / 2, -canvas / 2), scale
 
 
-def compose(tiles: Sequence[Tile], matrix: Matrix, *, scale: float, size: int, gains: Gains | None = None) -> Tile:
+def compose(
+    tiles: Sequence[Tile],
+    matrix: Matrix,
+    *,
+    scale: float,
+    size: int,
+    gains: Gains | None = None,
+    out: Image | None = None,
+) -> Tile:
     """Warps tiles that lie in one canvas into an output of `size` x `size`, and recolours all of it.
 
     The result has the objects that are worth keeping; one with an outline has the box of what is seen of that.
+    `out`: where to draw it.
     """
-    fill = recolour(np.full((1, 1, 3), FILL, np.uint8), gains)
-    out = np.full((size, size, 3), fill[0, 0, 0])
+    out = np.empty((size, size, 3), np.uint8) if out is None else out
+    out[:] = recolour(np.full((1, 1, 3), FILL, np.uint8), gains)[0, 0, 0]
     tiles = [tile for tile in tiles if tile.image.size]
     matrices = (_draw_upright if is_upright(matrix) else _draw_warped)(out, tiles, matrix, gains=gains)
     before = np.concatenate([np.zeros((0, 4), np.float32), *(tile.boxes_xyxy for tile in tiles)])
@@ -302,7 +311,7 @@ def _draw_upright(out: Image, tiles: Sequence[Tile], matrix: Matrix, *, gains: G
         if source.size < target.size:
             _resize_into(target, recolour(source, gains))
         elif target.size:
-            target[:] = recolour(resize(source, width=right - left, height=bottom - top), gains)
+            recolour(resize(source, width=right - left, height=bottom - top), gains, out=target)
     return matrices
 
 
@@ -357,8 +366,8 @@ def _shift(x: float, y: float) -> Matrix:
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
-def flip(tile: Tile, *, horizontal: bool, vertical: bool) -> Tile:
-    """Mirrors an image and its objects."""
+def flip(tile: Tile, *, horizontal: bool, vertical: bool, out: Image | None = None) -> Tile:
+    """Mirrors an image and its objects. `out`: what to mirror it into, perhaps itself."""
     if not (horizontal or vertical):
         return tile
     height, width = tile.image.shape[:2]
@@ -366,7 +375,8 @@ def flip(tile: Tile, *, horizontal: bool, vertical: bool) -> Tile:
     shift = (width if horizontal else 0.0), (height if vertical else 0.0)
     ends = tile.boxes_xyxy.reshape(-1, 2, 2) * np.array([x, y], np.float32) + np.array(shift, np.float32)
     boxes = np.concatenate([ends.min(axis=1), ends.max(axis=1)], axis=1)
-    image: Image = cv2.flip(tile.image, -1 if horizontal and vertical else int(horizontal))  # type: ignore[assignment]
+    code = -1 if horizontal and vertical else int(horizontal)
+    image: Image = cv2.flip(tile.image, code, dst=out)  # type: ignore[assignment]
     return Tile(image, boxes, tile.labels, outlines=move(tile.outlines, scale=(x, y), shift=shift))
 
 

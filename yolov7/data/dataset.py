@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 from numpy.random import Generator, default_rng
 
 from yolov7.data.augment import (
+    Boxes,
     Corner,
+    Labels,
     Letterbox,
     Matrix,
     Sample,
+    Size,
     Tile,
     blend,
     compose,
@@ -50,6 +54,14 @@ class _Layout(NamedTuple):
     scale: float
 
 
+class _Objects(NamedTuple):
+    """The objects of a split; image i has those from offset i to offset i + 1."""
+
+    offsets: list[int]
+    boxes_xyxy: Boxes
+    labels: Labels
+
+
 class DetectionDataset:
     """The samples of a split at one training size. What sample (seed, epoch, i) is depends on these three only.
 
@@ -75,6 +87,7 @@ class DetectionDataset:
             fitted_size(int(width), int(height), size=image_size)
             for width, height in zip(index.widths, index.heights, strict=True)
         ]
+        self._objects = _objects_at(self._sizes, index)
         self._cache = make_cache(index, self._sizes, mode=cache, folder=cache_folder)
 
     def __len__(self) -> int:
@@ -85,26 +98,16 @@ class DetectionDataset:
         """Whether decoded images are kept."""
         return self._cache is not None
 
-    def sample(self, i: int, *, epoch: int = 0, mosaic: bool = True) -> Sample:
+    def sample(self, i: int, *, epoch: int = 0, mosaic: bool = True, out: Image | None = None) -> Sample:
         """The sample of image i in an epoch; without `augment` its letterboxed image.
 
-        `mosaic=False` leaves out mosaic, mixup and pasted objects, as in the last epochs.
+        `mosaic=False` leaves out mosaic, mixup and pasted objects, as in the last epochs. `out`: where to draw it.
         """
-        if self.augment is None:
-            return self._plain(i)
-        generator = default_rng((self.seed, epoch, i))
-        layout = self._layout(i, self.augment, mosaic=mosaic, generator=generator)
-        if mosaic and self.augment.mosaic and generator.random() < self.augment.mixup:
-            tile = self._mixed(layout, self.augment, generator=generator)
-            tile = replace(tile, image=recolour(tile.image, draw_gains(self.augment, generator=generator)))
-        else:
-            tile = self._composed(layout, gains=draw_gains(self.augment, generator=generator))
-        if mosaic:
-            tile = self._pasted(tile, self.augment, generator=generator)
-        horizontal, vertical = generator.random(2) < (self.augment.flip_horizontal, self.augment.flip_vertical)
-        tile = flip(tile, horizontal=bool(horizontal), vertical=bool(vertical))
-        normalised = normalise_boxes(tile.boxes_xyxy, width=self.image_size, height=self.image_size)
-        return Sample(tile.image, normalised, tile.labels, tile.outlines)
+        sample = self._plain(i) if self.augment is None else self._augmented(i, self.augment, epoch, mosaic, out)
+        if out is None or sample.image is out:
+            return sample
+        out[:] = sample.image
+        return replace(sample, image=out)
 
     def letterboxed(self, i: int) -> tuple[Image, Letterbox]:
         """Image i as detection sees it, and how to get back to its own pixels."""
@@ -119,6 +122,21 @@ class DetectionDataset:
         outlines = geometry.outlines_to_letterbox(list(compress(self.index.outlines_of(i), chosen)))
         return Sample(image, normalised, self.index.labels_of(i)[chosen], outlines)
 
+    def _augmented(self, i: int, settings: AugmentSettings, epoch: int, mosaic: bool, out: Image | None) -> Sample:
+        generator = default_rng((self.seed, epoch, i))
+        layout = self._layout(i, settings, mosaic=mosaic, generator=generator)
+        if mosaic and settings.mosaic and generator.random() < settings.mixup:
+            tile = self._mixed(layout, settings, generator=generator)
+            tile = replace(tile, image=recolour(tile.image, draw_gains(settings, generator=generator), out=out))
+        else:
+            tile = self._composed(layout, gains=draw_gains(settings, generator=generator), out=out)
+        if mosaic:
+            tile = self._pasted(tile, settings, generator=generator)
+        horizontal, vertical = generator.random(2) < (settings.flip_horizontal, settings.flip_vertical)
+        tile = flip(tile, horizontal=bool(horizontal), vertical=bool(vertical), out=out)
+        normalised = normalise_boxes(tile.boxes_xyxy, width=self.image_size, height=self.image_size)
+        return Sample(tile.image, normalised, tile.labels, tile.outlines)
+
     def _layout(self, i: int, settings: AugmentSettings, *, mosaic: bool, generator: Generator) -> _Layout:
         """What is drawn at random for the image i, alone or in a mosaic."""
         size = self.image_size
@@ -132,12 +150,12 @@ class DetectionDataset:
         matrix, scale = random_transform(settings, canvas=canvas, size=size, generator=generator)
         return _Layout(members, corners, canvas, matrix, scale)
 
-    def _composed(self, layout: _Layout, *, gains: Gains | None = None) -> Tile:
+    def _composed(self, layout: _Layout, *, gains: Gains | None = None, out: Image | None = None) -> Tile:
         members, corners, canvas, matrix, scale = layout
         seen = find_seen([self._sizes[j] for j in members], corners, matrix, size=self.image_size)
         placed = compress(zip(members, corners, strict=True), seen)
         tiles = [lay(self._tile(j), corner, canvas=canvas) for j, corner in placed]
-        return compose(tiles, matrix, scale=scale, size=self.image_size, gains=gains)
+        return compose(tiles, matrix, scale=scale, size=self.image_size, gains=gains, out=out)
 
     def _mixed(self, layout: _Layout, settings: AugmentSettings, *, generator: Generator) -> Tile:
         """One sample blended with another one."""
@@ -169,11 +187,22 @@ class DetectionDataset:
             image = resize(_read_checked(self.index, i, at_least=(width, height)), width=width, height=height)
             if self._cache is not None:
                 self._cache.put(i, image)
-        chosen = ~self.index.crowd_of(i)
+        start, stop = self._objects.offsets[i : i + 2]
+        boxes, labels = self._objects.boxes_xyxy[start:stop], self._objects.labels[start:stop]
+        if self.index.outlines is None:
+            return Tile(image, boxes, labels)
         scale = width / self.index.widths[i], height / self.index.heights[i]
-        boxes = self.index.boxes_of(i)[chosen] * np.array(scale * 2, np.float32)
-        outlines = move(list(compress(self.index.outlines_of(i), chosen)), scale=scale)
-        return Tile(image, boxes, self.index.labels_of(i)[chosen], outlines=outlines)
+        outlines = list(compress(self.index.outlines_of(i), ~self.index.crowd_of(i)))
+        return Tile(image, boxes, labels, outlines=move(outlines, scale=scale))
+
+
+def _objects_at(sizes: Sequence[Size], index: ImageIndex) -> _Objects:
+    """Those of an index, its crowd regions left out, in images resized to these sizes."""
+    kept = ~index.crowd
+    offsets = np.concatenate([[0], np.cumsum(kept)])[index.box_offsets]
+    scale = np.reshape(sizes, (-1, 2)) / np.stack([index.widths, index.heights], axis=1)
+    boxes = index.boxes_xyxy * np.tile(scale, 2).astype(np.float32).repeat(np.diff(index.box_offsets), axis=0)
+    return _Objects(offsets.tolist(), boxes[kept], index.labels[kept])
 
 
 def _read_checked(index: ImageIndex, i: int, *, at_least: tuple[int, int] | None = None) -> Image:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from yolov7.data.augment import Letterbox, Sample
+from yolov7.data.augment import Letterbox
 from yolov7.data.balance import balanced_order, repeat_factors
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex
@@ -129,29 +129,26 @@ class ValLoader:
         return iter(self._batches)
 
 
-def collate(samples: Sequence[Sample], *, indices: Sequence[int]) -> Batch:
-    """Samples of one size as a batch."""
+def make_batch(dataset: DetectionDataset, indices: Sequence[int], *, epoch: int = 0, mosaic: bool = True) -> Batch:
+    """The samples of some images, drawn into one tensor; there may be none."""
+    images = np.empty((len(indices), dataset.image_size, dataset.image_size, 3), np.uint8)
+    samples = [
+        dataset.sample(i, epoch=epoch, mosaic=mosaic, out=image) for i, image in zip(indices, images, strict=True)
+    ]
     counts = [len(sample.labels) for sample in samples]
     targets = Targets(
         image=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
-        label=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
-        boxes_cxcywh=torch.from_numpy(np.concatenate([sample.boxes_cxcywh for sample in samples])),
+        label=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in samples)])),
+        boxes_cxcywh=torch.from_numpy(
+            np.concatenate([np.zeros((0, 4), np.float32), *(sample.boxes_cxcywh for sample in samples)])
+        ),
     )
-    return Batch(_stack_images([sample.image for sample in samples]), targets, tuple(indices))
+    return Batch(_as_tensor(images), targets, tuple(indices))
 
 
-def _nothing(image_size: int) -> Batch:
-    targets = Targets(
-        image=torch.zeros(0, dtype=torch.int64),
-        label=torch.zeros(0, dtype=torch.int64),
-        boxes_cxcywh=torch.zeros(0, 4),
-    )
-    return Batch(torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8), targets, ())
-
-
-def _stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+def _as_tensor(images: NDArray[np.uint8]) -> Tensor:
     """(B, 3, H, W) in the memory format channels_last: the pixels stay as they were drawn."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 class _TrainBatches(Dataset[Batch]):
@@ -159,8 +156,7 @@ class _TrainBatches(Dataset[Batch]):
         self._dataset = dataset
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        samples = [self._dataset.sample(i, epoch=key.epoch, mosaic=key.mosaic) for i in key.indices]
-        return collate(samples, indices=key.indices) if samples else _nothing(self._dataset.image_size)
+        return make_batch(self._dataset, key.indices, epoch=key.epoch, mosaic=key.mosaic)
 
 
 class _ValBatches(Dataset[ValBatch]):
@@ -169,7 +165,7 @@ class _ValBatches(Dataset[ValBatch]):
 
     def __getitem__(self, key: BatchKey) -> ValBatch:
         images, geometry = zip(*(self._dataset.letterboxed(i) for i in key.indices), strict=True)
-        return ValBatch(_stack_images(images), key.indices, geometry)
+        return ValBatch(_as_tensor(np.stack(images)), key.indices, geometry)
 
 
 class _Keys(Sampler[BatchKey]):
