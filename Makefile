@@ -24,7 +24,10 @@ $(READY): pyproject.toml constraints.txt yolov7/data/_colour.c
 	@echo "== setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@rm -f yolov7/data/_colour*.so
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -c 'from yolov7.data import _colour' 2> /dev/null \
+		|| echo "== no C compiler: samples are made by other means, more slowly"
 	@touch $@
 
 repro: $(READY) | .dvc/tmp
