@@ -20,7 +20,7 @@ from yolov7.data.augment import Boxes, Sample
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.images import Image
 from yolov7.data.labels import ImageIndex, load_index
-from yolov7.data.loader import make_batch
+from yolov7.data.loader import collate
 from yolov7.data.outlines import move
 from yolov7.draw import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_outlines, enlarge
 from yolov7.files import is_file
@@ -94,7 +94,7 @@ def _assignment_sheet(model: DetectionModel, index: ImageIndex, settings: TrainS
     dataset = DetectionDataset(index, image_size=settings.image_size, cache="none")
     chosen = _legible(index)
     samples = [dataset.sample(i) for i in chosen]
-    batch = make_batch(dataset, chosen)
+    batch = collate(samples, np.stack([sample.image for sample in samples]), indices=chosen)
     device = model.anchors_px.device
     with torch.inference_mode():
         maps = model(batch.images.to(device).float() / 255, auxiliary=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from yolov7.data.augment import Letterbox
+from yolov7.data.augment import Letterbox, Sample
 from yolov7.data.balance import balanced_order, repeat_factors
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.labels import ImageIndex
@@ -135,6 +135,11 @@ def make_batch(dataset: DetectionDataset, indices: Sequence[int], *, epoch: int 
     samples = [
         dataset.sample(i, epoch=epoch, mosaic=mosaic, out=image) for i, image in zip(indices, images, strict=True)
     ]
+    return collate(samples, images, indices=indices)
+
+
+def collate(samples: Sequence[Sample], images: NDArray[np.uint8], *, indices: Sequence[int]) -> Batch:
+    """Samples as a batch; `images` (B, S, S, 3) are theirs."""
     counts = [len(sample.labels) for sample in samples]
     targets = Targets(
         image=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
