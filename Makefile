@@ -20,13 +20,13 @@ help:
 	@echo "make bench      speed, as ratios to plain versions of the same thing"
 	@echo "make clean      remove what was built; keeps the virtual environment"
 
-$(READY): pyproject.toml constraints.txt yolov7/data/_colour.c
+$(READY): pyproject.toml constraints.txt yolov7/data/augment/_colour.c
 	@echo "== setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@rm -f yolov7/data/_colour*.so
+	@rm -f yolov7/data/augment/_colour*.so
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(VENV)/bin/python -c 'from yolov7.data import _colour' 2> /dev/null \
+	@$(VENV)/bin/python -c 'from yolov7.data.augment import _colour' 2> /dev/null \
 		|| echo "== no C compiler: samples are made by other means, more slowly"
 	@touch $@
 

@@ -55,7 +55,7 @@ def _fail(message: str, *, code: int = 2) -> None:
 @app.command()
 def prepare() -> None:
     """Read or draw the data, check them, and write one index a split and a health report."""
-    from pipeline.commands import run_prepare
+    from pipeline.commands.run_stages import run_prepare
 
     run_prepare(_params())
 
@@ -63,7 +63,7 @@ def prepare() -> None:
 @app.command()
 def train(variant: _Variant = None, seed: _Seed = None) -> None:
     """Train variants with Ray Train; an interrupted training goes on."""
-    from pipeline.commands import run_train
+    from pipeline.commands.run_stages import run_train
 
     params = _params()
     run_train(params, _selected(params, variant, seed))
@@ -72,7 +72,7 @@ def train(variant: _Variant = None, seed: _Seed = None) -> None:
 @app.command()
 def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
     """Re-parameterise trained models, and prove that nothing changed."""
-    from pipeline.commands import run_reparam
+    from pipeline.commands.run_stages import run_reparam
 
     params = _params()
     run_reparam(params, _selected(params, variant, seed))
@@ -81,7 +81,7 @@ def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
 @app.command()
 def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
     """Measure COCO figures of the deployed models, and draw examples."""
-    from pipeline.commands import run_evaluate
+    from pipeline.commands.run_stages import run_evaluate
 
     params = _params()
     run_evaluate(params, _selected(params, variant, seed))
@@ -90,7 +90,7 @@ def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
 @app.command()
 def benchmark() -> None:
     """Measure latency and FPS of all variants in interleaved rounds."""
-    from pipeline.commands import run_benchmark
+    from pipeline.commands.run_stages import run_benchmark
 
     run_benchmark(_params())
 
@@ -105,7 +105,7 @@ def tables(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fill the paper's tables and the comparison of the variants."""
-    from pipeline.commands import check_tables, print_summary, run_tables
+    from pipeline.commands.run_stages import check_tables, print_summary, run_tables
 
     if check:
         raise typer.Exit(0 if check_tables(as_json=json) else 1)
@@ -161,11 +161,11 @@ def models(
 ) -> None:
     """List every spec: name, parameters, GFLOPs, image size, strides."""
     if plan is not None:
-        from pipeline.catalogue import print_plan
+        from pipeline.commands.specs import print_plan
 
         print_plan(plan, as_json=json)
         return
-    from pipeline.commands import list_models
+    from pipeline.commands.run_stages import list_models
 
     list_models(as_json=json)
 
@@ -179,7 +179,7 @@ def scale(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the spec to this file too.")] = None,
 ) -> None:
     """Scale a spec, and print it with its parameters and GFLOPs."""
-    from pipeline.catalogue import scale as run
+    from pipeline.commands.specs import scale as run
 
     typer.echo(run(name, rule=rule, depth=depth, width=width, output=output), nl=False)
 
@@ -194,7 +194,7 @@ def import_weights(
     ] = None,
 ) -> None:
     """Make a weight file of a reference checkpoint; nothing in it is executed."""
-    from pipeline.interchange import import_weights as run
+    from pipeline.commands.weights import import_weights as run
 
     typer.echo(run(file, spec=spec, names=names, output=output))
 
@@ -205,7 +205,7 @@ def export_weights(
     output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint to write, .pt.")],
 ) -> None:
     """Write weights under the reference implementation's names, as a state dict."""
-    from pipeline.interchange import export_weights as run
+    from pipeline.commands.weights import export_weights as run
 
     typer.echo(run(file, output=output))
 
@@ -217,7 +217,7 @@ def soup(
     greedy: Annotated[bool, typer.Option(help="Take in only what makes AP on val better, the best first.")] = False,
 ) -> None:
     """Average the weights of several trainings, and measure AP on val before and after."""
-    from pipeline.soup import make_soup
+    from pipeline.commands.soup import make_soup
 
     make_soup(weights, output=output, greedy=greedy)
 
@@ -228,7 +228,7 @@ def inspect(
     seed: _Seed = None,
 ) -> None:
     """Draw augmented training samples, and the cells that a trained model's heads learn each object from."""
-    from pipeline.inspection import inspect as run
+    from pipeline.commands.inspect_training import inspect as run
 
     params = _params()
     run(params, *_selected(params, variant or next(iter(params.variants)), seed)[0])
@@ -243,7 +243,7 @@ def use(
     force: Annotated[bool, typer.Option(help="Overwrite a params.yaml with edits that are not saved.")] = False,
 ) -> None:
     """Put experiments/NAME.yaml in place as params.yaml; without a name, list them."""
-    from pipeline.experiments import list_experiments, use_experiment
+    from pipeline.commands.experiments import list_experiments, use_experiment
 
     if name is None:
         typer.echo("\n".join(list_experiments()))
@@ -254,7 +254,7 @@ def use(
 @app.command()
 def sync() -> None:
     """Send what waits for the tracking server since it was away; every other command does so too."""
-    from pipeline.commands import run_sync
+    from pipeline.commands.run_stages import run_sync
 
     run_sync(_params())
 
@@ -262,7 +262,7 @@ def sync() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="The port of the page.")] = 5000) -> None:
     """Open MLflow's page on the pipeline's runs."""
-    from pipeline.commands import open_ui
+    from pipeline.commands.run_stages import open_ui
 
     open_ui(port=port)
 

@@ -13,11 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from yolov7.errors import SpecError, one_line, shown
-from yolov7.files import is_file
-from yolov7.graph import infer_shapes, suggest
-from yolov7.plain_yaml import read_yaml
 from yolov7.recipes import expand_recipe, merge
-from yolov7.scaling import Rule
 from yolov7.settings import (
     COCO_ENGINE,
     COCO_NMS,
@@ -30,7 +26,11 @@ from yolov7.settings import (
     Settings,
     TrainSettings,
 )
-from yolov7.spec import ModelSpec, resolve_spec
+from yolov7.spec.graph import infer_shapes, suggest
+from yolov7.spec.scaling import Rule
+from yolov7.spec.spec_files import ModelSpec, resolve_spec
+from yolov7.system.files import is_file
+from yolov7.system.yaml_files import read_yaml
 
 PARAMS_FILE = "params.yaml"
 MAX_SEED = 2**32 - 1

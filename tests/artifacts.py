@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.artifacts import (
+from pipeline.artifacts.files import (
     Benchmark,
     BenchmarkRow,
     Metrics,
@@ -19,11 +19,11 @@ from pipeline.artifacts import (
     write_json,
 )
 from pipeline.params import Params
-from yolov7.data.labels import AnnotatedImage, build_index, save_index
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.spec import resolve_spec
-from yolov7.weights import save_weights
+from yolov7.data.index import AnnotatedImage, build_index, save_index
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import resolve_spec
+from yolov7.weights.weight_files import save_weights
 
 NAMES = ("red", "green", "blue")
 SMALL = {"base": "nano", "image_size": 64, "scale": {"rule": "width", "width": 0.5}}

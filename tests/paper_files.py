@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.paper import printed
+from pipeline.report.paper import printed
 
 
 def copy_paper(

@@ -6,39 +6,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yolov7.cost import Cost, spec_cost
-    from yolov7.detector import Detector
+    from yolov7.detect.detector import Detector
     from yolov7.errors import ArtifactError, DataError, SpecError
-    from yolov7.graph import ModelSpec
-    from yolov7.model import DetectionModel
-    from yolov7.reference.interchange import export_checkpoint, import_checkpoint
-    from yolov7.reparam import fuse
-    from yolov7.scaling import scale_spec
+    from yolov7.nn.cost import Cost, spec_cost
+    from yolov7.nn.fuse import fuse
+    from yolov7.nn.model import DetectionModel
     from yolov7.settings import NmsSettings, TrainSettings
-    from yolov7.spec import list_specs, load_spec
+    from yolov7.spec.graph import ModelSpec
+    from yolov7.spec.scaling import scale_spec
+    from yolov7.spec.spec_files import list_specs, load_spec
     from yolov7.structures import Detections
-    from yolov7.weights import load_weights, save_weights
+    from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint
+    from yolov7.weights.weight_files import load_weights, save_weights
 
 _HOMES = {
     "ArtifactError": "errors",
-    "Cost": "cost",
+    "Cost": "nn.cost",
     "DataError": "errors",
-    "DetectionModel": "model",
+    "DetectionModel": "nn.model",
     "Detections": "structures",
-    "Detector": "detector",
-    "ModelSpec": "graph",
+    "Detector": "detect.detector",
+    "ModelSpec": "spec.graph",
     "NmsSettings": "settings",
     "SpecError": "errors",
     "TrainSettings": "settings",
-    "export_checkpoint": "reference.interchange",
-    "fuse": "reparam",
-    "import_checkpoint": "reference.interchange",
-    "list_specs": "spec",
-    "load_spec": "spec",
-    "load_weights": "weights",
-    "save_weights": "weights",
-    "scale_spec": "scaling",
-    "spec_cost": "cost",
+    "export_checkpoint": "weights.foreign.reference",
+    "fuse": "nn.fuse",
+    "import_checkpoint": "weights.foreign.reference",
+    "list_specs": "spec.spec_files",
+    "load_spec": "spec.spec_files",
+    "load_weights": "weights.weight_files",
+    "save_weights": "weights.weight_files",
+    "scale_spec": "spec.scaling",
+    "spec_cost": "nn.cost",
 }
 
 __all__ = [

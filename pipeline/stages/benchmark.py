@@ -21,19 +21,19 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pipeline.artifacts import WEIGHTS, Benchmark, BenchmarkRow, existing, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import WEIGHTS, Benchmark, BenchmarkRow, existing, stage_folder, whole_folder, write_json
+from pipeline.console import console, stage_line
 from pipeline.params import BenchmarkSettings, Params
-from pipeline.progress import console, stage_line
-from pipeline.summary import headline_row
-from pipeline.timing import Rounds, measure_interleaved, summarise
+from pipeline.report.summary import headline_row
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.labels import ImageIndex, load_index
-from yolov7.model import DetectionModel
-from yolov7.nms import non_max_suppression
-from yolov7.precision import autocast, precision_name, resolve_device, resolve_precision
+from yolov7.data.index import ImageIndex, load_index
+from yolov7.inference.nms import non_max_suppression
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
 from yolov7.structures import HeadMaps
-from yolov7.weights import load_weights
+from yolov7.system.precision import autocast, precision_name, resolve_device, resolve_precision
+from yolov7.system.timing import Rounds, measure_interleaved, summarise
+from yolov7.weights.weight_files import load_weights
 
 FORMS = {"trained": "train", "deployed": "reparam"}  # the form, and the stage that made its weights
 _LIBRARIES = ("torch", "numpy", "opencv-python-headless")

@@ -10,8 +10,7 @@ from typing import Literal
 
 import cv2
 
-from pipeline import plots
-from pipeline.artifacts import (
+from pipeline.artifacts.files import (
     Metrics,
     TrainSummary,
     read_json,
@@ -19,18 +18,19 @@ from pipeline.artifacts import (
     whole_folder,
     write_json,
 )
+from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.params import EvaluateSettings, Params
-from pipeline.trained import stage_weights
+from pipeline.report import plots
 from yolov7.data.images import read_image
-from yolov7.data.labels import ImageIndex, load_index
-from yolov7.draw import contact_sheet, draw_detections
+from yolov7.data.index import ImageIndex, load_index
+from yolov7.detect.drawing import contact_sheet, draw_detections
 from yolov7.errors import ArtifactError
-from yolov7.evaluation import SplitResult, evaluate_split
-from yolov7.metrics import coco_results, confusion_matrix, precision_recall
-from yolov7.precision import precision_name, resolve_device, resolve_precision
+from yolov7.evaluation.figures import coco_results, confusion_matrix, precision_recall
+from yolov7.evaluation.split import SplitResult, evaluate_split
 from yolov7.settings import COCO_NMS
 from yolov7.structures import Detections
-from yolov7.weights import Weights
+from yolov7.system.precision import precision_name, resolve_device, resolve_precision
+from yolov7.weights.weight_files import Weights
 
 
 def evaluate(params: Params, *, variant: str, seed: int) -> Metrics:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.artifacts import PreparedData, stage_folder, whole_folder, write_json
-from pipeline.health import describe_flaws, make_report, write_sheet
-from pipeline.health_html import report_html
+from pipeline.artifacts.files import PreparedData, stage_folder, whole_folder, write_json
+from pipeline.console import console
 from pipeline.params import DataSettings, FlawSettings
-from pipeline.progress import console
-from yolov7.data.coco import find_coco_file, read_coco
+from pipeline.report.health import describe_flaws, make_report, write_sheet
+from pipeline.report.health_page import report_html
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
-from yolov7.data.labels import ImageIndex, Progress, save_index
-from yolov7.data.synthetic import shuffle_labels, write_synthetic
-from yolov7.data.voc import read_voc, voc_class_names
+from yolov7.data.index import ImageIndex, Progress, save_index
+from yolov7.data.read.coco import find_coco_file, read_coco
+from yolov7.data.read.voc import read_voc, voc_class_names
+from yolov7.data.synthetic.scene import shuffle_labels, write_synthetic
 from yolov7.errors import DataError
 
 _PLAIN_STEPS = 4  # lines of progress where there is no terminal

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import WEIGHTS, ReparamReport, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import WEIGHTS, ReparamReport, stage_folder, whole_folder, write_json
+from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.params import Params, ReparamSettings
-from pipeline.trained import stage_weights
-from yolov7.cost import count_operations, count_parameters
-from yolov7.data.labels import ImageIndex, load_index
+from yolov7.data.index import ImageIndex, load_index
 from yolov7.data.loader import ValLoader
 from yolov7.errors import ArtifactError
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.weights import save_weights
+from yolov7.nn.cost import count_operations, count_parameters
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.weights.weight_files import save_weights
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.artifacts import ROOT, Benchmark, stage_folder, whole_folder, write_json
-from pipeline.charts import Curve
-from pipeline.evidence import Evidence, gather
-from pipeline.page import Page, Picture, render_page
-from pipeline.paper.check import Comparison, compare_counts, outcome_line
-from pipeline.paper.counting import conventions
-from pipeline.paper.errata import Erratum, errata
-from pipeline.paper.improvement import Improvement
+from pipeline.artifacts.files import ROOT, Benchmark, stage_folder, whole_folder, write_json
 from pipeline.params import Params
-from pipeline.render import (
+from pipeline.report.charts import Curve
+from pipeline.report.page import Page, Picture, render_page
+from pipeline.report.paper.check import Comparison, compare_counts, outcome_line
+from pipeline.report.paper.counting import conventions
+from pipeline.report.paper.errata import Erratum, errata
+from pipeline.report.paper.improvement import Improvement
+from pipeline.report.results import Evidence, gather
+from pipeline.report.summary import SummaryRow, summarise_variants, summary_lines
+from pipeline.report.tables import Table, paper_tables, table1_improvements
+from pipeline.report.text_tables import (
     errata_csv,
     errata_markdown,
     improvements_csv,
@@ -26,8 +28,6 @@ from pipeline.render import (
     table_csv,
     table_markdown,
 )
-from pipeline.summary import SummaryRow, summarise_variants, summary_lines
-from pipeline.tables import Table, paper_tables, table1_improvements
 from yolov7.settings import Settings
 
 SUMMARY = "summary.txt"  # as a terminal shows it

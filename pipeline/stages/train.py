@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import (
+from pipeline.artifacts.files import (
     WEIGHTS,
     PreparedData,
     TrainSummary,
@@ -22,15 +22,15 @@ from pipeline.artifacts import (
     whole_folder,
     write_json,
 )
-from pipeline.distributed import train_with_ray
 from pipeline.params import Params
-from pipeline.plots import draw_training
-from pipeline.storage import OWNER, RunCopy, kept_up_to_date
+from pipeline.ray.mirror import OWNER, RunCopy, kept_up_to_date
+from pipeline.ray.trainer import train_with_ray
+from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
-from yolov7.files import is_file
-from yolov7.spec import spec_to_json
-from yolov7.train.job import TrainJob
-from yolov7.train.record import FIGURES, best_line, read_epochs
+from yolov7.spec.spec_files import spec_to_json
+from yolov7.system.files import is_file
+from yolov7.training.job import TrainJob
+from yolov7.training.record import FIGURES, best_line, read_epochs
 
 log = logging.getLogger(__name__)
 

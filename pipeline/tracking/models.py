@@ -100,7 +100,7 @@ def _find_model(client: MlflowClient, run_id: str, digest: str) -> str | None:
 def _upload_model(client: MlflowClient, run_id: str, weights: Path, *, digest: str) -> str:
     from mlflow.models import Model
 
-    from pipeline.served import save_served
+    from pipeline.tracking.served_model import save_served
 
     experiment = client.get_run(run_id).info.experiment_id
     made = client.create_logged_model(experiment, "detector", run_id, tags={_DIGEST: digest}, model_type="")

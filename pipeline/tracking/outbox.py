@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from pipeline.tracking.records import Kind, Record, is_large
 from yolov7.errors import ArtifactError, one_line
-from yolov7.files import write_whole
-from yolov7.lock import exclusive
+from yolov7.system.files import write_whole
+from yolov7.system.locks import exclusive
 
 _log = logging.getLogger(__name__)
 _RECORD, _FILES = "record.json", "files"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.tracking.records import RunKey, Subject
-from yolov7.lock import exclusive
+from yolov7.system.locks import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from pipeline.artifacts import RUNS
+from pipeline.artifacts.files import RUNS
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.records import Kind, Record, RunKey, Subject, clean_name, flatten, shorten
 from pipeline.tracking.sender import Sender

@@ -1,1 +1,1 @@
-"""The search of `yolov7 tune`, without Ray: the budget, the space, the sampler, the journal and what comes out."""
+"""The search for a scaled model within a budget."""

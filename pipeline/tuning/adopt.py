@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import existing, stage_folder
+from pipeline.artifacts.files import existing, stage_folder
 from pipeline.params import PARAMS_FILE, load_params, parse_params
-from pipeline.tuning.results import CHOSEN
-from yolov7.files import write_whole
+from pipeline.tuning.report.results import CHOSEN
+from yolov7.system.files import write_whole
 
 FOLDER = Path("tune")  # where adopted specs lie, which git keeps
 _VARIANTS = re.compile(r"^variants:[ \t]*(#.*)?$", re.MULTILINE)

@@ -8,21 +8,21 @@ from collections.abc import Callable
 
 import psutil
 
-from pipeline import tune as ray_side
-from pipeline.artifacts import RUNS, stage_folder, stage_lock, whole_folder
-from pipeline.distributed import cluster
+from pipeline.artifacts.files import RUNS, stage_folder, stage_lock, whole_folder
+from pipeline.console import console, stage_line
 from pipeline.params import Params, RayTrainSettings, TuneSettings
-from pipeline.progress import console, stage_line
-from pipeline.repro import Repro
-from pipeline.tuning.costs import Caps, Remembered
-from pipeline.tuning.driver import Clock, Driver, forget
-from pipeline.tuning.journal import Journal
-from pipeline.tuning.plan import Ledger, Plan, Probe, Speed, check_fits, choose_epochs, fit_speed
-from pipeline.tuning.results import fit_by_rule, write_results
-from pipeline.tuning.search import Search, Trial, split_strata
+from pipeline.ray.parent_process import Repro
+from pipeline.ray.trainer import cluster
+from pipeline.tuning.budget.costs import Caps, Remembered
+from pipeline.tuning.budget.plan import Ledger, Plan, Probe, Speed, check_fits, choose_epochs, fit_speed
+from pipeline.tuning.report.messages import plan_lines, result_lines, trial_line, used_text
+from pipeline.tuning.report.results import fit_by_rule, write_results
+from pipeline.tuning.report.tracked import TrackedSearch, track_search
+from pipeline.tuning.search.search import Search, Trial, split_strata
 from pipeline.tuning.setup import Setup, check_resume, make_setup
-from pipeline.tuning.tracked import TrackedSearch, track_search
-from pipeline.tuning.words import plan_lines, result_lines, trial_line, used_text
+from pipeline.tuning.trial import ray_tune as ray_side
+from pipeline.tuning.trial.driver import Clock, Driver, forget
+from pipeline.tuning.trial.journal import Journal
 
 FOLDER = RUNS / "tune"
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import PreparedData, read_json, stage_folder
+from pipeline.artifacts.files import PreparedData, read_json, stage_folder
 from pipeline.params import Params, PipelineTrainSettings, TuneSettings
-from pipeline.tuning.budget import Budget, parse_budget, show_amount
-from pipeline.tuning.costs import Caps, counted_costs
-from pipeline.tuning.driver import trial_folder
-from pipeline.tuning.journal import Journal
-from pipeline.tuning.plan import Plan
-from pipeline.tuning.space import Candidate, draw_candidates
+from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount
+from pipeline.tuning.budget.costs import Caps, counted_costs
+from pipeline.tuning.budget.plan import Plan
+from pipeline.tuning.search.space import Candidate, draw_candidates
+from pipeline.tuning.trial.driver import trial_folder
+from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import SpecError
-from yolov7.graph import ModelSpec, infer_shapes, suggest
-from yolov7.spec import list_specs, load_spec, spec_to_json
-from yolov7.train.job import TrainJob
+from yolov7.spec.graph import ModelSpec, infer_shapes, suggest
+from yolov7.spec.spec_files import list_specs, load_spec, spec_to_json
+from yolov7.training.job import TrainJob
 
 _NO_EFFECT = {"budget", "trials", "epochs", "trials_per_gpu"}  # on which models there are and how they are chosen
 

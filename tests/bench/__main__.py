@@ -12,7 +12,7 @@ import torch
 
 from tests.bench import bench_coco, bench_inference, bench_loader, bench_loss, bench_method, bench_nms, bench_step
 from tests.bench.comparison import Row, Stopwatch
-from yolov7.precision import precision_name, resolve_precision
+from yolov7.system.precision import precision_name, resolve_precision
 
 CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "loss": bench_loss.rows,

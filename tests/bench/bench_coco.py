@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from tests.bench.comparison import Row, Stopwatch
-from yolov7.data.labels import ImageIndex
-from yolov7.metrics import coco_metrics
+from yolov7.data.index import ImageIndex
+from yolov7.evaluation.figures import coco_metrics
 from yolov7.structures import Detections
 
 IMAGES, CLASSES, OBJECTS, DETECTIONS = 5000, 80, 7, 100

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.bench.comparison import Row, Stopwatch
-from yolov7.model import DetectionModel
-from yolov7.precision import autocast
-from yolov7.reparam import fuse
-from yolov7.spec import load_spec
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import load_spec
+from yolov7.system.precision import autocast
 
 SPEC, SIZE = "yolov7-tiny", 640
 CPU = torch.device("cpu")

@@ -18,13 +18,13 @@ from torch import Tensor
 from tests.bench.bench_step import BATCH, Step
 from tests.bench.comparison import Row, Stopwatch
 from tests.bench.plain_mosaic import plain_sample
-from yolov7.data.augment import Tile, fitted_size
+from yolov7.data.augment.geometry import Tile, fitted_size
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.labels import ImageIndex
+from yolov7.data.index import ImageIndex
 from yolov7.data.loader import TrainLoader, make_batch
-from yolov7.memory import keep_memory
-from yolov7.precision import resolve_precision
 from yolov7.settings import AugmentSettings
+from yolov7.system.memory import keep_memory
+from yolov7.system.precision import resolve_precision
 
 SIZE, COUNT, OBJECTS, SAMPLES = 640, 32, 8, 16
 AUGMENT = AugmentSettings()

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from tests.bench.bench_step import BATCH, CPU, SIZE, Step
 from tests.bench.comparison import Row, Stopwatch
-from yolov7.precision import resolve_precision
 from yolov7.settings import LossSettings
+from yolov7.system.precision import resolve_precision
 
 _CASES = {
     "plain anchor matching": {"assigner": "anchor"},

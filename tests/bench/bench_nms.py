@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.bench.comparison import Row, Stopwatch
 from yolov7.boxes import pairwise_iou
-from yolov7.nms import _apart, suppress
+from yolov7.inference.nms import _apart, suppress
 
 CASES = (  # candidates, classes, objects, limit; the first as with confidence 0.001 and several labels a box
     (30_000, 80, 40, 300),

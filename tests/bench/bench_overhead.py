@@ -18,15 +18,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from pipeline.distributed import train_with_ray
 from pipeline.params import RayTrainSettings
+from pipeline.ray.trainer import train_with_ray
 from tests.bench.comparison import Row
 from tests.integration.runs import make_job, prepared
-from yolov7.spec import load_spec, spec_to_json
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import fit
-from yolov7.train.record import PROGRESS, read_epochs
-from yolov7.train.worker import Worker
+from yolov7.spec.spec_files import load_spec, spec_to_json
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import fit
+from yolov7.training.record import PROGRESS, read_epochs
+from yolov7.training.worker import Worker
 
 SIZE, BATCH = 128, 8
 

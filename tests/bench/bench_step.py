@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from tests.bench.bench_loss import random_targets
 from tests.bench.comparison import Row, Stopwatch
-from yolov7.auxiliary import with_auxiliary
-from yolov7.loss import DetectionLoss
-from yolov7.memory import keep_memory
-from yolov7.model import DetectionModel
-from yolov7.precision import autocast, precision_name, resolve_precision
+from yolov7.criterion.loss import DetectionLoss
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import LossSettings
-from yolov7.spec import load_spec
+from yolov7.spec.auxiliary import with_auxiliary
+from yolov7.spec.spec_files import load_spec
 from yolov7.structures import HeadMaps, Targets
+from yolov7.system.memory import keep_memory
+from yolov7.system.precision import autocast, precision_name, resolve_precision
 
 BATCH, SIZE, CLASSES, OBJECTS = 16, 320, 80, 8
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from yolov7.data.augment import (
+from yolov7.data.augment.geometry import (
     FILL,
     Boxes,
     Labels,
@@ -24,8 +24,8 @@ from yolov7.data.augment import (
     transform_boxes,
     worth_keeping,
 )
+from yolov7.data.augment.mosaic import place_mosaic
 from yolov7.data.images import Image
-from yolov7.data.mosaic import place_mosaic
 from yolov7.settings import AugmentSettings
 
 

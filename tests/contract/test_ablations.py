@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.paper.printed import printed_table
 from pipeline.params import Params, load_params
-from yolov7.graph import plan_rep_convs
+from pipeline.report.paper.printed import printed_table
+from yolov7.spec.graph import plan_rep_convs
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 TABLES = ("table3", "table4", "table5", "table6", "table7", "table8")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.experiments import list_experiments, use_experiment
+from pipeline.commands.experiments import list_experiments, use_experiment
 from pipeline.params import load_params
 
 ROOT = Path(__file__).parents[2]

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.interchange import export_weights, import_weights, read_names
+from pipeline.commands.weights import export_weights, import_weights, read_names
 from tests.contract.test_cli import fails_in_one_line, run
 from tests.reference_files import write_checkpoint
 from yolov7.errors import DataError
-from yolov7.model import DetectionModel
-from yolov7.reference.interchange import reference_state
-from yolov7.reparam import fuse
-from yolov7.spec import load_spec
-from yolov7.weights import load_weights, save_weights
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import load_spec
+from yolov7.weights.foreign.reference import reference_state
+from yolov7.weights.weight_files import load_weights, save_weights
 
 NAMES = ("red cell", "white cell", "Plättchen")
 

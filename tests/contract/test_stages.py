@@ -20,7 +20,7 @@ PLUMBING = {
     f"pipeline/{name}.py" for name in ("__init__", "artifacts", "following", "params", "progress", "repro", "trained")
 }
 NOT_WORTH_A_TRAINING = {
-    "train": {"pipeline/placement.py", "pipeline/plots.py", "pipeline/storage.py"}
+    "train": {"pipeline/ray/placement.py", "pipeline/report/plots.py", "pipeline/ray/mirror.py"}
 }  # other places, other looks
 
 

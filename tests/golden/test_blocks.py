@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.golden.vectors import load_vectors
-from yolov7.blocks import DownC, Reorg, Sppcspc
+from yolov7.nn.blocks import DownC, Reorg, Sppcspc
 
 
 def test_sppcspc() -> None:

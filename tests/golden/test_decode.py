@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 
 from tests.golden.vectors import load_vectors
-from yolov7.heads import Detect, decode_maps
-from yolov7.reparam import fuse_detect
-from yolov7.row_base import Shape
-from yolov7.rows import DetectRow
+from yolov7.nn.fuse import fuse_detect
+from yolov7.nn.heads import Detect, decode_maps
+from yolov7.spec.block_schema import DetectRow
+from yolov7.spec.row import Shape
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}  # boxes are in pixels
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.golden.vectors import load_vectors
 from yolov7.settings import OptimSettings
-from yolov7.train.ema import Ema
+from yolov7.training.ema import Ema
 
 
 def make_ema(start: torch.Tensor) -> tuple[nn.Linear, Ema[nn.Linear]]:

@@ -9,11 +9,11 @@ import torch
 
 from tests.golden.test_models import GRAPHS, YOLOV7, assert_forward
 from tests.golden.vectors import load_vectors, reference_keys, reference_state
-from yolov7.auxiliary import without_auxiliary
-from yolov7.model import DetectionModel
-from yolov7.reference.interchange import export_checkpoint, import_checkpoint
-from yolov7.reference.interchange import reference_state as named_as_reference
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import without_auxiliary
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
+from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint
+from yolov7.weights.foreign.reference import reference_state as named_as_reference
 
 QUICK = ("training/yolov7-tiny", "deploy/yolov7-tiny-silu")
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.golden.vectors import fill, load_facts, load_vectors, reference_images, reference_weights
-from yolov7.auxiliary import without_auxiliary
-from yolov7.blocks import RepConv
-from yolov7.cost import model_cost
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
+from yolov7.nn.blocks import RepConv
+from yolov7.nn.cost import model_cost
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import without_auxiliary
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
 
 P5 = ("yolov7-tiny", "yolov7", "yolov7x")
 P6 = ("yolov7-w6", "yolov7-e6", "yolov7-d6", "yolov7-e6e")

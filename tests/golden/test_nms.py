@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolov7.nms import non_max_suppression
+from yolov7.inference.nms import non_max_suppression
 from yolov7.settings import NmsSettings
 
 DATA = Path(__file__).parent / "data"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.golden.vectors import load_vectors
-from yolov7.blocks import ConvBnAct, RepConv
-from yolov7.reparam import fuse_conv, fuse_rep_conv
+from yolov7.nn.blocks import ConvBnAct, RepConv
+from yolov7.nn.fuse import fuse_conv, fuse_rep_conv
 
 
 def test_conv_with_batch_norm() -> None:

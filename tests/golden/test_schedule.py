@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.golden.vectors import DATA
-from yolov7.model import DetectionModel
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import OptimSettings
-from yolov7.spec import load_spec
-from yolov7.train.optim import Schedule, apply_plan, build_optimizer, build_schedule
+from yolov7.spec.spec_files import load_spec
+from yolov7.training.optim import Schedule, apply_plan, build_optimizer, build_schedule
 
 CASES = ("lr_p5_b16_nb100_e300", "lr_tiny_b64_nb400_e30")
 

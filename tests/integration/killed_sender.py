@@ -45,7 +45,7 @@ KILLS: tuple[tuple[str, Literal["before", "after"]], ...] = (
 
 def send(folder: Path, environment: Mapping[str, str], *, kill: tuple[str, str] | None) -> int | None:
     """The exit code of a process that sends what waits in a project's folder."""
-    import pipeline.served  # noqa: F401  # all that is needed, here and not in each process
+    import pipeline.tracking.served_model  # noqa: F401  # all that is needed, here and not in each process
 
     process = multiprocessing.get_context("fork").Process(target=_send, args=(folder, dict(environment), kill))
     process.start()

@@ -22,15 +22,15 @@ from typing import Any
 
 import psutil
 
-import pipeline.distributed
+import pipeline.ray.trainer
 from pipeline.params import RayTrainSettings
 from tests.integration.project import BIN, ROOT
 from tests.integration.runs import fix_statistics
 from tests.integration.servers import free_port
 from yolov7.errors import one_line
 from yolov7.structures import Batch
-from yolov7.train.job import TrainJob
-from yolov7.train.steps import Stepper
+from yolov7.training.job import TrainJob
+from yolov7.training.steps import Stepper
 
 _START_SECONDS = 120
 _STARTED = "Ray runtime started"
@@ -229,21 +229,21 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 def _drive() -> None:
     given = json.loads(sys.argv[1])
-    real, record, fault = pipeline.distributed._work, Path(given["record"]), given["fault"]
+    real, record, fault = pipeline.ray.trainer._work, Path(given["record"]), given["fault"]
 
     def work(config: dict[str, Any]) -> str | None:
         fix_statistics()
         record_steps(record)
         return real(config | ({"token": "of another folder"} if fault == "blind" else {}))
 
-    pipeline.distributed._work = work
+    pipeline.ray.trainer._work = work
     if fault == "version":
         import ray
 
         ray.__version__ = "2.0.0"
     settings = RayTrainSettings.model_validate(given["settings"])
     try:
-        pipeline.distributed.train_with_ray(TrainJob.model_validate(given["job"]), settings, on_tick=lambda: None)
+        pipeline.ray.trainer.train_with_ray(TrainJob.model_validate(given["job"]), settings, on_tick=lambda: None)
     except (ValueError, OSError) as error:
         sys.exit(one_line(error))
 

@@ -17,17 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import yolov7.train.loop
+import yolov7.training.loop
 from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.prepare import prepare
 from tests.artifacts import SMALL
 from yolov7.settings import TrainSettings
-from yolov7.spec import resolve_spec, spec_to_json
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import WEIGHTS, fit
-from yolov7.train.record import Record
-from yolov7.train.worker import Worker
-from yolov7.weights import load_weights
+from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import WEIGHTS, fit
+from yolov7.training.record import Record
+from yolov7.training.worker import Worker
+from yolov7.weights.weight_files import load_weights
 
 QUICK: dict[str, Any] = {
     "epochs": 3,
@@ -113,7 +113,7 @@ def fix_statistics() -> None:
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
-    yolov7.train.loop.set_training = set_training
+    yolov7.training.loop.set_training = set_training
 
 
 def _train_all(runs: tuple[Shared, ...]) -> None:
@@ -218,12 +218,12 @@ POINTS: dict[str, Callable[[_Countdown], None]] = {
     "with half a checkpoint written": _half_a_file,
     "with a checkpoint written but not in place": _before(os, "replace"),
     "with a checkpoint in place": _after(os, "replace"),
-    "in validation": _before(yolov7.train.loop, "evaluate_split"),
-    "after validation": _after(yolov7.train.loop, "evaluate_split"),
+    "in validation": _before(yolov7.training.loop, "evaluate_split"),
+    "after validation": _after(yolov7.training.loop, "evaluate_split"),
     "with half an epoch recorded": _half_a_line,
     "with an epoch recorded": _after(Record, "add_epoch"),
-    "before the weights are written": _before(yolov7.train.loop, "save_weights"),
-    "after the weights are written": _after(yolov7.train.loop, "save_weights"),
+    "before the weights are written": _before(yolov7.training.loop, "save_weights"),
+    "after the weights are written": _after(yolov7.training.loop, "save_weights"),
 }
 
 _OF_AN_EPOCH = ("in validation", "after validation", "with half an epoch recorded", "with an epoch recorded")

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.artifacts import TrainSummary, stage_folder, write_json
+from pipeline.artifacts.files import TrainSummary, stage_folder, write_json
+from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.params import DataSettings, Params, load_params
 from pipeline.stages.prepare import prepare
-from pipeline.trained import stage_weights
 from tests.integration.bad_input import TINY, one_line_of, write_set
-from yolov7.anchors import with_anchors
 from yolov7.errors import ArtifactError
-from yolov7.files import write_whole
-from yolov7.model import DetectionModel
-from yolov7.spec import resolve_spec
-from yolov7.weights import save_weights
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import resolve_spec
+from yolov7.system.files import write_whole
+from yolov7.training.anchors import with_anchors
+from yolov7.weights.weight_files import save_weights
 
 YOLOV7 = Path(sys.executable).with_name("yolov7")
 PARAMS = Params.model_validate({"variants": {"tiny": {"spec": "nano"}}})

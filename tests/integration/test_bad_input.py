@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.health import HealthReport
 from pipeline.params import DataSettings
+from pipeline.report.health import HealthReport
 from pipeline.stages.prepare import prepare
 from tests.integration.bad_input import TINY, coco_settings, one_line_of, write_set
 from tests.unit.data_files import write_image, write_voc
 from yolov7.data.flaws import FlawKind
-from yolov7.data.labels import load_index
+from yolov7.data.index import load_index
 from yolov7.errors import DataError
 from yolov7.settings import TrainSettings
-from yolov7.spec import resolve_spec, spec_to_json
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import WEIGHTS, Worker, fit
-from yolov7.train.record import read_epochs
-from yolov7.weights import load_weights
+from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import WEIGHTS, Worker, fit
+from yolov7.training.record import read_epochs
+from yolov7.weights.weight_files import load_weights
 
 
 def report(root: Path) -> HealthReport:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
-from yolov7.train.loop import Trainer, fit
-from yolov7.train.optim import build_schedule
-from yolov7.train.record import read_epochs, read_notes
-from yolov7.train.state import Progress
-from yolov7.train.steps import Stepper
+from yolov7.training.loop import Trainer, fit
+from yolov7.training.optim import build_schedule
+from yolov7.training.record import read_epochs, read_notes
+from yolov7.training.state import Progress
+from yolov7.training.steps import Stepper
 
 ONE_BY_ONE = {"nominal_batch": 4}  # the optimizer moves after every step
 SPARING = {"checkpoint_minutes": 60, "validate_every": 100, "multi_scale": 0}

@@ -10,10 +10,10 @@ import torch
 from tests.integration.runs import WORKER, make_job, prepared, read_weights
 from yolov7.data.coco_names import COCO_NAMES
 from yolov7.errors import ArtifactError
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.train.loop import fit
-from yolov7.weights import save_weights
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.training.loop import fit
+from yolov7.weights.weight_files import save_weights
 
 STILL = {"epochs": 1, "optim": {"lr0": 1e-12, "warmup_bias_lr": 0.0, "nominal_batch": 8}}
 

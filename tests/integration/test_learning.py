@@ -10,11 +10,11 @@ import torch
 from pipeline.params import DataSettings, SyntheticSettings, load_params
 from pipeline.stages.prepare import prepare
 from yolov7.settings import TrainSettings
-from yolov7.spec import spec_to_json
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import fit
-from yolov7.train.record import read_epochs
-from yolov7.train.worker import Worker
+from yolov7.spec.spec_files import spec_to_json
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import fit
+from yolov7.training.record import read_epochs
+from yolov7.training.worker import Worker
 
 pytestmark = pytest.mark.slow
 

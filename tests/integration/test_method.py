@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from tests.integration.runs import WORKER, prepared
-from yolov7.auxiliary import with_auxiliary, without_auxiliary
-from yolov7.cost import spec_cost
-from yolov7.graph import ModelSpec
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
+from yolov7.nn.cost import spec_cost
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec import resolve_spec, spec_to_json
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import fit
-from yolov7.train.record import read_epochs
+from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
+from yolov7.spec.graph import ModelSpec
+from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import fit
+from yolov7.training.record import read_epochs
 
 SPECS = {"yolov7-tiny": 0.25, "yolov7": 0.125, "yolov7-w6": 0.125}  # and the width that is left of them
 METHODS: dict[str, dict[str, Any]] = {

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-import yolov7.train.loop
+import yolov7.training.loop
 from tests.integration.nodes import Cluster, Driver, Step, StepRecord, cluster, record_steps
 from tests.integration.runs import WORKER, checkpoint_steps, fix_statistics, make_job, prepared, read_weights
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import fit
-from yolov7.train.record import read_epochs, read_notes
-from yolov7.train.steps import Stepper
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import fit
+from yolov7.training.record import read_epochs, read_notes
+from yolov7.training.steps import Stepper
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +112,7 @@ def done_by(shares: list[Step], *, workers: int) -> int:
 
 
 def train_undisturbed(job: TrainJob, record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yolov7.train.loop, "set_training", yolov7.train.loop.set_training)
+    monkeypatch.setattr(yolov7.training.loop, "set_training", yolov7.training.loop.set_training)
     monkeypatch.setattr(Stepper, "step", Stepper.step)
     fix_statistics()
     record_steps(record)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.soup import make_soup
+from pipeline.commands.soup import make_soup
 from tests.integration.runs import WORKER, assert_same, make_job, prepared, read_weights
-from yolov7.data.labels import load_index
+from yolov7.data.index import load_index
 from yolov7.errors import ArtifactError
-from yolov7.evaluation import evaluate_split
+from yolov7.evaluation.split import evaluate_split
 from yolov7.settings import COCO_NMS
-from yolov7.train.loop import WEIGHTS, Trainer, fit
-from yolov7.train.record import best_line, read_epochs, read_notes
-from yolov7.weights import load_weights
+from yolov7.training.loop import WEIGHTS, Trainer, fit
+from yolov7.training.record import best_line, read_epochs, read_notes
+from yolov7.weights.weight_files import load_weights
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.artifacts import TrainSummary, stage_folder, write_json
+from pipeline.artifacts.files import TrainSummary, stage_folder, write_json
 from pipeline.params import DataSettings, Params, SyntheticSettings, Variant
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.prepare import prepare
 from pipeline.stages.reparam import reparam
-from yolov7.blocks import ConvAct
-from yolov7.data.labels import load_index
+from yolov7.data.index import load_index
 from yolov7.errors import ArtifactError
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.spec import load_spec
-from yolov7.weights import load_weights, save_weights
+from yolov7.nn.blocks import ConvAct
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import load_spec
+from yolov7.weights.weight_files import load_weights, save_weights
 
 PARAMS = Params(variants={"tiny": Variant(spec="yolov7-tiny")})
 DEPLOYED = stage_folder("reparam", "tiny", 0) / "weights.safetensors"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-import yolov7.train.job
+import yolov7.training.job
 from tests.integration.runs import (
     KILLS,
     WORKER,
@@ -25,11 +25,11 @@ from tests.integration.runs import (
     start,
 )
 from yolov7.errors import ArtifactError
-from yolov7.train.checkpoint import Checkpoints, load_checkpoint
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import Trainer, fit
-from yolov7.train.record import read_epochs, read_notes
-from yolov7.train.steps import Stepper
+from yolov7.training.checkpoint import Checkpoints, load_checkpoint
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import Trainer, fit
+from yolov7.training.record import read_epochs, read_notes
+from yolov7.training.steps import Stepper
 
 STEPS = 12  # of a whole run
 
@@ -160,7 +160,7 @@ def test_later_checkpoints_than_the_one_gone_back_to_are_deleted(data: Path, tmp
 def test_a_process_that_may_be_taken_away_saves_often(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(yolov7.train.loop, "_HURRIED_PAUSE", 0.0)
+    monkeypatch.setattr(yolov7.training.loop, "_HURRIED_PAUSE", 0.0)
     job = make_job(data, tmp_path, epochs=1, checkpoint_minutes=60, optim={"nominal_batch": 4})
     saved: list[int] = []
     real = Checkpoints.save
@@ -183,7 +183,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_deleted(data: Path, tmp_pa
 def test_a_disk_that_is_full_for_a_while_is_told_and_survived(
     data: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import yolov7.train.checkpoint as module
+    import yolov7.training.checkpoint as module
 
     real, written = module.write_whole, []
 
@@ -204,7 +204,7 @@ def test_a_disk_that_is_full_for_a_while_is_told_and_survived(
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import yolov7.train.checkpoint as module
+    import yolov7.training.checkpoint as module
 
     def write(path: Path, _: bytes) -> None:
         raise OSError(30, "Read-only file system", str(path))
@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
 def test_two_trainings_do_not_write_into_one_folder(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(yolov7.train.job, "_PATIENCE", 0.3)
+    monkeypatch.setattr(yolov7.training.job, "_PATIENCE", 0.3)
     job = make_job(data, tmp_path / "run")
     with (
         job.sole_writer(),

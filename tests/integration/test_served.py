@@ -26,7 +26,7 @@ import torch
 from pipeline.tracking import RunKey, Tracker, quiet_environment, tracking_uri
 from pipeline.tracking.reach import reach_of
 from tests.artifacts import NAMES, write_weights
-from yolov7.detector import Detector
+from yolov7.detect.detector import Detector
 from yolov7.settings import NmsSettings
 
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-import yolov7.train.steps
+import yolov7.training.steps
 from tests.integration.runs import Shared, fix_statistics, make_job, prepared, read_weights, train_together
-from yolov7.loss import DetectionLoss
-from yolov7.train.job import TrainJob
-from yolov7.train.record import read_epochs
+from yolov7.criterion.loss import DetectionLoss
+from yolov7.training.job import TrainJob
+from yolov7.training.record import read_epochs
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def count_all_reduces() -> None:
             super().__init__(*args, **kwargs)
             self.register_comm_hook(dist.group.WORLD, count)
 
-    yolov7.train.steps.DistributedDataParallel = Counting  # type: ignore[misc]
+    yolov7.training.steps.DistributedDataParallel = Counting  # type: ignore[misc]
 
 
 def break_a_step() -> None:

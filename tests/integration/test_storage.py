@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from pipeline.params import Params
+from pipeline.ray.mirror import RunCopy, kept_up_to_date
 from pipeline.stages.train import forget_run
-from pipeline.storage import RunCopy, kept_up_to_date
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
 from tests.integration.servers import free_port, object_store
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import fit
-from yolov7.train.record import read_epochs
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import fit
+from yolov7.training.record import read_epochs
 
 STORAGE = "s3://copies/of/runs"
 
@@ -106,7 +106,7 @@ def test_the_copy_of_another_run_is_left_alone_and_then_replaced(bucket: Any, da
 def test_an_outage_costs_one_warning(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.storage._SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.ray.mirror._SECONDS", 0.05)
     caplog.set_level(logging.WARNING)
     folder, copy = tmp_path / "run", copied()
     folder.mkdir()

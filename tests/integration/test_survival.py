@@ -17,8 +17,8 @@ from pipeline.params import load_params
 from pipeline.stages.train import build_job
 from tests.integration.project import BIN, SMALL, Project
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, read_weights
-from yolov7.train.loop import fit
-from yolov7.weights import load_weights
+from yolov7.training.loop import fit
+from yolov7.weights.weight_files import load_weights
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline import commands
+from pipeline.commands import run_stages as commands
 from pipeline.params import Params, parse_params
 from pipeline.stages import train as stage
 from pipeline.tracking import RunKey, Tracker, reach
@@ -22,9 +22,9 @@ from tests.integration.killed_sender import KILLS, send
 from tests.integration.project import SMALL
 from tests.integration.runs import WORKER
 from tests.integration.servers import TrackingServer, missing, tracking_server
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import fit
-from yolov7.train.record import read_epochs
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import fit
+from yolov7.training.record import read_epochs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

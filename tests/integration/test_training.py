@@ -10,11 +10,11 @@ import torch
 
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, prepared, read_weights
 from yolov7.settings import TrainSettings
-from yolov7.spec import load_spec, spec_to_json
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import Trainer, fit
-from yolov7.train.record import read_epochs
-from yolov7.train.worker import Worker
+from yolov7.spec.spec_files import load_spec, spec_to_json
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import Trainer, fit
+from yolov7.training.record import read_epochs
+from yolov7.training.worker import Worker
 
 QUICK = {"epochs": 3, "batch_size": 4, "image_size": 96, "precision": "float32", "optim": {"nominal_batch": 8}}
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolov7.data.augment import (
+from yolov7.data.augment.geometry import (
     FILL,
     Tile,
     compose,
@@ -16,7 +16,7 @@ from yolov7.data.augment import (
     normalise_boxes,
     random_transform,
 )
-from yolov7.data.mosaic import place_centre, place_mosaic
+from yolov7.data.augment.mosaic import place_centre, place_mosaic
 from yolov7.settings import AugmentSettings
 
 SIDES = st.integers(16, 96)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.test_fuse import randomise
-from yolov7.e_elan import faster_form, fastest, regroup, regroup_spec
-from yolov7.elan import Elan, shuffle
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
+from yolov7.nn.elan import Elan, shuffle
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.nn.regroup import faster_form, fastest, regroup, regroup_spec
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
 
 ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
 

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from yolov7.auxiliary import with_auxiliary
-from yolov7.blocks import RepConv
-from yolov7.elan import EElan, Elan
-from yolov7.graph import infer_shapes, plan_rep_convs
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.rows import ElanRow
-from yolov7.scaling import round_width, scale_spec
-from yolov7.spec import ModelSpec, resolve_spec
+from yolov7.nn.blocks import RepConv
+from yolov7.nn.elan import EElan, Elan
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import with_auxiliary
+from yolov7.spec.block_schema import ElanRow
+from yolov7.spec.graph import infer_shapes, plan_rep_convs
+from yolov7.spec.scaling import round_width, scale_spec
+from yolov7.spec.spec_files import ModelSpec, resolve_spec
 
 WIDTHS = st.sampled_from([8, 16, 24])
 LATERALS = ("mp", "down_c", "conv", "upsample")

@@ -19,10 +19,10 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.params import load_params, parse_params
-from yolov7 import spec as spec_module
-from yolov7.model import DetectionModel
-from yolov7.plain_yaml import read_yaml
-from yolov7.spec import load_spec, resolve_spec, spec_from_json, spec_to_json
+from yolov7.nn.model import DetectionModel
+from yolov7.spec import spec_files as spec_module
+from yolov7.spec.spec_files import load_spec, resolve_spec, spec_from_json, spec_to_json
+from yolov7.system.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from yolov7.data.augment import random_transform, transform_boxes
+from yolov7.data.augment.geometry import random_transform, transform_boxes
 from yolov7.data.outlines import bounds, clip_polygon, frame_planes, see
 from yolov7.settings import AugmentSettings
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolov7.errors import ArtifactError
-from yolov7.reference.unpickle import Global, StandIn, StorageNote, TensorNote, unpickle
+from yolov7.weights.foreign.pickle_reader import Global, StandIn, StorageNote, TensorNote, unpickle
 
 INERT = (type(None), bool, int, float, str, bytes, list, tuple, dict, Global, StandIn, StorageNote, TensorNote)
 OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]

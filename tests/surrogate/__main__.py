@@ -20,15 +20,15 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.tuning.space import Candidate
+from pipeline.tuning.search.space import Candidate
 from tests.surrogate.table import CLASSES, PATH, make_candidates
-from yolov7.data.labels import AnnotatedImage, build_index, save_index
-from yolov7.files import write_whole
+from yolov7.data.index import AnnotatedImage, build_index, save_index
 from yolov7.settings import TrainSettings
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import fit
-from yolov7.train.record import read_epochs
-from yolov7.train.worker import Worker
+from yolov7.system.files import write_whole
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import fit
+from yolov7.training.record import read_epochs
+from yolov7.training.worker import Worker
 
 SEEDS = (0, 1, 2)
 IMAGES = {"train": 256, "val": 128}

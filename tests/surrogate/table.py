@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from pipeline.tuning.space import Candidate, model_key
-from yolov7.cost import spec_cost
-from yolov7.scaling import scale_spec
-from yolov7.spec import load_spec, spec_to_json
+from pipeline.tuning.search.space import Candidate, model_key
+from yolov7.nn.cost import spec_cost
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import load_spec, spec_to_json
 
 PATH = Path(__file__).with_name("table.json")
 DEPTHS, WIDTHS, SIZES = (0.5, 1.0, 1.5), (0.375, 0.5, 0.75, 1.0), (64, 96, 128)

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from yolov7.data.labels import ImageIndex
+from yolov7.data.index import ImageIndex
 
 
 def write_image(path: Path, *, width: int = 60, height: int = 40, seed: int = 0) -> bytes:

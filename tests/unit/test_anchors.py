@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolov7.anchors import (
+from yolov7.data.index import ImageIndex
+from yolov7.spec.spec_files import load_spec, spec_from_json, spec_to_json
+from yolov7.training.anchors import (
     box_sizes,
     choose_anchors,
     differ_in_anchors_only,
@@ -15,8 +17,6 @@ from yolov7.anchors import (
     measure_anchors,
     with_anchors,
 )
-from yolov7.data.labels import ImageIndex
-from yolov7.spec import load_spec, spec_from_json, spec_to_json
 
 
 def index_of(sizes: np.ndarray, *, width: int = 640, height: int = 320) -> ImageIndex:

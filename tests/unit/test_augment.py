@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolov7.data.augment import (
+from yolov7.data.augment.geometry import (
     FILL,
     Tile,
     blend,
@@ -18,7 +18,7 @@ from yolov7.data.augment import (
     transform_boxes,
     worth_keeping,
 )
-from yolov7.data.mosaic import place_mosaic
+from yolov7.data.augment.mosaic import place_mosaic
 from yolov7.settings import AugmentSettings
 
 COLOURS = ((200, 10, 10), (10, 200, 10), (10, 10, 200), (200, 200, 10))

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from yolov7.auxiliary import auxiliary_widths, with_auxiliary, without_auxiliary
 from yolov7.errors import SpecError
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.scaling import scale_spec
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import auxiliary_widths, with_auxiliary, without_auxiliary
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
 
 
 def narrow(name: str) -> ModelSpec:

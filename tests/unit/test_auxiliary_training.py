@@ -7,11 +7,11 @@ from typing import get_args
 import pytest
 import torch
 
-from yolov7.assign import Guidance
-from yolov7.loss import DetectionLoss
-from yolov7.model import DetectionModel
+from yolov7.criterion.assigners import Guidance
+from yolov7.criterion.loss import DetectionLoss
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import LossSettings
-from yolov7.spec import resolve_spec
+from yolov7.spec.spec_files import resolve_spec
 from yolov7.structures import Targets
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tests.artifacts import NAMES, SMALL
-from yolov7.model import DetectionModel
-from yolov7.spec import resolve_spec
-from yolov7.train.averaging import (
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import resolve_spec
+from yolov7.training.averaging import (
     average_models,
     common_ancestor,
     greedy_soup,

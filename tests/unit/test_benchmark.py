@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Benchmark, read_json
+from pipeline.artifacts.files import Benchmark, read_json
 from pipeline.params import Params
+from pipeline.report.summary import headline_row
 from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after, read_images
-from pipeline.summary import headline_row
-from pipeline.timing import Rounds, measure_interleaved, summarise
 from tests.artifacts import benchmark_of, write_prepared, write_weights
-from yolov7.data.labels import load_index
+from yolov7.data.index import load_index
 from yolov7.errors import ArtifactError
+from yolov7.system.timing import Rounds, measure_interleaved, summarise
 
 
 class Machine:

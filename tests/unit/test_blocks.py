@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolov7.blocks import Bottlenecks, Csp, Spp, Upsample
-from yolov7.row_base import Shape
-from yolov7.rows import BottleneckRow, CspRow
+from yolov7.nn.blocks import Bottlenecks, Csp, Spp, Upsample
+from yolov7.spec.block_schema import BottleneckRow, CspRow
+from yolov7.spec.row import Shape
 
 
 def row(kind: type, **keys: object) -> object:

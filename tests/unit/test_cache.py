@@ -10,7 +10,7 @@ import pytest
 
 from yolov7.data import cache as module
 from yolov7.data.cache import ImageCache, make_cache
-from yolov7.data.labels import ImageIndex
+from yolov7.data.index import ImageIndex
 from yolov7.errors import DataError
 
 SIZES = [(4, 3), (5, 2), (1, 7)]

@@ -7,8 +7,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from yolov7.data import colour
-from yolov7.data.colour import Gains, draw_gains, recolour, recolour_in_steps
+from yolov7.data.augment import colour
+from yolov7.data.augment.colour import Gains, draw_gains, recolour, recolour_in_steps
 from yolov7.data.images import Image
 from yolov7.settings import AugmentSettings
 

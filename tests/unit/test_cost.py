@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolov7.cost import spec_cost
-from yolov7.model import DetectionModel
-from yolov7.scaling import scale_spec
-from yolov7.spec import load_spec
+from yolov7.nn.cost import spec_cost
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import load_spec
 
 # parameters in millions and GFLOPs of the rows of Table 3, counted as the paper counts
 TABLE3 = {

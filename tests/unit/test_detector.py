@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from yolov7.detector import Detector
+from yolov7.detect.detector import Detector
 from yolov7.errors import ArtifactError, DataError
-from yolov7.model import DetectionModel
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
-from yolov7.spec import load_spec
-from yolov7.weights import save_weights
+from yolov7.spec.spec_files import load_spec
+from yolov7.weights.weight_files import save_weights
 
 LOW = NmsSettings(confidence=0.0005, max_detections=20)
 

@@ -11,20 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 
-import pipeline.distributed
-from pipeline.distributed import _blindness, _check_reachable, _check_statistics, _lack, first_cause
+import pipeline.ray.trainer
 from pipeline.params import RayTrainSettings
-from pipeline.placement import Node, Share
+from pipeline.ray.placement import Node, Share
+from pipeline.ray.trainer import _blindness, _check_reachable, _check_statistics, _lack, first_cause
 from tests.integration.runs import make_job
 from tests.unit.data_files import make_index
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.labels import save_index
+from yolov7.data.index import save_index
 from yolov7.data.loader import TrainLoader
 from yolov7.errors import DataError
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.distributed, "_REACH_SECONDS", 0.2)
+    monkeypatch.setattr(pipeline.ray.trainer, "_REACH_SECONDS", 0.2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -52,7 +52,7 @@ def test_statistics_over_all_workers_need_gpus() -> None:
 
 
 def test_a_node_that_does_not_see_the_project_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.distributed, "_SIGHT_SECONDS", 0.1)
+    monkeypatch.setattr(pipeline.ray.trainer, "_SIGHT_SECONDS", 0.1)
     index = make_index(tmp_path, count=2)
     job = make_job(tmp_path, tmp_path / "runs" / "0")
     job.run_folder.mkdir(parents=True)
@@ -80,8 +80,8 @@ def test_a_head_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_others_are_in_the_way_until_the_workers_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     free, settings, groups = [Node("a", 4)], RayTrainSettings(workers=(2, 4)), {"1f07": {"state": "PENDING"}}
-    monkeypatch.setattr(pipeline.distributed, "_nodes", lambda: [Node("a", 8)])
-    monkeypatch.setattr(pipeline.distributed, "_free_nodes", lambda: free)
+    monkeypatch.setattr(pipeline.ray.trainer, "_nodes", lambda: [Node("a", 8)])
+    monkeypatch.setattr(pipeline.ray.trainer, "_free_nodes", lambda: free)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "07"))
     monkeypatch.setattr("ray.util.placement_group_table", lambda: groups)
     assert "taken by something else" in str(_lack(settings, Share(4)))

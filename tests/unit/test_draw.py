@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolov7.draw import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_detections
+from yolov7.detect.drawing import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_detections
 from yolov7.structures import Detections
 
 

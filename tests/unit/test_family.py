@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.property.test_fuse import randomise
-from yolov7.auxiliary import with_auxiliary, without_auxiliary
-from yolov7.graph import infer_shapes
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.scaling import scale_spec
-from yolov7.spec import ModelSpec, list_specs, load_spec, spec_from_json, spec_to_json
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
+from yolov7.spec.graph import infer_shapes
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import ModelSpec, list_specs, load_spec, spec_from_json, spec_to_json
 
 
 def assert_runs(spec: ModelSpec, *, dtype: torch.dtype, tolerance: float) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifacts import stage_folder
-from pipeline.inspection import inspect
+from pipeline.artifacts.files import stage_folder
+from pipeline.commands.inspect_training import inspect
 from pipeline.params import Params
 from tests.artifacts import NAMES, SMALL, write_prepared
-from yolov7.auxiliary import with_auxiliary
-from yolov7.model import DetectionModel
-from yolov7.spec import resolve_spec, spec_to_yaml
-from yolov7.weights import save_weights
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import with_auxiliary
+from yolov7.spec.spec_files import resolve_spec, spec_to_yaml
+from yolov7.weights.weight_files import save_weights
 
 FOLDER = Path("artifacts/inspect/small/0")
 

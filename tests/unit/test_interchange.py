@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference_files import write_checkpoint
-from yolov7.auxiliary import with_auxiliary
 from yolov7.data.coco_names import COCO_NAMES
-from yolov7.detector import Detector
+from yolov7.detect.detector import Detector
 from yolov7.errors import ArtifactError, SpecError
-from yolov7.model import DetectionModel
-from yolov7.reference.interchange import Imported, export_checkpoint, import_checkpoint, reference_state
-from yolov7.reparam import fuse
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
-from yolov7.weights import load_weights, save_weights
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import with_auxiliary
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
+from yolov7.weights.foreign.reference import Imported, export_checkpoint, import_checkpoint, reference_state
+from yolov7.weights.weight_files import load_weights, save_weights
 
 NANO = load_spec("nano")
 HEAD = "model.77."

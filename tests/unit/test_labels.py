@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.unit.data_files import make_index, write_coco, write_image, write_voc
-from yolov7.data.coco import find_coco_file, read_coco
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.labels import load_index, save_index
-from yolov7.data.voc import read_voc
+from yolov7.data.index import load_index, save_index
+from yolov7.data.read.coco import find_coco_file, read_coco
+from yolov7.data.read.voc import read_voc
 from yolov7.errors import ArtifactError, DataError
 
 

@@ -13,7 +13,7 @@ from tests.unit.data_files import make_index
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.loader import TrainLoader, ValLoader
 from yolov7.errors import DataError
-from yolov7.inference import to_original
+from yolov7.inference.batch import to_original
 from yolov7.settings import AugmentSettings
 from yolov7.structures import Batch, Detections
 

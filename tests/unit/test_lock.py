@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.artifacts
-from pipeline.artifacts import stage_lock
+import pipeline.artifacts.files
+from pipeline.artifacts.files import stage_lock
 from yolov7.errors import ArtifactError
-from yolov7.lock import exclusive
+from yolov7.system.locks import exclusive
 
 
 @pytest.fixture(autouse=True)
 def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline.artifacts, "_PATIENCE", 0.0)
+    monkeypatch.setattr(pipeline.artifacts.files, "_PATIENCE", 0.0)
 
 
 def test_a_second_start_of_a_stage_is_refused_in_one_line() -> None:

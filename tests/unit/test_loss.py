@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov7.loss import DetectionLoss, _put_last, varifocal_weight
+from yolov7.criterion.loss import DetectionLoss, _put_last, varifocal_weight
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 

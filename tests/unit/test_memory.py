@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import sys
 from pathlib import Path
-from yolov7.memory import keep_memory
+from yolov7.system.memory import keep_memory
 
 def resident() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()

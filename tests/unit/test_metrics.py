@@ -11,9 +11,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolov7.coco import coco_curves
-from yolov7.data.labels import ImageIndex
-from yolov7.metrics import (
+from yolov7.data.index import ImageIndex
+from yolov7.evaluation.coco import coco_curves
+from yolov7.evaluation.figures import (
     FIGURES,
     CocoFigures,
     coco_metrics,

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from yolov7.data.augment.mosaic import place_mosaic_nine
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.labels import AnnotatedImage, ImageIndex, build_index
-from yolov7.data.mosaic import place_mosaic_nine
+from yolov7.data.index import AnnotatedImage, ImageIndex, build_index
 from yolov7.settings import AugmentSettings
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.naive import naive_nms
-from yolov7 import nms
-from yolov7.nms import best_first, non_max_suppression, suppress
+from yolov7.inference import nms
+from yolov7.inference.nms import best_first, non_max_suppression, suppress
 from yolov7.settings import NmsSettings
 
 BOX = [50.0, 50.0, 20.0, 20.0]

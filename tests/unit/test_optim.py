@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from yolov7.model import DetectionModel
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import OptimSettings
-from yolov7.spec import load_spec
-from yolov7.train.ema import Ema
-from yolov7.train.optim import Schedule, apply_plan, build_optimizer, build_schedule
+from yolov7.spec.spec_files import load_spec
+from yolov7.training.ema import Ema
+from yolov7.training.optim import Schedule, apply_plan, build_optimizer, build_schedule
 
 
 def schedule(*, batch: int = 16, steps: int = 100, epochs: int = 30, **settings: float | str) -> Schedule:

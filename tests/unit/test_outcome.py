@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from tests.artifacts import NAMES, SMALL
-from yolov7.model import DetectionModel
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec import resolve_spec
-from yolov7.train.averaging import weights_id
-from yolov7.train.outcome import Outcome
-from yolov7.train.record import Record, best_line, read_epochs
+from yolov7.spec.spec_files import resolve_spec
+from yolov7.training.averaging import weights_id
+from yolov7.training.outcome import Outcome
+from yolov7.training.record import Record, best_line, read_epochs
 
 MODEL = DetectionModel(resolve_spec(SMALL, name="small"), num_classes=len(NAMES))
 

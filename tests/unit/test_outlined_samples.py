@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.labels import AnnotatedImage, ImageIndex, build_index
+from yolov7.data.index import AnnotatedImage, ImageIndex, build_index
 from yolov7.data.outlines import bounds, fill
 from yolov7.settings import AugmentSettings
 

@@ -16,13 +16,13 @@ from pycocotools.cocoeval import COCOeval
 
 from tests.property.test_fuzz import WRONG
 from tests.unit.data_files import write_coco, write_image, write_voc
-from yolov7.data.coco import read_coco
 from yolov7.data.flaws import FlawGroup, FlawKind
-from yolov7.data.labels import ImageIndex, load_index, save_index
+from yolov7.data.index import ImageIndex, load_index, save_index
 from yolov7.data.outlines import area, bounds, fill, see
-from yolov7.data.voc import read_voc
+from yolov7.data.read.coco import read_coco
+from yolov7.data.read.voc import read_voc
 from yolov7.errors import ArtifactError
-from yolov7.metrics import coco_metrics
+from yolov7.evaluation.figures import coco_metrics
 from yolov7.settings import CocoEngine
 from yolov7.structures import Detections
 

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.paper.check import cited_models, compare_counts, listed_errata
-from pipeline.paper.counting import conventions, paper_models, rescaled
-from pipeline.paper.errata import errata
-from pipeline.paper.improvement import improvements, rounding_range
-from pipeline.paper.printed import TITLES, printed_changes, printed_table, round_as, value_of
+from pipeline.report.paper.check import cited_models, compare_counts, listed_errata
+from pipeline.report.paper.counting import conventions, paper_models, rescaled
+from pipeline.report.paper.errata import errata
+from pipeline.report.paper.improvement import improvements, rounding_range
+from pipeline.report.paper.printed import TITLES, printed_changes, printed_table, round_as, value_of
 from tests.paper_files import copy_paper, edit
 from yolov7.errors import SpecError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yolov7.data.augment import Tile
+from yolov7.data.augment.geometry import Tile
+from yolov7.data.augment.paste import MAX_COVERED, Patch, copy_paste, cut_patches, paste_in
 from yolov7.data.outlines import Outline, bounds, fill
-from yolov7.data.paste import MAX_COVERED, Patch, copy_paste, cut_patches, paste_in
 
 GREEN = Patch(np.full((40, 60, 3), (0, 200, 0), np.uint8), label=2)
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)

@@ -7,9 +7,9 @@ import time
 import pytest
 from pydantic import ValidationError
 
-import pipeline.placement
+import pipeline.ray.placement
 from pipeline.params import RayTrainSettings
-from pipeline.placement import Lookout, Node, Share, choose_share, lack_of_room, room
+from pipeline.ray.placement import Lookout, Node, Share, choose_share, lack_of_room, room
 
 HEAD, SMALL, LARGE = Node("head", 0), Node("small", 4), Node("large", 16)
 ONE_GPU, FOUR_GPUS = Node("one", 8, gpus=1), Node("four", 64, gpus=4)
@@ -57,7 +57,7 @@ def test_missing_room_is_told_with_what_there_is() -> None:
 
 
 def test_room_that_is_missing_is_told_at_once_and_later_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.placement, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(pipeline.ray.placement, "LOOK_SECONDS", 0)
     lacks = iter(["no room", None, None, "no room", "no room", "no room"])
     said: list[str] = []
     lookout = Lookout(lambda: next(lacks), patience=0.05, say=said.append)

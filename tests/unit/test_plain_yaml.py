@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolov7.plain_yaml import read_yaml
+from yolov7.system.yaml_files import read_yaml
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20))
 

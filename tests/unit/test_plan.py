@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalogue import plan_lines, scale
-from yolov7.blocks import RepConv
+from pipeline.commands.specs import plan_lines, scale
 from yolov7.errors import SpecError
-from yolov7.graph import plan_rep_convs
-from yolov7.model import DetectionModel
-from yolov7.scaling import scale_spec
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
+from yolov7.nn.blocks import RepConv
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.graph import plan_rep_convs
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
 
 
 def swapped(base: str, **swap: dict[str, object]) -> ModelSpec:

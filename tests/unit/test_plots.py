@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.plots import draw_training, write_confusion, write_precision_recall
-from yolov7.metrics import PrecisionRecall
+from pipeline.report.plots import draw_training, write_confusion, write_precision_recall
+from yolov7.evaluation.figures import PrecisionRecall
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:

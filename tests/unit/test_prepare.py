@@ -8,12 +8,12 @@ from typing import Any
 import cv2
 import pytest
 
-from pipeline.artifacts import PreparedData, read_json
-from pipeline.health import HealthReport
+from pipeline.artifacts.files import PreparedData, read_json
 from pipeline.params import DataSettings
+from pipeline.report.health import HealthReport
 from pipeline.stages.prepare import prepare
 from tests.unit.data_files import write_image, write_voc
-from yolov7.data.labels import load_index
+from yolov7.data.index import load_index
 from yolov7.errors import DataError
 
 

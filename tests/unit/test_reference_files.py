@@ -19,10 +19,10 @@ from torch import Tensor
 
 from tests.reference_files import foreign_classes, write_checkpoint
 from yolov7.errors import ArtifactError
-from yolov7.reference.checkpoint import read_checkpoint
-from yolov7.reference.interchange import import_checkpoint
-from yolov7.reference.torchfile import open_torch_file
-from yolov7.spec import load_spec
+from yolov7.spec.spec_files import load_spec
+from yolov7.weights.foreign.checkpoint import read_checkpoint
+from yolov7.weights.foreign.reference import import_checkpoint
+from yolov7.weights.foreign.torch_file import open_torch_file
 
 STATE = {
     "model.0.conv.weight": torch.arange(54.0).view(2, 3, 3, 3),
@@ -301,8 +301,8 @@ def write_bombs(folder: Path, *, many: int) -> list[Path]:
 READER = """
 import sys
 from pathlib import Path
-from yolov7.reference.interchange import import_checkpoint
-from yolov7.spec import load_spec
+from yolov7.weights.foreign.reference import import_checkpoint
+from yolov7.spec.spec_files import load_spec
 spec = load_spec("nano")
 for path in sys.argv[1:]:
     try:
@@ -318,7 +318,7 @@ print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolov7.reference.unpickle._MAX_ACTIONS", 10_000)
+    monkeypatch.setattr("yolov7.weights.foreign.pickle_reader._MAX_ACTIONS", 10_000)
     for path in write_bombs(tmp_path, many=20_000):
         with pytest.raises(ArtifactError, match=f"^{path}: .+"):
             import_checkpoint(path, spec=load_spec("nano"))

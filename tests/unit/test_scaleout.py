@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.scaleout import (
+from docs.design.scaling_out import (
     AS_IT_IS,
     LINKS,
     MODELS,
@@ -26,16 +26,16 @@ from pipeline.scaleout import (
     tables,
     tracking_share,
 )
-from yolov7.model import DetectionModel
-from yolov7.spec import load_spec
-from yolov7.train.ema import Ema
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import load_spec
+from yolov7.training.ema import Ema
 
 PAGE = Path(__file__).parents[2] / "docs/design/scaling-out.md"
 SLOW, FAST, _ = LINKS
 
 
 def test_the_page_has_what_is_computed() -> None:
-    """If not: python -m pipeline.scaleout docs/design/scaling-out.md"""
+    """If not: python -m docs.design.scaling_out docs/design/scaling-out.md"""
     page = PAGE.read_text()
     assert renewed(page, tables()) == page
     assert page.count("<!-- table ") == len(tables())

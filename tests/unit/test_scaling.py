@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from yolov7.auxiliary import auxiliary_widths
 from yolov7.errors import SpecError
-from yolov7.scaling import scale_spec
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
+from yolov7.spec.auxiliary import auxiliary_widths
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
 
 
 def widths(spec: ModelSpec) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.unit.test_loss import ANCHORS, STRIDES, example
-from yolov7.loss import DetectionLoss, LossParts
+from yolov7.criterion.loss import DetectionLoss, LossParts
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 

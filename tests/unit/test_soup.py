@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts import stage_folder
-from pipeline.soup import make_soup
+from pipeline.artifacts.files import stage_folder
+from pipeline.commands.soup import make_soup
 from tests.artifacts import NAMES, SMALL, write_prepared
 from yolov7.errors import ArtifactError
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.spec import resolve_spec
-from yolov7.train.averaging import weights_id
-from yolov7.weights import load_weights, save_weights
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import resolve_spec
+from yolov7.training.averaging import weights_id
+from yolov7.weights.weight_files import load_weights, save_weights
 
 
 @pytest.fixture(autouse=True)

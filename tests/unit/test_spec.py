@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from yolov7.errors import SpecError
-from yolov7.graph import infer_shapes
-from yolov7.row_base import Shape
-from yolov7.spec import list_specs, load_spec, resolve_spec, spec_from_json, spec_to_json, spec_to_yaml
+from yolov7.spec.graph import infer_shapes
+from yolov7.spec.row import Shape
+from yolov7.spec.spec_files import list_specs, load_spec, resolve_spec, spec_from_json, spec_to_json, spec_to_yaml
 
 ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
 
@@ -122,5 +122,5 @@ def test_json_of_another_kind_is_a_spec_error() -> None:
 
 
 def test_spec_and_scaling_do_not_import_torch() -> None:
-    code = "import sys, yolov7.spec as s; s.load_spec('nano'); assert 'torch' not in sys.modules"
+    code = "import sys, yolov7.spec.spec_files as s; s.load_spec('nano'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

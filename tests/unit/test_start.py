@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from tests.artifacts import NAMES, SMALL
-from yolov7.data.labels import ImageIndex
+from yolov7.data.index import ImageIndex
 from yolov7.errors import SpecError
-from yolov7.model import DetectionModel
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec import resolve_spec, spec_to_json
-from yolov7.train.averaging import weights_id
-from yolov7.train.job import TrainJob
-from yolov7.train.optim import build_optimizer, build_schedule
-from yolov7.train.start import begin, set_training
-from yolov7.weights import save_weights
+from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.training.averaging import weights_id
+from yolov7.training.job import TrainJob
+from yolov7.training.optim import build_optimizer, build_schedule
+from yolov7.training.start import begin, set_training
+from yolov7.weights.weight_files import save_weights
 
 SPEC = resolve_spec(SMALL, name="small")
 

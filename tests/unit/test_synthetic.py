@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolov7.data.coco import read_coco
-from yolov7.data.shapes import CLASS_NAMES
-from yolov7.data.synthetic import Scene, draw_scene, shuffle_labels, write_synthetic
+from yolov7.data.read.coco import read_coco
+from yolov7.data.synthetic.scene import Scene, draw_scene, shuffle_labels, write_synthetic
+from yolov7.data.synthetic.shapes import CLASS_NAMES
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Metrics, PreparedData
-from pipeline.evidence import Evidence, Results, gather
+from pipeline.artifacts.files import Metrics, PreparedData
 from pipeline.params import Params
-from pipeline.render import cell_text, improvement_head, improvement_texts, open_lines
+from pipeline.report.results import Evidence, Results, gather
+from pipeline.report.summary import mean_and_spread, summarise_variants, summary_lines
+from pipeline.report.tables import Cell, Row, Table, paper_tables, table1_improvements
+from pipeline.report.text_tables import cell_text, improvement_head, improvement_texts, open_lines
 from pipeline.stages.tables import Report, tables
-from pipeline.summary import mean_and_spread, summarise_variants, summary_lines
-from pipeline.tables import Cell, Row, Table, paper_tables, table1_improvements
 from tests.artifacts import benchmark_of, metrics_of, write_prepared, write_results
 from tests.paper_files import copy_paper
 from yolov7.errors import ArtifactError

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolov7.auxiliary import with_auxiliary
 from yolov7.errors import ArtifactError
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.spec import ModelSpec, load_spec, resolve_spec
-from yolov7.transfer import transfer
-from yolov7.weights import load_weights, save_weights
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import with_auxiliary
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
+from yolov7.weights.transfer import transfer
+from yolov7.weights.weight_files import load_weights, save_weights
 
 IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 PLAIN = resolve_spec({"base": "nano", "swap": {"head": {"implicit": False}}}, name="plain")

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline.params import TuneSettings
-from pipeline.tuning.budget import Budget, parse_budget
-from pipeline.tuning.plan import Ledger, Plan, Probe, Speed, check_fits, choose_epochs, fit_speed
-from pipeline.tuning.search import Search, split_strata
+from pipeline.tuning.budget.amount import Budget, parse_budget
+from pipeline.tuning.budget.plan import Ledger, Plan, Probe, Speed, check_fits, choose_epochs, fit_speed
+from pipeline.tuning.search.search import Search, split_strata
 from tests.unit.tune_models import make_space
 
 PLAN = Plan(epochs=10, train_images=100, val_images=20, batch_size=8, at_once=2)

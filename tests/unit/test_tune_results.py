@@ -12,13 +12,13 @@ import yaml
 
 from pipeline.params import load_params
 from pipeline.tuning.adopt import adopt, insert_variant
-from pipeline.tuning.results import choose, fit_by_rule, pareto_front, write_results
-from pipeline.tuning.search import Status, Trial
-from pipeline.tuning.space import Candidate
-from pipeline.tuning.words import result_lines, trial_line
+from pipeline.tuning.report.messages import result_lines, trial_line
+from pipeline.tuning.report.results import choose, fit_by_rule, pareto_front, write_results
+from pipeline.tuning.search.search import Status, Trial
+from pipeline.tuning.search.space import Candidate
 from tests.unit.tune_models import make_candidate
-from yolov7.scaling import scale_spec
-from yolov7.spec import load_spec, spec_to_json
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import load_spec, spec_to_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from pipeline.params import TuneSettings
-from pipeline.tuning.fit import fit_line
-from pipeline.tuning.halving import Halving
-from pipeline.tuning.journal import Journal
-from pipeline.tuning.kriging import upper_bounds
-from pipeline.tuning.search import Search, split_strata
+from pipeline.tuning.report.fit import fit_line
+from pipeline.tuning.search.halving import Halving
+from pipeline.tuning.search.kriging import upper_bounds
+from pipeline.tuning.search.search import Search, split_strata
+from pipeline.tuning.trial.journal import Journal
 from tests.unit.tune_models import make_candidate, make_space
 
 SPACE = make_space()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import PreparedData, stage_folder, write_json
+from pipeline.artifacts.files import PreparedData, stage_folder, write_json
 from pipeline.params import Params, TuneSettings
-from pipeline.tuning.journal import Journal
-from pipeline.tuning.plan import Plan
+from pipeline.tuning.budget.plan import Plan
 from pipeline.tuning.setup import Setup, check_resume, make_setup
+from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import ArtifactError
 
 VARIANTS: dict[str, Any] = {

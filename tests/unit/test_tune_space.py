@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from pipeline.params import TuneSettings
-from pipeline.tuning.costs import Caps
-from pipeline.tuning.space import Candidate, Choice, build_model, draw_candidates, list_parts, model_key
-from yolov7.cost import Cost, spec_cost
+from pipeline.tuning.budget.costs import Caps
+from pipeline.tuning.search.space import Candidate, Choice, build_model, draw_candidates, list_parts, model_key
 from yolov7.errors import SpecError
-from yolov7.graph import ModelSpec
-from yolov7.rows import ElanRow
-from yolov7.scaling import scale_spec
-from yolov7.spec import load_spec, resolve_spec
+from yolov7.nn.cost import Cost, spec_cost
+from yolov7.spec.block_schema import ElanRow
+from yolov7.spec.graph import ModelSpec
+from yolov7.spec.scaling import scale_spec
+from yolov7.spec.spec_files import load_spec, resolve_spec
 
 NANO = load_spec("nano")
 

@@ -10,23 +10,23 @@ import pytest
 import torch
 
 from pipeline.params import TuneSettings
-from pipeline.tuning.budget import Budget
-from pipeline.tuning.driver import ERROR, STOP, Clock, Driver, trial_folder
-from pipeline.tuning.journal import Journal
-from pipeline.tuning.plan import Ledger, Plan
-from pipeline.tuning.search import Search, Trial
-from pipeline.tuning.space import Candidate
-from pipeline.tuning.trial import TrialTask, begin_with, probe, prove, read_steps, train_trial
+from pipeline.tuning.budget.amount import Budget
+from pipeline.tuning.budget.plan import Ledger, Plan
+from pipeline.tuning.search.search import Search, Trial
+from pipeline.tuning.search.space import Candidate
+from pipeline.tuning.trial.driver import ERROR, STOP, Clock, Driver, trial_folder
+from pipeline.tuning.trial.journal import Journal
+from pipeline.tuning.trial.training import TrialTask, begin_with, probe, prove, read_steps, train_trial
 from tests.unit.data_files import make_index
-from yolov7.cost import spec_cost
-from yolov7.data.labels import save_index
+from yolov7.data.index import save_index
+from yolov7.nn.cost import spec_cost
 from yolov7.settings import TrainSettings
-from yolov7.spec import resolve_spec, spec_to_json
-from yolov7.train.checkpoint import load_checkpoint
-from yolov7.train.job import TrainJob
-from yolov7.train.loop import WEIGHTS
-from yolov7.train.worker import Worker
-from yolov7.weights import load_weights
+from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.training.checkpoint import load_checkpoint
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import WEIGHTS
+from yolov7.training.worker import Worker
+from yolov7.weights.weight_files import load_weights
 
 WORKER = Worker(device=torch.device("cpu"))
 PLAN = Plan(epochs=2, train_images=6, val_images=2, batch_size=4, at_once=1)

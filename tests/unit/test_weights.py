@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from yolov7.errors import ArtifactError
-from yolov7.model import DetectionModel
-from yolov7.reparam import fuse
-from yolov7.spec import load_spec
-from yolov7.weights import load_weights, save_weights
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import load_spec
+from yolov7.weights.weight_files import load_weights, save_weights
 
 NAMES = ("cat", "Hündin", "a,b")
 IMAGES = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import itertools
 import math
 
 from pipeline.params import TuneRule
-from pipeline.tuning.space import Candidate
+from pipeline.tuning.search.space import Candidate
 
 
 def make_candidate(

@@ -1,0 +1,1 @@
+"""Annotated images: the index of a split, image files, the cache, samples and batches."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from yolov7.data.labels import ImageIndex
+from yolov7.data.index import ImageIndex
 
 
 def repeat_factors(index: ImageIndex, *, threshold: float) -> NDArray[np.float64]:

@@ -14,9 +14,9 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.data.augment import Size
+from yolov7.data.augment.geometry import Size
 from yolov7.data.images import Image
-from yolov7.data.labels import ImageIndex
+from yolov7.data.index import ImageIndex
 from yolov7.errors import DataError
 
 CacheMode = Literal["auto", "memory", "disk", "none"]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from yolov7.data.augment import (
+from yolov7.data.augment.colour import Gains, draw_gains, recolour
+from yolov7.data.augment.geometry import (
     Boxes,
     Corner,
     Labels,
@@ -31,13 +32,12 @@ from yolov7.data.augment import (
     random_transform,
     resize,
 )
+from yolov7.data.augment.mosaic import place_centre, place_mosaic, place_mosaic_nine
+from yolov7.data.augment.paste import copy_paste, cut_patches, paste_in
 from yolov7.data.cache import CacheMode, make_cache
-from yolov7.data.colour import Gains, draw_gains, recolour
 from yolov7.data.images import Image, read_image
-from yolov7.data.labels import ImageIndex
-from yolov7.data.mosaic import place_centre, place_mosaic, place_mosaic_nine
+from yolov7.data.index import ImageIndex
 from yolov7.data.outlines import move
-from yolov7.data.paste import copy_paste, cut_patches, paste_in
 from yolov7.errors import DataError
 from yolov7.settings import AugmentSettings
 

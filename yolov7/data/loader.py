@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from yolov7.data.augment import Letterbox, Sample
+from yolov7.data.augment.geometry import Letterbox, Sample
 from yolov7.data.balance import balanced_order, repeat_factors
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.labels import ImageIndex
-from yolov7.memory import keep_memory
+from yolov7.data.index import ImageIndex
 from yolov7.structures import Batch, Targets
+from yolov7.system.memory import keep_memory
 
 PREFETCH = 2  # batches that a worker makes ahead
 _SHUFFLE = 1 << 32  # keeps the shuffling generator apart from those of the samples

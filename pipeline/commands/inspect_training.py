@@ -1,0 +1,163 @@
+"""The command `inspect`: pictures of what a training sees: augmented samples, and which cells learn which object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
+from pipeline.artifacts.stage_weights import stage_weights
+from pipeline.console import console, stage_line
+from pipeline.params import Params
+from yolov7.criterion.assigners import Anchors, Assignment
+from yolov7.criterion.loss import make_assigner
+from yolov7.data.augment.geometry import Boxes, Sample
+from yolov7.data.dataset import DetectionDataset
+from yolov7.data.images import Image
+from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.loader import collate
+from yolov7.data.outlines import move
+from yolov7.detect.drawing import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_outlines, enlarge
+from yolov7.nn.model import DetectionModel
+from yolov7.settings import TrainSettings
+from yolov7.system.files import is_file
+from yolov7.system.precision import resolve_device
+from yolov7.training.anchors import choose_anchors
+
+_SAMPLES, _COLUMNS = 12, 4
+_IMAGES = 4  # whose cells are drawn
+_FEW_OBJECTS = range(2, 9)  # in an image: so many that there is something to see, so few that it can be told apart
+_WEAK, _STRONGER = 0.3, 0.17  # how much a cell hides with one anchor, and with each further one
+
+
+def inspect(params: Params, variant: str, seed: int) -> None:
+    """Draws into artifacts/inspect/<variant>/<seed>, and prints how the anchors suit the boxes.
+
+    samples.jpg: training samples as the variant's settings vary them. assignment.jpg, once it is trained: objects, and
+    the cells that the lead head, and the auxiliary head if there is one, learn them from.
+    """
+    settings = params.train_settings(variant).run
+    index = load_index(stage_folder("prepare") / "train.npz")
+    folder = fresh_folder(stage_folder("inspect", variant, seed))
+    spec = params.variant(variant).build_spec()
+    choice = choose_anchors(
+        spec,
+        index,
+        image_size=settings.image_size,
+        threshold=settings.loss.anchor_threshold,
+        mode=settings.anchors,
+    )
+    console.print(stage_line("inspect", variant, str(choice)))
+    _write(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
+    if not is_file(stage_folder("train", variant, seed) / WEIGHTS):
+        text = f"{folder}/samples.jpg; assigned cells are drawn once `yolov7 train {variant}` has made weights"
+        console.print(stage_line("inspect", variant, text))
+        return
+    weights = stage_weights(
+        "train", params, variant=variant, seed=seed, class_names=index.class_names, device=resolve_device()
+    )
+    _write(folder / "assignment.jpg", _assignment_sheet(weights.model, index, settings))
+    console.print(stage_line("inspect", variant, f"{folder}/samples.jpg and assignment.jpg"))
+
+
+def _sample_sheet(index: ImageIndex, settings: TrainSettings, *, seed: int) -> Image:
+    """The first samples of the first epoch."""
+    dataset = DetectionDataset(index, image_size=settings.image_size, augment=settings.augment, seed=seed, cache="none")
+    order = np.random.default_rng(seed).permutation(len(index))[:_SAMPLES]
+    pictures = [_draw_objects(dataset.sample(int(i)), index.class_names) for i in order]
+    return contact_sheet(pictures, _COLUMNS)
+
+
+def _draw_objects(sample: Sample, class_names: Sequence[str]) -> Image:
+    canvas, scale = enlarge(sample.image)
+    if sample.outlines:
+        outlines = move(sample.outlines, scale=(scale, scale))
+        canvas = draw_outlines(canvas, outlines, colours=[class_colour(label) for label in sample.labels.tolist()])
+    boxes = _corners(sample, side=canvas.shape[0])
+    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable")  # small ones on top
+    labels = sample.labels[order].tolist()
+    return draw_boxes(
+        canvas,
+        boxes[order],
+        texts=[class_names[label] for label in labels],
+        colours=[class_colour(label) for label in labels],
+    )
+
+
+def _assignment_sheet(model: DetectionModel, index: ImageIndex, settings: TrainSettings) -> Image:
+    """A column an image: its objects, the lead head's cells, and the auxiliary head's where the model has one."""
+    dataset = DetectionDataset(index, image_size=settings.image_size, cache="none")
+    chosen = _legible(index)
+    samples = [dataset.sample(i) for i in chosen]
+    batch = collate(samples, np.stack([sample.image for sample in samples]), indices=chosen)
+    device = model.anchors_px.device
+    with torch.inference_mode():
+        maps = model(batch.images.to(device).float() / 255, auxiliary=True)
+        assigner = make_assigner(Anchors(model.anchors_px, model.strides), settings.loss)
+        found = assigner(maps, batch.targets.to(device))
+    heads = {"lead head": found.lead}
+    if maps.auxiliary:
+        heads["auxiliary head"] = found.auxiliary
+    pictures = [captioned(_draw_numbered(sample), f"{len(sample.labels)} objects") for sample in samples]
+    starts = np.cumsum([0, *(len(sample.labels) for sample in samples)])  # an image's first object in the batch
+    for name, cells in heads.items():
+        for i, sample in enumerate(samples):
+            mine = cells.take(cells.image == i)
+            pictures.append(_draw_assigned(sample, mine, name=name, first=int(starts[i]), strides=model.strides))
+    return contact_sheet(pictures, len(samples))
+
+
+def _draw_numbered(sample: Sample) -> Image:
+    canvas, _ = enlarge(sample.image)
+    boxes = _corners(sample, side=canvas.shape[0])
+    texts = [str(i + 1) for i in range(len(boxes))]
+    return draw_boxes(canvas, boxes, texts=texts, colours=[class_colour(i) for i in range(len(boxes))])
+
+
+def _draw_assigned(sample: Sample, cells: Assignment, *, name: str, first: int, strides: Sequence[int]) -> Image:
+    """Each cell in the colour of its object, and the darker the more of its anchors are assigned; coarse ones below."""
+    columns = (cells.level, cells.row, cells.column, cells.target - first)
+    counts = Counter(zip(*(column.tolist() for column in columns), strict=True))
+    places = sorted(counts, reverse=True)
+    canvas, scale = enlarge(sample.image)
+    boxes = [
+        (column * strides[level], row * strides[level], (column + 1) * strides[level], (row + 1) * strides[level])
+        for level, row, column, _ in places
+    ]
+    drawn = draw_cells(
+        canvas,
+        np.array(boxes, float).reshape(-1, 4) * scale,
+        colours=[class_colour(place[3]) for place in places],
+        strengths=[min(_WEAK + _STRONGER * counts[place], 1.0) for place in places],
+    )
+    objects = range(len(sample.labels))
+    corners = _corners(sample, side=canvas.shape[0])
+    drawn = draw_boxes(drawn, corners, texts=[""] * len(objects), colours=[class_colour(i) for i in objects])
+    levels = Counter(cells.level.tolist())
+    parts = ", ".join(f"{stride}: {levels[level]}" for level, stride in enumerate(strides) if levels[level])
+    return captioned(drawn, f"{name}, {len(cells)} positives" + (f"; at stride {parts}" if parts else ""))
+
+
+def _corners(sample: Sample, *, side: int) -> Boxes:
+    """The boxes (k, 4) as corners in pixels of a picture of that side."""
+    centre, size = sample.boxes_cxcywh[:, :2], sample.boxes_cxcywh[:, 2:]
+    return np.concatenate([centre - size / 2, centre + size / 2], axis=1) * side
+
+
+def _legible(index: ImageIndex) -> list[int]:
+    """Images spread over the split with a few objects each; any, where there are none such."""
+    numbers = np.diff(index.box_offsets)
+    few = [i for i, number in enumerate(numbers.tolist()) if number in _FEW_OBJECTS]
+    candidates = few or list(range(len(index)))
+    spread = np.linspace(0, len(candidates) - 1, min(_IMAGES, len(candidates))).astype(int)
+    return [candidates[i] for i in spread]
+
+
+def _write(path: Path, picture: Image) -> None:
+    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]):
+        raise OSError(f"{path} cannot be written; is the disk full?")

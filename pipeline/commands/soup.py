@@ -1,0 +1,169 @@
+"""The command `soup`: the average of weight files trained from the same weights, measured before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.artifacts.files import stage_folder
+from pipeline.console import console, stage_line
+from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.loader import ValLoader
+from yolov7.errors import ArtifactError, shown
+from yolov7.evaluation.split import evaluate_split
+from yolov7.nn.model import DetectionModel
+from yolov7.settings import COCO_NMS
+from yolov7.system.files import is_file
+from yolov7.system.precision import resolve_device
+from yolov7.training.averaging import (
+    Mix,
+    Score,
+    average_models,
+    common_ancestor,
+    greedy_soup,
+    lineage,
+    recount_batch_norm,
+)
+from yolov7.weights.weight_files import Weights, load_weights, save_weights
+
+_BATCH, _IMAGES = 16, 1024  # training images from which batch norm is counted
+
+
+@dataclass(frozen=True)
+class _Ingredient:
+    """A weight file. `lineage`: the ids of the weights it comes from, oldest first, then its own."""
+
+    path: Path
+    weights: Weights
+    lineage: tuple[str, ...]
+
+
+def make_soup(paths: Sequence[Path], *, output: Path, greedy: bool) -> None:
+    """Averages weight files of `train`, prints AP on val of each and of the average, and writes that.
+
+    `greedy`: only those that make it better, the best one first. ArtifactError for files that cannot be averaged, and
+    where batch norm or AP need data that are not prepared.
+    """
+    if len(set(paths)) < max(2, len(paths)):
+        raise ArtifactError("a soup needs two weight files at least, each named once")
+    device = resolve_device()
+    ingredients = [_read(path, device) for path in paths]
+    ancestor = _check(ingredients)
+    first = ingredients[0].weights
+    val = _load_val(first, greedy=greedy)
+    mix = partial(_mix, index=_load("train", first), image_size=first.image_size, device=device)
+    models = [ingredient.weights.model for ingredient in ingredients]
+    if val is None:
+        _write(output, mix(models), ingredients, ancestor=ancestor)
+        console.print(stage_line("soup", str(output), f"mean of {len(paths)}; not measured: there is no val split"))
+        return
+    score = partial(_measure, index=val, image_size=first.image_size)
+    scores = [score(model) for model in models]
+    for path, value in zip(paths, scores, strict=True):
+        console.print(stage_line("soup", str(path), f"AP {value:.4f}"))
+    model, chosen, value = _cook(models, scores, greedy=greedy, mix=mix, score=score)
+    _write(output, model, [ingredients[i] for i in chosen], ancestor=ancestor)
+    gain = f"{value - max(scores):+.4f} to the best of them"
+    console.print(stage_line("soup", str(output), f"AP {value:.4f} ({gain}), mean of {_listed(paths, chosen)}"))
+
+
+def _cook(
+    models: Sequence[DetectionModel], scores: Sequence[float], *, greedy: bool, mix: Mix, score: Score
+) -> tuple[DetectionModel, tuple[int, ...], float]:
+    """The average, the places of the models in it, and its AP."""
+    if greedy:
+        soup = greedy_soup(models, scores, mix=mix, score=score)
+        return soup.model, soup.chosen, soup.scores[-1]
+    model = mix(models)
+    return model, tuple(range(len(models))), score(model)
+
+
+def _listed(paths: Sequence[Path], chosen: Sequence[int]) -> str:
+    return "all" if len(chosen) == len(paths) else ", ".join(str(paths[i]) for i in chosen)
+
+
+def _read(path: Path, device: torch.device) -> _Ingredient:
+    weights = load_weights(path, device=device)
+    if weights.model.fused:
+        raise ArtifactError(f"{path} is re-parameterised; average the weights that `train` left, then fuse the average")
+    return _Ingredient(path, weights, lineage(weights.model, weights.training))
+
+
+def _check(ingredients: Sequence[_Ingredient]) -> str:
+    """The id of the common ancestor; ArtifactError, with the reason, where averaging would make no sense."""
+    first = ingredients[0]
+    for other in ingredients[1:]:
+        if other.weights.class_names != first.weights.class_names:
+            raise _refused(first, other, "know other classes")
+        if other.weights.model.spec != first.weights.model.spec:
+            raise _refused(first, other, "are of different specs, or of different anchors")
+        if other.weights.image_size != first.weights.image_size:
+            raise _refused(first, other, "were trained at different image sizes")
+        if common_ancestor([first.lineage, other.lineage]) is None:
+            begun = " and ".join(_beginning(one) for one in (first, other))
+            reason = f"were not trained from the same weights ({begun}), so that their mean is no model"
+            raise _refused(first, other, f"{reason}; fine-tune both from one file, with train.weights")
+    ancestor = common_ancestor([ingredient.lineage for ingredient in ingredients])
+    if ancestor is None:
+        raise ArtifactError("each two of these files have an ancestor in common, but not all of them; average fewer")
+    return ancestor
+
+
+def _refused(first: _Ingredient, other: _Ingredient, reason: str) -> ArtifactError:
+    return ArtifactError(f"{first.path} and {other.path} {reason}")
+
+
+def _beginning(ingredient: _Ingredient) -> str:
+    ancestors = ingredient.lineage[:-1]
+    return f"begun at {ancestors[-1]}" if ancestors else "of an unknown beginning"
+
+
+def _load(split: str, weights: Weights) -> ImageIndex:
+    index = load_index(stage_folder("prepare") / f"{split}.npz")
+    if index.class_names != weights.class_names:
+        known, prepared = shown(list(weights.class_names)), shown(list(index.class_names))
+        raise ArtifactError(f"the weights know the classes {known}, the prepared data have {prepared}")
+    return index
+
+
+def _load_val(weights: Weights, *, greedy: bool) -> ImageIndex | None:
+    if is_file(stage_folder("prepare") / "val.npz"):
+        return _load("val", weights)
+    if greedy:
+        raise ArtifactError("--greedy chooses by AP on val, which is not prepared; name a split in data.val")
+    return None
+
+
+def _mix(
+    models: Sequence[DetectionModel], *, index: ImageIndex, image_size: int, device: torch.device
+) -> DetectionModel:
+    model = average_models(models)
+    recount_batch_norm(model, _images(index, image_size=image_size, device=device))
+    return model
+
+
+def _images(index: ImageIndex, *, image_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Training images as detection sees them, spread over the split; the last batch only if it is whole."""
+    step = max(1, len(index) // _IMAGES)
+    batch_size = min(_BATCH, len(index))
+    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, every=step):
+        if len(batch.images) == batch_size:
+            yield batch.images.to(device).float() / 255
+
+
+def _measure(model: DetectionModel, index: ImageIndex, *, image_size: int) -> float:
+    figures = evaluate_split(model, index, image_size=image_size, batch_size=_BATCH, nms=COCO_NMS).figures
+    return figures.AP or 0.0
+
+
+def _write(output: Path, model: DetectionModel, used: Sequence[_Ingredient], *, ancestor: str) -> None:
+    first = used[0]
+    ancestors = first.lineage[: first.lineage.index(ancestor) + 1]
+    training = {"soup": [one.lineage[-1] for one in used], "ancestors": list(ancestors)}
+    names, size = first.weights.class_names, first.weights.image_size
+    save_weights(output, model, class_names=names, image_size=size, training=training)

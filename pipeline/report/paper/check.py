@@ -1,0 +1,137 @@
+"""Every computed #Param and FLOPs against the digits that the paper prints."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from pipeline.report.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
+from pipeline.report.paper.printed import LABELS, TITLES, PrintedRow, printed_table, read_csv, round_as
+from yolov7.settings import Settings
+
+QUANTITIES = ("params_m", "gflops")
+Verdict = Literal["equal", "erratum", "differs"]
+Excuses = Mapping[tuple[str, str, str], tuple[str, str]]
+_SIGNS = {"equal": "=", "erratum": "erratum", "differs": "DIFFERS"}
+
+
+class Figure(Settings):
+    """One printed figure and ours.
+
+    `differs` also where an erratum is listed but something else than it says is printed, or found.
+    """
+
+    quantity: str
+    printed: str
+    computed: float
+    verdict: Verdict
+
+
+class Comparison(Settings):
+    """One row of the paper, which several tables may print."""
+
+    model: str
+    size: int  # pixels
+    spec: str
+    counting: str
+    figures: tuple[Figure, ...]
+    tables: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether a printed digit was not met."""
+        return any(figure.verdict == "differs" for figure in self.figures)
+
+
+def compare_counts() -> tuple[Comparison, ...]:
+    """All rows that have a spec; SpecError where a spec that is named is not there."""
+    found: dict[Comparison, tuple[str, ...]] = {}
+    for table, comparison in _compare_tables():
+        found[comparison] = (*found.get(comparison, ()), table)
+    return tuple(comparison.model_copy(update={"tables": tables}) for comparison, tables in found.items())
+
+
+def cited_models() -> tuple[str, ...]:
+    """The models of Tables 1 to 3 and 9 of which there is no spec: their figures are the paper's alone."""
+    known = paper_models()
+    rows = [row for table in TITLES for row in printed_table(table).rows if _has_counts(row)]
+    return tuple(dict.fromkeys(row.model for row in rows if (row.model, row.size) not in known))
+
+
+def listed_errata() -> Excuses:
+    """By table, model and quantity: what is printed, and what the count is instead."""
+    return {
+        (line["table"], line["model"], line["quantity"]): (line["printed"], line["found"])
+        for line in read_csv("errata")
+    }
+
+
+def check_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """A line a model, then what came out."""
+    heads = "".join(f"{LABELS[quantity]:>10}{'ours':>10} {'':8}" for quantity in QUANTITIES)
+    head = f"{'model':<33}{'size':>5}  {'counted':<13}{heads}tables"
+    cited = textwrap.wrap(f"Cited only, no spec here: {', '.join(cited_models())}.", width=len(head))
+    return [head, *map(_line, comparisons), *_beside(), outcome_line(comparisons), *cited]
+
+
+def outcome_line(comparisons: Iterable[Comparison]) -> str:
+    """How many figures are met."""
+    verdicts = [figure.verdict for comparison in comparisons for figure in comparison.figures]
+    counts = {kind: verdicts.count(kind) for kind in ("equal", "erratum", "differs")}
+    return (
+        f"{len(verdicts)} figures of #Param and FLOPs: {counts['equal']} equal the printed digit, "
+        f"{counts['erratum']} are listed errata, {counts['differs']} differ."
+    )
+
+
+def _compare_tables() -> Iterator[tuple[str, Comparison]]:
+    models, excuses = paper_models(), listed_errata()
+    for table in TITLES:
+        for row in printed_table(table).rows:
+            model = models.get((row.model, row.size)) if row.size else None
+            if model and _has_counts(row):
+                yield table, _compare(table, row, model, excuses=excuses)
+
+
+def _compare(table: str, row: PrintedRow, model: PaperModel, *, excuses: Excuses) -> Comparison:
+    assert row.size is not None
+    counted = count_as_paper(model, row.size)
+    figures = tuple(
+        Figure(quantity=quantity, printed=printed, computed=computed, verdict=_judge(printed, computed, listed))
+        for quantity, computed in (("params_m", counted.params_m), ("gflops", counted.gflops))
+        if (printed := row.figures[quantity])
+        for listed in (excuses.get((table, row.model, quantity)),)
+    )
+    return Comparison(
+        model=row.model, size=row.size, spec=model.label, counting=model.counting, figures=figures, tables=()
+    )
+
+
+def _beside() -> list[str]:
+    notes = {name: deployed_note(model, size) for (name, size), model in paper_models().items()}
+    return [f"{name}: {note}" for name, note in notes.items() if note]
+
+
+def _judge(printed: str, computed: float, listed: tuple[str, str] | None) -> Verdict:
+    rounded = round_as(printed, computed)
+    if listed is None:
+        return "equal" if rounded == printed else "differs"
+    return "erratum" if listed == (printed, rounded) else "differs"
+
+
+def _has_counts(row: PrintedRow) -> bool:
+    return any(row.figures.get(quantity) for quantity in QUANTITIES)
+
+
+def _line(comparison: Comparison) -> str:
+    figures = {figure.quantity: figure for figure in comparison.figures}
+    cells = "".join(_figure_text(figures.get(quantity)) for quantity in QUANTITIES)
+    tables = ", ".join(table.removeprefix("table") for table in comparison.tables)
+    return f"{comparison.model:<33}{comparison.size:>5}  {comparison.counting:<13}{cells}{tables}"
+
+
+def _figure_text(figure: Figure | None) -> str:
+    if figure is None:
+        return " " * 29
+    return f"{figure.printed:>10}{figure.computed:>10.3f} {_SIGNS[figure.verdict]:<8}"

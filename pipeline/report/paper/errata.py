@@ -1,0 +1,223 @@
+"""Where the paper's tables err or count differently from row to row, each with the arithmetic that shows it.
+
+Nothing here is typed in but what the paper prints and what the reader should know: figures are counted on the specs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pipeline.report.paper.check import listed_errata
+from pipeline.report.paper.counting import SIDE, PaperModel, count_deployed, paper_models, rescaled
+from pipeline.report.paper.improvement import Improvement, improvements, rounding_range
+from pipeline.report.paper.printed import LABELS, TITLES, PrintedRow, printed_table
+from yolov7.settings import Settings
+
+Kind = Literal["misprint", "counting", "name", "division"]
+
+
+class Erratum(Settings):
+    """One finding. `arithmetic`: the steps, one a line."""
+
+    kind: Kind
+    where: str
+    printed: str
+    found: str
+    arithmetic: tuple[str, ...]
+
+
+def errata() -> tuple[Erratum, ...]:
+    """All findings: misprints, then ways of counting, names, and the division of the improvement rows."""
+    return (
+        *_misprints(),
+        *_training_graphs(),
+        *_rounded_first(),
+        *_before_folding(),
+        *_names(),
+        *_divisions(),
+    )
+
+
+def _misprints() -> Iterator[Erratum]:
+    for (table, name, quantity), (printed, found) in listed_errata().items():
+        row = next(row for row in printed_table(table).rows if row.model == name)
+        assert row.size is not None
+        model = paper_models()[name, row.size]
+        yield Erratum(
+            kind="misprint",
+            where=f"Table {table.removeprefix('table')}, {name}, {LABELS[quantity]}",
+            printed=printed,
+            found=found,
+            arithmetic=_parameters_step(model) if quantity == "params_m" else _flops_steps(model, row),
+        )
+
+
+def _parameters_step(model: PaperModel) -> tuple[str, ...]:
+    parameters = model.cost().parameters_deployed
+    return (f"{model.label} has {parameters:,} parameters deployed: {parameters / 1e6:.1f} M",)
+
+
+def _flops_steps(model: PaperModel, row: PrintedRow) -> tuple[str, ...]:
+    parameters = model.cost().parameters_deployed / 1e6
+    return (
+        f"{model.label}: {_sum_text(model)} G",
+        f"its parameters are those printed ({parameters:.2f} M, {row.figures['params_m']} M): the graph is the same",
+    )
+
+
+def _training_graphs() -> Iterator[Erratum]:
+    for (name, size), model in paper_models().items():
+        if model.counting != "training x4":
+            continue
+        cost = model.cost()
+        training, deployed = cost.gflops_built_with_bias, count_deployed(model, size)
+        yield Erratum(
+            kind="counting",
+            where=f"{_tables_of(name)}, {name}",
+            printed=f"{cost.parameters / 1e6:.1f} M, {rescaled(training, size):.1f} G",
+            found=f"deployed: {deployed.params_m:.1f} M, {deployed.gflops:.1f} G",
+            arithmetic=(
+                "the other 1280 px rows count the deployed graph, this one the training graph with its auxiliary head:",
+                f"training: {cost.parameters:,} parameters, 4 × {training:.1f} G = {rescaled(training, size):.1f} G",
+                f"deployed: {cost.parameters_deployed:,} parameters, 4 × {cost.gflops_with_bias:.1f} G = "
+                f"{deployed.gflops:.1f} G ({4 * cost.gflops:.1f} G without bias additions)",
+            ),
+        )
+
+
+def _rounded_first() -> Iterator[Erratum]:
+    """Once for each spec, under the name that Table 2 has for it."""
+    steps, printed, found = [], [], []
+    named = [(row.model, row.size) for row in printed_table("table2").rows]
+    for (name, size), model in paper_models().items():
+        if model.counting != "deployed x4" or (name, size) not in named:
+            continue
+        once = model.cost().gflops_with_bias
+        rounded, exact = f"{rescaled(once, size):.1f}", f"{4 * once:.1f}"
+        if exact != rounded:
+            steps.append(f"{name}: 4 × {once:.1f} G = {rounded} G, but 4 × {once:.3f} G = {exact} G")
+            printed.append(rounded)
+            found.append(exact)
+    if steps:
+        yield Erratum(
+            kind="counting",
+            where="FLOPs of 1280 px rows",
+            printed=", ".join(printed),
+            found=", ".join(found),
+            arithmetic=("the figure at 640 px is rounded before it is multiplied by 4:", *steps),
+        )
+
+
+def _before_folding() -> Iterator[Erratum]:
+    for (name, size), model in paper_models().items():
+        if model.counting != "unfolded":
+            continue
+        cost = model.cost()
+        deployed = cost.gflops_with_bias * (size / SIDE) ** 2
+        steps = [
+            "this row counts the graph before folding, those of other models the deployed one:",
+            f"before folding: 2 × {cost.gflops_built / 2:.3f} G multiply-accumulates of convolutions + "
+            f"{cost.gflops_unfolded - cost.gflops_built:.3f} G of batch norm = {cost.gflops_unfolded:.3f} G",
+            f"deployed: {_sum_text(model)} G",
+        ]
+        if size != SIDE:
+            scale = f"({size} / {SIDE})²"
+            steps.append(
+                f"at {size} px: {cost.gflops_unfolded:.1f} G × {scale} = {rescaled(cost.gflops_unfolded, size):.2f} G; "
+                f"deployed {cost.gflops_with_bias:.3f} G × {scale} = {deployed:.2f} G"
+            )
+        yield Erratum(
+            kind="counting",
+            where=f"{_tables_of(name)}, {name} at {size} px, {LABELS['gflops']}",
+            printed=f"{rescaled(cost.gflops_unfolded, size):.1f}",
+            found=f"deployed: {deployed:.1f}",
+            arithmetic=tuple(steps),
+        )
+
+
+def _names() -> Iterator[Erratum]:
+    """Rows of Table 1 that Table 2 prints under another name, found by their figures."""
+    same = ("params_m", "gflops")
+    for row in printed_table("table1").rows:
+        if not row.model.startswith("YOLOv4") or "[81]" not in row.model:
+            continue
+        for other in printed_table("table2").rows:
+            if all(row.figures[name] == other.figures[name] for name in same):
+                yield _renamed(row, other)
+
+
+def _renamed(row: PrintedRow, other: PrintedRow) -> Erratum:
+    aps = (row.figures["ap_val"], other.figures["ap_val"])
+    same = aps[0] == aps[1]
+    trained = "all three the same" if same else "all but the AP the same: one architecture, trained otherwise"
+    figures = "{params_m} M, {gflops} G, AP {ap_val}"
+    return Erratum(
+        kind="name",
+        where=f"Table 1, {row.model}",
+        printed=row.model,
+        found=other.model if same else f"the size of {other.model}",
+        arithmetic=(
+            f"Table 1: {figures.format_map(row.figures)}",
+            f"Table 2, {other.model}: {figures.format_map(other.figures)}; {trained}",
+        ),
+    )
+
+
+def _divisions() -> Iterator[Erratum]:
+    for row in improvements({}):
+        steps = tuple(_division_steps(row))
+        if steps:
+            shares = [change for change in row.changes if change.of_old is not None and change.printed != "="]
+            yield Erratum(
+                kind="division",
+                where=f"Table 1, improvement of {row.title}",
+                printed=", ".join(f"{LABELS[change.quantity]} {_minus(change.printed)}" for change in shares),
+                found=", ".join(f"{LABELS[change.quantity]} {signed(change.of_old, 0)}%" for change in shares),
+                arithmetic=steps,
+            )
+
+
+def _division_steps(row: Improvement) -> Iterator[str]:
+    new, old = (_printed_row("table1", key).figures for key in ((row.new, row.new_size), (row.old, row.old_size)))
+    for change in row.changes:
+        if change.of_old is None or change.printed == "=":
+            continue
+        a, b = new[change.quantity], old[change.quantity]
+        yield (
+            f"{LABELS[change.quantity]}: ({a} − {b}) / {a} = {signed(change.of_new, 1)} %, "
+            f"printed {_minus(change.printed)}; over the old value ({a} − {b}) / {b} = {signed(change.of_old, 1)} %"
+        )
+        if f"{signed(change.of_new, 0)}%" != _minus(change.printed):
+            low, high = rounding_range(a, b)
+            yield f"the rounding of {a} and {b} leaves open {signed(low, 1)} to {signed(high, 1)} %"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """With its sign, a true minus; a dash where there is none."""
+    return "-" if value is None else _minus(f"{value:+.{digits}f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _sum_text(model: PaperModel) -> str:
+    cost = model.cost()
+    biases = (cost.gflops_with_bias - cost.gflops) / 2
+    return (
+        f"2 × ({cost.gflops / 2:.3f} G multiply-accumulates + {biases:.3f} G bias additions) = "
+        f"{cost.gflops_with_bias:.3f}"
+    )
+
+
+def _printed_row(table: str, key: tuple[str, int]) -> PrintedRow:
+    return next(row for row in printed_table(table).rows if (row.model, row.size) == key)
+
+
+def _tables_of(name: str) -> str:
+    """`Tables 1, 2, 9`: those that have a row of this name."""
+    numbers = [
+        table.removeprefix("table") for table in TITLES if any(row.model == name for row in printed_table(table).rows)
+    ]
+    return f"Table{'s' * (len(numbers) > 1)} {', '.join(numbers)}"

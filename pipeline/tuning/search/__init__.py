@@ -1,0 +1,1 @@
+"""Which model to train next: the search space, samplers and successive halving."""

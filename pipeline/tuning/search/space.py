@@ -1,0 +1,200 @@
+"""The models that a search may train: of one family, made by the scaling rules, their cost known beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import log2
+from typing import NamedTuple
+
+from pipeline.params import TuneRule, TuneSettings
+from yolov7.errors import SpecError
+from yolov7.nn.cost import Cost
+from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
+from yolov7.spec.block_schema import ComputationalRow, DetectRow, ElanRow, UpRow, UpsampleRow
+from yolov7.spec.graph import ModelSpec, infer_shapes
+from yolov7.spec.scaling import Rule, scale_spec
+from yolov7.spec.spec_files import spec_to_json
+
+DEPTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # factors that every part of a model may get
+WIDTHS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 1.75, 2.0)
+_RULES: Mapping[TuneRule, Rule] = {"compound": "compound", "width": "width", "depth": "depth", "free": "both"}
+_DRAWS = 20  # tries for every model that is wanted, since different factors may give the same model
+
+CostOf = Callable[[ModelSpec, int], Cost]  # of a spec at an image size
+
+
+class Choice(NamedTuple):
+    """One way to make a model of the base: a factor on the depth of each part, one on the width, and the rest."""
+
+    rule: TuneRule
+    depths: tuple[float, ...]  # by part of the base, in their order
+    width: float
+    image_size: int
+    auxiliary: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that a search may train. `rules`: all by which it can be had; `features`: what a sampler sees of it.
+
+    `gflops` counts the deployed model as the paper does, `training_gflops` one forward of the model that is trained.
+    """
+
+    key: str
+    label: str
+    rules: tuple[TuneRule, ...]
+    spec_json: str
+    image_size: int
+    auxiliary: bool
+    features: tuple[tuple[str, float], ...]
+    gflops: float
+    training_gflops: float
+    parameters: int
+    parameters_deployed: int
+
+    def training_flop(self, images: int) -> float:
+        """Of training on so many images: a forward and a backward pass, which costs twice the forward one."""
+        return 3e9 * self.training_gflops * images
+
+
+def list_parts(spec: ModelSpec) -> dict[str, tuple[str, ...]]:
+    """The parts of a model with a depth of their own: each stage of the backbone, the neck, the head; with their rows.
+
+    The neck begins with the first map that is upsampled, the head with the first that is downsampled again.
+    """
+    shapes, parts, place = infer_shapes(spec), dict[str, list[str]](), "backbone"
+    for name, row in spec.rows.items():
+        if isinstance(row, UpRow | UpsampleRow):
+            place = "neck"
+        elif place == "neck" and shapes[name].stride > shapes[row.sources[0]].stride:
+            place = "head"
+        if isinstance(row, ComputationalRow):
+            parts.setdefault(name if place == "backbone" else place, []).append(name)
+    return {part: tuple(rows) for part, rows in parts.items()}
+
+
+def build_model(base: ModelSpec, choice: Choice) -> ModelSpec:
+    """The spec that a choice describes."""
+    depth = {row: factor for rows, factor in zip(list_parts(base).values(), choice.depths, strict=True) for row in rows}
+    spec = base
+    if choice.rule == "width":
+        spec = scale_spec(base, rule="width", width=choice.width)
+    elif depth:
+        spec = scale_spec(base, rule=_RULES[choice.rule], depth=depth, width=choice.width)
+    return with_auxiliary(spec) if choice.auxiliary else without_auxiliary(spec)
+
+
+def check_base(base: ModelSpec, rules: Iterable[TuneRule]) -> None:
+    """SpecError where a rule cannot scale the base."""
+    needing = [rule for rule in rules if rule != "width"]
+    if needing and not list_parts(base):
+        raise SpecError(
+            f"rule {needing[0]} scales the depth of blocks, but base {base.name!r} has none; try --rule width"
+        )
+
+
+def draw_candidates(
+    base: ModelSpec,
+    settings: TuneSettings,
+    *,
+    image_sizes: tuple[int, ...],
+    auxiliary: tuple[bool, ...],
+    cost_of: CostOf,
+    generator: random.Random,
+) -> tuple[Candidate, ...]:
+    """Different models, about `settings.candidates` by each rule: first the family of one factor, then random ones."""
+    check_base(base, settings.rules)
+    found: dict[str, Candidate] = {}
+    for rule in settings.rules:
+        by_rule: set[str] = set()
+        choices = _choices(rule, len(list_parts(base)), image_sizes, auxiliary, generator)
+        for _, choice in zip(range(_DRAWS * settings.candidates), choices, strict=False):
+            if len(by_rule) >= settings.candidates:
+                break
+            spec = build_model(base, choice)
+            key = model_key(spec, choice.image_size)
+            by_rule.add(key)
+            if key not in found:
+                found[key] = _candidate(base, spec, choice, key=key, cost=cost_of(spec, choice.image_size))
+            elif rule not in found[key].rules:
+                found[key] = replace(found[key], rules=(*found[key].rules, rule))
+    return tuple(found.values())
+
+
+def model_key(spec: ModelSpec, image_size: int) -> str:
+    """Eight hexadecimal digits that two choices share if they train the same model."""
+    rows = json.loads(spec_to_json(spec))["rows"]
+    return hashlib.sha256(json.dumps([rows, spec.activation, image_size]).encode()).hexdigest()[:8]
+
+
+def _choices(
+    rule: TuneRule, parts: int, sizes: tuple[int, ...], auxiliary: tuple[bool, ...], generator: random.Random
+) -> Iterator[Choice]:
+    """The one-factor family at the first image size, then random choices without end."""
+    for factor in WIDTHS if rule == "width" else DEPTHS:
+        depth, width = (1.0, factor) if rule == "width" else (factor, 1.0)
+        yield Choice(rule, (depth,) * parts, width, sizes[0], auxiliary[0])
+    while True:
+        depths = (1.0,) * parts if rule == "width" else tuple(_drawn_depths(parts, generator))
+        width = generator.choice(WIDTHS) if rule in ("width", "free") else 1.0
+        yield Choice(rule, depths, width, generator.choice(sizes), generator.choice(auxiliary))
+
+
+def _drawn_depths(parts: int, generator: random.Random) -> Iterator[float]:
+    """Around a common factor, so that models of every cost are drawn, not only those of the mean."""
+    centre = generator.randrange(len(DEPTHS))
+    for _ in range(parts):
+        yield DEPTHS[min(max(centre + generator.choice((-1, 0, 0, 1)), 0), len(DEPTHS) - 1)]
+
+
+def _candidate(base: ModelSpec, spec: ModelSpec, choice: Choice, *, key: str, cost: Cost) -> Candidate:
+    return Candidate(
+        key=key,
+        label=_label(base, choice),
+        rules=(choice.rule,),
+        spec_json=spec_to_json(spec),
+        image_size=choice.image_size,
+        auxiliary=choice.auxiliary,
+        features=tuple(_features(base, spec, choice).items()),
+        gflops=cost.gflops_with_bias,
+        training_gflops=cost.gflops_built,
+        parameters=cost.parameters,
+        parameters_deployed=cost.parameters_deployed,
+    )
+
+
+def _label(base: ModelSpec, choice: Choice) -> str:
+    """`compound p2 1.5, neck 2`."""
+    if choice.rule == "width" or not choice.depths:
+        changed = [f"{choice.width:g}"]
+    elif len(set(choice.depths)) == 1:
+        changed = [f"{choice.depths[0]:g}"]
+    else:
+        named = zip(list_parts(base), choice.depths, strict=True)
+        changed = [f"{part} {depth:g}" for part, depth in named if depth != 1]
+    changed += [f"width {choice.width:g}"] * (choice.rule == "free" and choice.width != 1)
+    return f"{choice.rule} {', '.join(changed)}" + " with auxiliary head" * choice.auxiliary
+
+
+def _features(base: ModelSpec, spec: ModelSpec, choice: Choice) -> dict[str, float]:
+    """Of the model itself, not of the way to it: depths, mean growth of the widths (doublings), image size."""
+    depths = {part: float(spec.rows[rows[0]].depth) for part, rows in list_parts(base).items()}  # type: ignore[union-attr]
+    old, new = infer_shapes(base), infer_shapes(spec)
+    names = [name for name, row in spec.rows.items() if not isinstance(row, DetectRow)]
+    width = sum(log2(new[name].channels / old[name].channels) for name in names) / len(names)
+    hidden = [
+        log2(after.hidden / before.hidden)
+        for before, after in zip(base.rows.values(), spec.rows.values(), strict=True)
+        if isinstance(before, ElanRow) and isinstance(after, ElanRow)
+    ]
+    return {
+        **{f"depth_{part}": depth for part, depth in depths.items()},
+        "width": width,
+        "hidden": sum(hidden) / max(len(hidden), 1),
+        "image_size": float(choice.image_size),
+        "auxiliary": float(choice.auxiliary),
+    }

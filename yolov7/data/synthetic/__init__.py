@@ -1,0 +1,1 @@
+"""The embedded data set, which is drawn from a seed."""

@@ -1,0 +1,119 @@
+"""Re-parameterisation: a trained model to an equivalent one of plain convolutions (the paper's section 4.1, 4.3)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from yolov7.nn.blocks import ConvAct, ConvBnAct, RepConv
+from yolov7.nn.heads import Detect
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.auxiliary import without_auxiliary
+from yolov7.spec.graph import ModelSpec
+
+KernelAndBias = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def fuse(model: DetectionModel) -> DetectionModel:
+    """A new model, in evaluation mode, whose outputs are this one's: batch norms, branches and implicit vectors folded.
+
+    It has no auxiliary head. The model itself stays as it is. A fused model comes back as a copy.
+    """
+    fused = (copy.deepcopy(model) if model.spec.head.auxiliary is None else strip_auxiliary(model)).eval()
+    _fuse_children(fused)
+    fused.fused = True
+    return fused
+
+
+def strip_auxiliary(model: DetectionModel) -> DetectionModel:
+    """A copy without the auxiliary head, which only training needs; its spec has none either."""
+    state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("head.auxiliary_")}
+    return rebuild(model, spec=without_auxiliary(model.spec), state=state)
+
+
+def rebuild(model: DetectionModel, *, spec: ModelSpec, state: Mapping[str, Tensor]) -> DetectionModel:
+    """A model of another spec with these tensors, for the same classes; fused and in training mode as this one is."""
+    with torch.device("meta"):
+        new = DetectionModel(spec, num_classes=model.num_classes)
+        if model.fused:
+            new = fuse(new)
+    new.load_state_dict(state, assign=True)
+    new.anchors_px = model.anchors_px.clone()
+    return new.train(model.training)
+
+
+def fold_norm(kernel: Tensor, norm: nn.BatchNorm2d) -> KernelAndBias:
+    """Kernel (out, in, k, k) and bias (out,) of a convolution without bias followed by a batch norm, in float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if kernel.is_meta:
+        return kernel, norm.bias  # only the shapes count there
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return kernel.double() * scale.view(-1, 1, 1, 1), norm.bias.double() - norm.running_mean.double() * scale
+
+
+def fuse_conv(block: ConvBnAct) -> ConvAct:
+    """The convolution with its batch norm folded into it."""
+    return ConvAct(_with_bias(block.conv, *fold_norm(block.conv.weight, block.bn)), block.act)
+
+
+def fuse_rep_conv(block: RepConv) -> ConvAct:
+    """The sum of all branches as one 3x3 convolution; the 1x1 kernels lie in its centre."""
+    dense, pointwise = (_conv_and_norm(branch) for branch in (block.dense, block.pointwise))
+    kernel, bias = fold_norm(dense[0].weight, dense[1])
+    kernel_1x1, bias_1x1 = fold_norm(pointwise[0].weight, pointwise[1])
+    kernel = kernel + nn.functional.pad(kernel_1x1, [1, 1, 1, 1])
+    bias = bias + bias_1x1
+    if block.identity is not None:
+        unit = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device)[..., None, None]
+        unit = unit.repeat(dense[0].groups, 1, 1, 1)
+        kernel_identity, bias_identity = fold_norm(unit, block.identity)
+        kernel = kernel + nn.functional.pad(kernel_identity, [1, 1, 1, 1])
+        bias = bias + bias_identity
+    return ConvAct(_with_bias(dense[0], kernel, bias), block.act)
+
+
+def fuse_detect(head: Detect) -> Detect:
+    """The same head, its implicit vectors folded into the convolutions: b' = (b + W ia) im, W' = W im."""
+    for i in range(len(head.ia)):
+        conv = head.convs[i]
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        kernel, scale = conv.weight.double(), head.im[i].double().view(-1)
+        shift = kernel.flatten(1) @ head.ia[i].double().view(-1)
+        head.convs[i] = _with_bias(conv, kernel * scale.view(-1, 1, 1, 1), (conv.bias.double() + shift) * scale)
+    head.ia, head.im = nn.ParameterList(), nn.ParameterList()
+    return head
+
+
+def _fuse_children(parent: nn.Module) -> None:
+    for name, child in parent.named_children():
+        match child:
+            case ConvBnAct():
+                setattr(parent, name, fuse_conv(child))
+            case RepConv():
+                setattr(parent, name, fuse_rep_conv(child))
+            case Detect():
+                fuse_detect(child)
+            case _:
+                _fuse_children(child)
+
+
+def _conv_and_norm(branch: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv, norm = branch
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return conv, norm
+
+
+def _with_bias(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution like this one, of its precision, with another kernel and a bias."""
+    (side, _), (stride, _) = conv.kernel_size, conv.stride
+    new = nn.Conv2d(conv.in_channels, conv.out_channels, side, stride, side // 2, groups=conv.groups, device="meta")
+    new.weight = nn.Parameter(kernel.to(conv.weight.dtype), requires_grad=False)
+    new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+    return new

@@ -1,0 +1,108 @@
+"""The detection head with implicit knowledge, and the decoding of its maps into boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from yolov7.nn.blocks import ConvBnAct
+from yolov7.spec.block_schema import DetectRow
+from yolov7.spec.row import Shape
+from yolov7.structures import HeadMaps
+
+_PRIOR_OBJECTS = 8.0  # objects that an image of _PRIOR_SIDE pixels is taken to hold, before training
+_PRIOR_SIDE = 640.0
+_PRIOR_CLASS = 0.6
+
+
+@final
+class Detect(nn.Module):
+    """One 1x1 convolution a level, within implicit knowledge where wanted: im * (W (x + ia) + b) (section 4.3).
+
+    The auxiliary head, if the row has one, has a 3x3 convolution before each of its own, and no implicit knowledge.
+    Lead maps, then auxiliary ones, (B, C, H, W) -> HeadMaps of (B, anchors, H, W, 5 + classes).
+    """
+
+    def __init__(
+        self,
+        row: DetectRow,
+        levels: Sequence[Shape],
+        taps: Sequence[Shape] = (),
+        *,
+        num_classes: int,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        self.num_anchors = len(row.anchors[0]) // 2
+        outputs = self.num_anchors * (5 + num_classes)
+        widths = (row.auxiliary.out if row.auxiliary else None) or [level.channels for level in levels]
+        stems = [ConvBnAct(tap.channels, n, activation=activation) for tap, n in zip(taps, widths, strict=False)]
+        self.auxiliary_stems = nn.ModuleList(stems)
+        self.convs = nn.ModuleList(nn.Conv2d(level.channels, outputs, 1) for level in levels)
+        self.auxiliary_convs = nn.ModuleList(nn.Conv2d(stem.conv.out_channels, outputs, 1) for stem in stems)
+        implicit = levels if row.implicit else ()
+        self.ia = nn.ParameterList(_implicit(level.channels, mean=0.0) for level in implicit)
+        self.im = nn.ParameterList(_implicit(outputs, mean=1.0) for _ in implicit)
+        for convs in (self.convs, self.auxiliary_convs):
+            self._init_biases(convs, [level.stride for level in levels], num_classes)
+
+    def forward(self, *maps: Tensor) -> HeadMaps:
+        """Without the auxiliary head's maps, only the lead's are computed."""
+        levels = len(self.convs)
+        lead = tuple(self._level(i, x) for i, x in enumerate(maps[:levels]))
+        return HeadMaps(lead, tuple(self._auxiliary(i, x) for i, x in enumerate(maps[levels:])))
+
+    def _level(self, level: int, x: Tensor) -> Tensor:
+        y: Tensor = self.convs[level](x + self.ia[level]) * self.im[level] if len(self.ia) else self.convs[level](x)
+        return self._split(y)
+
+    def _auxiliary(self, level: int, x: Tensor) -> Tensor:
+        return self._split(self.auxiliary_convs[level](self.auxiliary_stems[level](x)))
+
+    def _split(self, y: Tensor) -> Tensor:
+        batch, outputs, height, width = y.shape  # B, anchors * (5 + classes), H, W
+        split = y.reshape(batch, self.num_anchors, outputs // self.num_anchors, height, width)
+        return split.permute(0, 1, 3, 4, 2).contiguous()
+
+    @torch.no_grad()
+    def _init_biases(self, convs: nn.ModuleList, strides: Sequence[int], num_classes: int) -> None:
+        """Objectness and classes start near how often they occur, so that the first steps are not spent on it."""
+        for conv, stride in zip(convs, strides, strict=False):
+            assert isinstance(conv, nn.Conv2d)
+            assert conv.bias is not None
+            bias = conv.bias.view(self.num_anchors, -1)
+            bias[:, 4] += math.log(_PRIOR_OBJECTS / (_PRIOR_SIDE / stride) ** 2)
+            bias[:, 5:] += math.log(_PRIOR_CLASS / (num_classes - 0.99))
+
+
+def decode_maps(
+    maps: Sequence[Float[Tensor, "batch anchors _ _ outputs"]],
+    *,
+    anchors_px: Float[Tensor, "levels anchors 2"],
+    strides: Sequence[int],
+) -> Float[Tensor, "batch boxes outputs"]:
+    """Raw maps to cx, cy, w, h in input pixels and probabilities; levels in order, anchor-major inside; >= float32."""
+    levels = zip(maps, anchors_px, strides, strict=True)
+    return torch.cat([_decode_level(raw, anchors, stride) for raw, anchors, stride in levels], dim=1)
+
+
+def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
+    batch, num_anchors, height, width, outputs = raw.shape
+    s = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()  # half precision has no exact grid
+    rows = torch.arange(height, device=raw.device, dtype=s.dtype)
+    columns = torch.arange(width, device=raw.device, dtype=s.dtype)
+    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # H W 2: x, y
+    xy = (2.0 * s[..., :2] - 0.5 + cells) * stride
+    wh = (2.0 * s[..., 2:4]) ** 2 * anchors.to(s).view(1, num_anchors, 1, 1, 2)
+    return torch.cat([xy, wh, s[..., 4:]], dim=-1).view(batch, num_anchors * height * width, outputs)
+
+
+def _implicit(width: int, *, mean: float) -> nn.Parameter:
+    # drawn on the CPU: on the meta device, drawing first loads seconds of decompositions
+    drawn = mean + 0.02 * torch.randn(1, width, 1, 1, device="cpu")
+    return nn.Parameter(drawn.to(torch.get_default_device()))

@@ -1,0 +1,1 @@
+"""Weight files: the native format, and transfer between models."""
