@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from yolov7.errors import SpecError, one_line, shown
+from yolov7.errors import SpecError, one_line, shown, suggest
 from yolov7.recipes import expand_recipe, merge
 from yolov7.settings import (
     COCO_ENGINE,
@@ -26,7 +26,7 @@ from yolov7.settings import (
     Settings,
     TrainSettings,
 )
-from yolov7.spec.graph import infer_shapes, suggest
+from yolov7.spec.graph import infer_shapes
 from yolov7.spec.scaling import Rule
 from yolov7.spec.spec_files import ModelSpec, resolve_spec
 from yolov7.system.files import is_file
@@ -97,7 +97,8 @@ class Variant(Settings):
     swap: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rows that differ, key by key")
     scale: ScaleSettings | None = None
     auxiliary: bool | None = Field(None, description="with an auxiliary head or without; null: as the spec has it")
-    train: dict[str, Any] = Field(default_factory=dict, description="overrides of `train`, as nested as it is")
+    train: dict[str, Any] = Field(default_factory=dict, description="Overrides of `train`, with the same nesting.")
+    ray: dict[str, Any] = Field(default_factory=dict, description="Overrides of `ray`.")
 
     def build_spec(self) -> ModelSpec:
         """The resolved spec, in this order: swap, scale, auxiliary; SpecError where it cannot be had."""
@@ -138,8 +139,11 @@ class BenchmarkSettings(Settings):
 _Workers = Annotated[int, Field(ge=1)]
 
 
-class RayTrainSettings(Settings):
-    """How training is spread; RAY_ADDRESS names a cluster to join, without it one is started on this machine."""
+class RaySettings(Settings):
+    """Where training runs; nothing here affects the result.
+
+    The environment variable RAY_ADDRESS names a cluster to join. Without it, a cluster is started on this machine.
+    """
 
     workers: _Workers | tuple[_Workers, _Workers] = Field(
         1, description="a number, or [fewest, most]: at any time as many as there is room for"
@@ -216,22 +220,14 @@ class TrackingSettings(Settings):
     )
 
 
-class PipelineTrainSettings(TrainSettings, RayTrainSettings):
-    """The `train` section: the settings of a run, and how it is spread over workers."""
-
-    @property
-    def run(self) -> TrainSettings:
-        """What decides the result; the rest is how it is spread."""
-        return TrainSettings.model_validate(self.model_dump(include=set(TrainSettings.model_fields)))
-
-
 class Params(Settings):
     """The whole of params.yaml."""
 
     data: DataSettings = DataSettings()
     seeds: tuple[int, ...] = (0,)
     variants: dict[str, Variant] = Field(min_length=1)
-    train: PipelineTrainSettings = PipelineTrainSettings()
+    train: TrainSettings = TrainSettings()
+    ray: RaySettings = RaySettings()
     reparam: ReparamSettings = ReparamSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
@@ -269,14 +265,21 @@ class Params(Settings):
             raise ValueError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {', '.join(self.variants)}")
         return self.variants[name]
 
-    def train_settings(self, name: str) -> PipelineTrainSettings:
+    def train_settings(self, name: str) -> TrainSettings:
         """`train` with the overrides of a variant."""
         overrides = self.variant(name).train
         merged = merge(self.train.model_dump(), expand_recipe(overrides))
         try:
-            return PipelineTrainSettings.model_validate(merged)
+            return TrainSettings.model_validate(merged)
         except ValidationError as error:
             raise ValueError(f"variants.{name}.train.{first_error(error)}") from None
+
+    def ray_settings(self, name: str) -> RaySettings:
+        """`ray` with the overrides of a variant."""
+        try:
+            return RaySettings.model_validate(merge(self.ray.model_dump(), self.variant(name).ray))
+        except ValidationError as error:
+            raise ValueError(f"variants.{name}.ray.{first_error(error)}") from None
 
     def tune_settings(self, options: Mapping[str, Any]) -> TuneSettings:
         """`tune` with the options of a command that are not None."""

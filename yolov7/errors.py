@@ -1,21 +1,42 @@
-"""The errors that a user can cause; each message names the thing, its value, the rule and the remedy, in one line."""
+"""Errors that a user can correct. Each message names the thing, its value, the rule and the remedy, in one line.
+
+Only these errors, and an `OSError` about a file that the user named, are shown as one line. Every other exception is a
+bug: it shows a traceback.
+"""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import reprlib
+from collections.abc import Iterable
 
 
-class SpecError(ValueError):
+class UserError(ValueError):
+    """Base of all errors that a user can correct.
+
+    It is a `ValueError`, so that pydantic reports it with the key that it concerns.
+    """
+
+
+class SettingError(UserError):
+    """A setting, an option or an argument that cannot be used."""
+
+
+class SpecError(UserError):
     """A model specification that cannot be built."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Images or annotations that cannot be used."""
 
 
-class ArtifactError(ValueError):
-    """A file handed from one stage to the next that is missing, damaged or of another make."""
+class ArtifactError(UserError):
+    """A file that is missing, damaged, or does not fit the files that it is used with."""
+
+
+class TrainingError(UserError):
+    """A training run that cannot go on."""
 
 
 def one_line(message: object, *, limit: int = 400) -> str:
@@ -33,8 +54,14 @@ def told(error: BaseException) -> str:
 
 
 def is_mendable(error: BaseException) -> bool:
-    """Whether it is the user's to mend, so that trying again would only repeat it."""
-    return isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in _REMEDIES)
+    """Return whether the user has to correct the cause, so that a retry would only repeat the error."""
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _REMEDIES)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` if a known name is similar to `name`, else an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def shown(value: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.params import PARAMS_FILE, load_params
-from yolov7.spec.graph import suggest
+from yolov7.errors import suggest
 from yolov7.system.yaml_files import read_yaml
 
 FOLDER = Path("experiments")

@@ -41,7 +41,7 @@ def inspect(params: Params, variant: str, seed: int) -> None:
     samples.jpg: training samples as the variant's settings vary them. assignment.jpg, once it is trained: objects, and
     the cells that the lead head, and the auxiliary head if there is one, learn them from.
     """
-    settings = params.train_settings(variant).run
+    settings = params.train_settings(variant)
     index = load_index(stage_folder("prepare") / "train.npz")
     folder = fresh_folder(stage_folder("inspect", variant, seed))
     spec = params.variant(variant).build_spec()

@@ -207,7 +207,7 @@ class _Follower:
 def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
     prepared = _prepared()
     model = params.variant(variant).model_dump(exclude={"train"}, exclude_defaults=True)
-    run.log_params(model | params.train_settings(variant).run.model_dump())
+    run.log_params(model | params.train_settings(variant).model_dump())
     run.log_dataset(
         params.data.format,
         digest=prepared.content_hash,

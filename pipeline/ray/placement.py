@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from pipeline.params import RayTrainSettings
+from pipeline.params import RaySettings
 
 LOOK_SECONDS = 5.0  # between two looks at a cluster's nodes
 
@@ -41,7 +41,7 @@ def room(nodes: Sequence[Node], share: Share) -> int:
     return sum(_room_on(node, share) for node in nodes)
 
 
-def choose_share(settings: RayTrainSettings, nodes: Sequence[Node]) -> Share:
+def choose_share(settings: RaySettings, nodes: Sequence[Node]) -> Share:
     """What the settings say, and for `auto` what suits the nodes.
 
     A GPU each where there is one for each of the fewest workers; and the most CPUs with which no fewer workers have
@@ -58,7 +58,7 @@ def choose_share(settings: RayTrainSettings, nodes: Sequence[Node]) -> Share:
     return Share(next(fitting, 1), gpus)
 
 
-def lack_of_room(settings: RayTrainSettings, nodes: Sequence[Node], share: Share) -> str | None:
+def lack_of_room(settings: RaySettings, nodes: Sequence[Node], share: Share) -> str | None:
     """What to tell where not even the fewest workers have room; None where they have."""
     found = room(nodes, share)
     if found >= settings.fewest_workers:

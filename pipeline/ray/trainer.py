@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import RayTrainSettings
+from pipeline.params import RaySettings
 from pipeline.ray.follow import TICK_SECONDS, ask_to_leave, follow
 from pipeline.ray.parent_process import Repro
 from pipeline.ray.placement import LOOK_SECONDS, Lookout, Node, Share, choose_share, lack_of_room, room
@@ -40,7 +40,7 @@ _SIGHT_SECONDS = 10.0  # in which shared storage shows a new file to every node
 _ELASTIC_START_SECONDS = 15.0  # after which Ray looks again how many workers have room
 
 
-def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callable[[], None]) -> None:
+def train_with_ray(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[], None]) -> None:
     """Trains a job on one or more Ray workers; `on_tick` is called about twice a second meanwhile.
 
     Joins the cluster of RAY_ADDRESS, or starts one on this machine for the time of the training.
@@ -72,7 +72,7 @@ def train_with_ray(job: TrainJob, settings: RayTrainSettings, *, on_tick: Callab
                 raise ValueError(error_file.read_text(encoding="utf-8"))
 
 
-def _check_batch(job: TrainJob, settings: RayTrainSettings) -> None:
+def _check_batch(job: TrainJob, settings: RaySettings) -> None:
     batch, workers = job.settings.batch_size, settings.most_workers
     if batch < workers:
         raise ValueError(
@@ -81,7 +81,7 @@ def _check_batch(job: TrainJob, settings: RayTrainSettings) -> None:
         )
 
 
-def _check_statistics(settings: RayTrainSettings, share: Share) -> None:
+def _check_statistics(settings: RaySettings, share: Share) -> None:
     if settings.sync_batch_norm and not share.gpus:
         raise ValueError(
             f"train.sync_batch_norm=true needs GPUs, for torch has it on them alone, and a worker gets {share} here; "
@@ -90,7 +90,7 @@ def _check_statistics(settings: RayTrainSettings, share: Share) -> None:
 
 
 @contextmanager
-def cluster(settings: RayTrainSettings) -> Iterator[Share]:
+def cluster(settings: RaySettings) -> Iterator[Share]:
     """A connection to Ray; yields what a worker gets."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     is_elastic = settings.fewest_workers < settings.most_workers
@@ -190,7 +190,7 @@ def _free_nodes() -> list[Node]:
     ]
 
 
-def _lack(settings: RayTrainSettings, share: Share) -> str | None:
+def _lack(settings: RaySettings, share: Share) -> str | None:
     """What is missing for the workers, if anything: the cluster's head, or room."""
     if address := os.environ.get("RAY_ADDRESS"):
         try:
@@ -235,7 +235,7 @@ def _give_room_back(run_folder: Path) -> None:
         TrainAutoscalingCoordinatorClient(reserved.read_text(encoding="utf-8")).cancel_resource_request()
 
 
-def _fit(job: TrainJob, settings: RayTrainSettings, share: Share) -> None:
+def _fit(job: TrainJob, settings: RaySettings, share: Share) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

@@ -42,7 +42,7 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
     stage has ended needs no training to be done again; `forget_run` removes it.
     """
     job = build_job(params, variant=variant, seed=seed)
-    settings = params.train_settings(variant)
+    settings = params.ray_settings(variant)
     copy = copy_of_run(params, variant=variant, seed=seed)
     _claim(job, copy)
     with kept_up_to_date(copy, job.run_folder) if copy else nullcontext():
@@ -59,7 +59,7 @@ def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], 
 
 def copy_of_run(params: Params, *, variant: str, seed: int) -> RunCopy | None:
     """The copy that `train.storage` asks for."""
-    storage = params.train_settings(variant).storage
+    storage = params.ray_settings(variant).storage
     return RunCopy(storage, variant=variant, seed=seed) if storage else None
 
 
@@ -94,7 +94,7 @@ def _claim(job: TrainJob, copy: RunCopy | None) -> None:
 def build_job(params: Params, *, variant: str, seed: int) -> TrainJob:
     """The training run that params.yaml describes, on the prepared data."""
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
-    settings = params.train_settings(variant).run
+    settings = params.train_settings(variant)
     weights = None if settings.weights is None else settings.weights.resolve()
     return TrainJob(
         spec_json=spec_to_json(params.variant(variant).build_spec()),

@@ -10,7 +10,7 @@ import psutil
 
 from pipeline.artifacts.files import RUNS, stage_folder, stage_lock, whole_folder
 from pipeline.console import console, stage_line
-from pipeline.params import Params, RayTrainSettings, TuneSettings
+from pipeline.params import Params, RaySettings, TuneSettings
 from pipeline.ray.parent_process import Repro
 from pipeline.ray.trainer import cluster
 from pipeline.tuning.budget.costs import Caps, Remembered
@@ -36,7 +36,7 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
         journal = Journal(FOLDER)
         check_resume(setup, journal, folder=FOLDER, resume=resume)
         clock = Clock(began, before=journal.seconds())
-        with cluster(RayTrainSettings()):
+        with cluster(RaySettings()):
             share = ray_side.share_of_cluster(trials_per_gpu=settings.trials_per_gpu)
             setup = _without_slow(setup, share)
             ledger = _make_ledger(setup, journal, share, clock)
@@ -48,7 +48,7 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
                     journal.note_seconds(clock.seconds())
                     repro.check()
 
-                _train(driver, setup, share=share, max_failures=params.train.max_failures, on_tick=tick)
+                _train(driver, setup, share=share, max_failures=params.ray.max_failures, on_tick=tick)
                 _finish(params, setup, driver, tracked)
         forget(FOLDER)  # last of all: until here a kill costs no trial
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import PreparedData, read_json, stage_folder
-from pipeline.params import Params, PipelineTrainSettings, TuneSettings
+from pipeline.params import Params, TuneSettings
 from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount
 from pipeline.tuning.budget.costs import Caps, counted_costs
 from pipeline.tuning.budget.plan import Plan
 from pipeline.tuning.search.space import Candidate, draw_candidates
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
-from yolov7.errors import SpecError
-from yolov7.spec.graph import ModelSpec, infer_shapes, suggest
+from yolov7.errors import SpecError, suggest
+from yolov7.settings import TrainSettings
+from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, load_spec, spec_to_json
 from yolov7.training.job import TrainJob
 
@@ -32,7 +33,7 @@ class Setup:
     budget: Budget
     base_name: str
     base: ModelSpec
-    train: PipelineTrainSettings
+    train: TrainSettings
     data: PreparedData
     candidates: tuple[Candidate, ...]  # within the caps that are known beforehand
     left_out: int  # above them
@@ -41,7 +42,7 @@ class Setup:
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change when other models could be trained, or in another way."""
         settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
-        parts = (spec_to_json(self.base), settings, self.train.run.model_dump_json(), self.data.content_hash)
+        parts = (spec_to_json(self.base), settings, self.train.model_dump_json(), self.data.content_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def describe(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Setup:
         }
         return TrainJob(
             spec_json=candidate.spec_json,
-            settings=self.train.run.model_copy(update=changes),
+            settings=self.train.model_copy(update=changes),
             seed=self.settings.seed,
             data_folder=stage_folder("prepare").resolve(),
             data_hash=self.data.content_hash,
@@ -110,7 +111,7 @@ def check_resume(setup: Setup, journal: Journal, *, folder: Path, resume: bool) 
         )
 
 
-def _find_base(params: Params, name: str) -> tuple[ModelSpec, PipelineTrainSettings]:
+def _find_base(params: Params, name: str) -> tuple[ModelSpec, TrainSettings]:
     if name in params.variants:
         return params.variants[name].build_spec(), params.train_settings(name)
     try:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from pipeline.params import RayTrainSettings
+from pipeline.params import RaySettings
 from pipeline.ray.trainer import train_with_ray
 from tests.bench.comparison import Row
 from tests.integration.runs import make_job, prepared
@@ -98,7 +98,7 @@ def _train_directly(job: TrainJob) -> None:
 
 
 def _train_through_ray(job: TrainJob) -> None:
-    settings = RayTrainSettings(cpus_per_worker=torch.get_num_threads())
+    settings = RaySettings(cpus_per_worker=torch.get_num_threads())
     train_with_ray(job, settings, on_tick=lambda: None)
 
 

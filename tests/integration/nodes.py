@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 import pipeline.ray.trainer
-from pipeline.params import RayTrainSettings
+from pipeline.params import RaySettings
 from tests.integration.project import BIN, ROOT
 from tests.integration.runs import fix_statistics
 from tests.integration.servers import free_port
@@ -241,7 +241,7 @@ def _drive() -> None:
         import ray
 
         ray.__version__ = "2.0.0"
-    settings = RayTrainSettings.model_validate(given["settings"])
+    settings = RaySettings.model_validate(given["settings"])
     try:
         pipeline.ray.trainer.train_with_ray(TrainJob.model_validate(given["job"]), settings, on_tick=lambda: None)
     except (ValueError, OSError) as error:

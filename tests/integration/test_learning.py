@@ -30,7 +30,7 @@ def train_and_measure(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle_
     changes = {"epochs": 8, "image_size": 128, "validate_every": 8}
     job = TrainJob(
         spec_json=spec_to_json(DEMO.variant("nano").build_spec()),
-        settings=TrainSettings.model_validate(DEMO.train_settings("nano").run.model_dump() | changes),
+        settings=TrainSettings.model_validate(DEMO.train_settings("nano").model_dump() | changes),
         seed=0,
         data_folder=folder / "artifacts" / "prepare",
         data_hash="",

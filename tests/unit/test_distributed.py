@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import pipeline.ray.trainer
-from pipeline.params import RayTrainSettings
+from pipeline.params import RaySettings
 from pipeline.ray.placement import Node, Share
 from pipeline.ray.trainer import _blindness, _check_reachable, _check_statistics, _lack, first_cause
 from tests.integration.runs import make_job
@@ -45,7 +45,7 @@ def test_a_port_that_something_else_has_is_told(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_statistics_over_all_workers_need_gpus() -> None:
-    settings = RayTrainSettings(sync_batch_norm=True)
+    settings = RaySettings(sync_batch_norm=True)
     with pytest.raises(ValueError, match=r"sync_batch_norm=true needs GPUs.*a worker gets 2 CPUs here"):
         _check_statistics(settings, Share(2))
     _check_statistics(settings, Share(2, gpus=1))
@@ -74,12 +74,12 @@ def test_a_head_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as gone:
         gone.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{gone.getsockname()[1]}")
-        assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1" in str(_lack(RayTrainSettings(), Share(1)))
+        assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1" in str(_lack(RaySettings(), Share(1)))
 
 
 def test_others_are_in_the_way_until_the_workers_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    free, settings, groups = [Node("a", 4)], RayTrainSettings(workers=(2, 4)), {"1f07": {"state": "PENDING"}}
+    free, settings, groups = [Node("a", 4)], RaySettings(workers=(2, 4)), {"1f07": {"state": "PENDING"}}
     monkeypatch.setattr(pipeline.ray.trainer, "_nodes", lambda: [Node("a", 8)])
     monkeypatch.setattr(pipeline.ray.trainer, "_free_nodes", lambda: free)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "07"))

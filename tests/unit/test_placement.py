@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 import pipeline.ray.placement
-from pipeline.params import RayTrainSettings
+from pipeline.params import RaySettings
 from pipeline.ray.placement import Lookout, Node, Share, choose_share, lack_of_room, room
 
 HEAD, SMALL, LARGE = Node("head", 0), Node("small", 4), Node("large", 16)
@@ -39,16 +39,16 @@ def test_a_worker_has_room_on_one_node_only() -> None:
     ],
 )
 def test_auto_suits_nodes_of_different_size(workers: int | tuple[int, int], nodes: list[Node], share: Share) -> None:
-    assert choose_share(RayTrainSettings(workers=workers), nodes) == share
+    assert choose_share(RaySettings(workers=workers), nodes) == share
 
 
 def test_what_is_asked_for_is_not_changed() -> None:
-    settings = RayTrainSettings(workers=2, cpus_per_worker=3, gpus_per_worker=0.5)
+    settings = RaySettings(workers=2, cpus_per_worker=3, gpus_per_worker=0.5)
     assert choose_share(settings, [SMALL]) == Share(3, gpus=0.5)
 
 
 def test_missing_room_is_told_with_what_there_is() -> None:
-    settings = RayTrainSettings(workers=(3, 8))
+    settings = RaySettings(workers=(3, 8))
     assert lack_of_room(settings, [SMALL, LARGE], Share(5)) is None
     said = lack_of_room(settings, [SMALL, ONE_GPU], Share(4, gpus=1))
     assert said is not None
@@ -70,9 +70,9 @@ def test_room_that_is_missing_is_told_at_once_and_later_an_error(monkeypatch: py
 
 
 def test_workers_are_a_number_or_a_range() -> None:
-    assert (RayTrainSettings(workers=(1, 4)).fewest_workers, RayTrainSettings(workers=(1, 4)).most_workers) == (1, 4)
-    assert RayTrainSettings(workers=3).fewest_workers == RayTrainSettings(workers=3).most_workers == 3
+    assert (RaySettings(workers=(1, 4)).fewest_workers, RaySettings(workers=(1, 4)).most_workers) == (1, 4)
+    assert RaySettings(workers=3).fewest_workers == RaySettings(workers=3).most_workers == 3
     with pytest.raises(ValidationError, match=r"\[4, 1\] must be the fewest workers, then the most"):
-        RayTrainSettings(workers=(4, 1))
+        RaySettings(workers=(4, 1))
     with pytest.raises(ValidationError):
-        RayTrainSettings(workers=0)
+        RaySettings(workers=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, final
@@ -10,7 +9,7 @@ from typing import Any, Literal, final
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from yolov7.errors import SpecError, one_line, shown
+from yolov7.errors import SpecError, one_line, shown, suggest
 from yolov7.spec.block_schema import Count, DetectRow, Row, keys_of_block, list_blocks
 from yolov7.spec.row import RepPlace, RowBase, Shape
 
@@ -107,12 +106,6 @@ def build_spec(data: Mapping[str, Any]) -> ModelSpec:
     except ValidationError as error:
         message = describe(error, keys=list(ModelSpec.model_fields))
         raise SpecError(f"{message} (spec {one_line(data.get('name'), limit=80)})") from None
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a known name is near, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def describe(error: ValidationError, *, keys: Iterable[str] = ()) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
-from yolov7.errors import SpecError
+from yolov7.errors import SpecError, suggest
 from yolov7.spec.block_schema import Auxiliary, ComputationalRow, DetectRow, ElanRow
-from yolov7.spec.graph import ModelSpec, build_spec, infer_shapes, row_of, suggest
+from yolov7.spec.graph import ModelSpec, build_spec, infer_shapes, row_of
 from yolov7.spec.row import RowBase, Shape, own_width
 
 Rule = Literal["compound", "width", "depth", "both"]

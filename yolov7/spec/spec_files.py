@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from yolov7.errors import SpecError, one_line, shown
+from yolov7.errors import SpecError, one_line, shown, suggest
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.spec.block_schema import keys_of_block
-from yolov7.spec.graph import IMAGE, ModelSpec, build_spec, describe, suggest
+from yolov7.spec.graph import IMAGE, ModelSpec, build_spec, describe
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.system.files import is_file
 from yolov7.system.yaml_files import read_yaml

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from yolov7.data.index import ImageIndex
-from yolov7.errors import SpecError
+from yolov7.errors import SpecError, suggest
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, suggest
+from yolov7.spec.graph import ModelSpec
 from yolov7.training.anchors import WANTED_RECALL, choose_anchors, with_anchors
 from yolov7.training.averaging import lineage, weights_id
 from yolov7.training.job import TrainJob
