@@ -1,4 +1,4 @@
-"""The command line: thin commands around the stages. Everything heavy is imported where it is used."""
+"""The command line: one function per command. Each imports what it needs, so that `yolov7 --help` starts quickly."""
 
 from __future__ import annotations
 
@@ -14,37 +14,96 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="yolov7",
-    help="YOLOv7 experiments: say in params.yaml what to compare, then run `dvc repro`, or single stages from here.",
-    epilog="YOLOV7_TRACEBACK=1 shows where an error came from.",
+    help="Compare YOLOv7 models: describe them and the data in params.yaml, then run `dvc repro` or single stages.",
+    epilog="Set YOLOV7_TRACEBACK=1 to see where an error was raised.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
-_Variant = Annotated[str | None, typer.Argument(help="A variant of params.yaml; all of them if left out.")]
+_INTERRUPTED = 130  # the exit code after Ctrl-C
+_DISTRIBUTION = "yolov7-pipeline"
+_HOW_TO_CONTINUE = {
+    "train": "; run the same command again to continue from the last checkpoint",
+    "tune": "; run `yolov7 tune --resume` to continue the search",
+}
+
+_Variant = Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: all variants.")]
 _Rule = Literal["compound", "width", "depth", "both"]
-_Seed = Annotated[int | None, typer.Option(help="One seed; all seeds of params.yaml if left out.")]
+_Seed = Annotated[int | None, typer.Option(metavar="N", help="One seed. Default: all seeds of params.yaml.")]
 
 
 def main() -> None:
-    """Runs a command; what a user can mend ends in one line and exit code 2."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is told in our own line
+    """Run the command that the arguments name.
+
+    Errors that the user can correct end in one line and exit code 2. Any other error is a bug in this project: it shows
+    its traceback and ends with exit code 1.
+    """
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own messages describe faults in images
     try:
         app()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            _fail(
-                "interrupted; a training goes on from its last checkpoint when it is started again", code=_INTERRUPTED
-            )
+            _end_interrupted()
         raise
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+    except KeyboardInterrupt:
+        _end_interrupted()
+    except Exception as error:
         if os.environ.get("YOLOV7_TRACEBACK"):
             raise
-        from yolov7.errors import told
+        _end_with(error)
 
+
+def _end_interrupted() -> None:
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    _fail(f"interrupted{_HOW_TO_CONTINUE.get(command, '')}", code=_INTERRUPTED)
+
+
+def _end_with(error: Exception) -> None:
+    from yolov7.errors import UserError, is_mendable, told
+
+    if isinstance(error, UserError) or is_mendable(error) or _is_about_a_named_file(error):
         _fail(told(error))
+    if _is_out_of_memory(error):
+        reason = told(error) if str(error) else "the memory of this machine is exhausted"
+        _fail(f"out of memory: {reason}; use a smaller batch or image size, or close other programs")
+    import traceback
+
+    traceback.print_exception(error)
+    _fail(f"this is a bug in {_DISTRIBUTION} {_version()}; {_how_to_report()}", code=1)
+
+
+def _is_about_a_named_file(error: Exception) -> bool:
+    kinds = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+    return isinstance(error, kinds) and error.filename is not None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(_DISTRIBUTION)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _how_to_report() -> str:
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        urls = metadata(_DISTRIBUTION).get_all("Project-URL") or []
+    except PackageNotFoundError:
+        urls = []
+    pages = dict(url.split(", ", 1) for url in urls)
+    where = f"at {pages['Issues']}" if "Issues" in pages else f"to the maintainers of {_DISTRIBUTION}"
+    return f"please report it {where} with the traceback above"
 
 
 def _fail(message: str, *, code: int = 2) -> None:
@@ -52,9 +111,27 @@ def _fail(message: str, *, code: int = 2) -> None:
     sys.exit(code)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{_DISTRIBUTION} {_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def prepare() -> None:
-    """Read or draw the data, check them, and write one index a split and a health report."""
+    """Read or draw the data, check them, and index them.
+
+    Writes one index per split and a health report to artifacts/prepare.
+    """
     from pipeline.commands.run_stages import run_prepare
 
     run_prepare(_params())
@@ -62,7 +139,10 @@ def prepare() -> None:
 
 @app.command()
 def train(variant: _Variant = None, seed: _Seed = None) -> None:
-    """Train variants with Ray Train; an interrupted training goes on."""
+    """Train variants with Ray Train.
+
+    An interrupted training continues from its last checkpoint.
+    """
     from pipeline.commands.run_stages import run_train
 
     params = _params()
@@ -71,7 +151,10 @@ def train(variant: _Variant = None, seed: _Seed = None) -> None:
 
 @app.command()
 def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
-    """Re-parameterise trained models, and prove that nothing changed."""
+    """Re-parameterise trained models and prove the result.
+
+    The proof compares the outputs of the model before and after.
+    """
     from pipeline.commands.run_stages import run_reparam
 
     params = _params()
@@ -80,7 +163,10 @@ def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
 
 @app.command()
 def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
-    """Measure COCO figures of the deployed models, and draw examples."""
+    """Measure COCO metrics of the deployed models.
+
+    Also draws example detections, precision-recall curves and the confusion matrix.
+    """
     from pipeline.commands.run_stages import run_evaluate
 
     params = _params()
@@ -89,7 +175,10 @@ def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
 
 @app.command()
 def benchmark() -> None:
-    """Measure latency and FPS of all variants in interleaved rounds."""
+    """Measure latency and FPS of all variants.
+
+    The variants take turns, so that a change in the machine's speed affects all of them alike.
+    """
     from pipeline.commands.run_stages import run_benchmark
 
     run_benchmark(_params())
@@ -97,14 +186,17 @@ def benchmark() -> None:
 
 @app.command()
 def tables(
-    show: Annotated[bool, typer.Option("--show", help="Print what was made before.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Only print the summary that was made last.")] = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Only compare #Param and FLOPs with the paper; exit code 1 on a miss."),
+        typer.Option("--check", help="Only compare #Param and FLOPs with the paper; exit code 1 if any differ."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Fill the paper's tables and the comparison of the variants."""
+    """Compare the variants, and fill the paper's tables.
+
+    Writes an HTML page, CSV, Markdown and JSON to artifacts/tables.
+    """
     from pipeline.commands.run_stages import check_tables, print_summary, run_tables
 
     if check:
@@ -117,20 +209,36 @@ def tables(
 
 @app.command()
 def tune(
-    budget: Annotated[str | None, typer.Option(help="As in 30m, 8h, 40trials, 2e18flop.")] = None,
-    base: Annotated[str | None, typer.Option(metavar="NAME", help="What is scaled: a variant or a spec.")] = None,
-    max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Larger models are never trained.")] = None,
-    max_params: Annotated[float | None, typer.Option(metavar="M", help="Millions of parameters, likewise.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(metavar="L", help="At batch 1 on this device.")] = None,
-    rule: Annotated[
-        str | None, typer.Option(metavar="RULES", help="Of compound, width, depth and free, with commas between.")
+    budget: Annotated[
+        str | None, typer.Option(metavar="AMOUNT", help="Time, trials or compute: 30m, 8h, 40trials, 2e18flop.")
     ] = None,
-    trials_per_gpu: Annotated[float | None, typer.Option(metavar="F", help="Trials that share a GPU.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the search and of every training.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Add the chosen model to params.yaml, nothing else.")] = False,
+    base: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The variant or spec that is scaled. Default: the first variant.")
+    ] = None,
+    max_gflops: Annotated[
+        float | None, typer.Option(metavar="G", help="Largest cost of a deployed model, in GFLOPs.")
+    ] = None,
+    max_params: Annotated[
+        float | None, typer.Option(metavar="M", help="Largest size of a deployed model, in millions of parameters.")
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Largest latency at batch 1 on this device, in milliseconds."),
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(metavar="RULES", help="Comma-separated rules: compound, width, depth, free.")
+    ] = None,
+    trials_per_gpu: Annotated[
+        float | None, typer.Option(metavar="N", help="Number of trials that share one GPU.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of the search and of every training.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted search.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Only add the chosen model to params.yaml.")] = False,
 ) -> None:
-    """Search the best model of a family within a budget; defaults stand in params.yaml under `tune`."""
+    """Search for the best model of a family within a budget.
+
+    Options that are left out take their values from `tune` in params.yaml.
+    """
     if adopt:
         from pipeline.tuning.adopt import adopt as adopt_chosen
 
@@ -155,30 +263,31 @@ def tune(
 @app.command()
 def models(
     plan: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What re-parameterisation makes of this spec, row by row.")
+        str | None,
+        typer.Option(metavar="NAME", help="Print what re-parameterisation does to each row of this spec instead."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List every spec: name, parameters, GFLOPs, image size, strides."""
-    if plan is not None:
-        from pipeline.commands.specs import print_plan
+    """List all specs with their parameters and GFLOPs."""
+    from pipeline.commands.specs import list_models, print_plan
 
+    if plan is None:
+        list_models(as_json=json)
+    else:
         print_plan(plan, as_json=json)
-        return
-    from pipeline.commands.run_stages import list_models
-
-    list_models(as_json=json)
 
 
 @app.command()
 def scale(
     name: Annotated[str, typer.Argument(help="A name from `yolov7 models`, or the path of a spec file.")],
-    depth: Annotated[float, typer.Option(help="Factor on the depth of computational blocks.")] = 1.0,
-    width: Annotated[float, typer.Option(help="Factor on every width; for the rules `width` and `both`.")] = 1.0,
+    depth: Annotated[float, typer.Option(metavar="F", help="Factor on the depth of computational blocks.")] = 1.0,
+    width: Annotated[
+        float, typer.Option(metavar="F", help="Factor on every width, for the rules `width` and `both`.")
+    ] = 1.0,
     rule: Annotated[_Rule, typer.Option(help="`compound` derives the width from the depth.")] = "compound",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the spec to this file too.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the spec to this file.")] = None,
 ) -> None:
-    """Scale a spec, and print it with its parameters and GFLOPs."""
+    """Scale a spec, and print it with its cost."""
     from pipeline.commands.specs import scale as run
 
     typer.echo(run(name, rule=rule, depth=depth, width=width, output=output), nl=False)
@@ -188,12 +297,16 @@ def scale(
 def import_weights(
     file: Annotated[Path, typer.Argument(help="A checkpoint (.pt) of the reference implementation.")],
     spec: Annotated[str, typer.Option(help="A name from `yolov7 models`, or the path of a spec file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write, .safetensors.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write (.safetensors).")],
     names: Annotated[
-        Path | None, typer.Option(help="The classes' names, one a line or as `names` in YAML; else the checkpoint's.")
+        Path | None,
+        typer.Option(help="The class names: one per line, or `names` in YAML. Default: those of the checkpoint."),
     ] = None,
 ) -> None:
-    """Make a weight file of a reference checkpoint; nothing in it is executed."""
+    """Convert a reference checkpoint to a weight file.
+
+    Nothing in the checkpoint is executed.
+    """
     from pipeline.commands.weights import import_weights as run
 
     typer.echo(run(file, spec=spec, names=names, output=output))
@@ -201,10 +314,13 @@ def import_weights(
 
 @app.command()
 def export_weights(
-    file: Annotated[Path, typer.Argument(help="A weight file (.safetensors), of a training or imported.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint to write, .pt.")],
+    file: Annotated[Path, typer.Argument(help="A weight file (.safetensors), trained or imported.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint to write (.pt).")],
 ) -> None:
-    """Write weights under the reference implementation's names, as a state dict."""
+    """Write weights with the reference implementation's names.
+
+    The checkpoint contains a state dict.
+    """
     from pipeline.commands.weights import export_weights as run
 
     typer.echo(run(file, output=output))
@@ -212,11 +328,18 @@ def export_weights(
 
 @app.command()
 def soup(
-    weights: Annotated[list[Path], typer.Argument(help="Weight files trained from the same weights.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("soup.safetensors"),
-    greedy: Annotated[bool, typer.Option(help="Take in only what makes AP on val better, the best first.")] = False,
+    weights: Annotated[list[Path], typer.Argument(help="Weight files that were trained from the same weights.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write.")] = Path(
+        "soup.safetensors"
+    ),
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Start with the best file, and add only files that raise AP on val.")
+    ] = False,
 ) -> None:
-    """Average the weights of several trainings, and measure AP on val before and after."""
+    """Average the weights of several trainings.
+
+    Prints AP on val before and after.
+    """
     from pipeline.commands.soup import make_soup
 
     make_soup(weights, output=output, greedy=greedy)
@@ -224,10 +347,13 @@ def soup(
 
 @app.command()
 def inspect(
-    variant: Annotated[str | None, typer.Argument(help="A variant of params.yaml; the first if left out.")] = None,
+    variant: Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: the first one.")] = None,
     seed: _Seed = None,
 ) -> None:
-    """Draw augmented training samples, and the cells that a trained model's heads learn each object from."""
+    """Draw training samples and the assignment of labels.
+
+    The assignment shows from which cells a trained model's heads learn each object.
+    """
     from pipeline.commands.inspect_training import inspect as run
 
     params = _params()
@@ -236,13 +362,18 @@ def inspect(
 
 @app.command()
 def use(
-    name: Annotated[str | None, typer.Argument(help="A file of experiments/ without its ending.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A file of experiments/ without its suffix .yaml.")] = None,
     data: Annotated[
-        Path | None, typer.Option(envvar="YOLOV7_DATA", help="The folder of the data; written into params.yaml.")
+        Path | None, typer.Option(envvar="YOLOV7_DATA", help="The folder of the data set; written to params.yaml.")
     ] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite a params.yaml with edits that are not saved.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite params.yaml even if it has edits that are not saved.")
+    ] = False,
 ) -> None:
-    """Put experiments/NAME.yaml in place as params.yaml; without a name, list them."""
+    """Copy experiments/NAME.yaml to params.yaml.
+
+    Without a name, the experiments are listed.
+    """
     from pipeline.commands.experiments import list_experiments, use_experiment
 
     if name is None:
@@ -253,18 +384,23 @@ def use(
 
 @app.command()
 def sync() -> None:
-    """Send what waits for the tracking server since it was away; every other command does so too."""
+    """Upload tracking records that are still queued.
+
+    Records are queued while the tracking server is unreachable. Every other command uploads them, too.
+    """
     from pipeline.commands.run_stages import run_sync
 
     run_sync(_params())
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="The port of the page.")] = 5000) -> None:
-    """Open MLflow's page on the pipeline's runs."""
-    from pipeline.commands.run_stages import open_ui
+def ui(
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The port of the web page.")] = 5000,
+) -> None:
+    """Serve MLflow's web page with all runs."""
+    from pipeline.commands.ui import open_ui
 
-    open_ui(port=port)
+    raise typer.Exit(open_ui(port=port))
 
 
 def _params() -> Params:
@@ -274,11 +410,13 @@ def _params() -> Params:
 
 
 def _selected(params: Params, variant: str | None, seed: int | None) -> tuple[tuple[str, int], ...]:
-    """The (variant, seed) pairs that a command is about."""
+    """Return the (variant, seed) pairs that a command is about."""
     if variant is not None:
         params.variant(variant)
     variants = tuple(params.variants) if variant is None else (variant,)
     if seed is not None and seed not in params.seeds:
-        raise ValueError(f"seed {seed} is not in params.yaml; it has seeds: {list(params.seeds)}")
+        from yolov7.errors import SettingError
+
+        raise SettingError(f"seed {seed} is not in params.yaml; choose one of seeds: {list(params.seeds)}")
     seeds = params.seeds if seed is None else (seed,)
     return tuple((name, number) for name in variants for number in seeds)

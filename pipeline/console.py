@@ -1,56 +1,117 @@
-"""What a user sees while something long runs: a live bar on a terminal, plain lines elsewhere."""
+"""Output for people: texts that several messages share, and the live view of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names may hold brackets
+# Names from files may contain square brackets and colons, which are text here and not markup.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def stage_line(stage: str, name: str, text: str) -> str:
-    """`train      nano       epoch 24/24 ...`: the line that a stage leaves."""
+    """Return one line of a stage's output: `train      nano       epoch 24/24 ...`.
+
+    Args:
+        stage: The stage or command.
+        name: The variant, file or split that the line is about.
+        text: What happened.
+
+    Returns:
+        The line, with stage and name in columns of ten characters.
+    """
     return f"{stage:<10} {name:<10} {text}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural.
+
+    Args:
+        number: How many there are.
+        noun: The noun in the singular; its plural must end in "s".
+
+    Returns:
+        For example `1 epoch` or `1,024 images`.
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
-    """`1m48s`."""
+    """Return a duration in its two largest units.
+
+    Args:
+        seconds: The duration in seconds.
+
+    Returns:
+        For example `48s`, `1m48s`, `2m` or `1h05m`.
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+        return f"{hours}h{minutes:02}m" if minutes else f"{hours}h"
+    if minutes:
+        return f"{minutes}m{rest:02}s" if rest else f"{minutes}m"
+    return f"{rest}s"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    Args:
+        head: The titles of the columns.
+        rows: The cells of each row; they may contain inline Markdown, and vertical bars are escaped.
+
+    Returns:
+        One line per row, each with a line break at its end.
+    """
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def epoch_text(line: dict[str, Any]) -> str:
-    """One epoch of a training run in words."""
+    """Return one epoch of a training run as text.
+
+    Args:
+        line: The record of the epoch.
+
+    Returns:
+        Losses, AP if it was measured, speed and duration.
+    """
     measured = f"  AP {line['AP']:.3f}" if line.get("AP") is not None else ""
-    skipped = f"  {line['skipped_steps']} steps skipped" if line["skipped_steps"] else ""
+    skipped = f"  {counted(line['skipped_steps'], 'step')} skipped" if line["skipped_steps"] else ""
     return (
-        f"epoch {line['epoch']}/{line['epochs']}  box {line['box']:.3f} obj {line['objectness']:.3f} "
-        f"cls {line['classification']:.3f}{measured}  {line['images_per_second']:.0f} img/s "
+        f"epoch {line['epoch']}/{line['epochs']}  {_losses(line)}{measured}  {line['images_per_second']:.0f} img/s "
         f"(loader waits {line['loader_wait_share']:.0%}){skipped}  {duration(line['seconds'])}"
     )
 
 
 class TrainView:
-    """Shows a training run: the bar moves with its steps, each epoch leaves a line where there is no terminal."""
+    """Show a training run: on a terminal with a progress bar, elsewhere with one line per epoch."""
 
     def __init__(self, name: str, bar: Progress | None) -> None:
+        """Start the view.
+
+        Args:
+            name: What is trained.
+            bar: The progress bar; None prints lines instead.
+        """
         self._name = name
         self._bar = bar
-        self._task = bar.add_task(stage_line("train", name, "starts"), total=None) if bar else None
+        self._task = bar.add_task(stage_line("train", name, "starting"), total=None) if bar else None
 
     def show_progress(self, progress: dict[str, Any]) -> None:
-        """Moves the bar."""
+        """Move the progress bar.
+
+        Args:
+            progress: The latest progress record of the run; empty before the first step.
+        """
         if self._bar is None or self._task is None or not progress:
             return
-        losses = f"box {progress['box']:.3f} obj {progress['objectness']:.3f} cls {progress['classification']:.3f}"
-        text = f"{losses}  {progress['images_per_second']:.0f} img/s"
+        text = f"{_losses(progress)}  {progress['images_per_second']:.0f} img/s"
         self._bar.update(
             self._task,
             description=stage_line("train", self._name, text),
@@ -59,21 +120,40 @@ class TrainView:
         )
 
     def show_epoch(self, line: dict[str, Any]) -> None:
-        """Prints an epoch where there is no bar."""
+        """Print an epoch if there is no progress bar.
+
+        Args:
+            line: The record of the epoch.
+        """
         if self._bar is None:
             console.print(stage_line("train", self._name, epoch_text(line)))
 
     def show_note(self, text: str) -> None:
-        """Prints something that the user should know."""
+        """Print a message about the run.
+
+        Args:
+            text: The message.
+        """
         console.print(stage_line("train", self._name, text))
 
 
 @contextmanager
 def train_view(name: str) -> Iterator[TrainView]:
-    """A view of one training run."""
+    """Show one training run while the context is open.
+
+    Args:
+        name: What is trained.
+
+    Yields:
+        The view.
+    """
     if not console.is_terminal:
         yield TrainView(name, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         yield TrainView(name, bar)
+
+
+def _losses(record: dict[str, Any]) -> str:
+    return f"box {record['box']:.3f} obj {record['objectness']:.3f} cls {record['classification']:.3f}"

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from yolov7.errors import SpecError, one_line, shown, suggest
+from yolov7.errors import SettingError, SpecError, one_line, shown, suggest
 from yolov7.recipes import expand_recipe, merge
 from yolov7.settings import (
     COCO_ENGINE,
@@ -262,7 +262,7 @@ class Params(Settings):
     def variant(self, name: str) -> Variant:
         """The variant of that name."""
         if name not in self.variants:
-            raise ValueError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {', '.join(self.variants)}")
+            raise SettingError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {', '.join(self.variants)}")
         return self.variants[name]
 
     def train_settings(self, name: str) -> TrainSettings:
@@ -272,14 +272,14 @@ class Params(Settings):
         try:
             return TrainSettings.model_validate(merged)
         except ValidationError as error:
-            raise ValueError(f"variants.{name}.train.{first_error(error)}") from None
+            raise SettingError(f"variants.{name}.train.{first_error(error)}") from None
 
     def ray_settings(self, name: str) -> RaySettings:
         """`ray` with the overrides of a variant."""
         try:
             return RaySettings.model_validate(merge(self.ray.model_dump(), self.variant(name).ray))
         except ValidationError as error:
-            raise ValueError(f"variants.{name}.ray.{first_error(error)}") from None
+            raise SettingError(f"variants.{name}.ray.{first_error(error)}") from None
 
     def tune_settings(self, options: Mapping[str, Any]) -> TuneSettings:
         """`tune` with the options of a command that are not None."""
@@ -289,21 +289,21 @@ class Params(Settings):
         except ValidationError as error:
             key, _, fault = first_error(error).partition(":")
             option = "rule" if key.startswith("rules") else key.replace("_", "-")
-            raise ValueError(f"--{option}:{fault}") from None
+            raise SettingError(f"--{option}:{fault}") from None
 
 
 def _build(name: str, variant: Variant) -> ModelSpec:
     try:
         return variant.build_spec()
     except SpecError as error:
-        raise ValueError(f"variants.{name}: {error}") from None
+        raise SettingError(f"variants.{name}: {error}") from None
 
 
 def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
     stride = max(shape.stride for shape in infer_shapes(spec).values())
     if image_size % stride:
         nearest = max(1, round(image_size / stride)) * stride
-        raise ValueError(
+        raise SettingError(
             f"train.image_size={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; "
             f"try {nearest}"
         )
@@ -312,7 +312,7 @@ def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
 def load_params(path: Path = Path(PARAMS_FILE)) -> Params:
     """Reads and validates a parameter file; ValueError in one line that names the key and the remedy."""
     if not is_file(path):
-        raise ValueError(f"{path} is missing; run this in the project's folder, or `yolov7 use demo` to get one")
+        raise SettingError(f"{path} is missing; run this in the project's folder, or `yolov7 use demo` to get one")
     return parse_params(read_yaml(path), source=str(path))
 
 
@@ -321,7 +321,7 @@ def parse_params(content: Mapping[str, Any], *, source: str) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise ValueError(one_line(f"{source}: {first_error(error)}")) from None
+        raise SettingError(one_line(f"{source}: {first_error(error)}")) from None
 
 
 def first_error(error: ValidationError) -> str:

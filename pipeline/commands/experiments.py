@@ -1,4 +1,4 @@
-"""Complete parameter files under experiments/, and putting one in place as params.yaml."""
+"""The command `use`: list the parameter files of experiments/, and copy one to params.yaml."""
 
 from __future__ import annotations
 
@@ -6,71 +6,113 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.params import PARAMS_FILE, load_params
-from yolov7.errors import suggest
+from pipeline.params import PARAMS_FILE, parse_params
+from yolov7.errors import ArtifactError, DataError, SettingError, suggest
 from yolov7.system.yaml_files import read_yaml
 
 FOLDER = Path("experiments")
+_PLACEHOLDER = "path: DATA"
 
 
 def list_experiments() -> list[str]:
-    """`name  first comment line`, one a file."""
-    return [f"{path.stem:<16}{_title(path)}" for path in _files()]
+    """Return one line per experiment: its name and the first comment of its file.
+
+    Returns:
+        The lines in alphabetical order.
+
+    Raises:
+        SettingError: The working directory has no experiments.
+    """
+    return [f"{name:<16}{_title(path)}" for name, path in _experiments().items()]
 
 
 def use_experiment(
     name: str, *, data: Path | None = None, force: bool = False, target: Path = Path(PARAMS_FILE)
 ) -> str:
-    """Copies experiments/NAME.yaml to params.yaml, with the folder of the data filled in.
+    """Copy experiments/NAME.yaml to params.yaml, and fill in the folder of the data set.
 
-    ValueError where params.yaml holds edits that no experiment holds, unless forced.
+    Args:
+        name: The file's name without its suffix.
+        data: The folder of the data set, for experiments that need one.
+        force: Overwrite params.yaml even if no experiment has the same content.
+        target: The file to write.
+
+    Returns:
+        A message with the next step.
+
+    Raises:
+        SettingError: There is no such experiment, the folder of the data set is missing, the experiment is invalid, or
+            params.yaml has edits that are not saved in an experiment.
     """
-    text = _fill_data(_read(name), data=data, name=name)
+    source = _find(name)
+    text = _fill_data(_read(source), data=data, name=name)
     if not force and target.is_file() and not _is_saved(target):
-        raise ValueError(
-            f"{target} has edits that are in no file of {FOLDER}/; save them (cp {target} {FOLDER}/NAME.yaml) "
-            "or pass --force to lose them"
+        raise SettingError(
+            f"{target} has edits that are not saved in {FOLDER}/; save them with `cp {target} {FOLDER}/NAME.yaml`, or "
+            "pass --force to discard them"
         )
     temporary = target.with_name(f".{target.name}")
-    temporary.write_text(text, encoding="utf-8")
     try:
-        load_params(temporary)
+        temporary.write_text(text, encoding="utf-8")
+        parse_params(read_yaml(temporary), source=str(source))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return f"{target} is now {FOLDER / name}.yaml; next: dvc repro"
+    return f"{target} is now a copy of {source}; next: dvc repro"
 
 
-def _files() -> list[Path]:
-    return sorted(FOLDER.glob("*.yaml"))
+def _experiments() -> dict[str, Path]:
+    """Return the files of experiments/ by name."""
+    found = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    if not found:
+        raise SettingError(
+            f"there is no {FOLDER}/*.yaml in {Path.cwd()}; run this in the top folder of a clone of the project"
+        )
+    return found
 
 
-def _read(name: str) -> str:
-    path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        names = [file.stem for file in _files()]
-        hint = suggest(name, names) or f"; there are: {', '.join(names) or 'none here'}"
-        raise ValueError(f"no experiment {name!r} in {FOLDER}/{hint}")
-    return path.read_text(encoding="utf-8")
+def _find(name: str) -> Path:
+    found = _experiments()
+    if name not in found:
+        hint = suggest(name.removesuffix(".yaml"), found) or f"; choose one of: {', '.join(found)}"
+        raise SettingError(f"there is no experiment {name!r} in {FOLDER}/{hint}")
+    return found[name]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
 def _fill_data(text: str, *, data: Path | None, name: str) -> str:
-    """Puts the folder where the experiment says `path: DATA`, keeping its comments."""
-    if "path: DATA" not in text:
+    """Replace the placeholder of the data set's folder, and keep all comments."""
+    if _PLACEHOLDER not in text:
         return text
     if data is None:
-        raise ValueError(
-            f"experiment {name!r} needs a folder of images: yolov7 use {name} --data FOLDER, or set YOLOV7_DATA"
+        raise SettingError(
+            f"experiment {name!r} needs a data set: run `yolov7 use {name} --data FOLDER`, or set YOLOV7_DATA"
         )
-    if not data.is_dir():
-        raise ValueError(f"the data folder {data} does not exist; check --data or YOLOV7_DATA")
-    return text.replace("path: DATA", f"path: {yaml.safe_dump(str(data)).splitlines()[0]}")
+    folder = data.expanduser()
+    if not folder.is_dir():
+        raise SettingError(f"the data folder {str(data)!r} is not a folder; check --data or YOLOV7_DATA")
+    return text.replace(_PLACEHOLDER, f"path: {_quoted(folder)}", 1)
+
+
+def _quoted(folder: Path) -> str:
+    """Return a path as a YAML string on one line; quotes keep `2017`, `no` and `a: #b` text."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of the data folder {str(folder)!r} is not UTF-8; rename the folder") from None
+    return yaml.safe_dump(str(folder), default_style='"', allow_unicode=True, width=float("inf")).strip()
 
 
 def _is_saved(target: Path) -> bool:
-    """Whether the parameters in place are those of some experiment; the data's folder may differ."""
+    """Return whether an experiment has the same parameters, apart from the folder of the data set."""
     current = _content(target)
-    return not current or any(_content(path) == current for path in _files())
+    return not current or any(_content(path) == current for path in FOLDER.glob("*.yaml"))
 
 
 def _content(path: Path) -> object:
@@ -84,5 +126,5 @@ def _content(path: Path) -> object:
 
 
 def _title(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    first = path.read_bytes().partition(b"\n")[0].decode(errors="replace")
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline.artifacts.files import (
     WEIGHTS,
@@ -19,9 +18,10 @@ from pipeline.artifacts.files import (
     stage_folder,
     stage_lock,
 )
-from pipeline.console import TrainView, console, duration, stage_line, train_view
+from pipeline.console import TrainView, console, counted, duration, stage_line, train_view
 from pipeline.params import Params
-from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tracking_server, ui_command
+from pipeline.tracking import RunKey, TrackedRun, Tracker, tracking_server
+from yolov7.errors import SettingError
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 
 Selection = Iterable[tuple[str, int]]
@@ -105,11 +105,14 @@ def run_tables(params: Params, *, as_json: bool = False) -> None:
 
 
 def run_sync(params: Params) -> None:
-    """Sends what waits to the tracking server; ConnectionError where some of it still does."""
+    """Upload queued records to the tracking server; raise SettingError if some of them could not be uploaded."""
     before, left = _tracker(params).send_waiting()
     if left:
-        raise ConnectionError(f"{left} still wait in runs/.tracking for {tracking_server()}")
-    console.print(f"{before} sent to {tracking_server()}" if before else f"nothing waits for {tracking_server()}")
+        raise SettingError(
+            f"{left} are still queued in runs/.tracking, as {tracking_server()} is unreachable; check "
+            "MLFLOW_TRACKING_URI, and run `yolov7 sync` again later"
+        )
+    console.print(f"{before} sent to {tracking_server()}" if before else f"nothing is queued for {tracking_server()}")
 
 
 def check_tables(*, as_json: bool) -> bool:
@@ -130,42 +133,6 @@ def _print_missing(missing: Sequence[str]) -> None:
         print(f"left open: {line}")
     if len(missing) > shown:
         print(f"left open: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
-
-
-def list_models(*, as_json: bool) -> None:
-    """Prints every spec with its cost."""
-    from yolov7.nn.cost import spec_cost
-    from yolov7.spec.graph import infer_shapes
-    from yolov7.spec.spec_files import list_specs, load_spec
-
-    rows: list[dict[str, Any]] = []
-    for name in list_specs():
-        spec = load_spec(name)
-        cost, shapes = spec_cost(spec), infer_shapes(spec)
-        rows.append(
-            {
-                "name": name,
-                "params": cost.parameters_deployed,
-                "params_training": cost.parameters,
-                "gflops": round(cost.gflops_with_bias, 4),
-                "size": spec.image_size,
-                "strides": [shapes[source].stride for source in spec.head.sources],
-            }
-        )
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print(f"{'name':<16}{'parameters':>12}{'GFLOPs':>9}{'size':>6}  strides")
-    for row in rows:
-        strides = " ".join(str(stride) for stride in row["strides"])
-        print(f"{row['name']:<16}{row['params']:>12,}{row['gflops']:>9.1f}{row['size']:>6}  {strides}")
-    print("of the deployed model with 80 classes; GFLOPs as the paper counts them")
-
-
-def open_ui(*, port: int) -> None:
-    """Runs MLflow's server on the pipeline's store until it is interrupted."""
-    console.print(f"MLflow on http://127.0.0.1:{port}, Ctrl-C ends it; the chart view compares the variants")
-    subprocess.run(ui_command(port=port), env=quiet_environment(), check=False)
 
 
 def _train_tracked(params: Params, tracker: Tracker, variant: str, seed: int, *, name: str) -> TrainSummary:
@@ -287,13 +254,13 @@ def _reparam_text(report: ReparamReport) -> str:
 
 def _evaluation_text(metrics: Metrics) -> str:
     figures = ((name, getattr(metrics, name)) for name in ("AP", "AP50", "APs", "APm", "APl"))
-    return f"{'  '.join(f'{name} {_figure(value)}' for name, value in figures)}  ({metrics.images} images)"
+    return f"{'  '.join(f'{name} {_figure(value)}' for name, value in figures)}  ({counted(metrics.images, 'image')})"
 
 
 def _train_text(summary: TrainSummary) -> str:
     measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "
     return (
-        f"{summary.epochs} epochs  {measured}{summary.images_per_second:.0f} img/s "
+        f"{counted(summary.epochs, 'epoch')}  {measured}{summary.images_per_second:.0f} img/s "
         f"(loader waits {summary.loader_wait_share:.0%})  {duration(summary.seconds)}"
     )
 

@@ -1,28 +1,41 @@
-"""What the commands around specs do: tell what is re-parameterised in a model, and scale one."""
+"""The commands about specs: list them, show what re-parameterisation does to one, and scale one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from pipeline.console import counted
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.cost import spec_cost
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.block_schema import DetectRow
-from yolov7.spec.graph import ModelSpec, plan_rep_convs
+from yolov7.spec.graph import ModelSpec, infer_shapes, plan_rep_convs
 from yolov7.spec.row import RepPlace
 from yolov7.spec.scaling import Rule, scale_spec
-from yolov7.spec.spec_files import load_spec, spec_to_yaml
+from yolov7.spec.spec_files import list_specs, load_spec, spec_to_yaml
 from yolov7.system.files import write_whole
 
+_MODELS_NOTE = """\
+Figures of the deployed model with 80 classes at `size` pixels. GFLOPs: 2 x (multiply-accumulate + one bias addition per
+output element) of all convolutions. The paper rounds this figure at 640 px before it scales it to other sizes, and some
+of its rows count another graph: `yolov7 tables --check` lists the paper's figures and how each one is counted."""
 
-class Planned(NamedTuple):
-    """One line of a plan: a row, or a convolution inside it, what becomes of it once deployed, and why."""
+
+class PlanLine(NamedTuple):
+    """What re-parameterisation does to one row of a spec, or to one convolution in it.
+
+    Attributes:
+        name: The row, or the row and the position of the convolution in it.
+        block: The kind of block.
+        planned: What the row consists of after re-parameterisation.
+        why: The reason.
+    """
 
     name: str
     block: str
@@ -30,8 +43,33 @@ class Planned(NamedTuple):
     why: str
 
 
+def list_models(*, as_json: bool) -> None:
+    """Print every spec with its cost.
+
+    Args:
+        as_json: Print JSON with exact figures instead of a table.
+    """
+    rows = [_model_row(name) for name in list_specs()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'name':<16}{'parameters':>12}{'GFLOPs':>9}{'size':>6}  strides")
+    for row in rows:
+        strides = " ".join(str(stride) for stride in row["strides"])
+        print(f"{row['name']:<16}{row['params']:>12,}{row['gflops']:>9.1f}{row['size']:>6}  {strides}")
+    print(_MODELS_NOTE)
+
+
 def print_plan(name: str, *, as_json: bool) -> None:
-    """Prints, for every row of a spec, what re-parameterisation makes of it (the paper's section 4.1)."""
+    """Print what re-parameterisation does to each row of a spec (section 4.1 of the paper).
+
+    Args:
+        name: A name from `list_specs`, or the path of a spec file.
+        as_json: Print JSON instead of a table.
+
+    Raises:
+        SpecError: There is no such spec, or it is invalid.
+    """
     plan = plan_lines(load_spec(name))
     if as_json:
         print(json.dumps([line._asdict() for line in plan], indent=1))
@@ -41,22 +79,43 @@ def print_plan(name: str, *, as_json: bool) -> None:
         print("  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line.why]).rstrip())
 
 
-def plan_lines(spec: ModelSpec) -> tuple[Planned, ...]:
-    """The plan of a spec, row by row; a row's re-parameterised convolutions follow it, each as `row.position`."""
+def plan_lines(spec: ModelSpec) -> tuple[PlanLine, ...]:
+    """Return what re-parameterisation does to each row of a spec.
+
+    Args:
+        spec: The resolved spec.
+
+    Returns:
+        The rows in order. A row's re-parameterised convolutions follow it, each as `row.position`.
+    """
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=1)
     places = plan_rep_convs(spec)
-    lines: list[Planned] = []
+    lines: list[PlanLine] = []
     for name, row in spec.rows.items():
         if isinstance(row, DetectRow):
-            lines.append(Planned(name, row.block, *_plan_head(row)))
+            lines.append(_plan_head(name, row))
         else:
             lines += _plan_row(name, row.block, model.rows[name], places.get(name, ()))
     return tuple(lines)
 
 
 def scale(name: str, *, rule: Rule, depth: float, width: float, output: Path | None) -> str:
-    """The scaled spec in the form of a spec file, its cost in a comment above; written to a file if one is given."""
+    """Scale a spec.
+
+    Args:
+        name: A name from `list_specs`, or the path of a spec file.
+        rule: Which factors apply.
+        depth: Factor on the depth of computational blocks.
+        width: Factor on every width.
+        output: The file to which the scaled spec is written, too; None writes no file.
+
+    Returns:
+        The text of the scaled spec file, with its cost in a comment on the first line.
+
+    Raises:
+        SpecError: There is no such spec, or it cannot be scaled in this way.
+    """
     spec = scale_spec(load_spec(name), rule=rule, depth=depth, width=width)
     cost = spec_cost(spec)
     factors = [f"{key} {factor:g}" for key, factor in (("depth", depth), ("width", width)) if factor != 1]
@@ -70,22 +129,32 @@ def scale(name: str, *, rule: Rule, depth: float, width: float, output: Path | N
     return text
 
 
-def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[RepPlace]) -> Iterator[Planned]:
+def _model_row(name: str) -> dict[str, Any]:
+    spec = load_spec(name)
+    cost, shapes = spec_cost(spec), infer_shapes(spec)
+    return {
+        "name": name,
+        "params": cost.parameters_deployed,
+        "params_training": cost.parameters,
+        "gflops": round(cost.gflops_with_bias, 4),
+        "size": spec.image_size,
+        "strides": [shapes[source].stride for source in spec.head.sources],
+    }
+
+
+def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[RepPlace]) -> Iterator[PlanLine]:
     number = sum(isinstance(part, ConvBnAct) for part in module.modules())
     if number:
-        text = f"{number} convolution{'s' * (number > 1)}"
-        yield Planned(name, block, text, "batch norm folded in")
+        yield PlanLine(name, block, counted(number, "convolution"), "batch norm folded in")
     elif not places:
-        yield Planned(name, block, "-", "nothing to fold")
+        yield PlanLine(name, block, "-", "nothing to fold")
     for place in places:
         position = f"{name}.{place.position}" if place.position else name
-        yield Planned(position, "rep_conv", "RepConv" if place.identity else "RepConvN", place.reason)
+        yield PlanLine(position, "rep_conv", "RepConv" if place.identity else "RepConvN", place.reason)
 
 
-def _plan_head(row: DetectRow) -> tuple[str, str]:
-    parts: Mapping[str, bool] = {
-        "implicit vectors folded in": row.implicit,
-        "auxiliary head dropped": row.auxiliary is not None,
-    }
-    done = [text for text, applies in parts.items() if applies]
-    return f"{len(row.sources)} convolutions", ", ".join(done) or "nothing to fold"
+def _plan_head(name: str, row: DetectRow) -> PlanLine:
+    folded = ["implicit vectors folded in"] if row.implicit else []
+    dropped = ["auxiliary head dropped"] if row.auxiliary is not None else []
+    why = ", ".join(folded + dropped) or "nothing to fold"
+    return PlanLine(name, row.block, counted(len(row.sources), "convolution"), why)

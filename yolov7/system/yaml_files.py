@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from yolov7.errors import one_line
+from yolov7.errors import ArtifactError, one_line
 from yolov7.system.files import is_file
 
 MAX_VALUES = 20_000  # that a file may hold, each alias counted as often as it is used
@@ -18,16 +18,16 @@ MAX_BITS = 1024  # of an integer; Python itself writes none of more than 4300 di
 def read_yaml(path: Path) -> dict[Any, Any]:
     """The mapping that a file holds; ValueError in one line for every fault, also for what only looks like YAML."""
     if not is_file(path):
-        raise ValueError(f"{path} does not exist; check its name")
+        raise ArtifactError(f"{path} does not exist; check its name")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
         _check_extent(content)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); give yourself the right to it") from None
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); give yourself the right to it") from None
     except _UNUSABLE as error:
-        raise ValueError(f"{path} is not YAML: {one_line(_reason(error))}") from None
+        raise ArtifactError(f"{path} is not YAML: {one_line(_reason(error))}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping of names to values; it holds {type(content).__name__}")
+        raise ArtifactError(f"{path} must hold a mapping of names to values; it holds {type(content).__name__}")
     return content
 
 
