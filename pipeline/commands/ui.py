@@ -33,9 +33,7 @@ def open_ui(*, port: int) -> int:
     """
     command = ui_command(host=_HOST, port=port)
     _check_port(port)
-    console.print(
-        f"MLflow starts at http://{_HOST}:{port}; its chart view compares the variants; Ctrl-C stops it"
-    )
+    console.print(f"MLflow starts at http://{_HOST}:{port}; its chart view compares the variants; Ctrl-C stops it")
     return run_until_stopped(command, environment=quiet_environment())
 
 

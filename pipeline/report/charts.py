@@ -1,87 +1,99 @@
-"""The page's charts as SVG: AP by epoch, and FPS before and after re-parameterisation."""
+"""The charts of the report page: AP by epoch, and FPS before and after re-parameterisation."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.report.canvas import COLOURS, drawing, svg_text
 from pipeline.report.summary import SummaryRow
 
-_COLOURS = 6  # of the template's style
+_INK = "#7d868e"  # readable on light and on dark pages
+_WIDTH = 4.8  # inches; the page scales charts, and at this width their text is about as large as its own
 
 Curve = Sequence[tuple[float, float]]
 
 
-def curve_chart(curves: Mapping[str, Sequence[Curve]]) -> str:
-    """AP by epoch, a colour a variant; empty where training measured none."""
-    points = [point for seeds in curves.values() for curve in seeds for point in curve]
-    if not points:
-        return ""
-    last, top = max(x for x, _ in points), _round_up(max(y for _, y in points))
-    to_x, to_y = _axis(0, last, 44, 590), _axis(0, top, 216, 12)
-    grid = "".join(
-        f'<path class=grid d="M44 {to_y(y):.1f}H590"/><text x=38 y={to_y(y) + 4:.1f} text-anchor=end>{y:.2f}</text>'
-        for y in (0, top / 2, top)
-    )
-    ticks = "".join(
-        f"<text x={to_x(x):.1f} y=234 text-anchor=middle>{x:.0f}</text>" for x in dict.fromkeys((0, last // 2, last))
-    )
-    lines = "".join(
-        f'<path class="line c{i % _COLOURS}" d="M{"L".join(f"{to_x(x):.1f} {to_y(y):.1f}" for x, y in curve)}"/>'
-        for i, seeds in enumerate(curves.values())
-        for curve in seeds
-        if curve
-    )
-    return _chart("AP on val by epoch", curves, f"<svg viewBox='0 0 600 240' role=img>{grid}{ticks}{lines}</svg>")
-
-
-def _round_up(value: float) -> float:
-    """The next even tenth, or hundredth of small figures, so that the middle is a round number too."""
-    unit = 0.2 if value > 0.1 else 0.02
-    return max(math.ceil(value / unit), 1) * unit
-
-
-def _axis(low: float, high: float, start: float, end: float) -> Axis:
-    return Axis(low, max(high - low, 1e-9), start, end - start)
-
-
 @dataclass(frozen=True)
-class Axis:
-    """A scale from values to the picture's units."""
+class Chart:
+    """A chart of the page.
 
-    low: float
-    extent: float
-    start: float
-    length: float
+    Attributes:
+        title: The heading.
+        names: The variants in its legend.
+        colours: The colour of each of them, as in HTML.
+        svg: The SVG element.
+    """
 
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / self.extent * self.length
-
-
-def fps_chart(rows: Sequence[SummaryRow]) -> str:
-    """Two bars a variant; empty where nothing was measured."""
-    measured = [row for row in rows if row.fps_before is not None and row.fps_after is not None]
-    if not measured:
-        return ""
-    to_x = _axis(0, max(max(row.fps_before or 0, row.fps_after or 0) for row in measured), 0, 400)
-    bars = "".join(_bars(row, i, to_x) for i, row in enumerate(measured))
-    drawn = f"<svg viewBox='0 0 600 {52 * len(measured)}' role=img>{bars}</svg>"
-    return _chart("FPS as trained (pale) and re-parameterised", (), drawn)
+    title: str
+    names: tuple[str, ...]
+    colours: tuple[str, ...]
+    svg: str
 
 
-def _bars(row: SummaryRow, i: int, to_x: Axis) -> str:
-    top = 52 * i
-    name = f"<text x=112 y={top + 27} text-anchor=end>{escape(row.variant[:18])}</text>"
-    bars = "".join(
-        f'<rect class="c{i % _COLOURS} {kind}" x=120 y={top + y} width={to_x(fps):.1f} height=18 rx=2 />'
-        f"<text x={126 + to_x(fps):.1f} y={top + y + 14}>{fps:.0f}</text>"
-        for kind, y, fps in (("pale", 4, row.fps_before or 0), ("", 24, row.fps_after or 0))
-    )
-    return name + bars
+def make_charts(curves: Mapping[str, Sequence[Curve]], rows: Sequence[SummaryRow]) -> tuple[Chart, ...]:
+    """Draw all charts for which there are figures.
+
+    Args:
+        curves: Pairs of epoch and AP; one curve per variant and seed.
+        rows: The summary of the variants.
+
+    Returns:
+        The charts.
+    """
+    measured = {name: [curve for curve in seeds if curve] for name, seeds in curves.items()}
+    timed = [row for row in rows if row.fps_before is not None and row.fps_after is not None]
+    charts = []
+    with drawing():
+        if any(measured.values()):
+            charts.append(_curve_chart(measured))
+        if timed:
+            charts.append(_fps_chart(timed))
+    return tuple(charts)
 
 
-def _chart(title: str, names: Iterable[str], drawn: str) -> str:
-    legend = "".join(f'<span class="key c{i % _COLOURS}">{escape(name)}</span>' for i, name in enumerate(names))
-    return f"<figure class=chart><figcaption>{escape(title)} {legend}</figcaption>{drawn}</figure>"
+def _curve_chart(curves: Mapping[str, Sequence[Curve]]) -> Chart:
+    title = "AP on val by epoch"
+    figure, axes = _new_chart(height=2.1)
+    colours = tuple(COLOURS[i % len(COLOURS)] for i in range(len(curves)))
+    for seeds, colour in zip(curves.values(), colours, strict=True):
+        for curve in seeds:
+            mark = "o" if len(curve) == 1 else None
+            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1.6, marker=mark)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.grid(axis="y", color=_INK, alpha=0.3, linewidth=0.6)
+    return Chart(title, tuple(curves), colours, svg_text(figure, title=title))
+
+
+def _fps_chart(rows: Sequence[SummaryRow]) -> Chart:
+    title = "FPS as trained (pale) and re-parameterised"
+    figure, axes = _new_chart(height=0.4 + 0.46 * len(rows))
+    for i, row in enumerate(rows):
+        for fps, y, alpha in ((row.fps_before or 0.0, i - 0.2, 0.4), (row.fps_after or 0.0, i + 0.2, 1.0)):
+            axes.barh(y, fps, height=0.36, color=COLOURS[i % len(COLOURS)], alpha=alpha, linewidth=0)
+            axes.annotate(f" {fps:.0f}", (fps, y), va="center", color=_INK, fontsize=8)
+    axes.set_yticks(range(len(rows)), [_shortened(row.variant) for row in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.xaxis.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return Chart(title, (), (), svg_text(figure, title=title))
+
+
+def _new_chart(*, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(_INK)
+    axes.tick_params(colors=_INK, labelsize=8)
+    return figure, axes
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 22 else f"{name[:20]}..."

@@ -1,14 +1,13 @@
-"""What the stages have left so far, gathered for the tables; what is missing is told, not an error."""
+"""What the stages have written so far, read for the tables. Files that are missing are listed, and are no error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.artifacts.files import Benchmark, Metrics, PreparedData, ReparamReport, read_json, stage_folder
-from pipeline.params import Params
 from yolov7.settings import Settings
 from yolov7.spec.graph import ModelSpec
 
@@ -16,53 +15,91 @@ _Report = TypeVar("_Report", bound=Settings)
 
 
 @dataclass(frozen=True)
-class Results:
-    """What the stages left of one variant, one of each for every seed that has it."""
+class VariantModel:
+    """What a variant is, as far as the tables need it.
+
+    Attributes:
+        spec: The resolved spec.
+        image_size: The training size in pixels.
+        overrides_training: Whether the variant changes settings of `train`. Of two variants with the same graph and
+            size, the one that does not fills the paper's row.
+    """
 
     spec: ModelSpec
     image_size: int
-    metrics: tuple[Metrics, ...]
-    reparam: tuple[ReparamReport, ...]
+    overrides_training: bool = False
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All that the tables are made of. `missing`: what is not there yet, and the command that makes it."""
+class VariantResults:
+    """What the stages wrote about one variant.
 
-    params: Params
+    Attributes:
+        model: What the variant is.
+        metrics: The COCO metrics, one for each seed that was evaluated.
+        reparam: The re-parameterisation reports, one for each seed that has one.
+    """
+
+    model: VariantModel
+    metrics: tuple[Metrics, ...] = ()
+    reparam: tuple[ReparamReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageResults:
+    """What the stages wrote.
+
+    Attributes:
+        seeds: The seeds of params.yaml.
+        data: The prepared data; None if they are not prepared.
+        benchmark: The benchmark; None if it was not run.
+        variants: The results of each variant, in the order of params.yaml.
+        missing: One line per missing file, with the command that makes it.
+    """
+
+    seeds: tuple[int, ...]
     data: PreparedData | None
     benchmark: Benchmark | None
-    variants: Mapping[str, Results]
+    variants: Mapping[str, VariantResults]
     missing: tuple[str, ...] = ()
 
 
-def gather(params: Params) -> Evidence:
-    """Reads the artifacts of all variants and seeds; ArtifactError names one that is damaged."""
-    return Evidence(
-        params=params,
+def read_results(variants: Mapping[str, VariantModel], seeds: Sequence[int]) -> StageResults:
+    """Read what the stages wrote about all variants and seeds.
+
+    Args:
+        variants: The variants by name, in the order of params.yaml.
+        seeds: The seeds of params.yaml.
+
+    Returns:
+        The results, and a list of what is missing.
+
+    Raises:
+        ArtifactError: A file is damaged.
+    """
+    expected = _expected_files(variants, seeds)
+    return StageResults(
+        seeds=tuple(seeds),
         data=_read(_prepared(), PreparedData, made_by="prepare"),
         benchmark=_read(_benchmark(), Benchmark, made_by="benchmark"),
-        variants={name: _gather_variant(params, name) for name in params.variants},
-        missing=tuple(f"{path} (`yolov7 {command}`)" for path, command in _expected(params) if not path.is_file()),
+        variants={name: _read_variant(name, model, seeds) for name, model in variants.items()},
+        missing=tuple(f"{path} (`yolov7 {command}`)" for path, command in expected if not path.is_file()),
     )
 
 
-def _gather_variant(params: Params, name: str) -> Results:
-    metrics = [_read(_metrics(name, seed), Metrics, made_by=f"evaluate {name}") for seed in params.seeds]
-    reparam = [_read(_reparam(name, seed), ReparamReport, made_by=f"reparam {name}") for seed in params.seeds]
-    return Results(
-        spec=params.variant(name).build_spec(),
-        image_size=params.train_settings(name).image_size,
-        metrics=tuple(one for one in metrics if one),
-        reparam=tuple(one for one in reparam if one),
+def _read_variant(name: str, model: VariantModel, seeds: Sequence[int]) -> VariantResults:
+    metrics = [_read(_metrics(name, seed), Metrics, made_by=f"evaluate {name}") for seed in seeds]
+    reparam = [_read(_reparam(name, seed), ReparamReport, made_by=f"reparam {name}") for seed in seeds]
+    return VariantResults(
+        model=model, metrics=tuple(one for one in metrics if one), reparam=tuple(one for one in reparam if one)
     )
 
 
-def _expected(params: Params) -> Iterator[tuple[Path, str]]:
-    """Every file that is gathered, with the command that makes it."""
+def _expected_files(variants: Mapping[str, VariantModel], seeds: Sequence[int]) -> Iterator[tuple[Path, str]]:
+    """Yield every file that is read, with the command that makes it."""
     yield _prepared(), "prepare"
-    for name in params.variants:
-        for seed in params.seeds:
+    for name in variants:
+        for seed in seeds:
             yield _reparam(name, seed), f"reparam {name} --seed {seed}"
             yield _metrics(name, seed), f"evaluate {name} --seed {seed}"
     yield _benchmark(), "benchmark"

@@ -1,4 +1,4 @@
-"""The variants side by side; pure functions of what stages left."""
+"""The comparison of the variants. Pure functions of what the stages wrote."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import statistics
 from collections.abc import Sequence
 
 from pipeline.artifacts.files import Benchmark, BenchmarkRow
-from pipeline.report.results import Evidence, Results
+from pipeline.report.results import StageResults, VariantResults
 from yolov7.settings import Settings
 
 
 class SummaryRow(Settings):
-    """One variant: means over the seeds that were evaluated; a spread is the sample standard deviation over them.
+    """One variant: means over the seeds that were evaluated. Figures that were not measured are None.
 
-    None is what was not measured; a spread also for one seed.
+    Attributes:
+        variant: Its name.
+        seeds: Number of seeds that were evaluated.
+        image_size: Training size in pixels.
+        AP: Mean COCO AP as a fraction.
+        AP_spread: Sample standard deviation of AP over seeds; None for one seed.
+        AP50: Mean AP at IoU 0.5 as a fraction.
+        AP50_spread: Sample standard deviation of AP50 over seeds; None for one seed.
+        parameters: Number of parameters of the deployed model.
+        parameters_before: Number of parameters of the trained model.
+        gflops: Cost of the deployed model at `image_size`, in GFLOPs.
+        fps_before: Images per second of the trained model.
+        fps_after: Images per second of the deployed model.
     """
 
     variant: str
@@ -23,20 +35,34 @@ class SummaryRow(Settings):
     AP_spread: float | None
     AP50: float | None
     AP50_spread: float | None
-    parameters: int | None  # deployed
+    parameters: int | None
     parameters_before: int | None
-    gflops: float | None  # deployed, at the variant's image size
+    gflops: float | None
     fps_before: float | None
     fps_after: float | None
 
 
-def summarise_variants(evidence: Evidence) -> tuple[SummaryRow, ...]:
-    """One row a variant, in the order of params.yaml."""
-    return tuple(_summarise(name, results, evidence.benchmark) for name, results in evidence.variants.items())
+def summarise_variants(results: StageResults) -> tuple[SummaryRow, ...]:
+    """Summarise each variant in one row.
+
+    Args:
+        results: What the stages wrote.
+
+    Returns:
+        The rows, in the order of params.yaml.
+    """
+    return tuple(_summarise(name, variant, results.benchmark) for name, variant in results.variants.items())
 
 
 def summary_lines(rows: Sequence[SummaryRow]) -> list[str]:
-    """The short table at the end of a reproduction."""
+    """Return the summary as plain text for a terminal.
+
+    Args:
+        rows: The summary.
+
+    Returns:
+        A line with the titles of the columns, then one line per variant.
+    """
     width = max(len("variant"), *(len(row.variant) for row in rows))
     spread = 13 if any(row.seeds > 1 for row in rows) else 5
     head = f"{'variant':<{width}}  {'AP':<{spread}}  {'AP50':<{spread}}  parameters  GFLOPs  FPS before -> after"
@@ -49,31 +75,63 @@ def summary_lines(rows: Sequence[SummaryRow]) -> list[str]:
 
 
 def fraction_text(value: float | None, spread: float | None) -> str:
-    """`0.583`, or `0.583 ±0.004` over several seeds."""
+    """Return a mean with its spread as text.
+
+    Args:
+        value: The mean; None if nothing was measured.
+        spread: The sample standard deviation; None for one seed.
+
+    Returns:
+        For example `0.583`, `0.583 ±0.004` or `-`.
+    """
     return number_text(value, 3) + (f" ±{spread:.3f}" if value is not None and spread is not None else "")
 
 
 def number_text(value: float | None, digits: int) -> str:
-    """A dash where there is none."""
+    """Return a number as text.
+
+    Args:
+        value: The number.
+        digits: Number of decimals.
+
+    Returns:
+        The number, or a dash if it is None.
+    """
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def headline_row(benchmark: Benchmark | None, *, variant: str, form: str) -> BenchmarkRow | None:
-    """The row that stands for a variant: eager, without NMS, the smallest batch, the first precision."""
+    """Return the measurement that represents a variant in tables.
+
+    Args:
+        benchmark: The benchmark; None if it was not run.
+        variant: The variant.
+        form: "trained" or "deployed".
+
+    Returns:
+        The one without NMS, if possible of the eager engine, with the smallest batch and the first precision.
+    """
     measured = benchmark.rows if benchmark else ()
     rows = [row for row in measured if (row.variant, row.form, row.nms) == (variant, form, False)]
     return min(rows, key=lambda row: (row.engine != "eager", row.batch), default=None)
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """The mean and the sample standard deviation of what was measured; None where there is too little."""
+    """Return the mean and the sample standard deviation of the values that were measured.
+
+    Args:
+        values: The values; None for those that were not measured.
+
+    Returns:
+        The mean, None without values; and the sample standard deviation, None with fewer than two values.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None, None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
-def _summarise(name: str, results: Results, benchmark: Benchmark | None) -> SummaryRow:
+def _summarise(name: str, results: VariantResults, benchmark: Benchmark | None) -> SummaryRow:
     ap, ap_spread = mean_and_spread([one.AP for one in results.metrics])
     ap50, ap50_spread = mean_and_spread([one.AP50 for one in results.metrics])
     before = headline_row(benchmark, variant=name, form="trained")
@@ -82,7 +140,7 @@ def _summarise(name: str, results: Results, benchmark: Benchmark | None) -> Summ
     return SummaryRow(
         variant=name,
         seeds=len(results.metrics),
-        image_size=results.image_size,
+        image_size=results.model.image_size,
         AP=ap,
         AP_spread=ap_spread,
         AP50=ap50,

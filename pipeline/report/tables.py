@@ -1,6 +1,6 @@
-"""The paper's tables with our figures beside them; pure functions of what stages left.
+"""The paper's tables with our figures beside the paper's. Pure functions of what the stages wrote.
 
-What the paper prints, which spec each row is and how it was counted: `pipeline.report.paper`.
+`pipeline.report.paper` knows what the paper prints, which spec each row is, and how its figures are counted.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.console import counted
 from pipeline.report.paper.check import QUANTITIES, listed_errata
-from pipeline.report.paper.counting import COCO_CLASSES, PaperModel, count_as_paper, deployed_note, paper_models
+from pipeline.report.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.report.paper.improvement import Improvement, improvements
 from pipeline.report.paper.printed import TITLES, PrintedRow, PrintedTable, printed_table, value_of
-from pipeline.report.results import Evidence
+from pipeline.report.results import StageResults
 from pipeline.report.summary import headline_row, mean_and_spread
+from yolov7.data.coco_names import COCO_NAMES
 from yolov7.settings import Settings
 from yolov7.spec.graph import ModelSpec
 
@@ -26,10 +28,17 @@ Origin = Literal["computed", "measured here", "not measured", "cited"]
 
 
 class Cell(Settings):
-    """One quantity of one row: the paper's figure, ours, and where ours came from.
+    """One quantity of one row: the paper's figure, and ours.
 
-    `printed`: as the paper prints it, empty for a dash. `spread`: the sample standard deviation over seeds.
-    `comparable`: whether ours was measured as the paper's was. `erratum`: the printed figure is a listed misprint.
+    Attributes:
+        quantity: A key of `pipeline.report.paper.printed.LABELS`.
+        printed: The figure as the paper prints it; empty for a dash.
+        ours: Our figure; None if there is none.
+        origin: Where our figure comes from.
+        note: How our figure was made, or why there is none.
+        spread: The sample standard deviation of our figure over seeds.
+        comparable: Whether our figure was measured in the way of the paper's.
+        erratum: Whether the printed figure is a listed erratum.
     """
 
     quantity: str
@@ -43,21 +52,27 @@ class Cell(Settings):
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's; None where the two do not compare."""
+        """Our figure minus the paper's; None if they cannot be compared."""
         if not self.printed or self.ours is None or not self.comparable:
             return None
         return self.ours - value_of(self.printed)
 
 
 class Row(Settings):
-    """One model of a table of the paper, or a variant of ours that belongs there.
+    """One model of a table of the paper, or one of our variants that belongs there.
 
-    `spec`, `counting`: what was counted, and by which convention; `variant`: the one that is measured, or would be.
-    Each is empty where there is none.
+    Attributes:
+        model: The model as the paper names it.
+        size: The image size in pixels.
+        spec: The spec that was counted; empty if there is none.
+        counting: The convention by which it was counted; empty if it was not.
+        variant: The variant that fills the row, or would fill it; empty if there is none.
+        cells: The quantities, in the order of the table.
+        note: A remark on the row.
     """
 
     model: str
-    size: int | None  # pixels
+    size: int | None
     spec: str
     counting: str
     variant: str
@@ -66,17 +81,25 @@ class Row(Settings):
 
     @property
     def has_ours(self) -> bool:
-        """Whether any figure here is ours."""
+        """Whether any figure of the row is ours."""
         return any(cell.ours is not None for cell in self.cells)
 
     @property
     def cited(self) -> bool:
-        """Whether the figures are the paper's alone: there is no spec of the model, nor a place for a variant."""
+        """Whether all figures are the paper's: there is neither a spec of the model nor a variant for the row."""
         return all(cell.origin == "cited" for cell in self.cells)
 
 
 class Table(Settings):
-    """A table of the paper beside ours."""
+    """A table of the paper with our figures.
+
+    Attributes:
+        name: Its name, such as `table1`.
+        title: Its number and what it compares.
+        quantities: Its columns.
+        rows: The paper's rows in order, then our own variants.
+        notes: Remarks on the table.
+    """
 
     name: str
     title: str
@@ -94,14 +117,28 @@ class _Figure:
     comparable: bool = True
 
 
-def paper_tables(evidence: Evidence) -> tuple[Table, ...]:
-    """Tables 1 to 10."""
+def paper_tables(results: StageResults) -> tuple[Table, ...]:
+    """Fill Tables 1 to 10 of the paper.
+
+    Args:
+        results: What the stages wrote.
+
+    Returns:
+        The tables in order.
+    """
     models = paper_models()
-    return tuple(_fill(printed_table(name), models, evidence) for name in TITLES)
+    return tuple(_fill(printed_table(name), models, results) for name in TITLES)
 
 
 def table1_improvements(table1: Table) -> tuple[Improvement, ...]:
-    """Table 1's improvement rows, with the changes between our own figures where both models have them."""
+    """Fill the improvement rows of Table 1.
+
+    Args:
+        table1: The filled Table 1.
+
+    Returns:
+        The rows, with the changes between our own figures if there are figures of both models.
+    """
     ours = {
         (row.model, row.size): {cell.quantity: cell.ours for cell in row.cells if cell.ours is not None}
         for row in table1.rows
@@ -110,9 +147,27 @@ def table1_improvements(table1: Table) -> tuple[Improvement, ...]:
     return improvements(ours)
 
 
-def _fill(table: PrintedTable, models: Mapping[tuple[str, int], PaperModel], evidence: Evidence) -> Table:
-    rows = [_fill_row(row, table, models.get((row.model, row.size or 0)), evidence) for row in table.rows]
-    rows += [_own_row(name, table, evidence) for name in _own_variants(table, evidence)]
+def why_not_coco(results: StageResults, name: str) -> str:
+    """Return why a variant's figures cannot be compared with the paper's.
+
+    Args:
+        results: What the stages wrote.
+        name: The variant.
+
+    Returns:
+        The reason; empty if the variant was evaluated on COCO's val2017.
+    """
+    if results.data is None:
+        return "no data are prepared"
+    if set(results.data.class_names) != set(COCO_NAMES):
+        return f"the data here are not COCO (number of classes: {len(results.data.class_names)})"
+    images = {one.images for one in results.variants[name].metrics}
+    return "" if images <= {COCO_VAL_IMAGES} else f"evaluated on {sorted(images)} images, not on val2017's 5000"
+
+
+def _fill(table: PrintedTable, models: Mapping[tuple[str, int], PaperModel], results: StageResults) -> Table:
+    rows = [_fill_row(row, table, models.get((row.model, row.size or 0)), results) for row in table.rows]
+    rows += [_own_row(name, table, results) for name in _own_variants(table, results)]
     return Table(
         name=table.name,
         title=table.title,
@@ -122,17 +177,17 @@ def _fill(table: PrintedTable, models: Mapping[tuple[str, int], PaperModel], evi
     )
 
 
-def _fill_row(row: PrintedRow, table: PrintedTable, model: PaperModel | None, evidence: Evidence) -> Row:
-    name = _variant_of(row, model, evidence)
-    counted = dict(_counted(row, model))
-    measured = dict(_measured(name, row, evidence)) if name else {}
-    others = _left_open(name, row, model, evidence)
-    figures = counted | measured
+def _fill_row(row: PrintedRow, table: PrintedTable, model: PaperModel | None, results: StageResults) -> Row:
+    name = _variant_of(row, model, results)
+    computed = dict(_computed(row, model))
+    measured = dict(_measured(name, row, results)) if name else {}
+    others = _empty_figure(name, row, model, results)
+    figures = computed | measured
     return Row(
         model=row.model,
         size=row.size,
         spec=model.label if model else "",
-        counting=model.counting if counted and model else "",
+        counting=model.counting if computed and model else "",
         variant=name or row.variant,
         cells=tuple(_cell(table, row, quantity, figures.get(quantity, others)) for quantity in table.quantities),
         note="; ".join(filter(None, _row_notes(row, model))),
@@ -157,30 +212,31 @@ def _cell(table: PrintedTable, row: PrintedRow, quantity: str, figure: _Figure) 
     )
 
 
-def _counted(row: PrintedRow, model: PaperModel | None) -> Iterator[tuple[str, _Figure]]:
+def _computed(row: PrintedRow, model: PaperModel | None) -> Iterator[tuple[str, _Figure]]:
+    """Yield #Param and FLOPs if the paper has one of them."""
     if model and row.size and any(row.figures.get(quantity) for quantity in QUANTITIES):
-        counted = count_as_paper(model, row.size)
+        cost = count_as_paper(model, row.size)
         note = f"spec {model.label}, counted as `{model.counting}`"
-        yield "params_m", _Figure(counted.params_m, "computed", note)
-        yield "gflops", _Figure(counted.gflops, "computed", note)
+        yield "params_m", _Figure(cost.params_m, "computed", note)
+        yield "gflops", _Figure(cost.gflops, "computed", note)
 
 
-def _variant_of(row: PrintedRow, model: PaperModel | None, evidence: Evidence) -> str | None:
-    """The variant that is named for the row; otherwise the one whose graph is the row's."""
-    if row.variant in evidence.variants:
+def _variant_of(row: PrintedRow, model: PaperModel | None, results: StageResults) -> str | None:
+    """Return the variant that is named for the row, else the one with the row's graph."""
+    if row.variant in results.variants:
         return row.variant
-    return _same_graph(model.build_spec(), row.size, evidence) if model and row.size else None
+    return _same_graph(model.build_spec(), row.size, results) if model and row.size else None
 
 
-def _measured(name: str, row: PrintedRow, evidence: Evidence) -> Iterator[tuple[str, _Figure]]:
-    """AP and FPS of a variant; those on other data than the paper's only where it is named for the row."""
-    results, reason = evidence.variants[name], why_not_coco(evidence, name)
+def _measured(name: str, row: PrintedRow, results: StageResults) -> Iterator[tuple[str, _Figure]]:
+    """Yield AP and FPS of a variant. Figures on other data than COCO appear only if it is named for the row."""
+    variant, reason = results.variants[name], why_not_coco(results, name)
     if reason and name != row.variant:
         return
-    seeds = f"{len(results.metrics)} {'seed' if len(results.metrics) == 1 else 'seeds'}"
-    note = f"variant {name} (spec {results.spec.name}, {results.image_size} px), {seeds}"
+    seeds = counted(len(variant.metrics), "seed")
+    note = f"variant {name} (spec {variant.model.spec.name}, {variant.model.image_size} px), {seeds}"
     for quantity, figure in _AP_FIGURES.items():
-        value, spread = mean_and_spread([getattr(one, figure) for one in results.metrics])
+        value, spread = mean_and_spread([getattr(one, figure) for one in variant.metrics])
         if value is not None:
             yield (
                 f"{quantity}_val",
@@ -189,79 +245,70 @@ def _measured(name: str, row: PrintedRow, evidence: Evidence) -> Iterator[tuple[
                     "measured here",
                     f"{note}; {reason}" if reason else note,
                     spread=None if spread is None else 100 * spread,
-                    comparable=not reason and results.image_size == row.size,
+                    comparable=not reason and variant.model.image_size == row.size,
                 ),
             )
-    yield from _fps_figures(name, evidence)
+    yield from _fps_figures(name, results)
 
 
-def _fps_figures(name: str, evidence: Evidence) -> Iterator[tuple[str, _Figure]]:
-    fastest = headline_row(evidence.benchmark, variant=name, form="deployed")
-    if fastest and evidence.benchmark:
-        device = evidence.benchmark.device
-        note = f"{device}, {fastest.precision}, batch {fastest.batch}, without NMS"
+def _fps_figures(name: str, results: StageResults) -> Iterator[tuple[str, _Figure]]:
+    measured = headline_row(results.benchmark, variant=name, form="deployed")
+    if measured and results.benchmark:
+        device = results.benchmark.device
+        note = f"{device}, {measured.precision}, batch {measured.batch}, without NMS"
         for quantity in ("fps", "fps_v100"):
-            yield quantity, _Figure(fastest.fps, "measured here", note, comparable="V100" in device)
+            yield quantity, _Figure(measured.fps, "measured here", note, comparable="V100" in device)
 
 
-def _left_open(name: str | None, row: PrintedRow, model: PaperModel | None, evidence: Evidence) -> _Figure:
-    """What there is to say of the figures that we do not have."""
+def _empty_figure(name: str | None, row: PrintedRow, model: PaperModel | None, results: StageResults) -> _Figure:
+    """Return the content of cells for which there is no figure of ours, with the reason."""
     if name:
-        return _Figure(None, "not measured", why_not_coco(evidence, name) or "not measured")
+        return _Figure(None, "not measured", why_not_coco(results, name) or "not measured")
     if row.variant:
-        return _Figure(None, "not measured", "params.yaml has no variant of the name that fills the row")
+        return _Figure(None, "not measured", "params.yaml has no variant with the name of this row")
     if model:
         return _Figure(None, "not measured", "no variant of params.yaml is this model at this size")
     return _Figure(None, "cited")
 
 
-def _same_graph(spec: ModelSpec, size: int, evidence: Evidence) -> str | None:
-    """The variant whose graph is this one, trained at this size; one with settings of its own only if need be.
+def _same_graph(spec: ModelSpec, size: int, results: StageResults) -> str | None:
+    """Return the variant with this graph and training size, preferably one that does not change `train`.
 
-    Variants named for an ablation fill their own table alone: there the same graph is trained in different ways.
+    Variants of an ablation, such as `table6-lead`, are left out: they fill only the table in their name, because there
+    the same graph is trained in different ways.
     """
     named = {"name", "image_size"}
     wanted = spec.model_dump(exclude=named)
+    ablations = tuple(f"{table}-" for table in TITLES)
+    models = {name: variant.model for name, variant in results.variants.items() if not name.startswith(ablations)}
     found = [
         name
-        for name, results in evidence.variants.items()
-        if results.image_size == size and results.spec.model_dump(exclude=named) == wanted
+        for name, model in models.items()
+        if model.image_size == size and model.spec.model_dump(exclude=named) == wanted
     ]
-    general = [name for name in found if not name.startswith(tuple(f"{table}-" for table in TITLES))]
-    return min(general, key=lambda name: bool(evidence.params.variant(name).train), default=None)
+    return min(found, key=lambda name: models[name].overrides_training, default=None)
 
 
-def why_not_coco(evidence: Evidence, name: str) -> str:
-    """Why a variant's figures do not compare with the paper's; empty where they do."""
-    if evidence.data is None:
-        return "no data are prepared"
-    num_classes = len(evidence.data.class_names)
-    if evidence.params.data.format != "coco" or num_classes != COCO_CLASSES:
-        return f"the data here are not COCO ({evidence.params.data.format}, {num_classes} classes)"
-    images = {one.images for one in evidence.variants[name].metrics}
-    return "" if images <= {COCO_VAL_IMAGES} else f"evaluated on {sorted(images)} images, not on val2017's 5000"
-
-
-def _own_variants(table: PrintedTable, evidence: Evidence) -> list[str]:
-    """Variants named for an ablation, such as `table4-c3`, that are no row of the paper."""
+def _own_variants(table: PrintedTable, results: StageResults) -> list[str]:
+    """Return variants that are named for an ablation, such as `table4-c3`, but are no row of the paper."""
     printed = {row.variant for row in table.rows}
     if not any(printed):
         return []
-    return [name for name in evidence.variants if name.startswith(f"{table.name}-") and name not in printed]
+    return [name for name in results.variants if name.startswith(f"{table.name}-") and name not in printed]
 
 
-def _own_row(name: str, table: PrintedTable, evidence: Evidence) -> Row:
-    row = PrintedRow(name, evidence.variants[name].image_size, dict.fromkeys(table.quantities, ""), variant=name)
-    return _fill_row(row, table, None, evidence)
+def _own_row(name: str, table: PrintedTable, results: StageResults) -> Row:
+    size = results.variants[name].model.image_size
+    return _fill_row(PrintedRow(name, size, dict.fromkeys(table.quantities, ""), variant=name), table, None, results)
 
 
 def _notes(table: PrintedTable, rows: Sequence[Row]) -> Iterator[str]:
     if any(row.cited for row in rows):
-        yield "Cited: the paper's figures alone; there is no spec of that model here."
+        yield "Cited: only the paper's figures, because there is no spec of that model here."
     if any(quantity.startswith("fps") for quantity in table.quantities):
-        yield "FPS of the paper: V100, FP16, batch 1, without NMS; on other devices compare ratios of rows."
+        yield "FPS of the paper: V100, FP16, batch 1, without NMS. On another device, compare ratios between rows."
     if any(row.variant for row in table.rows):
         yield (
-            "A row is filled by the variant of params.yaml that is named for it; other variants whose name starts with "
-            f"{table.name}- are added at the end. Figures: means over seeds ± sample standard deviation."
+            "The variant of params.yaml with the name of a row fills that row. Other variants whose names start with "
+            f"{table.name}- are added at the end. Figures are means over seeds ± the sample standard deviation."
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.artifacts.files import ROOT, Benchmark, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import ROOT, Benchmark, PreparedData, stage_folder, whole_folder, write_json
+from pipeline.console import counted
 from pipeline.params import Params
 from pipeline.report.charts import Curve
 from pipeline.report.page import Page, Picture, render_page
@@ -15,7 +16,7 @@ from pipeline.report.paper.check import Comparison, compare_counts, outcome_line
 from pipeline.report.paper.counting import conventions
 from pipeline.report.paper.errata import Erratum, errata
 from pipeline.report.paper.improvement import Improvement
-from pipeline.report.results import Evidence, gather
+from pipeline.report.results import StageResults, VariantModel, read_results
 from pipeline.report.summary import SummaryRow, summarise_variants, summary_lines
 from pipeline.report.tables import Table, paper_tables, table1_improvements
 from pipeline.report.text_tables import (
@@ -52,22 +53,30 @@ class Report(Settings):
 
 def tables(params: Params) -> Report:
     """Gathers what all stages left into artifacts/tables: CSV, Markdown, JSON and index.html."""
-    evidence = gather(params)
-    report = _report(evidence)
-    conditions = _conditions(evidence.benchmark)
+    models = {
+        name: VariantModel(
+            spec=variant.build_spec(),
+            image_size=params.train_settings(name).image_size,
+            overrides_training=bool(variant.train),
+        )
+        for name, variant in params.variants.items()
+    }
+    results = read_results(models, params.seeds)
+    report = _report(results)
+    conditions = _conditions(results.benchmark)
     with whole_folder(stage_folder("tables")) as folder:
         for name, text in _files(report, conditions):
             (folder / name).write_text(text, encoding="utf-8")
         write_json(folder / "tables.json", report)
-        (folder / "index.html").write_text(render_page(_page(evidence, report, conditions)), encoding="utf-8")
+        (folder / "index.html").write_text(render_page(_page(results, report, conditions)), encoding="utf-8")
     return report
 
 
-def _report(evidence: Evidence) -> Report:
-    filled = paper_tables(evidence)
+def _report(results: StageResults) -> Report:
+    filled = paper_tables(results)
     return Report(
-        missing=evidence.missing,
-        summary=summarise_variants(evidence),
+        missing=results.missing,
+        summary=summarise_variants(results),
         tables=filled,
         improvements=table1_improvements(filled[0]),
         errata=errata(),
@@ -90,15 +99,15 @@ def _files(report: Report, conditions: str) -> Iterator[tuple[str, str]]:
     yield SUMMARY, "\n".join(summary_lines(report.summary)) + "\n"
 
 
-def _page(evidence: Evidence, report: Report, conditions: str) -> Page:
+def _page(results: StageResults, report: Report, conditions: str) -> Page:
     return Page(
         title="YOLOv7 variants and the paper's tables",
-        subtitle=_subtitle(evidence),
+        subtitle=_subtitle(results.data),
         conditions=conditions,
         missing=report.missing,
         summary=report.summary,
-        curves={name: list(_curves(evidence.params, name)) for name in evidence.variants},
-        pictures=tuple(_find_pictures(evidence.params)),
+        curves={name: list(_curves(name, results.seeds)) for name in results.variants},
+        pictures=tuple(_find_pictures(results)),
         tables=report.tables,
         improvements=report.improvements,
         errata=report.errata,
@@ -106,8 +115,7 @@ def _page(evidence: Evidence, report: Report, conditions: str) -> Page:
     )
 
 
-def _subtitle(evidence: Evidence) -> str:
-    data = evidence.data
+def _subtitle(data: PreparedData | None) -> str:
     if data is None:
         return "No data are prepared yet."
     images = " + ".join(f"{count:,} {split}" for split, count in data.splits.items())
@@ -122,27 +130,23 @@ def _conditions(benchmark: Benchmark | None) -> str:
     row = next((row for row in benchmark.rows if not row.nms), None)
     setting = f"batch {row.batch}, {row.precision}, {row.engine}, without NMS, " if row else ""
     versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
-    return text + (f"FPS: {setting}on {benchmark.device}{clock}, {_counted(benchmark.threads, 'thread')}; {versions}.")
+    return text + (f"FPS: {setting}on {benchmark.device}{clock}, {counted(benchmark.threads, 'thread')}; {versions}.")
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _curves(params: Params, name: str) -> Iterator[Curve]:
-    """AP by epoch; nothing where training did not measure it."""
-    for seed in params.seeds:
+def _curves(name: str, seeds: Sequence[int]) -> Iterator[Curve]:
+    """Yield AP by epoch for each seed whose training measured it."""
+    for seed in seeds:
         path = stage_folder("train", name, seed) / "curve.csv"
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 yield [(float(line["epoch"]), float(line["AP"])) for line in csv.DictReader(file) if line.get("AP")]
 
 
-def _find_pictures(params: Params) -> Iterator[Picture]:
+def _find_pictures(results: StageResults) -> Iterator[Picture]:
     if (stage_folder("prepare") / "sheet.jpg").is_file():
         yield Picture(_relative(stage_folder("prepare") / "sheet.jpg"), "the data, with their labels")
-    seed = params.seeds[0]
-    for name in params.variants:
+    seed = results.seeds[0]
+    for name in results.variants:
         for file, caption in _PICTURES.items():
             path = stage_folder("evaluate", name, seed) / file
             if path.is_file():
