@@ -13,7 +13,7 @@ from pipeline.report.canvas import COLOURS, drawing, svg_text
 from pipeline.report.summary import SummaryRow
 
 _INK = "#7d868e"  # readable on light and on dark pages
-_WIDTH = 4.8  # inches; the page scales charts, and at this width their text is about as large as its own
+_WIDTH = 4.2  # inches; the page scales charts, and at this width their text is about as large as its own
 
 Curve = Sequence[tuple[float, float]]
 
