@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
+    from pipeline.experiment import Experiment, ResolvedVariant
 
 app = typer.Typer(
     name="yolov7",
@@ -53,11 +53,19 @@ def _fail(message: str, *, code: int = 2) -> None:
 
 
 @app.command()
+def resolve() -> None:
+    """Resolve params.yaml into one file per stage, variant and seed, on which the stages depend."""
+    from pipeline.commands.run_stages import run_resolve
+
+    run_resolve(_experiment())
+
+
+@app.command()
 def prepare() -> None:
     """Read or draw the data, check them, and write one index a split and a health report."""
     from pipeline.commands.run_stages import run_prepare
 
-    run_prepare(_params())
+    run_prepare(_experiment())
 
 
 @app.command()
@@ -65,8 +73,8 @@ def train(variant: _Variant = None, seed: _Seed = None) -> None:
     """Train variants with Ray Train; an interrupted training goes on."""
     from pipeline.commands.run_stages import run_train
 
-    params = _params()
-    run_train(params, _selected(params, variant, seed))
+    experiment = _experiment()
+    run_train(experiment, _selected(experiment, variant, seed))
 
 
 @app.command()
@@ -74,8 +82,8 @@ def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
     """Re-parameterise trained models, and prove that nothing changed."""
     from pipeline.commands.run_stages import run_reparam
 
-    params = _params()
-    run_reparam(params, _selected(params, variant, seed))
+    experiment = _experiment()
+    run_reparam(experiment, _selected(experiment, variant, seed))
 
 
 @app.command()
@@ -83,8 +91,8 @@ def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
     """Measure COCO figures of the deployed models, and draw examples."""
     from pipeline.commands.run_stages import run_evaluate
 
-    params = _params()
-    run_evaluate(params, _selected(params, variant, seed))
+    experiment = _experiment()
+    run_evaluate(experiment, _selected(experiment, variant, seed))
 
 
 @app.command()
@@ -92,7 +100,7 @@ def benchmark() -> None:
     """Measure latency and FPS of all variants in interleaved rounds."""
     from pipeline.commands.run_stages import run_benchmark
 
-    run_benchmark(_params())
+    run_benchmark(_experiment())
 
 
 @app.command()
@@ -112,7 +120,7 @@ def tables(
     if show:
         print_summary()
     else:
-        run_tables(_params(), as_json=json)
+        run_tables(_experiment(), as_json=json)
 
 
 @app.command()
@@ -136,6 +144,7 @@ def tune(
 
         typer.echo(adopt_chosen())
         return
+    from pipeline.experiment import tune_settings
     from pipeline.tuning.command import run_tune
 
     options = {
@@ -148,8 +157,8 @@ def tune(
         "trials_per_gpu": trials_per_gpu,
         "seed": seed,
     }
-    params = _params()
-    run_tune(params, params.tune_settings(options), resume=resume)
+    experiment = _experiment()
+    run_tune(experiment, tune_settings(experiment, options), resume=resume)
 
 
 @app.command()
@@ -230,8 +239,8 @@ def inspect(
     """Draw augmented training samples, and the cells that a trained model's heads learn each object from."""
     from pipeline.commands.inspect_training import inspect as run
 
-    params = _params()
-    run(params, *_selected(params, variant or next(iter(params.variants)), seed)[0])
+    experiment = _experiment()
+    run(*_selected(experiment, variant or next(iter(experiment.variants)), seed)[0])
 
 
 @app.command()
@@ -256,7 +265,7 @@ def sync() -> None:
     """Send what waits for the tracking server since it was away; every other command does so too."""
     from pipeline.commands.run_stages import run_sync
 
-    run_sync(_params())
+    run_sync(_experiment())
 
 
 @app.command()
@@ -267,18 +276,21 @@ def ui(port: Annotated[int, typer.Option(help="The port of the page.")] = 5000) 
     open_ui(port=port)
 
 
-def _params() -> Params:
-    from pipeline.params import load_params
+def _experiment() -> Experiment:
+    from pipeline.experiment import load_experiment
 
-    return load_params()
+    return load_experiment()
 
 
-def _selected(params: Params, variant: str | None, seed: int | None) -> tuple[tuple[str, int], ...]:
-    """The (variant, seed) pairs that a command is about."""
-    if variant is not None:
-        params.variant(variant)
-    variants = tuple(params.variants) if variant is None else (variant,)
-    if seed is not None and seed not in params.seeds:
-        raise ValueError(f"seed {seed} is not in params.yaml; it has seeds: {list(params.seeds)}")
-    seeds = params.seeds if seed is None else (seed,)
-    return tuple((name, number) for name in variants for number in seeds)
+def _selected(experiment: Experiment, variant: str | None, seed: int | None) -> tuple[tuple[ResolvedVariant, int], ...]:
+    """Return the variants and seeds that a command is about; `train@nano-0`, as DVC names a stage, is one of each."""
+    from yolov7.errors import SettingError
+
+    if variant is not None and "@" in variant:
+        variant, _, number = variant.partition("@")[2].rpartition("-")
+        seed = int(number) if number.isdecimal() else seed
+    variants = tuple(experiment.variants.values()) if variant is None else (experiment.variant(variant),)
+    if seed is not None and seed not in experiment.seeds:
+        raise SettingError(f"seed {seed} is not in params.yaml; it has the seeds {list(experiment.seeds)}")
+    seeds = experiment.seeds if seed is None else (seed,)
+    return tuple((one, number) for one in variants for number in seeds)

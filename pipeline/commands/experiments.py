@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.params import PARAMS_FILE, load_params
+from pipeline.experiment import load_experiment
+from pipeline.params import PARAMS_FILE
 from yolov7.errors import suggest
 from yolov7.system.yaml_files import read_yaml
 
@@ -34,7 +35,7 @@ def use_experiment(
     temporary = target.with_name(f".{target.name}")
     temporary.write_text(text, encoding="utf-8")
     try:
-        load_params(temporary)
+        load_experiment(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline.artifacts.files import Benchmark, Metrics, PreparedData, ReparamReport, read_json, stage_folder
-from pipeline.params import Params
+from pipeline.experiment import Experiment
 from yolov7.settings import Settings
 from yolov7.spec.graph import ModelSpec
 
@@ -29,40 +29,40 @@ class Results:
 class Evidence:
     """All that the tables are made of. `missing`: what is not there yet, and the command that makes it."""
 
-    params: Params
+    experiment: Experiment
     data: PreparedData | None
     benchmark: Benchmark | None
     variants: Mapping[str, Results]
     missing: tuple[str, ...] = ()
 
 
-def gather(params: Params) -> Evidence:
+def gather(experiment: Experiment) -> Evidence:
     """Reads the artifacts of all variants and seeds; ArtifactError names one that is damaged."""
     return Evidence(
-        params=params,
+        experiment=experiment,
         data=_read(_prepared(), PreparedData, made_by="prepare"),
         benchmark=_read(_benchmark(), Benchmark, made_by="benchmark"),
-        variants={name: _gather_variant(params, name) for name in params.variants},
-        missing=tuple(f"{path} (`yolov7 {command}`)" for path, command in _expected(params) if not path.is_file()),
+        variants={name: _gather_variant(experiment, name) for name in experiment.variants},
+        missing=tuple(f"{path} (`yolov7 {command}`)" for path, command in _expected(experiment) if not path.is_file()),
     )
 
 
-def _gather_variant(params: Params, name: str) -> Results:
-    metrics = [_read(_metrics(name, seed), Metrics, made_by=f"evaluate {name}") for seed in params.seeds]
-    reparam = [_read(_reparam(name, seed), ReparamReport, made_by=f"reparam {name}") for seed in params.seeds]
+def _gather_variant(experiment: Experiment, name: str) -> Results:
+    metrics = [_read(_metrics(name, seed), Metrics, made_by=f"evaluate {name}") for seed in experiment.seeds]
+    reparam = [_read(_reparam(name, seed), ReparamReport, made_by=f"reparam {name}") for seed in experiment.seeds]
     return Results(
-        spec=params.variant(name).build_spec(),
-        image_size=params.train_settings(name).image_size,
+        spec=experiment.variant(name).spec,
+        image_size=experiment.variant(name).train.image_size,
         metrics=tuple(one for one in metrics if one),
         reparam=tuple(one for one in reparam if one),
     )
 
 
-def _expected(params: Params) -> Iterator[tuple[Path, str]]:
+def _expected(experiment: Experiment) -> Iterator[tuple[Path, str]]:
     """Every file that is gathered, with the command that makes it."""
     yield _prepared(), "prepare"
-    for name in params.variants:
-        for seed in params.seeds:
+    for name in experiment.variants:
+        for seed in experiment.seeds:
             yield _reparam(name, seed), f"reparam {name} --seed {seed}"
             yield _metrics(name, seed), f"evaluate {name} --seed {seed}"
     yield _benchmark(), "benchmark"

@@ -228,7 +228,7 @@ def _same_graph(spec: ModelSpec, size: int, evidence: Evidence) -> str | None:
         if results.image_size == size and results.spec.model_dump(exclude=named) == wanted
     ]
     general = [name for name in found if not name.startswith(tuple(f"{table}-" for table in TITLES))]
-    return min(general, key=lambda name: bool(evidence.params.variant(name).train), default=None)
+    return min(general, key=lambda name: bool(evidence.experiment.variant(name).overrides), default=None)
 
 
 def why_not_coco(evidence: Evidence, name: str) -> str:
@@ -236,8 +236,8 @@ def why_not_coco(evidence: Evidence, name: str) -> str:
     if evidence.data is None:
         return "no data are prepared"
     num_classes = len(evidence.data.class_names)
-    if evidence.params.data.format != "coco" or num_classes != COCO_CLASSES:
-        return f"the data here are not COCO ({evidence.params.data.format}, {num_classes} classes)"
+    if evidence.experiment.data.format != "coco" or num_classes != COCO_CLASSES:
+        return f"the data here are not COCO ({evidence.experiment.data.format}, {num_classes} classes)"
     images = {one.images for one in evidence.variants[name].metrics}
     return "" if images <= {COCO_VAL_IMAGES} else f"evaluated on {sorted(images)} images, not on val2017's 5000"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.artifacts.files import ROOT, Benchmark, stage_folder, whole_folder, write_json
-from pipeline.params import Params
+from pipeline.experiment import Experiment
 from pipeline.report.charts import Curve
 from pipeline.report.page import Page, Picture, render_page
 from pipeline.report.paper.check import Comparison, compare_counts, outcome_line
@@ -50,9 +50,9 @@ class Report(Settings):
     conventions: dict[str, str]
 
 
-def tables(params: Params) -> Report:
+def tables(experiment: Experiment) -> Report:
     """Gathers what all stages left into artifacts/tables: CSV, Markdown, JSON and index.html."""
-    evidence = gather(params)
+    evidence = gather(experiment)
     report = _report(evidence)
     conditions = _conditions(evidence.benchmark)
     with whole_folder(stage_folder("tables")) as folder:
@@ -97,8 +97,8 @@ def _page(evidence: Evidence, report: Report, conditions: str) -> Page:
         conditions=conditions,
         missing=report.missing,
         summary=report.summary,
-        curves={name: list(_curves(evidence.params, name)) for name in evidence.variants},
-        pictures=tuple(_find_pictures(evidence.params)),
+        curves={name: list(_curves(evidence.experiment, name)) for name in evidence.variants},
+        pictures=tuple(_find_pictures(evidence.experiment)),
         tables=report.tables,
         improvements=report.improvements,
         errata=report.errata,
@@ -129,20 +129,20 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _curves(params: Params, name: str) -> Iterator[Curve]:
+def _curves(experiment: Experiment, name: str) -> Iterator[Curve]:
     """AP by epoch; nothing where training did not measure it."""
-    for seed in params.seeds:
+    for seed in experiment.seeds:
         path = stage_folder("train", name, seed) / "curve.csv"
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 yield [(float(line["epoch"]), float(line["AP"])) for line in csv.DictReader(file) if line.get("AP")]
 
 
-def _find_pictures(params: Params) -> Iterator[Picture]:
+def _find_pictures(experiment: Experiment) -> Iterator[Picture]:
     if (stage_folder("prepare") / "sheet.jpg").is_file():
         yield Picture(_relative(stage_folder("prepare") / "sheet.jpg"), "the data, with their labels")
-    seed = params.seeds[0]
-    for name in params.variants:
+    seed = experiment.seeds[0]
+    for name in experiment.variants:
         for file, caption in _PICTURES.items():
             path = stage_folder("evaluate", name, seed) / file
             if path.is_file():
