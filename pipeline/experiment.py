@@ -26,6 +26,7 @@ from pipeline.params import (
     Variant,
     first_error,
     load_params,
+    parse_params,
 )
 from yolov7.errors import SettingError, SpecError, one_line, suggest
 from yolov7.recipes import resolve_settings
@@ -89,10 +90,7 @@ class Experiment:
             SettingError: If there is none; the message lists those that there are.
         """
         if name not in self.variants:
-            known = ", ".join(self.variants)
-            raise SettingError(
-                f"variant {name!r} is not in {PARAMS_FILE}{suggest(name, self.variants) or f'; it has: {known}'}"
-            )
+            raise SettingError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {', '.join(self.variants)}")
         return self.variants[name]
 
     def base(self, name: str) -> ResolvedVariant:
@@ -126,6 +124,22 @@ def load_experiment(path: Path = Path(PARAMS_FILE)) -> Experiment:
         SettingError: If the file is missing or a key is wrong, in one line that names the key and the remedy.
     """
     return resolve_experiment(load_params(path), source=str(path))
+
+
+def parse_experiment(content: Mapping[str, Any], *, source: str = PARAMS_FILE) -> Experiment:
+    """Validate and resolve the content of a parameter file.
+
+    Args:
+        content: Plain values, as YAML gives them.
+        source: Where they are from, for messages.
+
+    Returns:
+        The resolved experiment.
+
+    Raises:
+        SettingError: If a key is wrong, in one line that names the source, the key and the remedy.
+    """
+    return resolve_experiment(parse_params(content, source=source), source=source)
 
 
 def resolve_experiment(params: Params, *, source: str = PARAMS_FILE) -> Experiment:

@@ -1,7 +1,7 @@
 """The schema of params.yaml: what to compare, on which data, and how. Imports no torch.
 
-The settings of the detector itself are in `yolov7.settings`. `pipeline.resolve` turns the validated file into the values
-that stages receive; nothing else reads `Params`.
+The settings of the detector itself are in `yolov7.settings`. `pipeline.experiment` turns the validated file into the
+values that stages receive; nothing else reads `Params`.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class Params(Settings):
     """The whole of params.yaml, validated key by key.
 
     `train` and the overrides of variants stay as they are written, because a recipe gives way to every key that is
-    stated. `pipeline.resolve` merges and validates them.
+    stated. `pipeline.experiment` merges and validates them.
     """
 
     data: DataSettings = DataSettings()

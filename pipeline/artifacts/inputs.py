@@ -17,7 +17,8 @@ from pipeline.artifacts.files import read_resolved
 from yolov7.errors import ArtifactError
 from yolov7.system.yaml_files import read_yaml
 
-_HASHED_BYTES = 1 << 20  # larger files are compared by size and time of change
+_HASHED_BYTES = 1 << 20  # larger files, and images, are compared by size and time of change
+_HASHED_SUFFIXES = {".py", ".yaml", ".json", ".csv", ".html", ".xml", ".txt"}
 _IGNORED_SUFFIXES = {".pyc", ".so"}  # as .dvcignore says
 _State = tuple[int, int, str]
 
@@ -91,23 +92,21 @@ def _states(paths: list[str]) -> dict[str, _State]:
     """Size, time of change, and the content's digest if the file is small, of every file below the paths."""
     found: dict[str, _State] = {}
     for path in paths:
-        files = [path] if Path(path).is_file() else _files_below(path)
-        for file in files:
+        for file in [Path(path)] if Path(path).is_file() else _files_below(path):
             try:
-                state = os.stat(file)
-                content = ""
-                if state.st_size <= _HASHED_BYTES and not file.startswith("artifacts/prepare/synthetic"):
-                    content = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+                state, content = file.stat(), ""
+                if state.st_size <= _HASHED_BYTES and file.suffix in _HASHED_SUFFIXES:
+                    content = hashlib.sha256(file.read_bytes()).hexdigest()
             except FileNotFoundError:  # deleted between the listing and now
                 continue
-            found[file] = (state.st_size, state.st_mtime_ns, content)
+            found[str(file)] = (state.st_size, state.st_mtime_ns, content)
     return found
 
 
-def _files_below(folder: str) -> Iterator[str]:
+def _files_below(folder: str) -> Iterator[Path]:
     for parent, names, files in os.walk(folder):
         names[:] = [name for name in names if name != "__pycache__"]
-        yield from (os.path.join(parent, name) for name in files if Path(name).suffix not in _IGNORED_SUFFIXES)
+        yield from (Path(parent) / name for name in files if Path(name).suffix not in _IGNORED_SUFFIXES)
 
 
 def _is_same(before: _State | None, after: _State | None) -> bool:

@@ -92,7 +92,7 @@ def _measure(weights: Weights, index: ImageIndex, settings: EvaluateSettings) ->
 
 
 def _trained_ap(settings: EvaluateSettings, variant: ResolvedVariant, index: ImageIndex, *, seed: int) -> float | None:
-    """The AP before re-parameterisation: training's last figure if it is of the same data and settings, else measured."""
+    """Return the AP before re-parameterisation: that of training if data and settings are the same, else measured."""
     folder = stage_folder("train", variant.name, seed)
     summary = read_json(folder / "train.json", TrainSummary, made_by=f"train {variant.name}")
     precision = precision_name(resolve_precision("auto", resolve_device()))  # what _measure uses

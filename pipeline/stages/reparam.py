@@ -125,6 +125,6 @@ def _check(single: OutputError, double: OutputError, settings: ReparamSettings, 
     for precision, error, tolerance in measured:
         if not error <= tolerance:  # also if the error is NaN
             raise ArtifactError(
-                f"reparam of {name}: the re-parameterised model differs from the trained one: the largest output error is "
-                f"{error:.2e} in {precision}, and reparam.tolerance_{precision}={tolerance:.0e} allows less"
+                f"reparam of {name}: the re-parameterised model differs from the trained one: its largest output error "
+                f"is {error:.2e} in {precision}, and reparam.tolerance_{precision}={tolerance:.0e} allows less"
             )

@@ -99,7 +99,7 @@ def _hash_symlinked_folders(root: Path) -> dict[str, str]:
 
 
 def _hash_folder(folder: Path) -> str:
-    """A digest of names, sizes and times of change, and of the content of files of moderate size such as annotations."""
+    """A digest of names and sizes, of the content of annotation files, and of other files' times of change."""
     digest = hashlib.sha256()
     for parent, names, files in os.walk(folder):
         names.sort()

@@ -22,6 +22,7 @@ from pipeline.artifacts.files import (
     write_json,
 )
 from pipeline.artifacts.inputs import code_digest
+from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
 from pipeline.ray.mirror import OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
@@ -29,7 +30,7 @@ from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob
-from yolov7.training.record import FIGURES, Record, best_line, read_epochs
+from yolov7.training.record import FIGURES, best_line, read_epochs
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], 
         How the run ended.
     """
     copy = copy_of_run(variant, seed=job.seed)
-    _claim(job, copy)
+    if note := _claim(job, copy):
+        console.print(stage_line("train", variant.name, note))
     if not (job.run_folder / WEIGHTS).is_file():
         with kept_up_to_date(copy, job.run_folder) if copy else nullcontext():
             train_with_ray(job, variant.ray, on_tick=lambda: on_tick(job.run_folder))
@@ -118,8 +120,11 @@ def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
     shutil.rmtree(finished)
 
 
-def _claim(job: TrainJob, copy: RunCopy | None) -> None:
-    """Empty a run folder that other data, settings or code left; take over a copy of this run that is further."""
+def _claim(job: TrainJob, copy: RunCopy | None) -> str:
+    """Empty a run folder that other data, settings or code left, or take over a copy of this run that is further.
+
+    Returns what the user should know of it, or an empty string.
+    """
     owner, code = job.run_folder / OWNER, job.run_folder / _CODE
     now = code_digest("train")
     with job.sole_writer():
@@ -128,13 +133,15 @@ def _claim(job: TrainJob, copy: RunCopy | None) -> None:
         if before != job.fingerprint or finished_by_other_code:
             fresh_folder(job.run_folder)
             owner.write_text(job.fingerprint, encoding="utf-8")
-            if before is not None:
-                reason = "code" if before == job.fingerprint else "data or settings"
-                note = f"an earlier run of this variant had other {reason}; training starts from the beginning"
-                Record(job.run_folder).add_note(note)
         if copy:
             copy.fetch(job.run_folder)
         code.write_text(now, encoding="utf-8")
+    if finished_by_other_code or before not in (None, job.fingerprint):
+        reason = "code" if before == job.fingerprint else "data or settings"
+        return f"an earlier run had other {reason}; training starts from the beginning"
+    if (job.run_folder / WEIGHTS).is_file():
+        return "this training was finished before with the same data, settings and code; its weights are used"
+    return ""
 
 
 def _read(path: Path) -> str | None:

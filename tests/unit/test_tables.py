@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.files import Metrics, PreparedData
-from pipeline.params import Params
+from pipeline.experiment import Experiment, parse_experiment
 from pipeline.report.results import Evidence, Results, gather
 from pipeline.report.summary import mean_and_spread, summarise_variants, summary_lines
 from pipeline.report.tables import Cell, Row, Table, paper_tables, table1_improvements
@@ -22,10 +22,10 @@ from yolov7.errors import ArtifactError
 
 
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Two variants with two seeds, whose artifacts lie in the working folder."""
     monkeypatch.chdir(tmp_path)
-    made = Params.model_validate({"variants": {"nano": {"spec": "nano"}, "other": {"spec": "nano"}}, "seeds": [0, 1]})
+    made = parse_experiment({"variants": {"nano": {"spec": "nano"}, "other": {"spec": "nano"}}, "seeds": [0, 1]})
     write_prepared()
     write_results(made, figures={("nano", 0): 0.5, ("nano", 1): 0.6, ("other", 0): 0.4, ("other", 1): 0.4})
     return made
@@ -46,11 +46,11 @@ def coco_evidence(
     aps: tuple[float, ...] = (0.512,),
 ) -> Evidence:
     """YOLOv7 trained on COCO, as far as its figures tell."""
-    params = Params.model_validate({"data": {"format": "coco"}, "variants": {name: {"spec": "yolov7"}}})
+    params = parse_experiment({"data": {"format": "coco"}, "variants": {name: {"spec": "yolov7"}}})
     names = tuple(f"class {i}" for i in range(classes))
     data = PreparedData(class_names=names, splits={"val": images}, boxes={"val": 1}, source="x", content_hash="0")
     metrics: tuple[Metrics, ...] = tuple(metrics_of(ap, images=images) for ap in aps)
-    results = Results(params.variant(name).build_spec(), image_size, metrics, ())
+    results = Results(params.variant(name).spec, image_size, metrics, ())
     return Evidence(params, data, benchmark_of([name]), {name: results})
 
 
@@ -105,8 +105,8 @@ def test_a_variant_of_an_ablation_fills_no_row_by_its_graph() -> None:
 def test_of_two_variants_with_a_row_s_graph_the_plain_one_fills_it() -> None:
     plain = coco_evidence()
     own = {"spec": "yolov7", "train": {"loss": {"assigner": "anchor"}}}
-    params = Params.model_validate({"data": {"format": "coco"}, "variants": {"own": own, "big": {"spec": "yolov7"}}})
-    both = replace(plain, params=params, variants={"own": plain.variants["big"], "big": plain.variants["big"]})
+    params = parse_experiment({"data": {"format": "coco"}, "variants": {"own": own, "big": {"spec": "yolov7"}}})
+    both = replace(plain, experiment=params, variants={"own": plain.variants["big"], "big": plain.variants["big"]})
     assert find_row(find_table(both, "table1"), "YOLOv7").variant == "big"
 
 
@@ -180,7 +180,7 @@ def test_mean_and_spread(values: list[float | None], expected: tuple[float | Non
     assert mean_and_spread(values) == expected
 
 
-def test_the_summary_has_one_row_a_variant(params: Params) -> None:
+def test_the_summary_has_one_row_a_variant(params: Experiment) -> None:
     rows = summarise_variants(gather(params))
     assert [row.variant for row in rows] == ["nano", "other"]
     figures = (rows[0].AP, rows[0].AP50)
@@ -189,13 +189,13 @@ def test_the_summary_has_one_row_a_variant(params: Params) -> None:
     assert (rows[0].parameters, rows[0].fps_before, rows[0].fps_after) == (409_709, 100.0, 160.0)
 
 
-def test_the_summary_fits_a_terminal(params: Params) -> None:
+def test_the_summary_fits_a_terminal(params: Experiment) -> None:
     lines = summary_lines(summarise_variants(gather(params)))
     assert " ".join(lines[1].split()) == "nano 0.550 ±0.071 0.750 ±0.071 0.41 M 0.21 100 -> 160"
     assert max(map(len, lines)) <= 80
 
 
-def test_the_stage_writes_every_table_in_every_form(params: Params) -> None:
+def test_the_stage_writes_every_table_in_every_form(params: Experiment) -> None:
     report = tables(params)
     names = {path.name for path in Path("artifacts/tables").iterdir()}
     parts = [f"table{i}" for i in range(1, 11)] + ["table1_improvement", "errata", "summary"]
@@ -212,13 +212,13 @@ def test_the_stage_writes_every_table_in_every_form(params: Params) -> None:
     assert report == Report.model_validate_json(Path("artifacts/tables/tables.json").read_text(encoding="utf-8"))
 
 
-def test_each_convention_is_named_where_it_is_used(params: Params) -> None:
+def test_each_convention_is_named_where_it_is_used(params: Experiment) -> None:
     tables(params)
     assert "- unfolded: #Param as `deployed`." in Path("artifacts/tables/table1.md").read_text(encoding="utf-8")
     assert "unfolded" not in Path("artifacts/tables/table3.md").read_text(encoding="utf-8")
 
 
-def test_the_page_needs_nothing_from_the_network(params: Params) -> None:
+def test_the_page_needs_nothing_from_the_network(params: Experiment) -> None:
     picture = Path("artifacts/evaluate/nano/0/examples.jpg")
     picture.write_bytes(b"")
     tables(params)
@@ -230,7 +230,7 @@ def test_the_page_needs_nothing_from_the_network(params: Params) -> None:
     assert "$" not in page
 
 
-def test_names_are_escaped_in_the_page(params: Params) -> None:
+def test_names_are_escaped_in_the_page(params: Experiment) -> None:
     write_json_source("<script>alert(1)</script>")
     tables(params)
     assert "<script>" not in Path("artifacts/tables/index.html").read_text(encoding="utf-8")
@@ -241,7 +241,7 @@ def write_json_source(source: str) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace('"noise"', f'"{source}"'), encoding="utf-8")
 
 
-def test_what_is_not_there_yet_is_left_open_and_said(params: Params) -> None:
+def test_what_is_not_there_yet_is_left_open_and_said(params: Experiment) -> None:
     for name in ("evaluate/other/1/metrics.json", "evaluate/other/0/metrics.json", "benchmark/benchmark.json"):
         (Path("artifacts") / name).unlink()
     report = tables(params)
@@ -256,13 +256,13 @@ def test_what_is_not_there_yet_is_left_open_and_said(params: Params) -> None:
 
 def test_nothing_but_parameters_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = Params.model_validate({"variants": {"nano": {"spec": "nano"}}})
+    made = parse_experiment({"variants": {"nano": {"spec": "nano"}}})
     report = tables(made)
     assert len(report.missing) == 4
     assert " ".join(summary_lines(report.summary)[1].split()) == "nano - - - - - -> -"
 
 
-def test_a_damaged_artifact_is_named_with_its_remedy(params: Params) -> None:
+def test_a_damaged_artifact_is_named_with_its_remedy(params: Experiment) -> None:
     Path("artifacts/evaluate/other/1/metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"other/1/metrics\.json is damaged .* `yolov7 evaluate other`"):
         tables(params)
