@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
+    from pipeline.experiment import Experiment, ResolvedVariant
 
 app = typer.Typer(
     name="yolov7",
@@ -127,6 +127,17 @@ def _options(
 
 
 @app.command()
+def resolve() -> None:
+    """Resolve params.yaml for the other stages.
+
+    Writes everything that decides the result of a stage, variant and seed to one file in artifacts/resolve.
+    """
+    from pipeline.commands.run_stages import run_resolve
+
+    run_resolve(_experiment())
+
+
+@app.command()
 def prepare() -> None:
     """Read or draw the data, check them, and index them.
 
@@ -134,7 +145,7 @@ def prepare() -> None:
     """
     from pipeline.commands.run_stages import run_prepare
 
-    run_prepare(_params())
+    run_prepare(_experiment())
 
 
 @app.command()
@@ -145,8 +156,8 @@ def train(variant: _Variant = None, seed: _Seed = None) -> None:
     """
     from pipeline.commands.run_stages import run_train
 
-    params = _params()
-    run_train(params, _selected(params, variant, seed))
+    experiment = _experiment()
+    run_train(experiment, _selected(experiment, variant, seed))
 
 
 @app.command()
@@ -157,8 +168,8 @@ def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
     """
     from pipeline.commands.run_stages import run_reparam
 
-    params = _params()
-    run_reparam(params, _selected(params, variant, seed))
+    experiment = _experiment()
+    run_reparam(experiment, _selected(experiment, variant, seed))
 
 
 @app.command()
@@ -169,8 +180,8 @@ def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
     """
     from pipeline.commands.run_stages import run_evaluate
 
-    params = _params()
-    run_evaluate(params, _selected(params, variant, seed))
+    experiment = _experiment()
+    run_evaluate(experiment, _selected(experiment, variant, seed))
 
 
 @app.command()
@@ -181,7 +192,7 @@ def benchmark() -> None:
     """
     from pipeline.commands.run_stages import run_benchmark
 
-    run_benchmark(_params())
+    run_benchmark(_experiment())
 
 
 @app.command()
@@ -204,7 +215,7 @@ def tables(
     if show:
         print_summary()
     else:
-        run_tables(_params(), as_json=json)
+        run_tables(_experiment(), as_json=json)
 
 
 @app.command()
@@ -244,6 +255,7 @@ def tune(
 
         typer.echo(adopt_chosen())
         return
+    from pipeline.experiment import tune_settings
     from pipeline.tuning.command import run_tune
 
     options = {
@@ -256,8 +268,8 @@ def tune(
         "trials_per_gpu": trials_per_gpu,
         "seed": seed,
     }
-    params = _params()
-    run_tune(params, params.tune_settings(options), resume=resume)
+    experiment = _experiment()
+    run_tune(experiment, tune_settings(experiment, options), resume=resume)
 
 
 @app.command()
@@ -356,8 +368,8 @@ def inspect(
     """
     from pipeline.commands.inspect_training import inspect as run
 
-    params = _params()
-    run(params, *_selected(params, variant or next(iter(params.variants)), seed)[0])
+    experiment = _experiment()
+    run(*_selected(experiment, variant or next(iter(experiment.variants)), seed)[0])
 
 
 @app.command()
@@ -390,7 +402,7 @@ def sync() -> None:
     """
     from pipeline.commands.run_stages import run_sync
 
-    run_sync(_params())
+    run_sync(_experiment())
 
 
 @app.command()
@@ -403,20 +415,21 @@ def ui(
     raise typer.Exit(open_ui(port=port))
 
 
-def _params() -> Params:
-    from pipeline.params import load_params
+def _experiment() -> Experiment:
+    from pipeline.experiment import load_experiment
 
-    return load_params()
+    return load_experiment()
 
 
-def _selected(params: Params, variant: str | None, seed: int | None) -> tuple[tuple[str, int], ...]:
-    """Return the (variant, seed) pairs that a command is about."""
-    if variant is not None:
-        params.variant(variant)
-    variants = tuple(params.variants) if variant is None else (variant,)
-    if seed is not None and seed not in params.seeds:
-        from yolov7.errors import SettingError
+def _selected(experiment: Experiment, variant: str | None, seed: int | None) -> tuple[tuple[ResolvedVariant, int], ...]:
+    """Return the variants and seeds that a command is about; `train@nano-0`, as DVC names a stage, is one of each."""
+    from yolov7.errors import SettingError
 
-        raise SettingError(f"seed {seed} is not in params.yaml; choose one of seeds: {list(params.seeds)}")
-    seeds = params.seeds if seed is None else (seed,)
-    return tuple((name, number) for name in variants for number in seeds)
+    if variant is not None and "@" in variant:
+        variant, _, number = variant.partition("@")[2].rpartition("-")
+        seed = int(number) if number.isdecimal() else seed
+    variants = tuple(experiment.variants.values()) if variant is None else (experiment.variant(variant),)
+    if seed is not None and seed not in experiment.seeds:
+        raise SettingError(f"seed {seed} is not in params.yaml; it has the seeds {list(experiment.seeds)}")
+    seeds = experiment.seeds if seed is None else (seed,)
+    return tuple((one, number) for one in variants for number in seeds)

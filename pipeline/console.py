@@ -47,15 +47,13 @@ def duration(seconds: float) -> str:
         seconds: The duration in seconds.
 
     Returns:
-        For example `48s`, `1m48s`, `2m` or `1h05m`.
+        For example `48s`, `1m48s` or `1h05m`.
     """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours}h{minutes:02}m" if minutes else f"{hours}h"
-    if minutes:
-        return f"{minutes}m{rest:02}s" if rest else f"{minutes}m"
-    return f"{rest}s"
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

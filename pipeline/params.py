@@ -1,6 +1,7 @@
-"""The schema of params.yaml: what to compare, on which data, and how; imports no torch.
+"""The schema of params.yaml: what to compare, on which data, and how. Imports no torch.
 
-Settings of the detector itself come from `yolov7.settings`; a variant overrides them key by key.
+The settings of the detector itself are in `yolov7.settings`. `pipeline.experiment` turns the validated file into the
+values that stages receive; nothing else reads `Params`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from yolov7.errors import SettingError, SpecError, one_line, shown, suggest
-from yolov7.recipes import expand_recipe, merge
+from yolov7.errors import SettingError, one_line, shown, suggest
 from yolov7.settings import (
     COCO_ENGINE,
     COCO_NMS,
@@ -24,52 +24,56 @@ from yolov7.settings import (
     Precision,
     Probability,
     Settings,
-    TrainSettings,
 )
-from yolov7.spec.graph import infer_shapes
 from yolov7.spec.scaling import Rule
-from yolov7.spec.spec_files import ModelSpec, resolve_spec
 from yolov7.system.files import is_file
 from yolov7.system.yaml_files import read_yaml
 
 PARAMS_FILE = "params.yaml"
 MAX_SEED = 2**32 - 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class SyntheticSettings(Settings):
-    """The data set that the project draws by itself."""
+    """The embedded data set, which is drawn from a seed."""
 
-    train_images: int = Field(640, ge=1)
-    val_images: int = Field(160, ge=1)
-    image_size: int = Field(192, ge=64, le=2048, description="side, pixels")
-    seed: int = Field(0, ge=0, le=MAX_SEED)
-    shuffle_labels: bool = Field(False, description="a control: train on labels that mean nothing")
+    train_images: int = Field(640, ge=1, description="Number of training images.")
+    val_images: int = Field(160, ge=1, description="Number of validation images.")
+    image_size: int = Field(192, ge=64, le=2048, description="Side of the images, pixels.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the drawing.")
+    shuffle_labels: bool = Field(
+        False, description="Shuffle the labels of the training split, as a control: nothing can be learned from them."
+    )
 
 
 class FlawSettings(Settings):
-    """What becomes of flaws in the data; all are counted and listed in the health report.
+    """What happens to flaws in the data. All flaws are counted and listed in the health report.
 
-    Flawed boxes, the second of two images with one id, and unreadable images are left out, unless that is fatal.
+    Flawed boxes, the second of two images with one id, and unreadable images are left out, unless they are fatal.
     """
 
     fatal: tuple[Literal["boxes", "outlines", "ids", "sizes", "leaks"], ...] = Field(
-        (), description="groups of flaws (yolov7/data/flaws.py) of which a single one ends prepare"
+        (), description="Groups of flaws of which a single one stops `prepare`."
     )
-    max_unreadable: Probability = Field(0.01, description="share of a split's images above which prepare ends")
+    max_unreadable: Probability = Field(
+        0.01, description="Share of a split's images that may be unreadable before `prepare` stops."
+    )
 
 
 class DataSettings(Settings):
-    """Where the images are.
+    """Where the images and annotations are.
 
-    COCO: `train`, `val` and `test` name json files under `path`; VOC: split lists under ImageSets/Main.
+    For COCO, `train`, `val` and `test` name json files under `path`. For VOC, they name split lists in ImageSets/Main.
     """
 
-    format: Literal["synthetic", "coco", "voc"] = "synthetic"
-    path: str = Field("yolov7/data", description="the data set's folder; what the synthetic data depend on is its code")
-    train: str = "train"
-    val: str | None = Field("val", description="measured while training; null: not at all")
-    test: str | None = Field(None, description="measured once, by evaluate; null: evaluate uses val")
+    format: Literal["synthetic", "coco", "voc"] = Field("synthetic", description="Format of the annotations.")
+    path: str = Field(
+        "yolov7/data/synthetic",
+        description="Folder of the data set. For synthetic data: the code that draws them, so that DVC sees its edits.",
+    )
+    train: str = Field("train", description="Training split.")
+    val: str | None = Field("val", description="Split that is measured during training; null: none.")
+    test: str | None = Field(None, description="Split that `evaluate` measures once; null: `evaluate` measures `val`.")
     flaws: FlawSettings = FlawSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
 
@@ -81,83 +85,83 @@ class DataSettings(Settings):
 
 
 class ScaleSettings(Settings):
-    """Scaling of a spec (section 3.2 of the paper): a factor on the depth of its blocks, one on its widths, or both."""
+    """Scaling of a spec (section 3.2 of the paper)."""
 
-    rule: Rule = "compound"
+    rule: Rule = Field("compound", description="Which factors apply: compound, depth, width or both.")
     depth: Positive | dict[str, Positive] = Field(
-        1.0, description="factor on the pairs of convolutions in computational blocks, or in those of the rows named"
+        1.0, description="Factor on the depth of computational blocks, or one factor for each named row."
     )
-    width: Positive = Field(1.0, description="factor on every width; `compound` derives it from depth")
+    width: Positive = Field(1.0, description="Factor on every width; `compound` derives it from the depth.")
 
 
 class Variant(Settings):
-    """One model of the comparison and how its training differs from `train`."""
+    """One model of the comparison, and how its training differs from `train`."""
 
-    spec: str = Field(description="a name from `yolov7 models`, or the path of a spec file")
-    swap: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rows that differ, key by key")
-    scale: ScaleSettings | None = None
-    auxiliary: bool | None = Field(None, description="with an auxiliary head or without; null: as the spec has it")
+    spec: str = Field(description="A name from `yolov7 models`, or the path of a spec file.")
+    swap: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Rows of the spec that differ, by key.")
+    scale: ScaleSettings | None = Field(None, description="Scaling of the spec.")
+    auxiliary: bool | None = Field(
+        None, description="Train with an auxiliary head (true) or without (false); null: as the spec says."
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="Overrides of `train`, with the same nesting.")
     ray: dict[str, Any] = Field(default_factory=dict, description="Overrides of `ray`.")
 
-    def build_spec(self) -> ModelSpec:
-        """The resolved spec, in this order: swap, scale, auxiliary; SpecError where it cannot be had."""
-        changes = self.model_dump(include={"swap", "scale", "auxiliary"}, exclude_none=True)
-        return resolve_spec({"base": self.spec, **changes}, name=Path(self.spec).stem)
-
 
 class ReparamSettings(Settings):
-    """Largest error that the re-parameterised model may show, relative to the scale of its outputs."""
+    """Largest error of the re-parameterised model, relative to the scale of its outputs."""
 
-    images: int = Field(16, ge=1)
-    tolerance_float32: Positive = 1e-4
-    tolerance_float64: Positive = 1e-9
+    images: int = Field(16, ge=1, description="Number of training images on which outputs are compared.")
+    tolerance_float32: Positive = Field(1e-4, description="Largest relative error in float32.")
+    tolerance_float64: Positive = Field(1e-9, description="Largest relative error in float64.")
 
 
 class EvaluateSettings(Settings):
-    """COCO evaluation; the defaults are the reference's."""
+    """COCO evaluation. The defaults are those of the reference."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="Images per batch.")
     nms: NmsSettings = COCO_NMS
-    engine: CocoEngine = Field(COCO_ENGINE, description="the library that counts; pycocotools: COCO's own, slower")
-    tolerance_ap: Positive = Field(1e-3, description="largest change of AP by re-parameterisation")
-    examples: int = Field(12, ge=1, le=100, description="images drawn with their detections")
-    example_confidence: Probability = 0.35
+    engine: CocoEngine = Field(
+        COCO_ENGINE, description="Library that computes the figures; pycocotools is COCO's own and slower."
+    )
+    tolerance_ap: Positive = Field(1e-3, description="Largest change of AP by re-parameterisation.")
+    examples: int = Field(12, ge=1, le=100, description="Number of images that are drawn with their detections.")
+    example_confidence: Probability = Field(0.35, description="Lowest confidence of a detection that is drawn.")
 
 
 class BenchmarkSettings(Settings):
-    """Latency and FPS; all variants in interleaved rounds, so that their rows compare."""
+    """Latency and FPS. All variants are measured in interleaved rounds, so that their rows are comparable."""
 
-    rounds: int = Field(15, ge=3)
-    seconds_per_round: Positive = Field(0.3, description="for each model, in each round")
-    warmup_seconds: NonNegative = 0.5
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
-    precisions: tuple[Precision, ...] = Field(("auto",), min_length=1)
-    compile: bool = Field(False, description="measure torch.compile too")
+    rounds: int = Field(15, ge=3, description="Number of rounds.")
+    seconds_per_round: Positive = Field(0.3, description="Seconds per model and round.")
+    warmup_seconds: NonNegative = Field(0.5, description="Seconds of warm-up per model.")
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1, description="Batch sizes.")
+    precisions: tuple[Precision, ...] = Field(("auto",), min_length=1, description="Floating-point types.")
+    compile: bool = Field(False, description="Measure torch.compile too.")
 
 
 _Workers = Annotated[int, Field(ge=1)]
 
 
 class RaySettings(Settings):
-    """Where training runs; nothing here affects the result.
+    """Where training runs. Nothing here affects the result, so a change trains nothing again.
 
     The environment variable RAY_ADDRESS names a cluster to join. Without it, a cluster is started on this machine.
     """
 
     workers: _Workers | tuple[_Workers, _Workers] = Field(
-        1, description="a number, or [fewest, most]: at any time as many as there is room for"
+        1, description="Number of workers, or [fewest, most]: as many as there is room for at any time."
     )
-    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="of workers: on few nodes, or on many")
-    cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    gpus_per_worker: NonNegative | Literal["auto"] = Field("auto", description="auto: one where there are GPUs")
-    sync_batch_norm: bool = Field(False, description="statistics over all workers' images; on GPUs alone")
+    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="Place workers on few nodes, or on many.")
+    cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="CPUs of a worker.")
+    gpus_per_worker: NonNegative | Literal["auto"] = Field(
+        "auto", description="GPUs of a worker; auto: one where there are GPUs."
+    )
     storage: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = Field(
-        None, description="s3://bucket/folder: where each run that is not finished has a copy, for another machine"
+        None, description="s3://bucket/folder that holds a copy of each unfinished run, for another machine."
     )
-    max_failures: int = Field(2, ge=0, description="restarts from the last checkpoint")
-    start_timeout: Positive = Field(45.0, description="seconds to wait for room for the fewest workers")
-    resize_seconds: Positive = Field(60.0, description="between two looks whether there is room for more workers")
+    max_failures: int = Field(2, ge=0, description="Number of restarts from the last checkpoint after failures.")
+    start_timeout: Positive = Field(45.0, description="Seconds to wait for room for the fewest workers.")
+    resize_seconds: Positive = Field(60.0, description="Seconds between two checks for room for more workers.")
 
     @field_validator("workers")
     @classmethod
@@ -168,12 +172,12 @@ class RaySettings(Settings):
 
     @property
     def fewest_workers(self) -> int:
-        """That it can go on with."""
+        """Number of workers that training needs at least."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def most_workers(self) -> int:
-        """That it takes."""
+        """Number of workers that training uses at most."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
@@ -212,21 +216,26 @@ class TuneSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """MLflow; MLFLOW_TRACKING_URI names a server, without it a SQLite file in the project serves."""
+    """MLflow. MLFLOW_TRACKING_URI names a server; without it, a SQLite file in the project is used."""
 
-    experiment: str = "yolov7"
+    experiment: str = Field("yolov7", description="Name of the MLflow experiment.")
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = Field(
-        "yolov7", description="the registered model: each deployed detector is a version, the best is the champion"
+        "yolov7",
+        description="Registered model whose versions are the deployed detectors; the best one is its champion.",
     )
 
 
 class Params(Settings):
-    """The whole of params.yaml."""
+    """The whole of params.yaml, validated key by key.
+
+    `train` and the overrides of variants stay as they are written, because a recipe gives way to every key that is
+    stated. `pipeline.experiment` merges and validates them.
+    """
 
     data: DataSettings = DataSettings()
     seeds: tuple[int, ...] = (0,)
     variants: dict[str, Variant] = Field(min_length=1)
-    train: TrainSettings = TrainSettings()
+    train: dict[str, Any] = Field(default_factory=dict)
     ray: RaySettings = RaySettings()
     reparam: ReparamSettings = ReparamSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -240,7 +249,8 @@ class Params(Settings):
         for name in variants:
             if not _NAME.fullmatch(name):
                 raise ValueError(
-                    f"the variant name {shown(name)} becomes a folder: use letters, digits, '_', '-' and '.'"
+                    f"the variant name {shown(name)} must consist of letters, digits, '_' and '-', and begin with a "
+                    "letter or digit, because it names folders and DVC stages"
                 )
         return variants
 
@@ -252,85 +262,63 @@ class Params(Settings):
         return seeds
 
     @model_validator(mode="after")
-    def _check_whole(self) -> Params:
-        if self.data.val is None and self.data.test is None:  # told here, not after hours of training
+    def _check_splits(self) -> Params:
+        if self.data.val is None and self.data.test is None:
             raise ValueError("data.val and data.test are both null, but evaluate needs one of them; name a split")
-        for name, variant in self.variants.items():
-            _check_size(name, _build(name, variant), self.train_settings(name).image_size)
         return self
-
-    def variant(self, name: str) -> Variant:
-        """The variant of that name."""
-        if name not in self.variants:
-            raise SettingError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {', '.join(self.variants)}")
-        return self.variants[name]
-
-    def train_settings(self, name: str) -> TrainSettings:
-        """`train` with the overrides of a variant."""
-        overrides = self.variant(name).train
-        merged = merge(self.train.model_dump(), expand_recipe(overrides))
-        try:
-            return TrainSettings.model_validate(merged)
-        except ValidationError as error:
-            raise SettingError(f"variants.{name}.train.{first_error(error)}") from None
-
-    def ray_settings(self, name: str) -> RaySettings:
-        """`ray` with the overrides of a variant."""
-        try:
-            return RaySettings.model_validate(merge(self.ray.model_dump(), self.variant(name).ray))
-        except ValidationError as error:
-            raise SettingError(f"variants.{name}.ray.{first_error(error)}") from None
-
-    def tune_settings(self, options: Mapping[str, Any]) -> TuneSettings:
-        """`tune` with the options of a command that are not None."""
-        given = {name: value for name, value in options.items() if value is not None}
-        try:
-            return TuneSettings.model_validate(self.tune.model_dump() | given)
-        except ValidationError as error:
-            key, _, fault = first_error(error).partition(":")
-            option = "rule" if key.startswith("rules") else key.replace("_", "-")
-            raise SettingError(f"--{option}:{fault}") from None
-
-
-def _build(name: str, variant: Variant) -> ModelSpec:
-    try:
-        return variant.build_spec()
-    except SpecError as error:
-        raise SettingError(f"variants.{name}: {error}") from None
-
-
-def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
-    stride = max(shape.stride for shape in infer_shapes(spec).values())
-    if image_size % stride:
-        nearest = max(1, round(image_size / stride)) * stride
-        raise SettingError(
-            f"train.image_size={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; "
-            f"try {nearest}"
-        )
 
 
 def load_params(path: Path = Path(PARAMS_FILE)) -> Params:
-    """Reads and validates a parameter file; ValueError in one line that names the key and the remedy."""
+    """Read and validate a parameter file.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The validated content.
+
+    Raises:
+        SettingError: If the file is missing or a key is wrong, in one line that names the key and the remedy.
+    """
     if not is_file(path):
         raise SettingError(f"{path} is missing; run this in the project's folder, or `yolov7 use demo` to get one")
     return parse_params(read_yaml(path), source=str(path))
 
 
 def parse_params(content: Mapping[str, Any], *, source: str) -> Params:
-    """Validates plain values; ValueError in one line that names where they are from, the key and the remedy."""
+    """Validate the content of a parameter file.
+
+    Args:
+        content: Plain values, as YAML gives them.
+        source: Where they are from, for messages.
+
+    Returns:
+        The validated content.
+
+    Raises:
+        SettingError: If a key is wrong, in one line that names the source, the key and the remedy.
+    """
     try:
         return Params.model_validate(content)
     except ValidationError as error:
         raise SettingError(one_line(f"{source}: {first_error(error)}")) from None
 
 
-def first_error(error: ValidationError) -> str:
-    """`train.epoch: unknown key; ...`, the first thing wrong, in one line."""
+def first_error(error: ValidationError, *, model: type[Settings] = Params) -> str:
+    """Describe the first fault of a validation, such as `train.epoch: unknown key; did you mean 'epochs'?`.
+
+    Args:
+        error: What pydantic raised.
+        model: The class that was validated, to suggest keys.
+
+    Returns:
+        One line, with the number of further faults.
+    """
     details = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in details["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if details["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(details['loc'])}{more}"
+        return f"{key}: unknown key{_suggestion(details['loc'], model)}{more}"
     if details["type"] == "value_error":
         message = str(details["ctx"]["error"])
         return f"{key}: {message}{more}" if key else message + more
@@ -339,8 +327,8 @@ def first_error(error: ValidationError) -> str:
     return f"{key}: {message}{got}{more}"
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    model: type[Settings] | None = Params
+def _suggestion(location: tuple[int | str, ...], root: type[Settings]) -> str:
+    model: type[Settings] | None = root
     for part in location[:-1]:
         model = _child(model, str(part))
     names = list(model.model_fields) if model else []

@@ -18,7 +18,7 @@ from pipeline.artifacts.files import (
     stage_folder,
     write_json,
 )
-from pipeline.params import Params
+from pipeline.experiment import Experiment
 from yolov7.data.index import AnnotatedImage, build_index, save_index
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
@@ -57,7 +57,7 @@ def write_weights(variant: str, *, seed: int = 0, image_size: int = 64) -> None:
         save_weights(path, made, class_names=NAMES, image_size=image_size, training={})
 
 
-def write_results(params: Params, *, figures: dict[tuple[str, int], float], images: int = 3) -> None:
+def write_results(params: Experiment, *, figures: dict[tuple[str, int], float], images: int = 3) -> None:
     """Train, reparam and evaluate reports; `figures` is the AP of each variant and seed."""
     for (variant, seed), ap in figures.items():
         train = stage_folder("train", variant, seed)

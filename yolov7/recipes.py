@@ -64,3 +64,10 @@ def expand_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
     name = given.get("recipe")
     recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
     return merge(recipe, given)
+
+
+def resolve_settings(train: Mapping[str, Any], variant: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Temporary: the rule of the final version."""
+    name = variant.get("recipe", train.get("recipe"))
+    recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
+    return merge(merge(recipe, train), variant), ()

@@ -133,6 +133,9 @@ class TrainSettings(Settings):
     )
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the model")
+    sync_batch_norm: bool = Field(
+        False, description="Compute batch norm statistics over the images of all workers; needs GPUs."
+    )
     multi_scale: Probability = Field(0.0, description="training sizes vary by up to this share")
     close_mosaic: int = Field(
         10, ge=0, description="last epochs without mosaic, mixup and pasted objects; at most a fifth of the run"

@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from yolov7.errors import ArtifactError
 from yolov7.settings import Settings
 from yolov7.system.files import write_whole
-from yolov7.system.locks import exclusive
+from yolov7.system.locks import exclusive, shared
 
 ROOT = Path("artifacts")
 RUNS = Path("runs")
@@ -36,6 +36,7 @@ class PreparedData(Settings):
     boxes: dict[str, int]
     source: str
     content_hash: str  # of all pixels and boxes
+    split_hashes: dict[str, str] = Field(default_factory=dict)  # of each split
 
 
 class TrainSummary(Settings):
@@ -54,6 +55,7 @@ class TrainSummary(Settings):
     precision: str
     device: str
     workers: int
+    val_hash: str | None = None  # content hash of the val split that AP was measured on; None where there is none
 
 
 class ReparamReport(Settings):
@@ -135,6 +137,24 @@ def run_folder(variant: str, seed: int) -> Path:
     return RUNS / variant / str(seed)
 
 
+def resolved_path(stage: str, variant: str | None = None, seed: int | None = None) -> Path:
+    """Return `artifacts/resolve/<stage>[/<variant>/<seed>].json`: what decides a stage's result."""
+    name = stage if variant is None else f"{stage}/{variant}/{seed}"
+    return ROOT / "resolve" / f"{name}.json"
+
+
+def read_resolved(path: Path) -> Any:
+    """Return the content of a file that `resolve` wrote.
+
+    Raises:
+        ArtifactError: If it is missing or damaged.
+    """
+    try:
+        return json.loads(existing(path, made_by="resolve").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged ({error}); run `yolov7 resolve` again") from None
+
+
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `final` when it is done; where it fails nothing of it is left.
@@ -166,6 +186,23 @@ def stage_lock(stage: str, variant: str | None = None, seed: int | None = None) 
     """Held while a stage runs: when it is started a second time, by hand or by DVC, that is refused in one line."""
     name = " ".join(str(part) for part in (stage, variant, seed) if part is not None)
     return exclusive(RUNS / ".locks" / name.replace(" ", "-"), what=f"the stage `{name}`", patience=_PATIENCE)
+
+
+def prepared_data_lock(*, exclusively: bool) -> AbstractContextManager[None]:
+    """Lock the prepared data: `prepare` exclusively, and the stages that read them together.
+
+    Args:
+        exclusively: Whether the data are written.
+
+    Returns:
+        A context manager that holds the lock.
+
+    Raises:
+        ArtifactError: On entry, if the lock is held by a stage that excludes this one.
+    """
+    path, what = RUNS / ".locks" / "prepared-data", f"the folder {ROOT / 'prepare'}"
+    lock = exclusive if exclusively else shared
+    return lock(path, what=what, patience=_PATIENCE)
 
 
 def fresh_folder(folder: Path) -> Path:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.params import PARAMS_FILE, parse_params
+from pipeline.experiment import parse_experiment
+from pipeline.params import PARAMS_FILE
 from yolov7.errors import ArtifactError, DataError, SettingError, suggest
 from yolov7.system.yaml_files import read_yaml
 
@@ -54,7 +55,7 @@ def use_experiment(
     temporary = target.with_name(f".{target.name}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        parse_params(read_yaml(temporary), source=str(source))
+        parse_experiment(read_yaml(temporary), source=str(source))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

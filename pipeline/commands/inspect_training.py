@@ -13,7 +13,7 @@ import torch
 from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
-from pipeline.params import Params
+from pipeline.experiment import ResolvedVariant
 from yolov7.criterion.assigners import Anchors, Assignment
 from yolov7.criterion.loss import make_assigner
 from yolov7.data.augment.geometry import Boxes, Sample
@@ -35,16 +35,16 @@ _FEW_OBJECTS = range(2, 9)  # in an image: so many that there is something to se
 _WEAK, _STRONGER = 0.3, 0.17  # how much a cell hides with one anchor, and with each further one
 
 
-def inspect(params: Params, variant: str, seed: int) -> None:
+def inspect(resolved: ResolvedVariant, seed: int) -> None:
     """Draws into artifacts/inspect/<variant>/<seed>, and prints how the anchors suit the boxes.
 
     samples.jpg: training samples as the variant's settings vary them. assignment.jpg, once it is trained: objects, and
     the cells that the lead head, and the auxiliary head if there is one, learn them from.
     """
-    settings = params.train_settings(variant)
+    variant, settings = resolved.name, resolved.train
     index = load_index(stage_folder("prepare") / "train.npz")
     folder = fresh_folder(stage_folder("inspect", variant, seed))
-    spec = params.variant(variant).build_spec()
+    spec = resolved.spec
     choice = choose_anchors(
         spec,
         index,
@@ -58,9 +58,7 @@ def inspect(params: Params, variant: str, seed: int) -> None:
         text = f"{folder}/samples.jpg; assigned cells are drawn once `yolov7 train {variant}` has made weights"
         console.print(stage_line("inspect", variant, text))
         return
-    weights = stage_weights(
-        "train", params, variant=variant, seed=seed, class_names=index.class_names, device=resolve_device()
-    )
+    weights = stage_weights("train", resolved, seed=seed, class_names=index.class_names, device=resolve_device())
     _write(folder / "assignment.jpg", _assignment_sheet(weights.model, index, settings))
     console.print(stage_line("inspect", variant, f"{folder}/samples.jpg and assignment.jpg"))
 

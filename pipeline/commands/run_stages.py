@@ -1,11 +1,11 @@
-"""What the commands do: run a stage, show it, and hand its figures to tracking."""
+"""What the commands of stages do: run a stage, show its result, and send its figures to tracking."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from pipeline.artifacts.files import (
     WEIGHTS,
@@ -14,99 +14,135 @@ from pipeline.artifacts.files import (
     ReparamReport,
     TrainSummary,
     existing,
+    prepared_data_lock,
     read_json,
+    resolved_path,
     stage_folder,
     stage_lock,
 )
+from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
 from pipeline.console import TrainView, console, counted, duration, stage_line, train_view
-from pipeline.params import Params
+from pipeline.experiment import Experiment, ResolvedVariant
+from pipeline.stages.resolve import resolve, stage_inputs
 from pipeline.tracking import RunKey, TrackedRun, Tracker, tracking_server
 from yolov7.errors import SettingError
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 
-Selection = Iterable[tuple[str, int]]
-Result = TypeVar("Result")
+Selection = Iterable[tuple[ResolvedVariant, int]]
+_MOST_LINES = 12
 
 
-def run_prepare(params: Params) -> None:
-    """Prepares the data."""
+def run_resolve(experiment: Experiment) -> None:
+    """Write what decides each stage's result, and print what changed since the last time."""
+    with stage_lock("resolve"):
+        changes = resolve(experiment)
+    for note in experiment.notes:
+        console.print(stage_line("resolve", "", note))
+    for line in changes[:_MOST_LINES]:
+        console.print(stage_line("resolve", "", line))
+    if len(changes) > _MOST_LINES:
+        console.print(stage_line("resolve", "", f"{len(changes) - _MOST_LINES} more values changed"))
+
+
+def run_prepare(experiment: Experiment) -> None:
+    """Prepare the data."""
     from pipeline.stages.prepare import prepare
 
-    with stage_lock("prepare"):
-        console.print(prepare(params.data))
+    with stage_lock("prepare"), prepared_data_lock(exclusively=True), _checked(experiment, "prepare"):
+        console.print(prepare(experiment.data))
 
 
-def run_train(params: Params, selection: Selection) -> None:
-    """Trains each selected variant and seed, in turn."""
+def run_train(experiment: Experiment, selection: Selection) -> None:
+    """Train each selected variant and seed, in turn."""
     from pipeline.stages.train import forget_run
 
-    with _tracker(params) as tracker:
+    with _tracker(experiment) as tracker:
         for variant, seed in selection:
-            name = _name(params, variant, seed)
-            with stage_lock("train", variant, seed):
-                summary = _train_tracked(params, tracker, variant, seed, name=name)
+            name = _name(experiment, variant, seed)
+            with stage_lock("train", variant.name, seed), _checked(experiment, "train", variant, seed):
+                summary = _train_tracked(experiment, tracker, variant, seed, name=name)
                 console.print(stage_line("train", name, _train_text(summary)))
-                forget_run(params, variant=variant, seed=seed)  # last of all: until here a kill costs no step
+            if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
+                forget_run(variant, seed=seed)
 
 
-def run_reparam(params: Params, selection: Selection) -> None:
-    """Re-parameterises each selected variant and seed."""
+def run_reparam(experiment: Experiment, selection: Selection) -> None:
+    """Re-parameterise each selected variant and seed."""
     from pipeline.stages.reparam import reparam
+    from pipeline.stages.train import forget_run
 
-    _run_each(params, selection, reparam, track=_log_reparam, describe=_reparam_text)
+    with _tracker(experiment) as tracker:
+        for variant, seed in selection:
+            with stage_lock("reparam", variant.name, seed), _checked(experiment, "reparam", variant, seed):
+                report = reparam(experiment.reparam, variant, seed=seed)
+            if dvc_stage() is not None:
+                forget_run(variant, seed=seed)
+            with tracker.run(_key(variant.name, seed)) as run:
+                _log_reparam(experiment, run, report)
+            console.print(stage_line("reparam", _name(experiment, variant, seed), _reparam_text(report)))
 
 
-def run_evaluate(params: Params, selection: Selection) -> None:
-    """Evaluates each selected variant and seed."""
+def run_evaluate(experiment: Experiment, selection: Selection) -> None:
+    """Evaluate each selected variant and seed."""
     from pipeline.stages.evaluate import evaluate
 
-    _run_each(params, selection, evaluate, track=_log_evaluation, describe=_evaluation_text)
+    with _tracker(experiment) as tracker:
+        for variant, seed in selection:
+            with stage_lock("evaluate", variant.name, seed), _checked(experiment, "evaluate", variant, seed):
+                metrics = evaluate(experiment.evaluate, variant, seed=seed)
+            with tracker.run(_key(variant.name, seed)) as run:
+                _log_evaluation(experiment, run, metrics)
+            console.print(stage_line("evaluate", _name(experiment, variant, seed), _evaluation_text(metrics)))
 
 
-def run_benchmark(params: Params) -> None:
-    """Measures all variants."""
+def run_benchmark(experiment: Experiment) -> None:
+    """Measure the latency of all variants."""
     from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after
 
-    with stage_lock("benchmark"):
-        result = benchmark(params)
-    with _tracker(params) as tracker:
-        for variant in params.variants:
+    with stage_lock("benchmark"), _checked(experiment, "benchmark"):
+        result = benchmark(experiment.benchmark, list(experiment.variants), seed=experiment.seeds[0])
+    with _tracker(experiment) as tracker:
+        for variant in experiment.variants:
             before, after = fps_before_and_after(result, variant)
-            for seed in params.seeds:
+            for seed in experiment.seeds:
                 with tracker.run(_key(variant, seed)) as run:
                     run.log_metrics(benchmark_metrics(result, variant))
-                    run.set_tags({"benchmark": params.benchmark.model_dump(), "benchmark_device": result.device})
+                    run.set_tags({"benchmark": experiment.benchmark.model_dump(), "benchmark_device": result.device})
             console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
 
 
 def print_summary() -> None:
-    """Prints the variants side by side, as the last `tables` left them, and where to look next."""
+    """Print the variants side by side, as the last `tables` wrote them, and where to look next."""
     folder = stage_folder("tables")
     path = existing(folder / "summary.txt", made_by="tables")
     print(path.read_text(encoding="utf-8").rstrip())
     print(f"Pictures: {stage_folder('evaluate')}/*/*/examples.jpg   Tables: {folder}/index.html   Runs: yolov7 ui")
 
 
-def run_tables(params: Params, *, as_json: bool = False) -> None:
-    """Writes the tables, and marks in MLflow the runs that they show."""
+def run_tables(experiment: Experiment, *, as_json: bool = False) -> None:
+    """Write the tables, and mark the runs that they show in MLflow."""
     from pipeline.stages.tables import tables
 
-    with stage_lock("tables"):
-        report = tables(params)
+    with stage_lock("tables"), _checked(experiment, "tables"):
+        report = tables(experiment)
     if as_json:
         print(report.model_dump_json(indent=1))
     else:
         _print_missing(report.missing)
         print_summary()
-    pairs = [(variant, seed) for variant in params.variants for seed in params.seeds]
+    pairs = [(variant, seed) for variant in experiment.variants for seed in experiment.seeds]
     keys = [_key(*pair) for pair in pairs if (stage_folder("train", *pair) / "train.json").is_file()]
-    with _tracker(params) as tracker:
+    with _tracker(experiment) as tracker:
         tracker.mark_current(keys)
 
 
-def run_sync(params: Params) -> None:
-    """Upload queued records to the tracking server; raise SettingError if some of them could not be uploaded."""
-    before, left = _tracker(params).send_waiting()
+def run_sync(experiment: Experiment) -> None:
+    """Upload the records that wait for the tracking server.
+
+    Raises:
+        SettingError: The tracking server is unreachable, so that some records are still queued.
+    """
+    before, left = _tracker(experiment).send_waiting()
     if left:
         raise SettingError(
             f"{left} are still queued in runs/.tracking, as {tracking_server()} is unreachable; check "
@@ -135,24 +171,46 @@ def _print_missing(missing: Sequence[str]) -> None:
         print(f"left open: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
 
 
-def _train_tracked(params: Params, tracker: Tracker, variant: str, seed: int, *, name: str) -> TrainSummary:
+@contextmanager
+def _checked(
+    experiment: Experiment, stage: str, variant: ResolvedVariant | None = None, seed: int | None = None
+) -> Iterator[None]:
+    """Hold the prepared data, and under DVC make sure that no input of the stage changes while the body runs."""
+    name = "" if variant is None else variant.name
+    inputs = stage_inputs(experiment)
+    path = resolved_path(stage, name, seed) if stage == "train" else resolved_path(stage)
+    check = unchanged_inputs(
+        stage, data_path=experiment.data.path, inputs={path: inputs[path]}, variant=name, seed=seed
+    )
+    if stage == "prepare":
+        with check:
+            yield
+    else:
+        with prepared_data_lock(exclusively=False), check:
+            yield
+
+
+def _train_tracked(
+    experiment: Experiment, tracker: Tracker, variant: ResolvedVariant, seed: int, *, name: str
+) -> TrainSummary:
     from pipeline.stages.train import build_job, train
 
-    job = build_job(params, variant=variant, seed=seed)
-    key = RunKey(variant=variant, seed=seed, fingerprint=job.fingerprint)
+    job = build_job(variant, seed=seed)
+    key = RunKey(variant=variant.name, seed=seed, fingerprint=job.fingerprint)
     with tracker.run(key) as run, train_view(name) as view:
-        _log_start(params, run, variant=variant)
+        _log_start(experiment, run, variant=variant)
         follower = _Follower(view, run)
-        summary = train(params, variant=variant, seed=seed, on_tick=follower.tick)
+        summary = train(job, variant, on_tick=follower.tick)
         run.set_tags({"precision": summary.precision, "device": summary.device, "workers": summary.workers})
-        run.log_artifact(stage_folder("train", variant, seed) / "curve.csv", "train")
+        run.log_artifact(stage_folder("train", variant.name, seed) / "curve.csv", "train")
     return summary
 
 
 class _Follower:
     """Copies what a training run records to the view and to tracking, as it grows.
 
-    A record may lose its last epochs, when a worker starts again from a checkpoint; they come again, but not here.
+    When a worker starts again from a checkpoint, the record may lose its last epochs. They are trained again, but
+    neither shown nor tracked again.
     """
 
     def __init__(self, view: TrainView, run: TrackedRun) -> None:
@@ -171,38 +229,18 @@ class _Follower:
                 self._run.log_metrics({f"train/{name}": line.get(name) for name in FIGURES}, step=line["epoch"])
 
 
-def _log_start(params: Params, run: TrackedRun, *, variant: str) -> None:
+def _log_start(experiment: Experiment, run: TrackedRun, *, variant: ResolvedVariant) -> None:
     prepared = _prepared()
-    model = params.variant(variant).model_dump(exclude={"train"}, exclude_defaults=True)
-    run.log_params(model | params.train_settings(variant).model_dump())
+    run.log_params({**variant.declared, **variant.train.model_dump()})
     run.log_dataset(
-        params.data.format,
+        experiment.data.format,
         digest=prepared.content_hash,
         source=prepared.source,
         profile={"images": prepared.splits, "boxes": prepared.boxes, "classes": len(prepared.class_names)},
     )
 
 
-def _run_each(
-    params: Params,
-    selection: Selection,
-    stage: Callable[..., Result],
-    *,
-    track: Callable[[Params, TrackedRun, Result], None],
-    describe: Callable[[Result], str],
-) -> None:
-    """Runs a stage, named as its function, for each selected variant and seed; tracks and tells what came out."""
-    name = stage.__name__
-    with _tracker(params) as tracker:
-        for variant, seed in selection:
-            with stage_lock(name, variant, seed):
-                result = stage(params, variant=variant, seed=seed)
-            with tracker.run(_key(variant, seed)) as run:
-                track(params, run, result)
-            console.print(stage_line(name, _name(params, variant, seed), describe(result)))
-
-
-def _log_reparam(params: Params, run: TrackedRun, report: ReparamReport) -> None:
+def _log_reparam(experiment: Experiment, run: TrackedRun, report: ReparamReport) -> None:
     run.log_metrics(
         {
             "reparam/max_error_float32": report.max_error_float32,
@@ -210,18 +248,18 @@ def _log_reparam(params: Params, run: TrackedRun, report: ReparamReport) -> None
             "reparam/gflops": report.gflops_after,
         }
     )
-    run.set_tags({"reparam": params.reparam.model_dump()})
+    run.set_tags({"reparam": experiment.reparam.model_dump()})
     run.log_detector(stage_folder("reparam", run.key.variant, run.key.seed) / WEIGHTS)
 
 
-def _log_evaluation(params: Params, run: TrackedRun, metrics: Metrics) -> None:
-    variant, seed, settings = run.key.variant, run.key.seed, params.evaluate
+def _log_evaluation(experiment: Experiment, run: TrackedRun, metrics: Metrics) -> None:
+    variant, seed, settings = run.key.variant, run.key.seed, experiment.evaluate
     figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
     run.log_metrics({f"evaluate/{name}": value for name, value in figures.items()})
     run.set_tags({"evaluate": settings.model_dump()})
     run.log_artifact(stage_folder("evaluate", variant, seed), "evaluate")
     weights = stage_folder("reparam", variant, seed) / WEIGHTS
-    run.log_detector(weights)  # where `reparam` came from DVC's cache it was not logged from here
+    run.log_detector(weights)  # if `reparam` was restored from DVC's cache, it was not logged on this machine
     nms = " ".join(f"{name}={value}" for name, value in settings.nms.model_dump().items())
     data = _prepared().content_hash
     run.log_evaluation(weights, AP=metrics.AP, basis={"data": data, "split": metrics.split, "nms": nms})
@@ -231,8 +269,8 @@ def _prepared() -> PreparedData:
     return read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
 
 
-def _tracker(params: Params) -> Tracker:
-    return Tracker(params.tracking.experiment, model=params.tracking.model, say=console.print)
+def _tracker(experiment: Experiment) -> Tracker:
+    return Tracker(experiment.tracking.experiment, model=experiment.tracking.model, say=console.print)
 
 
 def _key(variant: str, seed: int) -> RunKey:
@@ -241,8 +279,8 @@ def _key(variant: str, seed: int) -> RunKey:
     return RunKey(variant=variant, seed=seed, fingerprint=summary.fingerprint)
 
 
-def _name(params: Params, variant: str, seed: int) -> str:
-    return variant if len(params.seeds) == 1 else f"{variant}/{seed}"
+def _name(experiment: Experiment, variant: ResolvedVariant, seed: int) -> str:
+    return variant.name if len(experiment.seeds) == 1 else f"{variant.name}/{seed}"
 
 
 def _reparam_text(report: ReparamReport) -> str:

@@ -53,7 +53,7 @@ def train_with_ray(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[]
         (job.run_folder / name).unlink(missing_ok=True)
     error_file = job.run_folder / _ERROR_FILE
     with cluster(settings) as share:
-        _check_statistics(settings, share)
+        _check_statistics(job, share)
         _give_room_back(job.run_folder)
         lookout = Lookout(
             lambda: _lack(settings, share), patience=settings.start_timeout, say=Record(job.run_folder).add_note
@@ -81,8 +81,8 @@ def _check_batch(job: TrainJob, settings: RaySettings) -> None:
         )
 
 
-def _check_statistics(settings: RaySettings, share: Share) -> None:
-    if settings.sync_batch_norm and not share.gpus:
+def _check_statistics(job: TrainJob, share: Share) -> None:
+    if job.settings.sync_batch_norm and not share.gpus:
         raise ValueError(
             f"train.sync_batch_norm=true needs GPUs, for torch has it on them alone, and a worker gets {share} here; "
             "use train.sync_batch_norm: false"
@@ -241,7 +241,12 @@ def _fit(job: TrainJob, settings: RaySettings, share: Share) -> None:
 
     token = uuid.uuid4().hex
     (job.run_folder / _SHARED_FILE).write_text(token, encoding="utf-8")
-    config = {"job": job.model_dump(mode="json"), "cpus": share.cpus, "sync": settings.sync_batch_norm, "token": token}
+    config = {
+        "job": job.model_dump(mode="json"),
+        "cpus": share.cpus,
+        "sync": job.settings.sync_batch_norm,
+        "token": token,
+    }
     trainer = TorchTrainer(
         _work,
         train_loop_config=config,

@@ -1,7 +1,7 @@
 """The stage `benchmark`: latency and FPS of every variant, before and after re-parameterisation, in one measurement.
 
-A sample is one batch: the model and the decoding of its maps, then non-maximum suppression with the detector's own
-settings. Both times are taken of the same call, so that rows with and without NMS differ by it alone.
+A sample is one batch: the model, the decoding of its outputs, then non-maximum suppression with the detector's default
+settings. Both times are taken in the same call, so rows with and without NMS differ by NMS alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.artifacts.files import WEIGHTS, Benchmark, BenchmarkRow, existing, stage_folder, whole_folder, write_json
 from pipeline.console import console, stage_line
-from pipeline.params import BenchmarkSettings, Params
+from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex, load_index
@@ -35,7 +35,7 @@ from yolov7.system.precision import autocast, precision_name, resolve_device, re
 from yolov7.system.timing import Rounds, measure_interleaved, summarise
 from yolov7.weights.weight_files import load_weights
 
-FORMS = {"trained": "train", "deployed": "reparam"}  # the form, and the stage that made its weights
+FORMS = {"trained": "train", "deployed": "reparam"}  # each form, and the stage that makes its weights
 _LIBRARIES = ("torch", "numpy", "opencv-python-headless")
 _NMS = NmsSettings()
 
@@ -54,7 +54,7 @@ class Case:
 
     @torch.inference_mode()
     def run(self) -> tuple[float, float]:
-        """Seconds to the decoded boxes, and to the detections."""
+        """Return the seconds to the decoded boxes, and to the detections."""
         start = _now(self.images.device)
         with autocast(self.dtype, self.images.device):
             maps = self.forward(self.images)
@@ -64,10 +64,19 @@ class Case:
         return middle - start, _now(self.images.device) - start
 
 
-def benchmark(params: Params, *, device: str = "auto") -> Benchmark:
-    """Measures all variants (their first seed) in interleaved rounds; writes benchmark.json and benchmark.csv."""
-    settings = params.benchmark
-    cases = list(_make_cases(params, resolve_device(device)))
+def benchmark(settings: BenchmarkSettings, variants: Sequence[str], *, seed: int, device: str = "auto") -> Benchmark:
+    """Measure all variants in interleaved rounds, and write benchmark.json and benchmark.csv.
+
+    Args:
+        settings: Rounds, batch sizes and precisions.
+        variants: The names of the variants.
+        seed: The seed whose weights are measured.
+        device: `auto`, or what torch calls the device.
+
+    Returns:
+        Latencies of every case, and what describes the device.
+    """
+    cases = list(_make_cases(settings, variants, seed=seed, device=resolve_device(device)))
     rounds = Rounds(settings.rounds, settings.seconds_per_round, settings.warmup_seconds)
     with _shown(cases, turns=(rounds.count + 1) * len(cases)) as on_turn:
         samples = measure_interleaved(
@@ -81,7 +90,12 @@ def benchmark(params: Params, *, device: str = "auto") -> Benchmark:
 
 
 def write_rows(path: Path, result: Benchmark) -> None:
-    """The rows as CSV, for DVC's plots."""
+    """Write the rows as CSV, for DVC's plots.
+
+    Args:
+        path: The file.
+        result: What `benchmark` measured.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(BenchmarkRow.model_fields))
         writer.writeheader()
@@ -89,42 +103,66 @@ def write_rows(path: Path, result: Benchmark) -> None:
 
 
 def fps_before_and_after(result: Benchmark, variant: str) -> tuple[float | None, float | None]:
-    """FPS of a variant as trained and as deployed: eager, the smallest batch, without NMS."""
+    """Return the FPS of a variant as trained and as deployed: eager, with the smallest batch, without NMS.
+
+    Args:
+        result: What `benchmark` measured.
+        variant: The variant's name.
+
+    Returns:
+        Both figures; None for what was not measured.
+    """
     before = headline_row(result, variant=variant, form="trained")
     after = headline_row(result, variant=variant, form="deployed")
     return (before.fps if before else None, after.fps if after else None)
 
 
 def benchmark_metrics(result: Benchmark, variant: str) -> dict[str, float | None]:
-    """All FPS of a variant under names for tracking: `benchmark/fps`, `benchmark/fps_trained`, and every setting."""
+    """Return all FPS of a variant by their names in MLflow.
+
+    Args:
+        result: What `benchmark` measured.
+        variant: The variant's name.
+
+    Returns:
+        `benchmark/fps`, `benchmark/fps_trained`, and one figure per row.
+    """
     before, after = fps_before_and_after(result, variant)
     settings = {f"benchmark/{_setting(row)}": row.fps for row in result.rows if row.variant == variant}
     return {"benchmark/fps": after, "benchmark/fps_trained": before} | settings
 
 
-def _make_cases(params: Params, device: torch.device) -> Iterator[Case]:
+def _make_cases(
+    settings: BenchmarkSettings, variants: Sequence[str], *, seed: int, device: torch.device
+) -> Iterator[Case]:
     index = load_index(_split_path())
-    for variant in params.variants:
+    for variant in variants:
         for form, stage in FORMS.items():
-            path = stage_folder(stage, variant, params.seeds[0]) / WEIGHTS
+            path = stage_folder(stage, variant, seed) / WEIGHTS
             weights = load_weights(existing(path, made_by=f"{stage} {variant}"), device=device)
-            for engine, forward in _engines(weights.model, params.benchmark):
-                for dtype in dict.fromkeys(resolve_precision(name, device) for name in params.benchmark.precisions):
-                    for batch in params.benchmark.batch_sizes:
+            for engine, forward in _engines(weights.model, settings):
+                for dtype in dict.fromkeys(resolve_precision(name, device) for name in settings.precisions):
+                    for batch in settings.batch_sizes:
                         images = read_images(index, image_size=weights.image_size, count=batch).to(device)
                         yield Case(variant, form, engine, dtype, images, weights.model, forward)
 
 
 def _split_path() -> Path:
-    """The validation split's index, or the training split's where there is no other."""
+    """Return the path of the validation split's index, or of the training split's if there is no other."""
     path = stage_folder("prepare") / "val.npz"
     return path if path.is_file() else path.with_name("train.npz")
 
 
 def read_images(index: ImageIndex, *, image_size: int, count: int) -> Tensor:
-    """The split's first images, letterboxed: (count, 3, S, S) in 0..1; over again where there are too few.
+    """Read the first images of a split, letterboxed; repeat them if there are too few.
 
-    Channels last in memory, as the detector hands its images on.
+    Args:
+        index: The split.
+        image_size: Side S of the square, pixels.
+        count: Number of images.
+
+    Returns:
+        (count, 3, S, S) in 0..1, channels last in memory, as the detector passes its images.
     """
     dataset = DetectionDataset(index, image_size=image_size, cache="none")
     arrays = [dataset.letterboxed(i % len(index))[0] for i in range(count)]
@@ -193,21 +231,26 @@ def _device_name(device: torch.device) -> str:
 
 
 def _clock_mhz(device: torch.device) -> float | None:
-    """Taken right after the measurement, while the device is warm; None where it cannot be read."""
+    """Read the clock right after the measurement, while the device is warm; None if it cannot be read."""
     import psutil
 
     try:
         if device.type == "cuda":
             return float(torch.cuda.clock_rate(device))
         frequency = psutil.cpu_freq()
-    except (RuntimeError, ImportError, OSError, NotImplementedError):  # no driver library, or a machine that hides it
+    except (
+        RuntimeError,
+        ImportError,
+        OSError,
+        NotImplementedError,
+    ):  # without a driver library, or hidden by the machine
         return None
     return float(frequency.current) if frequency and frequency.current else None
 
 
 @contextmanager
 def _shown(cases: list[Case], *, turns: int) -> Iterator[Callable[[int], None]]:
-    """A live bar on a terminal; elsewhere one line."""
+    """Show a live bar on a terminal, and one line elsewhere."""
     if not console.is_terminal:
         names = ", ".join(dict.fromkeys(case.variant for case in cases))
         console.print(stage_line("benchmark", "", f"{len(cases)} cases in interleaved rounds: {names}").rstrip())

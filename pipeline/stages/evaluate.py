@@ -1,6 +1,6 @@
-"""The stage `evaluate`: COCO figures of the deployed model, its predictions, plots, and pictures of them.
+"""The stage `evaluate`: COCO figures of the deployed model, its predictions, plots and example pictures.
 
-It also completes the proof of `reparam`: the deployed model's AP must be that of the model that was trained.
+It completes the proof of `reparam`: the AP of the deployed model must equal that of the trained model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import cv2
 
 from pipeline.artifacts.files import (
     Metrics,
+    PreparedData,
     TrainSummary,
     read_json,
     stage_folder,
@@ -19,7 +20,8 @@ from pipeline.artifacts.files import (
     write_json,
 )
 from pipeline.artifacts.stage_weights import stage_weights
-from pipeline.params import EvaluateSettings, Params
+from pipeline.experiment import ResolvedVariant
+from pipeline.params import EvaluateSettings
 from pipeline.report import plots
 from yolov7.data.images import read_image
 from yolov7.data.index import ImageIndex, load_index
@@ -33,26 +35,37 @@ from yolov7.system.precision import precision_name, resolve_device, resolve_prec
 from yolov7.weights.weight_files import Weights
 
 
-def evaluate(params: Params, *, variant: str, seed: int) -> Metrics:
-    """Measures on the test split where there is one, else on val; ArtifactError where AP changed by fusing."""
+def evaluate(settings: EvaluateSettings, variant: ResolvedVariant, *, seed: int) -> Metrics:
+    """Measure the deployed model on the test split if there is one, else on val, and write its results.
+
+    Args:
+        settings: How to measure, and the largest change of AP that is allowed.
+        variant: The variant that was trained.
+        seed: The seed of its training.
+
+    Returns:
+        The COCO figures, with the AP before re-parameterisation.
+
+    Raises:
+        ArtifactError: If re-parameterisation changed AP by more than the tolerance.
+    """
     split, index = _load_split()
-    deployed = _load(params, "reparam", index, variant=variant, seed=seed)
-    result = _measure(deployed, index, params.evaluate)
-    before = _trained_ap(params, index, split=split, variant=variant, seed=seed)
-    tolerance = max(params.evaluate.tolerance_ap, 1 / max(1, len(index.labels)))  # no AP resolves less than a box
-    _check_ap(before, result.figures.AP, tolerance=tolerance, name=f"{variant}/{seed}")
+    deployed = _load("reparam", variant, index, seed=seed)
+    result = _measure(deployed, index, settings)
+    before = _trained_ap(settings, variant, index, seed=seed)
+    tolerance = max(settings.tolerance_ap, 1 / max(1, len(index.labels)))  # AP cannot resolve less than one box
+    _check_ap(before, result.figures.AP, tolerance=tolerance, name=f"{variant.name}/{seed}")
     metrics = Metrics(**result.figures.as_dict(), AP_before_reparam=before, split=split, images=len(index))
-    with whole_folder(stage_folder("evaluate", variant, seed)) as folder:
+    with whole_folder(stage_folder("evaluate", variant.name, seed)) as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "predictions.json", coco_results(index, result.detections))
         _write_plots(folder, index, result)
-        _draw_examples(folder / "examples.jpg", index, result.detections, params.evaluate)
+        _draw_examples(folder / "examples.jpg", index, result.detections, settings)
     return metrics
 
 
-def _load(params: Params, stage: Literal["train", "reparam"], index: ImageIndex, *, variant: str, seed: int) -> Weights:
-    device, names = resolve_device(), index.class_names
-    return stage_weights(stage, params, variant=variant, seed=seed, class_names=names, device=device)
+def _load(stage: Literal["train", "reparam"], variant: ResolvedVariant, index: ImageIndex, *, seed: int) -> Weights:
+    return stage_weights(stage, variant, seed=seed, class_names=index.class_names, device=resolve_device())
 
 
 def _load_split() -> tuple[str, ImageIndex]:
@@ -60,9 +73,10 @@ def _load_split() -> tuple[str, ImageIndex]:
         path = stage_folder("prepare") / f"{split}.npz"
         if path.is_file():
             return split, load_index(path)
+    read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     raise ArtifactError(
-        "there is no prepared test or val split to evaluate on; "
-        "name one in data.test or data.val, then `yolov7 prepare`"
+        "the prepared data have no test and no val split to evaluate on; name one in data.test or data.val of "
+        "params.yaml, then run `yolov7 prepare`"
     )
 
 
@@ -77,16 +91,15 @@ def _measure(weights: Weights, index: ImageIndex, settings: EvaluateSettings) ->
     )
 
 
-def _trained_ap(params: Params, index: ImageIndex, *, split: str, variant: str, seed: int) -> float | None:
-    """The AP of the weights before fusing: training's own last figure where it is comparable, else measured here."""
-    folder = stage_folder("train", variant, seed)
-    summary = read_json(folder / "train.json", TrainSummary, made_by=f"train {variant}")
-    precision = precision_name(resolve_precision("auto", resolve_device()))  # as _measure has it
-    same_way = summary.precision == precision and params.evaluate.nms == COCO_NMS
-    if split == "val" and same_way and summary.AP is not None:
+def _trained_ap(settings: EvaluateSettings, variant: ResolvedVariant, index: ImageIndex, *, seed: int) -> float | None:
+    """Return the AP before re-parameterisation: that of training if data and settings are the same, else measured."""
+    folder = stage_folder("train", variant.name, seed)
+    summary = read_json(folder / "train.json", TrainSummary, made_by=f"train {variant.name}")
+    precision = precision_name(resolve_precision("auto", resolve_device()))  # what _measure uses
+    is_comparable = summary.precision == precision and settings.nms == COCO_NMS
+    if is_comparable and summary.val_hash == index.content_hash() and summary.AP is not None:
         return summary.AP
-    trained = _load(params, "train", index, variant=variant, seed=seed)
-    return _measure(trained, index, params.evaluate).figures.AP
+    return _measure(_load("train", variant, index, seed=seed), index, settings).figures.AP
 
 
 def _check_ap(before: float | None, after: float | None, *, tolerance: float, name: str) -> None:
@@ -94,8 +107,8 @@ def _check_ap(before: float | None, after: float | None, *, tolerance: float, na
         return
     if not abs(after - before) <= tolerance:
         raise ArtifactError(
-            f"evaluate of {name}: AP is {after:.4f} after re-parameterisation and was {before:.4f} before; "
-            f"allowed evaluate.tolerance_ap={tolerance:.2g}"
+            f"evaluate of {name}: AP is {after:.4f} after re-parameterisation and was {before:.4f} before, on the same "
+            f"data; the change exceeds evaluate.tolerance_ap={tolerance:.2g}"
         )
 
 
@@ -107,7 +120,7 @@ def _write_plots(folder: Path, index: ImageIndex, result: SplitResult) -> None:
 def _draw_examples(
     path: Path, index: ImageIndex, detections: tuple[Detections, ...], settings: EvaluateSettings
 ) -> None:
-    """A sheet of images spread over the split, with what was found above `example_confidence`."""
+    """Draw images spread over the split, with detections above `example_confidence`."""
     step = max(1, len(index) // settings.examples)
     chosen = list(range(0, len(index), step))[: settings.examples]
     pictures = []

@@ -1,4 +1,4 @@
-"""The stage `reparam`: a trained model becomes an equivalent, faster one, and proves that it is equivalent."""
+"""The stage `reparam`: make an equivalent, faster model of a trained one, and prove that it is equivalent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pipeline.artifacts.files import WEIGHTS, ReparamReport, stage_folder, whole_folder, write_json
 from pipeline.artifacts.stage_weights import stage_weights
-from pipeline.params import Params, ReparamSettings
+from pipeline.experiment import ResolvedVariant
+from pipeline.params import ReparamSettings
 from yolov7.data.index import ImageIndex, load_index
 from yolov7.data.loader import ValLoader
 from yolov7.errors import ArtifactError
@@ -23,28 +24,42 @@ from yolov7.weights.weight_files import save_weights
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far outputs differ, relative to the largest output of the same level."""
+    """Differences of outputs, relative to the largest output of the same level."""
 
     largest: float
     mean: float
 
 
 def reparam(
-    params: Params, *, variant: str, seed: int, fuse_model: Callable[[DetectionModel], DetectionModel] = fuse
+    settings: ReparamSettings,
+    variant: ResolvedVariant,
+    *,
+    seed: int,
+    fuse_model: Callable[[DetectionModel], DetectionModel] = fuse,
 ) -> ReparamReport:
-    """Fuses the trained weights, compares both models on real images, and saves the deployed weights.
+    """Re-parameterise trained weights, compare both models on training images, and save the deployed weights.
 
-    ArtifactError where the outputs differ by more than `reparam.tolerance_*` allows; nothing is saved then.
+    Args:
+        settings: Number of images and tolerances.
+        variant: The variant that was trained.
+        seed: The seed of its training.
+        fuse_model: What makes the deployed model of the trained one.
+
+    Returns:
+        Sizes of both models, and the largest and mean errors of the outputs in float32 and float64.
+
+    Raises:
+        ArtifactError: If outputs differ by more than the tolerance; nothing is saved then.
     """
     index = load_index(stage_folder("prepare") / "train.npz")
-    trained = stage_weights("train", params, variant=variant, seed=seed, class_names=index.class_names)
-    images = _sample_images(index, image_size=trained.image_size, count=params.reparam.images)
+    trained = stage_weights("train", variant, seed=seed, class_names=index.class_names)
+    images = _sample_images(index, image_size=trained.image_size, count=settings.images)
     deployed = fuse_model(trained.model)
     single = compare_outputs(trained.model, deployed, images)
     double = compare_outputs(_as_double(trained.model), fuse_model(_as_double(trained.model)), images.double())
-    _check(single, double, params.reparam, name=f"{variant}/{seed}")
+    _check(single, double, settings, name=f"{variant.name}/{seed}")
     report = ReparamReport(
-        variant=variant,
+        variant=variant.name,
         seed=seed,
         parameters_before=count_parameters(trained.model),
         parameters_after=count_parameters(deployed),
@@ -56,7 +71,7 @@ def reparam(
         max_error_float64=double.largest,
         mean_error_float64=double.mean,
     )
-    with whole_folder(stage_folder("reparam", variant, seed)) as folder:
+    with whole_folder(stage_folder("reparam", variant.name, seed)) as folder:
         save_weights(
             folder / WEIGHTS,
             deployed,
@@ -70,13 +85,22 @@ def reparam(
 
 @torch.no_grad()
 def compare_outputs(before: DetectionModel, after: DetectionModel, images: Tensor) -> OutputError:
-    """The error of `after`'s raw maps against `before`'s over images (n, 3, H, W)."""
+    """Compare the raw outputs of two models.
+
+    Args:
+        before: The reference.
+        after: The model that should be equivalent.
+        images: (n, 3, H, W), in 0..1.
+
+    Returns:
+        The largest and the mean relative error over all images, levels and values; NaN if any output is NaN.
+    """
     errors = [
         ((got - expected).abs() / expected.abs().max()).flatten()
         for image in torch.split(images, 1)
         for expected, got in zip(before.eval()(image).lead, after.eval()(image).lead, strict=True)
     ]
-    every = torch.cat(errors)  # torch's maximum is not a number where any element is not
+    every = torch.cat(errors)  # the maximum is NaN if any element is
     return OutputError(largest=float(every.max()), mean=float(every.mean()))
 
 
@@ -89,7 +113,7 @@ def _as_double(model: DetectionModel) -> DetectionModel:
 
 
 def _gflops(model: DetectionModel, images: Tensor) -> float:
-    """2 x multiply-accumulate of all convolutions, for one image."""
+    """Count two operations per multiply-accumulate of all convolutions, for one image."""
     return 2 * count_operations(model, images[:1]).macs / 1e9
 
 
@@ -99,8 +123,8 @@ def _check(single: OutputError, double: OutputError, settings: ReparamSettings, 
         ("float64", double.largest, settings.tolerance_float64),
     )
     for precision, error, tolerance in measured:
-        if not error <= tolerance:  # also where the error is not a number
+        if not error <= tolerance:  # also if the error is NaN
             raise ArtifactError(
-                f"reparam of {name}: the re-parameterised model is not the trained one: largest output error "
-                f"{error:.2e} in {precision}, allowed reparam.tolerance_{precision}={tolerance:.0e}"
+                f"reparam of {name}: the re-parameterised model differs from the trained one: its largest output error "
+                f"is {error:.2e} in {precision}, and reparam.tolerance_{precision}={tolerance:.0e} allows less"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.artifacts.files import ROOT, Benchmark, PreparedData, stage_folder, whole_folder, write_json
 from pipeline.console import counted
-from pipeline.params import Params
+from pipeline.experiment import Experiment
 from pipeline.report.charts import Curve
 from pipeline.report.page import Page, Picture, render_page
 from pipeline.report.paper.check import Comparison, compare_counts, outcome_line
@@ -51,17 +51,15 @@ class Report(Settings):
     conventions: dict[str, str]
 
 
-def tables(params: Params) -> Report:
+def tables(experiment: Experiment) -> Report:
     """Gathers what all stages left into artifacts/tables: CSV, Markdown, JSON and index.html."""
     models = {
         name: VariantModel(
-            spec=variant.build_spec(),
-            image_size=params.train_settings(name).image_size,
-            overrides_training=bool(variant.train),
+            spec=variant.spec, image_size=variant.train.image_size, overrides_training=bool(variant.overrides)
         )
-        for name, variant in params.variants.items()
+        for name, variant in experiment.variants.items()
     }
-    results = read_results(models, params.seeds)
+    results = read_results(models, experiment.seeds)
     report = _report(results)
     conditions = _conditions(results.benchmark)
     with whole_folder(stage_folder("tables")) as folder:

@@ -1,9 +1,8 @@
-"""The stage `train`: one variant with one seed, from prepared data to the weights of its EMA."""
+"""The stage `train`: one variant with one seed, from prepared data to the weights of its moving average."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -22,101 +21,136 @@ from pipeline.artifacts.files import (
     whole_folder,
     write_json,
 )
-from pipeline.params import Params
+from pipeline.artifacts.inputs import code_digest
+from pipeline.console import console, stage_line
+from pipeline.experiment import ResolvedVariant
 from pipeline.ray.mirror import OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
-from yolov7.system.files import is_file
 from yolov7.training.job import TrainJob
 from yolov7.training.record import FIGURES, best_line, read_epochs
 
 log = logging.getLogger(__name__)
 
+_CODE = "code"  # the file with the digest of the code with which a run began
 
-def train(params: Params, *, variant: str, seed: int, on_tick: Callable[[Path], None]) -> TrainSummary:
-    """Trains until the end, from where an interrupted run of the same settings stopped.
 
-    `on_tick` is called with the run's folder about twice a second. The folder stays, so that what is killed before the
-    stage has ended needs no training to be done again; `forget_run` removes it.
+def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
+    """Describe the training of a variant on the prepared data.
+
+    Args:
+        variant: The resolved variant.
+        seed: The seed of the training.
+
+    Returns:
+        Plain values that can be sent to another process or node.
+
+    Raises:
+        ArtifactError: If the data are not prepared, or the weights to start from are missing.
     """
-    job = build_job(params, variant=variant, seed=seed)
-    settings = params.ray_settings(variant)
-    copy = copy_of_run(params, variant=variant, seed=seed)
-    _claim(job, copy)
-    with kept_up_to_date(copy, job.run_folder) if copy else nullcontext():
-        train_with_ray(job, settings, on_tick=lambda: on_tick(job.run_folder))
+    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    if variant.weights_hash == "missing":
+        raise ArtifactError(f"train.weights={variant.train.weights} does not exist; name a weight file (.safetensors)")
+    return TrainJob(
+        spec_json=spec_to_json(variant.spec),
+        settings=variant.train,
+        seed=seed,
+        data_folder=stage_folder("prepare").resolve(),
+        data_hash=prepared.content_hash,
+        weights_hash=variant.weights_hash,
+        run_folder=run_folder(variant.name, seed).resolve(),
+    )
+
+
+def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], None]) -> TrainSummary:
+    """Train to the end, from where an interrupted run of the same data and settings stopped.
+
+    The run's folder stays, so that a kill before the end of the stage costs no training; `forget_run` removes it.
+
+    Args:
+        job: What to train, from `build_job`.
+        variant: The variant that it was built from.
+        on_tick: Called with the run's folder about twice a second.
+
+    Returns:
+        How the run ended.
+    """
+    copy = copy_of_run(variant, seed=job.seed)
+    if note := _claim(job, copy):
+        console.print(stage_line("train", variant.name, note))
+    if not (job.run_folder / WEIGHTS).is_file():
+        with kept_up_to_date(copy, job.run_folder) if copy else nullcontext():
+            train_with_ray(job, variant.ray, on_tick=lambda: on_tick(job.run_folder))
     epochs = read_epochs(job.run_folder)
-    summary = _summarise(job, epochs, variant=variant)
-    with whole_folder(stage_folder("train", variant, seed)) as folder:
-        shutil.move(job.run_folder / WEIGHTS, folder / WEIGHTS)
+    summary = _summarise(job, epochs, variant=variant.name)
+    with whole_folder(stage_folder("train", variant.name, job.seed)) as folder:
+        shutil.copyfile(job.run_folder / WEIGHTS, folder / WEIGHTS)
         _write_curve(folder / "curve.csv", epochs)
         draw_training(folder / "curve.png", epochs)
         write_json(folder / "train.json", summary)
     return summary
 
 
-def copy_of_run(params: Params, *, variant: str, seed: int) -> RunCopy | None:
-    """The copy that `train.storage` asks for."""
-    storage = params.ray_settings(variant).storage
-    return RunCopy(storage, variant=variant, seed=seed) if storage else None
+def copy_of_run(variant: ResolvedVariant, *, seed: int) -> RunCopy | None:
+    """Return the copy of a run that `ray.storage` asks for; None where it asks for none."""
+    storage = variant.ray.storage
+    return RunCopy(storage, variant=variant.name, seed=seed) if storage else None
 
 
-def forget_run(params: Params, *, variant: str, seed: int) -> None:
-    """Removes the folder of a finished run, and its copy, so that asking for the training again trains again."""
-    if copy := copy_of_run(params, variant=variant, seed=seed):
+def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
+    """Remove the folder of a finished run, and its copy, so that the next training of it starts from the beginning.
+
+    Args:
+        variant: The variant that was trained.
+        seed: The seed of its training.
+    """
+    if copy := copy_of_run(variant, seed=seed):
         try:
             copy.delete()
         except OSError as error:
-            log.warning("%s. Trained again, the run would be taken from there", error)
-    folder = run_folder(variant, seed)
+            log.warning("%s. If the run is trained again, it will be taken from there", error)
+    folder = run_folder(variant.name, seed)
+    if not folder.is_dir():
+        return
     finished = folder.with_name(f".{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
-    folder.rename(finished)  # at once: half a run folder would be taken for one that has just begun
+    folder.rename(finished)  # in one step: half a run folder would be taken for one that has just begun
     shutil.rmtree(finished)
 
 
-def _claim(job: TrainJob, copy: RunCopy | None) -> None:
-    """Empties a run folder that other data or settings left: their epochs must not be taken for this run's.
+def _claim(job: TrainJob, copy: RunCopy | None) -> str:
+    """Empty a run folder that other data, settings or code left, or take over a copy of this run that is further.
 
-    Where a copy of this run is further, the run goes on from there.
+    Returns what the user should know of it, or an empty string.
     """
-    owner = job.run_folder / OWNER
+    owner, code = job.run_folder / OWNER, job.run_folder / _CODE
+    now = code_digest("train")
     with job.sole_writer():
-        if not owner.is_file() or owner.read_text(encoding="utf-8") != job.fingerprint:
+        before = _read(owner)
+        finished_by_other_code = (job.run_folder / WEIGHTS).is_file() and _read(code) != now
+        if before != job.fingerprint or finished_by_other_code:
             fresh_folder(job.run_folder)
             owner.write_text(job.fingerprint, encoding="utf-8")
         if copy:
             copy.fetch(job.run_folder)
+        code.write_text(now, encoding="utf-8")
+    if finished_by_other_code or before not in (None, job.fingerprint):
+        reason = "code" if before == job.fingerprint else "data or settings"
+        return f"an earlier run had other {reason}; training starts from the beginning"
+    if (job.run_folder / WEIGHTS).is_file():
+        return "this training was finished before with the same data, settings and code; its weights are used"
+    return ""
 
 
-def build_job(params: Params, *, variant: str, seed: int) -> TrainJob:
-    """The training run that params.yaml describes, on the prepared data."""
-    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
-    settings = params.train_settings(variant)
-    weights = None if settings.weights is None else settings.weights.resolve()
-    return TrainJob(
-        spec_json=spec_to_json(params.variant(variant).build_spec()),
-        settings=settings.model_copy(update={"weights": weights}),
-        seed=seed,
-        data_folder=stage_folder("prepare").resolve(),
-        data_hash=prepared.content_hash,
-        weights_hash="" if weights is None else _hash_of(weights),
-        run_folder=run_folder(variant, seed).resolve(),
-    )
-
-
-def _hash_of(weights: Path) -> str:
-    if not is_file(weights):
-        raise ArtifactError(f"train.weights={weights} is not there; name a weight file (.safetensors)")
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> TrainSummary:
     last = epochs[-1]
-    kept = (best_line(epochs) if job.settings.patience else None) or last  # the epoch whose weights these are
+    kept = (best_line(epochs) if job.settings.patience else None) or last  # the epoch that the weights are from
     speeds = [line["images_per_second"] for line in epochs]
     waits = [line["loader_wait_share"] for line in epochs]
     return TrainSummary(
@@ -133,7 +167,13 @@ def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> 
         precision=last["precision"],
         device=last["device"],
         workers=last["workers"],
+        val_hash=_val_hash(),
     )
+
+
+def _val_hash() -> str | None:
+    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    return prepared.split_hashes.get("val")
 
 
 def _write_curve(path: Path, epochs: list[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ def adopt(target: Path = Path(PARAMS_FILE)) -> str:
         raise ValueError(f"variant {name!r} is in {target} already; next: dvc repro")
     write_whole(spec, text.encode())
     changed = insert_variant(
-        target.read_text(encoding="utf-8"), name, _variant(spec, summary, default_size=params.train.image_size)
+        target.read_text(encoding="utf-8"), name, _variant(spec, summary, default_size=params.train.get("image_size"))
     )
     parse_params(yaml.safe_load(changed), source=str(target))
     write_whole(target, changed.encode())
@@ -53,7 +53,7 @@ def insert_variant(text: str, name: str, variant: dict[str, Any]) -> str:
     return text[: match.end() + 1] + "\n".join(lines)
 
 
-def _variant(spec: Path, summary: dict[str, Any], *, default_size: int) -> dict[str, Any]:
+def _variant(spec: Path, summary: dict[str, Any], *, default_size: int | None) -> dict[str, Any]:
     """With the training's overrides of the base, and the image size where it is another."""
     train = dict(summary["train"])
     if summary["image_size"] != train.get("image_size", default_size):

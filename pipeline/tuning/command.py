@@ -10,7 +10,8 @@ import psutil
 
 from pipeline.artifacts.files import RUNS, stage_folder, stage_lock, whole_folder
 from pipeline.console import console, stage_line
-from pipeline.params import Params, RaySettings, TuneSettings
+from pipeline.experiment import Experiment
+from pipeline.params import RaySettings, TuneSettings
 from pipeline.ray.parent_process import Repro
 from pipeline.ray.trainer import cluster
 from pipeline.tuning.budget.costs import Caps, Remembered
@@ -27,12 +28,12 @@ from pipeline.tuning.trial.journal import Journal
 FOLDER = RUNS / "tune"
 
 
-def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
+def run_tune(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:
     """Searches within the budget; the clock began with this process."""
     began, repro = psutil.Process().create_time(), Repro()
     with stage_lock("tune"):
         console.print(stage_line("tune", settings.base or "", "draws models and counts what they cost"))
-        setup = make_setup(params, settings)
+        setup = make_setup(experiment, settings)
         journal = Journal(FOLDER)
         check_resume(setup, journal, folder=FOLDER, resume=resume)
         clock = Clock(began, before=journal.seconds())
@@ -40,7 +41,7 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
             share = ray_side.share_of_cluster(trials_per_gpu=settings.trials_per_gpu)
             setup = _without_slow(setup, share)
             ledger = _make_ledger(setup, journal, share, clock)
-            with track_search(params.tracking.experiment, setup, epochs=ledger.plan.epochs) as tracked:
+            with track_search(experiment.tracking.experiment, setup, epochs=ledger.plan.epochs) as tracked:
                 driver = _make_driver(setup, ledger, journal, share=share, clock=clock, tracked=tracked)
                 _say(setup, *plan_lines(setup, driver.search, ledger, seconds=clock.seconds()))
 
@@ -48,8 +49,8 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
                     journal.note_seconds(clock.seconds())
                     repro.check()
 
-                _train(driver, setup, share=share, max_failures=params.ray.max_failures, on_tick=tick)
-                _finish(params, setup, driver, tracked)
+                _train(driver, setup, share=share, max_failures=experiment.ray.max_failures, on_tick=tick)
+                _finish(experiment, setup, driver, tracked)
         forget(FOLDER)  # last of all: until here a kill costs no trial
 
 
@@ -162,7 +163,7 @@ def _train(
     driver.check()
 
 
-def _finish(params: Params, setup: Setup, driver: Driver, tracked: TrackedSearch) -> None:
+def _finish(experiment: Experiment, setup: Setup, driver: Driver, tracked: TrackedSearch) -> None:
     """Writes the results, and says what they are."""
     ledger, trials, seconds = driver.ledger, driver.trials, driver.clock.seconds()
     summary = {
@@ -174,7 +175,7 @@ def _finish(params: Params, setup: Setup, driver: Driver, tracked: TrackedSearch
         "epochs": ledger.plan.epochs,
         "models": len(setup.candidates),
         "left_out": setup.left_out,
-        "train": params.variants[setup.base_name].train if setup.base_name in params.variants else {},
+        "train": dict(setup.overrides),
     }
     folder, rules = stage_folder("tune"), setup.settings.rules
     with whole_folder(folder) as draft:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import PreparedData, read_json, stage_folder
-from pipeline.params import Params, TuneSettings
+from pipeline.experiment import Experiment
+from pipeline.params import TuneSettings
 from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount
 from pipeline.tuning.budget.costs import Caps, counted_costs
 from pipeline.tuning.budget.plan import Plan
 from pipeline.tuning.search.space import Candidate, draw_candidates
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
-from yolov7.errors import SpecError, suggest
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
-from yolov7.spec.spec_files import list_specs, load_spec, spec_to_json
+from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob
 
 _NO_EFFECT = {"budget", "trials", "epochs", "trials_per_gpu"}  # on which models there are and how they are chosen
@@ -35,6 +36,7 @@ class Setup:
     base: ModelSpec
     train: TrainSettings
     data: PreparedData
+    overrides: Mapping[str, Any]  # under `train` of the base
     candidates: tuple[Candidate, ...]  # within the caps that are known beforehand
     left_out: int  # above them
 
@@ -68,11 +70,12 @@ class Setup:
         )
 
 
-def make_setup(params: Params, settings: TuneSettings) -> Setup:
+def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
     """Resolves the base and draws the models; ValueError in one line for what cannot work."""
     budget = parse_budget(settings.budget)
-    base_name = settings.base or next(iter(params.variants))
-    base, train = _find_base(params, base_name)
+    base_name = settings.base or next(iter(experiment.variants))
+    variant = experiment.base(base_name)
+    base, train = variant.spec, variant.train
     sizes = settings.image_sizes or (train.image_size,)
     _check_sizes(base, sizes)
     data = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
@@ -89,7 +92,7 @@ def make_setup(params: Params, settings: TuneSettings) -> Setup:
             generator=random.Random(settings.seed),
         )
     kept = Caps(settings.max_gflops, settings.max_params, None).keep(drawn)
-    return Setup(settings, budget, base_name, base, train, data, kept, len(drawn) - len(kept))
+    return Setup(settings, budget, base_name, base, train, data, variant.overrides, kept, len(drawn) - len(kept))
 
 
 def check_resume(setup: Setup, journal: Journal, *, folder: Path, resume: bool) -> None:
@@ -109,21 +112,6 @@ def check_resume(setup: Setup, journal: Journal, *, folder: Path, resume: bool) 
             f"the search that was interrupted here is another: {what}; "
             f"give the same options, or `rm -r {folder}` to forget it"
         )
-
-
-def _find_base(params: Params, name: str) -> tuple[ModelSpec, TrainSettings]:
-    if name in params.variants:
-        return params.variants[name].build_spec(), params.train_settings(name)
-    try:
-        return load_spec(name), params.train
-    except SpecError as error:
-        if Path(name).suffix in {".yaml", ".yml"}:
-            raise
-        known = [*params.variants, *list_specs()]
-        raise ValueError(
-            f"base {name!r} is neither a variant of params.yaml ({', '.join(params.variants)}) nor a spec"
-            f"{suggest(name, known) or f' ({error})'}"
-        ) from None
 
 
 def _check_sizes(base: ModelSpec, sizes: tuple[int, ...]) -> None:

@@ -70,7 +70,7 @@ def _dockerignore(text: str) -> Iterator[str]:
         yield "everything must be left out but what is named"
     named = {line.removeprefix("!") for line in lines if line.startswith("!")}
     stages = yaml.safe_load(_read("dvc.yaml"))["stages"].values()
-    needed = {dep.split("/")[0] for stage in stages for dep in stage["deps"]} - {"artifacts", "${data.path}"}
+    needed = {dep.split("/")[0] for stage in stages for dep in stage.get("deps", [])} - {"artifacts", "${data.path}"}
     for name in {"dvc.yaml", "params.yaml", "pyproject.toml", "README.md", *needed} - named:
         yield f"{name} is needed in the image"
     for name in named:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.params import Params, load_params
+from pipeline.experiment import Experiment, load_experiment
 from pipeline.report.paper.printed import printed_table
 from yolov7.spec.graph import plan_rep_convs
 
@@ -14,8 +14,8 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 TABLES = ("table3", "table4", "table5", "table6", "table7", "table8")
 
 
-def experiments(pattern: str) -> list[Params]:
-    return [load_params(path) for path in sorted(FOLDER.glob(f"{pattern}.yaml"))]
+def experiments(pattern: str) -> list[Experiment]:
+    return [load_experiment(path) for path in sorted(FOLDER.glob(f"{pattern}.yaml"))]
 
 
 def printed_variants(table: str) -> set[str]:
@@ -37,8 +37,7 @@ def test_for_cpus_the_same_comparison_on_embedded_data_with_several_seeds(table:
     wanted = {name for name in printed_variants(table) if not name.startswith("table5-w6")}
     assert wanted <= set(params.variants)
     compared = {
-        (variant.build_spec().model_dump_json(), params.train_settings(name).model_dump_json())
-        for name, variant in params.variants.items()
+        (variant.spec.model_dump_json(), variant.train.model_dump_json()) for name, variant in params.variants.items()
     }
     assert len(compared) == len(params.variants)
 
@@ -46,10 +45,10 @@ def test_for_cpus_the_same_comparison_on_embedded_data_with_several_seeds(table:
 @pytest.mark.parametrize("name", ["table6", "demo-table6"])
 def test_the_variants_of_table_6_differ_in_what_the_auxiliary_head_learns_from(name: str) -> None:
     (params,) = experiments(name)
-    heads = {key: bool(variant.build_spec().head.taps) for key, variant in params.variants.items()}
+    heads = {key: bool(variant.spec.head.taps) for key, variant in params.variants.items()}
     assert heads.pop("table6-base") is False
     assert all(heads.values())
-    guidance = {key: params.train_settings(key).loss.auxiliary for key in heads}
+    guidance = {key: params.variant(key).train.loss.auxiliary for key in heads}
     assert guidance == {
         "table6-independent": "independent",
         "table6-lead": "lead_guided",
@@ -60,7 +59,7 @@ def test_the_variants_of_table_6_differ_in_what_the_auxiliary_head_learns_from(n
 @pytest.mark.parametrize("name", ["table8", "demo-table8"])
 def test_the_partial_head_of_table_8_taps_single_branches(name: str) -> None:
     (params,) = experiments(name)
-    taps = {key: variant.build_spec().head.taps for key, variant in params.variants.items()}
+    taps = {key: variant.spec.head.taps for key, variant in params.variants.items()}
     assert taps["table8-base"] == ()
     assert not any("." in tap for tap in taps["table8-aux"])
     assert taps["table8-partial"][:2] == ("n3.2", "n4.2")
@@ -70,6 +69,6 @@ def test_the_partial_head_of_table_8_taps_single_branches(name: str) -> None:
 def test_rep_convs_of_table_5_meet_an_addition_unless_the_dark_block_is_reversed(name: str) -> None:
     (params,) = experiments(name)
     for key, variant in params.variants.items():
-        places = [place for row in plan_rep_convs(variant.build_spec()).values() for place in row]
+        places = [place for row in plan_rep_convs(variant.spec).values() for place in row]
         assert bool(places) == key.endswith(("-repcsp", "-reprcsp"))
         assert all(place.identity == key.endswith("-reprcsp") for place in places)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.experiments import list_experiments, use_experiment
-from pipeline.params import load_params
+from pipeline.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
@@ -26,9 +26,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_is_valid_and_its_specs_build(name: str, project: Path) -> None:
     use_experiment(name, data=project)
-    params = load_params()
+    params = load_experiment()
     for variant in params.variants.values():
-        assert variant.build_spec().rows
+        assert variant.spec.rows
 
 
 def test_the_parameters_in_place_are_those_of_the_demo() -> None:
@@ -48,14 +48,14 @@ def test_unsaved_edits_are_not_overwritten(project: Path) -> None:
         use_experiment("bccd", data=project)
     assert Path("params.yaml").read_text() == edited
     use_experiment("bccd", data=project, force=True)
-    assert load_params().data.format == "voc"
+    assert load_experiment().data.format == "voc"
 
 
 def test_the_data_folder_is_filled_in_and_survives_switching(project: Path) -> None:
     use_experiment("bccd", data=project)
-    assert Path(load_params().data.path) == project
+    assert Path(load_experiment().data.path) == project
     use_experiment("demo")
-    assert load_params().data.format == "synthetic"
+    assert load_experiment().data.format == "synthetic"
 
 
 def test_an_experiment_without_its_data_says_how_to_name_them(project: Path) -> None:

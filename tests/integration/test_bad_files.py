@@ -19,7 +19,8 @@ import yaml
 
 from pipeline.artifacts.files import TrainSummary, stage_folder, write_json
 from pipeline.artifacts.stage_weights import stage_weights
-from pipeline.params import DataSettings, Params, load_params
+from pipeline.experiment import load_experiment, parse_experiment
+from pipeline.params import DataSettings
 from pipeline.stages.prepare import prepare
 from tests.integration.bad_input import TINY, one_line_of, write_set
 from yolov7.errors import ArtifactError
@@ -30,14 +31,14 @@ from yolov7.training.anchors import with_anchors
 from yolov7.weights.weight_files import save_weights
 
 YOLOV7 = Path(sys.executable).with_name("yolov7")
-PARAMS = Params.model_validate({"variants": {"tiny": {"spec": "nano"}}})
+VARIANT = parse_experiment({"variants": {"tiny": {"spec": "nano"}}}).variant("tiny")
 
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes the weights of a stage, by default those that belong to PARAMS; returns their path."""
+    """Writes the weights of a stage, by default those that belong to the variant; returns their path."""
     monkeypatch.chdir(tmp_path)
-    model = DetectionModel(PARAMS.variant("tiny").build_spec(), num_classes=2)
+    model = DetectionModel(VARIANT.spec, num_classes=2)
     names = dict.fromkeys(("variant", "fingerprint", "precision", "device"), "x")
     figures = dict.fromkeys(("seed", "epochs", "seconds", "images_per_second", "loader_wait_share", "workers"), 1)
     summary = TrainSummary.model_validate({**names, **figures, "skipped_steps": 0, "AP": None, "AP50": None})
@@ -53,19 +54,19 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
 
 def stage_error(stage: Any = "train", *, class_names: tuple[str, ...] = ("a", "b")) -> str:
     with pytest.raises(ArtifactError) as caught:
-        stage_weights(stage, PARAMS, variant="tiny", seed=0, class_names=class_names)
+        stage_weights(stage, VARIANT, seed=0, class_names=class_names)
     message = one_line_of(caught.value)
     assert f"artifacts/{stage}/tiny/0/weights.safetensors" in message
     return message
 
 
 def test_weights_that_fit_are_read(trained: Callable[..., Path]) -> None:
-    spec = PARAMS.variant("tiny").build_spec()
+    spec = VARIANT.spec
     fitted = with_anchors(spec, np.full((len(spec.head.anchors), 3, 2), 9.0))
     trained(model=DetectionModel(fitted, num_classes=2))
     trained("reparam")
     for stage in ("train", "reparam"):
-        assert stage_weights(stage, PARAMS, variant="tiny", seed=0, class_names=("a", "b")).image_size == 64
+        assert stage_weights(stage, VARIANT, seed=0, class_names=("a", "b")).image_size == 64
 
 
 def test_weights_for_other_classes_are_one_line(trained: Callable[..., Path]) -> None:
@@ -77,7 +78,7 @@ def test_weights_for_other_classes_are_one_line(trained: Callable[..., Path]) ->
 
 def test_weights_of_another_spec_or_training_are_one_line(trained: Callable[..., Path]) -> None:
     trained(model=DetectionModel(resolve_spec(TINY, name="tiny"), num_classes=2))
-    assert "is of another spec than variant 'tiny' of params.yaml; run `yolov7 train tiny`" in stage_error()
+    assert "has another spec than variant 'tiny' of params.yaml; run `yolov7 train tiny`" in stage_error()
     trained("reparam", fingerprint="older")
     assert "run `yolov7 reparam tiny` again" in stage_error("reparam")
 
@@ -213,7 +214,7 @@ def test_a_spec_that_does_not_fit_is_one_line(tmp_path: Path, rows: dict[str, An
     params = {"variants": {"a": {"spec": str(tmp_path / "own.yaml")}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(ValueError, match=r"params\.yaml") as caught:
-        load_params(tmp_path / "params.yaml")
+        load_experiment(tmp_path / "params.yaml")
     assert f"variants.a: {message}" in one_line_of(caught.value)
 
 

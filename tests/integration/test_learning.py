@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.params import DataSettings, SyntheticSettings, load_params
+from pipeline.experiment import load_experiment
+from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.prepare import prepare
 from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import spec_to_json
@@ -18,7 +19,7 @@ from yolov7.training.worker import Worker
 
 pytestmark = pytest.mark.slow
 
-DEMO = load_params(Path(__file__).parents[2] / "experiments" / "demo.yaml")
+DEMO = load_experiment(Path(__file__).parents[2] / "experiments" / "demo.yaml")
 
 
 def train_and_measure(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle_labels: bool) -> float:
@@ -30,7 +31,7 @@ def train_and_measure(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle_
     changes = {"epochs": 8, "image_size": 128, "validate_every": 8}
     job = TrainJob(
         spec_json=spec_to_json(DEMO.variant("nano").build_spec()),
-        settings=TrainSettings.model_validate(DEMO.train_settings("nano").model_dump() | changes),
+        settings=TrainSettings.model_validate(DEMO.variant("nano").train.model_dump() | changes),
         seed=0,
         data_folder=folder / "artifacts" / "prepare",
         data_hash="",

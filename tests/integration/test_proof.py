@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.artifacts.files import TrainSummary, stage_folder, write_json
-from pipeline.params import DataSettings, Params, SyntheticSettings, Variant
+from pipeline.experiment import parse_experiment
+from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.prepare import prepare
 from pipeline.stages.reparam import reparam
@@ -21,7 +22,8 @@ from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import load_spec
 from yolov7.weights.weight_files import load_weights, save_weights
 
-PARAMS = Params(variants={"tiny": Variant(spec="yolov7-tiny")})
+EXPERIMENT = parse_experiment({"variants": {"tiny": {"spec": "yolov7-tiny"}}})
+TINY = EXPERIMENT.variant("tiny")
 DEPLOYED = stage_folder("reparam", "tiny", 0) / "weights.safetensors"
 
 
@@ -77,7 +79,7 @@ def not_a_number(model: DetectionModel) -> DetectionModel:
 
 
 def test_an_exact_fuse_passes_and_is_measured(trained: Path) -> None:
-    report = reparam(PARAMS, variant="tiny", seed=0)
+    report = reparam(EXPERIMENT.reparam, TINY, seed=0)
     assert 0 < report.max_error_float32 < 1e-4
     assert 0 < report.max_error_float64 < 1e-9
     assert report.parameters_after < report.parameters_before
@@ -89,7 +91,7 @@ def test_a_wrong_fuse_fails_and_leaves_nothing(
     trained: Path, fuse_wrongly: Callable[[DetectionModel], DetectionModel]
 ) -> None:
     with pytest.raises(ArtifactError, match="the re-parameterised model is not the trained one"):
-        reparam(PARAMS, variant="tiny", seed=0, fuse_model=fuse_wrongly)
+        reparam(EXPERIMENT.reparam, TINY, seed=0, fuse_model=fuse_wrongly)
     assert not DEPLOYED.exists()
 
 
@@ -98,11 +100,11 @@ def test_a_fuse_with_another_epsilon_fails(trained: Path) -> None:
     import copy
 
     with pytest.raises(ArtifactError, match="largest output error"):
-        reparam(PARAMS, variant="tiny", seed=0, fuse_model=lambda model: wrong_epsilon(copy.deepcopy(model)))
+        reparam(EXPERIMENT.reparam, TINY, seed=0, fuse_model=lambda model: wrong_epsilon(copy.deepcopy(model)))
 
 
 def test_evaluate_compares_the_deployed_model_with_the_trained_one(trained: Path) -> None:
-    reparam(PARAMS, variant="tiny", seed=0)
-    metrics = evaluate(PARAMS, variant="tiny", seed=0)
+    reparam(EXPERIMENT.reparam, TINY, seed=0)
+    metrics = evaluate(EXPERIMENT.evaluate, TINY, seed=0)
     assert abs(metrics.AP - metrics.AP_before_reparam) <= 1e-3
     assert metrics.split == "val"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.params import Params
+from pipeline.experiment import parse_experiment
 from pipeline.ray.mirror import RunCopy, kept_up_to_date
 from pipeline.stages.train import forget_run
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
@@ -137,7 +137,7 @@ def test_a_finished_run_leaves_no_copy(
     job, other = claimed(data, Path("runs/small/3")), claimed(data, Path("runs/wide/3"))
     copied().send(job.run_folder)
     copied("wide").send(other.run_folder)
-    params = Params.model_validate({"variants": {"small": {"spec": "nano"}}, "train": {"storage": STORAGE}})
-    forget_run(params, variant="small", seed=3)
+    params = parse_experiment({"variants": {"small": {"spec": "nano"}}, "ray": {"storage": STORAGE}})
+    forget_run(params.variant("small"), seed=3)
     assert copies(bucket) == ["of/runs/wide/3/fingerprint"]
     assert not Path("runs/small/3").exists()

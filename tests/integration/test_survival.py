@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.params import load_params
+from pipeline.experiment import load_experiment
 from pipeline.stages.train import build_job
 from tests.integration.project import BIN, SMALL, Project
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, read_weights
@@ -219,7 +219,7 @@ def assert_left_in_order(training: Training) -> str:
 
 def assert_as_undisturbed(project: Project, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.folder)
-    job = build_job(load_params(), variant="narrow", seed=0)
+    job = build_job(load_experiment().variant("narrow"), seed=0)
     sparing = job.settings.model_copy(update={"checkpoint_minutes": 60, "validate_every": EPOCHS})
     fit(job.model_copy(update={"run_folder": folder, "settings": sparing}), WORKER)
     trained = load_weights(project.folder / "artifacts/train/narrow/0/weights.safetensors").model.state_dict()

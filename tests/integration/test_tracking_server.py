@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.commands import run_stages as commands
-from pipeline.params import Params, parse_params
+from pipeline.experiment import Experiment, parse_experiment
 from pipeline.stages import train as stage
 from pipeline.tracking import RunKey, Tracker, reach
 from pipeline.tracking.reach import reach_of
@@ -65,13 +65,13 @@ def client(server: TrackingServer) -> MlflowClient:
     return mlflow.MlflowClient(server.url)
 
 
-def params(*seeds: int) -> Params:
+def params(*seeds: int) -> Experiment:
     changes = {
         "seeds": list(seeds),
         "variants": {"nano": {"spec": "nano"}},
         "train": {"epochs": EPOCHS, "batch_size": 8, "image_size": 64},
     }
-    return parse_params(SMALL | changes, source="a test")
+    return parse_experiment(SMALL | changes, source="a test")
 
 
 def train_here(monkeypatch: pytest.MonkeyPatch, at_epoch: dict[int, Callable[[], None]] | None = None) -> None:
@@ -126,7 +126,7 @@ def test_the_pipeline_logs_to_it_and_files_are_read_back_from_the_object_store(
     server: TrackingServer, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_here(monkeypatch)
-    chosen = [("nano", 0)]
+    chosen = [(params(0).variant("nano"), 0)]
     commands.run_prepare(params(0))
     commands.run_train(params(0), chosen)
     commands.run_reparam(params(0), chosen)
@@ -234,7 +234,7 @@ def record_everything(key: RunKey) -> None:
         run.log_evaluation(weights, AP=0.5, basis={"data": "d", "split": "val", "nms": "n"})
 
 
-def sync(of: Params) -> None:
+def sync(of: Experiment) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
         reach_of.cache_clear()

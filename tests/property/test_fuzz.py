@@ -18,7 +18,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.params import load_params, parse_params
+from pipeline.experiment import load_experiment, parse_experiment
 from yolov7.nn.model import DetectionModel
 from yolov7.spec import spec_files as spec_module
 from yolov7.spec.spec_files import load_spec, resolve_spec, spec_from_json, spec_to_json
@@ -140,14 +140,14 @@ def _quick_specs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_values_of_params() -> None:
     contents = [read_yaml(path) for path in EXPERIMENTS]
     mutated = (mutate_values(contents[i % len(contents)], random.Random(i)) for i in range(1000))
-    good = count_understood(partial(parse_params, content, source="params.yaml") for content in mutated)
+    good = count_understood(partial(parse_experiment, content, source="params.yaml") for content in mutated)
     assert 50 < good < 950
 
 
 def test_text_of_params(tmp_path: Path) -> None:
     texts = [path.read_bytes() for path in EXPERIMENTS]
     paths = _written(tmp_path, (mutate_text(texts[i % len(texts)], random.Random(i)) for i in range(300)))
-    assert 10 < count_understood(partial(load_params, path) for path in paths) < 290
+    assert 10 < count_understood(partial(load_experiment, path) for path in paths) < 290
 
 
 def _written(folder: Path, texts: Iterable[bytes]) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.files import Benchmark, read_json
-from pipeline.params import Params
+from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
 from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after, read_images
 from tests.artifacts import benchmark_of, write_prepared, write_weights
@@ -64,7 +64,7 @@ def test_percentiles_are_over_all_samples() -> None:
 
 
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkSettings:
     """Two variants with small weights in the working folder, and settings that take a second."""
     monkeypatch.chdir(tmp_path)
     write_prepared()
@@ -72,11 +72,13 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     write_weights("b")
     brief = {"rounds": 3, "seconds_per_round": 0.001, "warmup_seconds": 0, "batch_sizes": [1, 4]}
     brief["precisions"] = ["float32", "bfloat16"]
-    return Params.model_validate({"variants": {"a": {"spec": "nano"}, "b": {"spec": "nano"}}, "benchmark": brief})
+    return BenchmarkSettings.model_validate(brief)
 
 
-def test_the_stage_measures_every_form_batch_and_precision_with_and_without_suppression(params: Params) -> None:
-    result = benchmark(params, device="cpu")
+def test_the_stage_measures_every_form_batch_and_precision_with_and_without_suppression(
+    params: BenchmarkSettings,
+) -> None:
+    result = benchmark(params, ("a", "b"), seed=0, device="cpu")
     settings = [(row.variant, row.form, row.precision, row.batch, row.nms) for row in result.rows]
     assert len(settings) == len(set(settings)) == 2 * 2 * 2 * 2 * 2
     for row in result.rows:
@@ -88,21 +90,21 @@ def test_the_stage_measures_every_form_batch_and_precision_with_and_without_supp
     assert result.versions["torch"]
 
 
-def test_suppression_costs_time(params: Params) -> None:
-    result = benchmark(params, device="cpu")
+def test_suppression_costs_time(params: BenchmarkSettings) -> None:
+    result = benchmark(params, ("a", "b"), seed=0, device="cpu")
     pairs = zip(result.rows[::2], result.rows[1::2], strict=True)
     assert all(without.p50_ms < with_nms.p50_ms and with_nms.nms for without, with_nms in pairs)
 
 
-def test_the_stage_writes_json_and_csv(params: Params) -> None:
-    result = benchmark(params, device="cpu")
+def test_the_stage_writes_json_and_csv(params: BenchmarkSettings) -> None:
+    result = benchmark(params, ("a", "b"), seed=0, device="cpu")
     folder = Path("artifacts/benchmark")
     assert read_json(folder / "benchmark.json", Benchmark, made_by="benchmark") == result
     lines = list(csv.DictReader((folder / "benchmark.csv").read_text(encoding="utf-8").splitlines()))
     assert [float(line["fps"]) for line in lines] == [row.fps for row in result.rows]
 
 
-def test_images_are_the_splits_own_over_again_where_there_are_too_few(params: Params) -> None:
+def test_images_are_the_splits_own_over_again_where_there_are_too_few(params: BenchmarkSettings) -> None:
     images = read_images(load_index(Path("artifacts/prepare/val.npz")), image_size=64, count=5)
     assert images.shape == (5, 3, 64, 64)
     assert images.max() <= 1
@@ -110,10 +112,10 @@ def test_images_are_the_splits_own_over_again_where_there_are_too_few(params: Pa
     assert (images[1] != images[0]).any()
 
 
-def test_missing_weights_are_named(params: Params) -> None:
+def test_missing_weights_are_named(params: BenchmarkSettings) -> None:
     Path("artifacts/reparam/b/0/weights.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"reparam/b/0/weights\.safetensors"):
-        benchmark(params, device="cpu")
+        benchmark(params, ("a", "b"), seed=0, device="cpu")
 
 
 def test_figures_for_tracking() -> None:

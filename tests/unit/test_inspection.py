@@ -12,7 +12,7 @@ import torch
 
 from pipeline.artifacts.files import stage_folder
 from pipeline.commands.inspect_training import inspect
-from pipeline.params import Params
+from pipeline.experiment import ResolvedVariant, parse_experiment
 from tests.artifacts import NAMES, SMALL, write_prepared
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.auxiliary import with_auxiliary
@@ -29,11 +29,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.move(stage_folder("prepare") / "val.npz", stage_folder("prepare") / "train.npz")
 
 
-def params(*, auxiliary: bool) -> Params:
+def params(*, auxiliary: bool) -> ResolvedVariant:
     spec = resolve_spec(SMALL, name="small")
     text = spec_to_yaml(with_auxiliary(spec) if auxiliary else spec)
     Path("small.yaml").write_text(text)
-    return Params.model_validate({"variants": {"small": {"spec": "small.yaml"}}, "train": {"image_size": 64}})
+    content = {"variants": {"small": {"spec": "small.yaml"}}, "train": {"image_size": 64}}
+    return parse_experiment(content).variant("small")
 
 
 def picture(name: str) -> np.ndarray:
@@ -41,7 +42,7 @@ def picture(name: str) -> np.ndarray:
 
 
 def test_before_training_it_draws_samples_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(params(auxiliary=False), "small", 0)
+    inspect(params(auxiliary=False), 0)
     assert picture("samples.jpg").std() > 10
     assert not (FOLDER / "assignment.jpg").exists()
     told = capsys.readouterr().out
@@ -54,10 +55,10 @@ def test_each_head_has_a_row_of_cells() -> None:
     for auxiliary in (False, True):
         chosen = params(auxiliary=auxiliary)
         torch.manual_seed(0)
-        model = DetectionModel(chosen.variant("small").build_spec(), num_classes=len(NAMES))
+        model = DetectionModel(chosen.spec, num_classes=len(NAMES))
         path = stage_folder("train", "small", 0) / "weights.safetensors"
         save_weights(path, model, class_names=NAMES, image_size=64, training={})
-        inspect(chosen, "small", 0)
+        inspect(chosen, 0)
         sheet = picture("assignment.jpg")
         saturation = cv2.cvtColor(sheet, cv2.COLOR_BGR2HSV)[..., 1]
         assert (saturation[sheet.shape[0] // 2 :] > 150).mean() > 0.005  # cells, in the colours of their objects

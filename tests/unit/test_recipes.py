@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.params import Params, parse_params
+from pipeline.experiment import Experiment, parse_experiment
 from yolov7.recipes import RECIPES
 from yolov7.settings import TrainSettings
 
@@ -67,30 +67,28 @@ def test_fine_tuning_wants_weights() -> None:
     assert found.optim.warmup_epochs == 1
 
 
-def params(**variant: Any) -> Params:
-    return parse_params(
+def params(**variant: Any) -> Experiment:
+    return parse_experiment(
         {"train": {"recipe": "p5", "epochs": 30}, "variants": {"a": {"spec": "yolov7-tiny", **variant}}}, source="here"
     )
 
 
 def test_a_variants_recipe_overrides_what_train_says_and_its_keys_the_recipe() -> None:
-    found = params(train={"recipe": "tiny", "augment": {"mixup": 0.3}}).train_settings("a")
+    found = params(train={"recipe": "tiny", "augment": {"mixup": 0.3}}).variant("a").train
     assert (found.recipe, found.epochs, found.augment.mixup) == ("tiny", 30, 0.3)
     assert found.loss.objectness == 1.0
-    assert params().train_settings("a").loss.objectness == 0.7
+    assert params().variant("a").train.loss.objectness == 0.7
 
 
 @pytest.mark.parametrize("name", ["p7", 5, ["p5"]])
 def test_an_unknown_recipe_is_told_with_those_there_are(name: object) -> None:
     with pytest.raises(ValueError, match=r"train\.recipe: input should be 'p5', 'p6'"):
-        parse_params({"train": {"recipe": name}, "variants": {"a": {"spec": "nano"}}}, source="here")
+        parse_experiment({"train": {"recipe": name}, "variants": {"a": {"spec": "nano"}}}, source="here")
 
 
 def test_a_variant_swaps_scales_and_gets_an_auxiliary_head() -> None:
     spec = (
-        params(swap={"n3": {"cardinality": 2}}, scale={"rule": "width", "width": 0.5}, auxiliary=True)
-        .variant("a")
-        .build_spec()
+        params(swap={"n3": {"cardinality": 2}}, scale={"rule": "width", "width": 0.5}, auxiliary=True).variant("a").spec
     )
     assert spec.rows["n3"].num_branches == 2
     assert spec.rows["n3"].out == 32  # type: ignore[union-attr]
@@ -99,7 +97,7 @@ def test_a_variant_swaps_scales_and_gets_an_auxiliary_head() -> None:
 
 
 def test_a_variant_without_the_auxiliary_head_of_its_spec() -> None:
-    assert not params(spec="yolov7-w6", auxiliary=False, train={"image_size": 1280}).variant("a").build_spec().head.taps
+    assert not params(spec="yolov7-w6", auxiliary=False, train={"image_size": 1280}).variant("a").spec.head.taps
 
 
 def test_a_mistake_in_a_swap_is_told_with_the_variant() -> None:

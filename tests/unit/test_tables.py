@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts.files import Metrics, PreparedData
-from pipeline.params import Params
+from pipeline.experiment import Experiment, parse_experiment
 from pipeline.report.results import StageResults, VariantModel, VariantResults, read_results
 from pipeline.report.summary import mean_and_spread, summarise_variants, summary_lines
 from pipeline.report.tables import Cell, Row, Table, paper_tables, table1_improvements
@@ -26,10 +26,10 @@ from yolov7.spec.spec_files import load_spec
 
 
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Two variants with two seeds, whose artifacts lie in the working folder."""
     monkeypatch.chdir(tmp_path)
-    made = Params.model_validate({"variants": {"nano": {"spec": "nano"}, "other": {"spec": "nano"}}, "seeds": [0, 1]})
+    made = parse_experiment({"variants": {"nano": {"spec": "nano"}, "other": {"spec": "nano"}}, "seeds": [0, 1]})
     write_prepared()
     write_results(made, figures={("nano", 0): 0.5, ("nano", 1): 0.6, ("other", 0): 0.4, ("other", 1): 0.4})
     return made
@@ -187,7 +187,7 @@ def test_mean_and_spread(values: list[float | None], expected: tuple[float | Non
     assert mean_and_spread(values) == expected
 
 
-def test_the_summary_has_one_row_a_variant(params: Params) -> None:
+def test_the_summary_has_one_row_a_variant(params: Experiment) -> None:
     rows = summarise_variants(read_nano_results())
     assert [row.variant for row in rows] == ["nano", "other"]
     figures = (rows[0].AP, rows[0].AP50)
@@ -196,13 +196,13 @@ def test_the_summary_has_one_row_a_variant(params: Params) -> None:
     assert (rows[0].parameters, rows[0].fps_before, rows[0].fps_after) == (409_709, 100.0, 160.0)
 
 
-def test_the_summary_fits_a_terminal(params: Params) -> None:
+def test_the_summary_fits_a_terminal(params: Experiment) -> None:
     lines = summary_lines(summarise_variants(read_nano_results()))
     assert " ".join(lines[1].split()) == "nano 0.550 ±0.071 0.750 ±0.071 0.41 M 0.21 100 -> 160"
     assert max(map(len, lines)) <= 80
 
 
-def test_the_stage_writes_every_table_in_every_form(params: Params) -> None:
+def test_the_stage_writes_every_table_in_every_form(params: Experiment) -> None:
     report = tables(params)
     names = {path.name for path in Path("artifacts/tables").iterdir()}
     parts = [f"table{i}" for i in range(1, 11)] + ["table1_improvement", "errata", "summary"]
@@ -219,13 +219,13 @@ def test_the_stage_writes_every_table_in_every_form(params: Params) -> None:
     assert report == Report.model_validate_json(Path("artifacts/tables/tables.json").read_text(encoding="utf-8"))
 
 
-def test_each_convention_is_named_where_it_is_used(params: Params) -> None:
+def test_each_convention_is_named_where_it_is_used(params: Experiment) -> None:
     tables(params)
     assert "- unfolded: #Param as `deployed`." in Path("artifacts/tables/table1.md").read_text(encoding="utf-8")
     assert "unfolded" not in Path("artifacts/tables/table3.md").read_text(encoding="utf-8")
 
 
-def test_the_page_needs_nothing_from_the_network(params: Params) -> None:
+def test_the_page_needs_nothing_from_the_network(params: Experiment) -> None:
     picture = Path("artifacts/evaluate/nano/0/examples.jpg")
     picture.write_bytes(b"")
     tables(params)
@@ -238,7 +238,7 @@ def test_the_page_needs_nothing_from_the_network(params: Params) -> None:
     assert not re.findall(r"url\((?!#)|@import|<script|<link", page)
 
 
-def test_text_from_files_is_escaped_in_the_page(params: Params) -> None:
+def test_text_from_files_is_escaped_in_the_page(params: Experiment) -> None:
     source = "<script>alert(1)</script> & {{ 7 * 7 }} ${x} $title"
     path = Path("artifacts/prepare/dataset.json")
     path.write_text(path.read_text(encoding="utf-8").replace('"noise"', f'"{source}"'), encoding="utf-8")
@@ -247,7 +247,7 @@ def test_text_from_files_is_escaped_in_the_page(params: Params) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; {{ 7 * 7 }} ${x} $title" in page
 
 
-def test_the_page_is_well_formed(params: Params) -> None:
+def test_the_page_is_well_formed(params: Experiment) -> None:
     """Every element that is opened is closed by its own end tag, in order."""
     tables(params)
     opened: list[str] = []
@@ -267,7 +267,7 @@ def test_the_page_is_well_formed(params: Params) -> None:
     assert not opened
 
 
-def test_the_same_results_give_the_same_page(params: Params) -> None:
+def test_the_same_results_give_the_same_page(params: Experiment) -> None:
     """DVC compares outputs by content, so that charts must not depend on time or chance."""
     pages = []
     for _ in range(2):
@@ -276,7 +276,7 @@ def test_the_same_results_give_the_same_page(params: Params) -> None:
     assert pages[0] == pages[1]
 
 
-def test_what_is_not_there_yet_is_left_open_and_said(params: Params) -> None:
+def test_what_is_not_there_yet_is_left_open_and_said(params: Experiment) -> None:
     for name in ("evaluate/other/1/metrics.json", "evaluate/other/0/metrics.json", "benchmark/benchmark.json"):
         (Path("artifacts") / name).unlink()
     report = tables(params)
@@ -291,13 +291,13 @@ def test_what_is_not_there_yet_is_left_open_and_said(params: Params) -> None:
 
 def test_nothing_but_parameters_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = Params.model_validate({"variants": {"nano": {"spec": "nano"}}})
+    made = parse_experiment({"variants": {"nano": {"spec": "nano"}}})
     report = tables(made)
     assert len(report.missing) == 4
     assert " ".join(summary_lines(report.summary)[1].split()) == "nano - - - - - -> -"
 
 
-def test_a_damaged_artifact_is_named_with_its_remedy(params: Params) -> None:
+def test_a_damaged_artifact_is_named_with_its_remedy(params: Experiment) -> None:
     Path("artifacts/evaluate/other/1/metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"other/1/metrics\.json is damaged .* `yolov7 evaluate other`"):
         tables(params)

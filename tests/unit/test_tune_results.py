@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.params import load_params
+from pipeline.experiment import load_experiment
 from pipeline.tuning.adopt import adopt, insert_variant
 from pipeline.tuning.report.messages import result_lines, trial_line
 from pipeline.tuning.report.results import choose, fit_by_rule, pareto_front, write_results
@@ -87,9 +87,9 @@ def test_adopting_adds_a_variant_and_leaves_every_other_line(
     added = [line for line in after if line not in before.splitlines()]
     assert len(added) == 1
     assert [line for line in after if line != added[0]] == before.splitlines()
-    adopted = load_params().variants["tuned-00000032"]
-    assert adopted.train == {"epochs": 7, "image_size": 160}
-    assert adopted.build_spec().rows == scale_spec(load_spec("nano"), rule="width", width=0.5).rows
+    adopted = load_experiment().variants["tuned-00000032"]
+    assert adopted.overrides == {"epochs": 7, "image_size": 160}
+    assert adopted.spec.rows == scale_spec(load_spec("nano"), rule="width", width=0.5).rows
     assert "dvc repro" in said
     with pytest.raises(ValueError, match=r"is in params\.yaml already"):
         adopt()

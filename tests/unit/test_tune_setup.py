@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts.files import PreparedData, stage_folder, write_json
-from pipeline.params import Params, TuneSettings
+from pipeline.experiment import parse_experiment
+from pipeline.params import TuneSettings
 from pipeline.tuning.budget.plan import Plan
 from pipeline.tuning.setup import Setup, check_resume, make_setup
 from pipeline.tuning.trial.journal import Journal
@@ -19,7 +20,7 @@ VARIANTS: dict[str, Any] = {
     "small": {"spec": "nano", "scale": {"rule": "width", "width": 0.5}, "train": {"epochs": 7, "image_size": 64}},
     "nano": {"spec": "nano"},
 }
-PARAMS = Params.model_validate({"variants": VARIANTS, "train": {"image_size": 96}})
+PARAMS = parse_experiment({"variants": VARIANTS, "train": {"image_size": 96}})
 FEW = {"candidates": 2, "rules": ["width"]}
 
 

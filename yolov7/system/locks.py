@@ -29,12 +29,12 @@ def exclusive(path: Path, *, what: str, patience: float = 0.0) -> Iterator[None]
         yield
 
 
-def _acquire(file: IO[str], *, what: str, until: float) -> None:
+def _acquire(file: IO[str], *, what: str, until: float, kind: int | None = None) -> None:
     import fcntl
 
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if kind is None else kind) | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() >= until:
@@ -43,3 +43,23 @@ def _acquire(file: IO[str], *, what: str, until: float) -> None:
                     f"{what} is in use by another process ({file.read() or 'unknown'}); wait for it, or end it"
                 ) from None
         time.sleep(_LOOK_AGAIN)
+
+
+@contextmanager
+def shared(path: Path, *, what: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock `path` together with others that hold it so, but not while one holds it exclusively.
+
+    Args:
+        path: The lock file. It stays behind; only the lock on it counts.
+        what: What is locked, for the message.
+        patience: Seconds to wait for it.
+
+    Raises:
+        ArtifactError: If another process still holds it exclusively after that time.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        _acquire(file, what=what, until=time.monotonic() + patience, kind=fcntl.LOCK_SH)
+        yield

@@ -10,8 +10,16 @@ from yolov7.settings import Settings, TrainSettings
 from yolov7.spec.spec_files import ModelSpec, spec_from_json
 from yolov7.system.locks import exclusive
 
-# on what is learned; of the weights, it is their content that has one
-_NO_EFFECT = {"checkpoint_every", "checkpoint_minutes", "checkpoints_kept", "loader_workers", "cache_images", "weights"}
+# Settings that do not affect what is learned. A recipe is expanded into its keys; of weights, the content counts.
+NO_EFFECT = {
+    "recipe",
+    "weights",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "checkpoints_kept",
+    "loader_workers",
+    "cache_images",
+}
 
 _PATIENCE = 30.0  # seconds that an orphaned worker of an earlier start may take to end
 
@@ -34,7 +42,7 @@ class TrainJob(Settings):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change when the data or any parameter that the result hangs on does."""
-        settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
+        settings = self.settings.model_dump_json(exclude=NO_EFFECT)
         parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 

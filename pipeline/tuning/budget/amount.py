@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.console import counted, duration
 from yolov7.errors import shown
 
 Kind = Literal["seconds", "trials", "flop"]
@@ -53,8 +52,14 @@ def show_amount(kind: Kind, amount: float) -> str:
     if kind == "flop":
         return f"{amount:.3g} flop"
     if kind == "trials":
-        return counted(round(amount), "trial")
-    return duration(amount)
+        return f"{amount:.0f} trial{'s' * (amount != 1)}"
+    minutes, seconds = divmod(round(amount), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m" if minutes else f"{hours}h"
+    if minutes:
+        return f"{minutes}m{seconds:02}s" if seconds else f"{minutes}m"
+    return f"{seconds}s"
 
 
 def _unit_fault(unit: str) -> str:

@@ -1,0 +1,115 @@
+"""What `resolve` writes: everything that decides a stage's result, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.experiment import Experiment, parse_experiment
+from pipeline.stages.resolve import resolve, stage_inputs
+from yolov7.errors import SettingError
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def experiment(**changes: Any) -> Experiment:
+    content: dict[str, Any] = {"variants": {"nano": {"spec": "nano"}}, "train": {"epochs": 3}}
+    return parse_experiment(content | changes, source="here")
+
+
+def written(name: str) -> Any:
+    return json.loads(Path(f"artifacts/resolve/{name}.json").read_text())
+
+
+def test_each_training_has_a_file_with_its_spec_settings_and_seed() -> None:
+    resolve(experiment(seeds=[0, 7]))
+    content = written("train/nano/7")
+    assert content["seed"] == 7
+    assert content["spec"]["rows"]
+    assert content["settings"]["epochs"] == 3
+    assert content["settings"]["optim"]["lr0"] == 0.01  # the default
+    assert content["weights"] == ""
+    assert not {"loader_workers", "cache_images", "checkpoint_minutes", "recipe"} & content["settings"].keys()
+
+
+def test_where_training_runs_is_in_no_file() -> None:
+    plain = stage_inputs(experiment())
+    assert stage_inputs(experiment(ray={"workers": 4, "storage": "s3://bucket/x"})) == plain
+
+
+def test_what_changed_since_the_last_time_is_described() -> None:
+    assert resolve(experiment()) == []
+    assert resolve(experiment()) == []
+    changes = resolve(experiment(train={"epochs": 5}))
+    assert "train/nano/0: settings.epochs was 3, is 5" in changes
+
+
+def test_a_spec_decides_the_image_size_unless_a_setting_does() -> None:
+    sizes = experiment(
+        variants={
+            "large": {"spec": "yolov7-w6"},
+            "stated": {"spec": "yolov7-w6", "train": {"image_size": 640}},
+            "recipe": {"spec": "yolov7-tiny", "train": {"recipe": "p6"}},
+        }
+    )
+    assert {name: variant.train.image_size for name, variant in sizes.variants.items()} == {
+        "large": 1280,
+        "stated": 640,
+        "recipe": 1280,
+    }
+
+
+def test_weights_count_by_their_content() -> None:
+    def inputs() -> Any:
+        content = experiment(train={"weights": "start.safetensors"})
+        return next(value for path, value in stage_inputs(content).items() if "train" in path.parts)
+
+    assert inputs()["weights"] == "missing"
+    Path("start.safetensors").write_bytes(b"one")
+    first = inputs()
+    Path("start.safetensors").write_bytes(b"two")
+    assert inputs()["weights"] != first["weights"]
+    assert "weights" not in first["settings"]
+
+
+def test_the_content_of_symlinked_folders_counts() -> None:
+    Path("lake/images").mkdir(parents=True)
+    Path("lake/train.json").write_text("{}")
+    Path("lake/images/1.jpg").write_bytes(b"one")
+    Path("data").mkdir()
+    Path("data/annotations").symlink_to(Path("lake").absolute())
+
+    def symlinked() -> Any:
+        content = experiment(data={"format": "coco", "path": "data"})
+        return next(value for path, value in stage_inputs(content).items() if path.name == "prepare.json")["symlinked"]
+
+    first = symlinked()
+    assert list(first) == ["annotations"]
+    assert symlinked() == first
+    Path("lake/train.json").write_text("[]")
+    second = symlinked()
+    assert second != first
+    Path("lake/images/2.jpg").write_bytes(b"two")
+    assert symlinked() != second
+
+
+@pytest.mark.parametrize("name", ["a.b", "x; touch FILE", "$(id)", "", "-v", "a/b"])
+def test_names_that_shells_folders_or_dvc_would_misread_are_refused(name: str) -> None:
+    with pytest.raises(SettingError, match="must consist of letters, digits"):
+        experiment(variants={name: {"spec": "nano"}})
+
+
+def test_a_mistake_in_train_is_named_with_its_key() -> None:
+    with pytest.raises(SettingError, match=r"^here: train\.epoch: unknown key; did you mean 'epochs'\?"):
+        experiment(train={"epoch": 3})
+    with pytest.raises(SettingError, match=r"variants\.nano\.train\.optim\.lr: unknown key"):
+        experiment(variants={"nano": {"spec": "nano", "train": {"optim": {"lr": 1}}}})
+    with pytest.raises(SettingError, match=r"variants\.nano\.ray\.worker: unknown key; did you mean 'workers'\?"):
+        experiment(variants={"nano": {"spec": "nano", "ray": {"worker": 1}}})
