@@ -1,1 +1,1 @@
-"""Results as tables, plots and pages."""
+"""Results as tables, charts and an HTML page."""

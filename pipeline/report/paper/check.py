@@ -1,4 +1,4 @@
-"""Every computed #Param and FLOPs against the digits that the paper prints."""
+"""Comparison of every computed #Param and FLOPs with the digits that the paper prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ _SIGNS = {"equal": "=", "erratum": "erratum", "differs": "DIFFERS"}
 class Figure(Settings):
     """One printed figure and ours.
 
-    `differs` also where an erratum is listed but something else than it says is printed, or found.
+    Attributes:
+        quantity: `params_m` or `gflops`.
+        printed: The figure as the paper prints it.
+        computed: Our figure.
+        verdict: `equal` if our figure rounds to the printed digits; `erratum` if a listed erratum states both figures;
+            `differs` otherwise, also if an erratum is listed that states other figures.
     """
 
     quantity: str
@@ -29,10 +34,19 @@ class Figure(Settings):
 
 
 class Comparison(Settings):
-    """One row of the paper, which several tables may print."""
+    """One row of the paper.
+
+    Attributes:
+        model: The model as the paper names it.
+        size: The image size in pixels.
+        spec: The spec that was counted.
+        counting: The convention by which it was counted.
+        figures: The figures that the paper prints.
+        tables: The tables that have this row.
+    """
 
     model: str
-    size: int  # pixels
+    size: int
     spec: str
     counting: str
     figures: tuple[Figure, ...]
@@ -40,12 +54,19 @@ class Comparison(Settings):
 
     @property
     def differs(self) -> bool:
-        """Whether a printed digit was not met."""
+        """Whether any of our figures differs from the printed one."""
         return any(figure.verdict == "differs" for figure in self.figures)
 
 
 def compare_counts() -> tuple[Comparison, ...]:
-    """All rows that have a spec; SpecError where a spec that is named is not there."""
+    """Compare all rows that have a spec.
+
+    Returns:
+        One comparison per row; rows that several tables print in the same way appear once.
+
+    Raises:
+        SpecError: models.csv names a spec that does not exist.
+    """
     found: dict[Comparison, tuple[str, ...]] = {}
     for table, comparison in _compare_tables():
         found[comparison] = (*found.get(comparison, ()), table)
@@ -53,14 +74,22 @@ def compare_counts() -> tuple[Comparison, ...]:
 
 
 def cited_models() -> tuple[str, ...]:
-    """The models of Tables 1 to 3 and 9 of which there is no spec: their figures are the paper's alone."""
+    """Return the models without a spec, for which only the paper's figures exist.
+
+    Returns:
+        Their names, in the order of the tables.
+    """
     known = paper_models()
     rows = [row for table in TITLES for row in printed_table(table).rows if _has_counts(row)]
     return tuple(dict.fromkeys(row.model for row in rows if (row.model, row.size) not in known))
 
 
 def listed_errata() -> Excuses:
-    """By table, model and quantity: what is printed, and what the count is instead."""
+    """Return the listed errata.
+
+    Returns:
+        The printed and the correct figure by table, model and quantity.
+    """
     return {
         (line["table"], line["model"], line["quantity"]): (line["printed"], line["found"])
         for line in read_csv("errata")
@@ -68,15 +97,29 @@ def listed_errata() -> Excuses:
 
 
 def check_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """A line a model, then what came out."""
+    """Return the comparison as plain text for a terminal.
+
+    Args:
+        comparisons: The comparisons.
+
+    Returns:
+        One line per row, then the outcome, then the models without a spec.
+    """
     heads = "".join(f"{LABELS[quantity]:>10}{'ours':>10} {'':8}" for quantity in QUANTITIES)
     head = f"{'model':<33}{'size':>5}  {'counted':<13}{heads}tables"
-    cited = textwrap.wrap(f"Cited only, no spec here: {', '.join(cited_models())}.", width=len(head))
-    return [head, *map(_line, comparisons), *_beside(), outcome_line(comparisons), *cited]
+    cited = textwrap.wrap(f"Models without a spec, for which only the paper's figures exist: {', '.join(cited_models())}.", width=len(head))
+    return [head, *map(_line, comparisons), *_deployed_notes(), outcome_line(comparisons), *cited]
 
 
 def outcome_line(comparisons: Iterable[Comparison]) -> str:
-    """How many figures are met."""
+    """Return how many figures agree with the paper.
+
+    Args:
+        comparisons: The comparisons.
+
+    Returns:
+        One sentence.
+    """
     verdicts = [figure.verdict for comparison in comparisons for figure in comparison.figures]
     counts = {kind: verdicts.count(kind) for kind in ("equal", "erratum", "differs")}
     return (
@@ -108,7 +151,7 @@ def _compare(table: str, row: PrintedRow, model: PaperModel, *, excuses: Excuses
     )
 
 
-def _beside() -> list[str]:
+def _deployed_notes() -> list[str]:
     notes = {name: deployed_note(model, size) for (name, size), model in paper_models().items()}
     return [f"{name}: {note}" for name, note in notes.items() if note]
 

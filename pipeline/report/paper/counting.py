@@ -1,6 +1,6 @@
-"""Which spec a row of the paper is, and its #Param and FLOPs counted as the paper counts them.
+"""Which spec each row of the paper is, and its #Param and FLOPs in the paper's way of counting.
 
-The mapping and the conventions are data: `models.csv` and `countings.csv`.
+models.csv maps rows to specs; countings.csv describes the conventions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import load_spec
 
 COCO_CLASSES = 80
-SIDE = 640  # pixels; the size at which the paper counts, whatever a row's own
+SIDE = 640  # pixels; the paper counts all rows at this size and scales the result to the row's size
 Convention = Literal["deployed", "deployed x4", "training x4", "unfolded"]
 
 
 @dataclass(frozen=True)
 class PaperModel:
-    """Which spec a row of the paper is, and how the paper counted it. `factor`: of the depth, or the width."""
+    """The spec of a row of the paper, and how the paper counted it.
+
+    Attributes:
+        spec: The name of the spec before scaling.
+        rule: The scaling rule; empty if the spec is not scaled.
+        factor: The factor on depth or width; empty if the spec is not scaled.
+        counting: The convention.
+        note: A remark on the row.
+    """
 
     spec: str
     rule: str
@@ -33,28 +41,48 @@ class PaperModel:
 
     @property
     def label(self) -> str:
-        """The spec's name, and what it was scaled by."""
+        """The name of the spec, with the scaling rule and factor."""
         return " ".join(part for part in (self.spec, self.rule, self.factor) if part)
 
     def build_spec(self) -> ModelSpec:
-        """The resolved spec; SpecError where there is none of this name."""
+        """Build the resolved spec.
+
+        Returns:
+            The spec after scaling.
+
+        Raises:
+            SpecError: There is no spec of this name.
+        """
         return _build(self.spec, self.rule, self.factor)
 
     def cost(self) -> Cost:
-        """At 640 pixels with COCO's classes."""
+        """Return the cost at 640 pixels with COCO's 80 classes.
+
+        Returns:
+            Parameters and FLOPs.
+        """
         return _cost(self.spec, self.rule, self.factor)
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Parameters in millions, and GFLOPs at the row's size."""
+    """The figures of a row.
+
+    Attributes:
+        params_m: Parameters in millions.
+        gflops: GFLOPs at the row's size.
+    """
 
     params_m: float
     gflops: float
 
 
 def paper_models() -> Mapping[tuple[str, int], PaperModel]:
-    """By a row's name and image size."""
+    """Return the rows of the paper that have a spec.
+
+    Returns:
+        The models by row name and image size in pixels.
+    """
     return {
         (line["model"], int(size)): PaperModel(
             line["spec"], line["rule"], line["factor"], cast(Convention, line["counting"]), line["note"]
@@ -65,12 +93,24 @@ def paper_models() -> Mapping[tuple[str, int], PaperModel]:
 
 
 def conventions() -> Mapping[Convention, str]:
-    """What each convention of `models.csv` means, in a sentence or two."""
+    """Return the meaning of each convention.
+
+    Returns:
+        One or two sentences by convention.
+    """
     return {cast(Convention, line["counting"]): line["text"] for line in read_csv("countings")}
 
 
 def count_as_paper(model: PaperModel, size: int) -> Counted:
-    """The figures that the paper's convention for this row gives at this size."""
+    """Count a row in the paper's way.
+
+    Args:
+        model: The spec and the convention.
+        size: The row's image size in pixels.
+
+    Returns:
+        The figures.
+    """
     cost = model.cost()
     match model.counting:
         case "deployed" | "deployed x4":
@@ -82,13 +122,29 @@ def count_as_paper(model: PaperModel, size: int) -> Counted:
 
 
 def count_deployed(model: PaperModel, size: int) -> Counted:
-    """The figures of the deployed graph, by the rule for rows of this size, whatever the row's own convention."""
+    """Count the deployed graph of a row, even if the paper counts another graph.
+
+    Args:
+        model: The spec.
+        size: The row's image size in pixels.
+
+    Returns:
+        The figures.
+    """
     cost = model.cost()
     return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_with_bias, size))
 
 
 def deployed_note(model: PaperModel, size: int) -> str:
-    """What belongs beside figures of a training graph; empty where the row counts the deployed one."""
+    """Return a remark for rows that the paper counts on the training graph.
+
+    Args:
+        model: The spec and the convention.
+        size: The row's image size in pixels.
+
+    Returns:
+        The figures of the deployed graph as text; empty for all other rows.
+    """
     if model.counting != "training x4":
         return ""
     counted, plain = count_deployed(model, size), model.cost().gflops * (size / SIDE) ** 2
@@ -99,7 +155,15 @@ def deployed_note(model: PaperModel, size: int) -> str:
 
 
 def rescaled(gflops: float, size: int) -> float:
-    """The figure at 640 pixels, brought to another size: rounded to what is printed before it is multiplied."""
+    """Scale GFLOPs from 640 pixels to another size as the paper does: round first, then multiply.
+
+    Args:
+        gflops: GFLOPs at 640 pixels.
+        size: The image size in pixels.
+
+    Returns:
+        GFLOPs at that size.
+    """
     return gflops if size == SIDE else round(gflops, 1) * (size / SIDE) ** 2
 
 

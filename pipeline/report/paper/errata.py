@@ -1,6 +1,6 @@
-"""Where the paper's tables err or count differently from row to row, each with the arithmetic that shows it.
+"""The errata of the paper's tables: misprints, and rows of one table that are counted in different ways.
 
-Nothing here is typed in but what the paper prints and what the reader should know: figures are counted on the specs.
+Each has the arithmetic that shows it. All figures in it are counted on the specs; only the printed ones are data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ Kind = Literal["misprint", "counting", "name", "division"]
 
 
 class Erratum(Settings):
-    """One finding. `arithmetic`: the steps, one a line."""
+    """One finding.
+
+    Attributes:
+        kind: `misprint`, `counting` (another convention), `name` (a wrong name) or `division` (by the new figure).
+        where: The table, row and quantity.
+        printed: What the paper prints.
+        found: What is correct, or what the usual convention gives.
+        arithmetic: The steps of the calculation, one per line.
+    """
 
     kind: Kind
     where: str
@@ -28,7 +36,11 @@ class Erratum(Settings):
 
 
 def errata() -> tuple[Erratum, ...]:
-    """All findings: misprints, then ways of counting, names, and the division of the improvement rows."""
+    """Return all findings.
+
+    Returns:
+        Misprints, then rows with another way of counting, wrong names, and the division in the improvement rows.
+    """
     return (
         *_misprints(),
         *_training_graphs(),
@@ -41,29 +53,19 @@ def errata() -> tuple[Erratum, ...]:
 
 def _misprints() -> Iterator[Erratum]:
     for (table, name, quantity), (printed, found) in listed_errata().items():
-        row = next(row for row in printed_table(table).rows if row.model == name)
-        assert row.size is not None
-        model = paper_models()[name, row.size]
+        model = next(model for (row, _), model in paper_models().items() if row == name)
+        parameters = model.cost().parameters_deployed
+        steps = {
+            "params_m": f"{model.label} has {parameters:,} parameters deployed: {parameters / 1e6:.1f} M",
+            "gflops": f"{model.label}: {_sum_text(model)} G",
+        }
         yield Erratum(
             kind="misprint",
             where=f"Table {table.removeprefix('table')}, {name}, {LABELS[quantity]}",
             printed=printed,
             found=found,
-            arithmetic=_parameters_step(model) if quantity == "params_m" else _flops_steps(model, row),
+            arithmetic=(steps[quantity],),
         )
-
-
-def _parameters_step(model: PaperModel) -> tuple[str, ...]:
-    parameters = model.cost().parameters_deployed
-    return (f"{model.label} has {parameters:,} parameters deployed: {parameters / 1e6:.1f} M",)
-
-
-def _flops_steps(model: PaperModel, row: PrintedRow) -> tuple[str, ...]:
-    parameters = model.cost().parameters_deployed / 1e6
-    return (
-        f"{model.label}: {_sum_text(model)} G",
-        f"its parameters are those printed ({parameters:.2f} M, {row.figures['params_m']} M): the graph is the same",
-    )
 
 
 def _training_graphs() -> Iterator[Erratum]:
@@ -78,7 +80,7 @@ def _training_graphs() -> Iterator[Erratum]:
             printed=f"{cost.parameters / 1e6:.1f} M, {rescaled(training, size):.1f} G",
             found=f"deployed: {deployed.params_m:.1f} M, {deployed.gflops:.1f} G",
             arithmetic=(
-                "the other 1280 px rows count the deployed graph, this one the training graph with its auxiliary head:",
+                "the other 1280 px rows are counted on the deployed graph, this row on the training graph with its auxiliary head:",
                 f"training: {cost.parameters:,} parameters, 4 × {training:.1f} G = {rescaled(training, size):.1f} G",
                 f"deployed: {cost.parameters_deployed:,} parameters, 4 × {cost.gflops_with_bias:.1f} G = "
                 f"{deployed.gflops:.1f} G ({4 * cost.gflops:.1f} G without bias additions)",
@@ -87,7 +89,7 @@ def _training_graphs() -> Iterator[Erratum]:
 
 
 def _rounded_first() -> Iterator[Erratum]:
-    """Once for each spec, under the name that Table 2 has for it."""
+    """Find rows whose FLOPs were rounded before they were multiplied; each spec once, as Table 2 names it."""
     steps, printed, found = [], [], []
     named = [(row.model, row.size) for row in printed_table("table2").rows]
     for (name, size), model in paper_models().items():
@@ -116,7 +118,7 @@ def _before_folding() -> Iterator[Erratum]:
         cost = model.cost()
         deployed = cost.gflops_with_bias * (size / SIDE) ** 2
         steps = [
-            "this row counts the graph before folding, those of other models the deployed one:",
+            "this row is counted on the graph before folding, other rows of the same table on the deployed graph:",
             f"before folding: 2 × {cost.gflops_built / 2:.3f} G multiply-accumulates of convolutions + "
             f"{cost.gflops_unfolded - cost.gflops_built:.3f} G of batch norm = {cost.gflops_unfolded:.3f} G",
             f"deployed: {_sum_text(model)} G",
@@ -137,7 +139,7 @@ def _before_folding() -> Iterator[Erratum]:
 
 
 def _names() -> Iterator[Erratum]:
-    """Rows of Table 1 that Table 2 prints under another name, found by their figures."""
+    """Find rows of Table 1 that Table 2 prints under another name: their figures are equal."""
     same = ("params_m", "gflops")
     for row in printed_table("table1").rows:
         if not row.model.startswith("YOLOv4") or "[81]" not in row.model:
@@ -150,7 +152,7 @@ def _names() -> Iterator[Erratum]:
 def _renamed(row: PrintedRow, other: PrintedRow) -> Erratum:
     aps = (row.figures["ap_val"], other.figures["ap_val"])
     same = aps[0] == aps[1]
-    trained = "all three the same" if same else "all but the AP the same: one architecture, trained otherwise"
+    trained = "all three are equal" if same else "all but AP are equal: the same architecture in another training"
     figures = "{params_m} M, {gflops} G, AP {ap_val}"
     return Erratum(
         kind="name",
@@ -190,11 +192,19 @@ def _division_steps(row: Improvement) -> Iterator[str]:
         )
         if f"{signed(change.of_new, 0)}%" != _minus(change.printed):
             low, high = rounding_range(a, b)
-            yield f"the rounding of {a} and {b} leaves open {signed(low, 1)} to {signed(high, 1)} %"
+            yield f"as {a} and {b} are rounded, the value lies between {signed(low, 1)} and {signed(high, 1)} %"
 
 
 def signed(value: float | None, digits: int) -> str:
-    """With its sign, a true minus; a dash where there is none."""
+    """Return a number with its sign.
+
+    Args:
+        value: The number.
+        digits: Number of decimals.
+
+    Returns:
+        The number with a plus or a minus sign (U+2212); a dash if it is None.
+    """
     return "-" if value is None else _minus(f"{value:+.{digits}f}")
 
 
@@ -216,7 +226,7 @@ def _printed_row(table: str, key: tuple[str, int]) -> PrintedRow:
 
 
 def _tables_of(name: str) -> str:
-    """`Tables 1, 2, 9`: those that have a row of this name."""
+    """Return the tables that have a row of this name, such as `Tables 1, 2, 9`."""
     numbers = [
         table.removeprefix("table") for table in TITLES if any(row.model == name for row in printed_table(table).rows)
     ]

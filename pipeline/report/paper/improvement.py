@@ -1,4 +1,4 @@
-"""Table 1's improvement rows: what is printed, and the same change over the new and over the old value."""
+"""The improvement rows of Table 1: the printed changes, and the changes relative to the new and to the old figure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,39 @@ Figures = Mapping[str, float]  # by quantity
 
 
 class Change(Settings):
-    """One quantity of an improvement row; shares in percent, None for AP, whose difference is in points."""
+    """One quantity of an improvement row. Relative changes are in percent, and None for AP.
+
+    Attributes:
+        quantity: A key of `pipeline.report.paper.printed.LABELS`.
+        printed: The change as the paper prints it.
+        difference: The new printed figure minus the old one.
+        of_new: The difference relative to the new figure.
+        of_old: The difference relative to the old figure.
+        ours: Our new figure minus our old one; None if one of them is missing.
+        ours_of_new: Our difference relative to our new figure.
+        ours_of_old: Our difference relative to our old figure.
+    """
 
     quantity: str
     printed: str
-    difference: float  # new - old, of the printed figures
+    difference: float
     of_new: float | None
     of_old: float | None
-    ours: float | None  # new - old, of our figures; None where one of them is missing
+    ours: float | None
     ours_of_new: float | None
     ours_of_old: float | None
 
 
 class Improvement(Settings):
-    """One improvement row of Table 1."""
+    """One improvement row of Table 1.
+
+    Attributes:
+        new: The new model as the paper names it.
+        new_size: Its image size in pixels.
+        old: The old model as the paper names it.
+        old_size: Its image size in pixels.
+        changes: The change of each quantity.
+    """
 
     new: str
     new_size: int
@@ -35,12 +54,19 @@ class Improvement(Settings):
 
     @property
     def title(self) -> str:
-        """`YOLOv7-tiny (416) over YOLOv4-tiny [79]`."""
+        """The two models, such as `YOLOv7-tiny (416) over YOLOv4-tiny [79]`."""
         return f"{self.new} ({self.new_size}) over {self.old}"
 
 
 def improvements(ours: Mapping[tuple[str, int], Figures]) -> tuple[Improvement, ...]:
-    """All improvement rows. `ours`: our figures of Table 1 by model and size."""
+    """Return all improvement rows.
+
+    Args:
+        ours: Our figures of Table 1 by model and size.
+
+    Returns:
+        The rows in order.
+    """
     printed = {
         (row.model, row.size): {name: value_of(text) for name, text in row.figures.items() if text}
         for row in printed_table("table1").rows
@@ -50,7 +76,15 @@ def improvements(ours: Mapping[tuple[str, int], Figures]) -> tuple[Improvement, 
 
 
 def rounding_range(new: str, old: str) -> tuple[float, float]:
-    """Between which percentages (new - old) / new lies if both figures were rounded to the digits printed."""
+    """Return which relative changes are possible if both printed figures are rounded.
+
+    Args:
+        new: The new figure as printed.
+        old: The old figure as printed.
+
+    Returns:
+        The smallest and the largest value of (new - old) / new, in percent.
+    """
     low_new, high_new = _interval(new)
     low_old, high_old = _interval(old)
     return 100 * (1 - high_old / low_new), 100 * (1 - low_old / high_new)

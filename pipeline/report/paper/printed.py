@@ -1,4 +1,4 @@
-"""The paper's tables as they are printed, read from the CSV files beside this module. Imports no torch."""
+"""The paper's tables as printed, read from the CSV files beside this module. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,23 +38,37 @@ LABELS = {
     "apm_test": "APm test",
     "apl_test": "APl test",
 }
-_OWN_FILES = ("table1", "table2", "table9")  # the others share one
+_OWN_FILES = ("table1", "table2", "table9")  # the other tables share the file ablations.csv
 
 
 @dataclass(frozen=True)
 class PrintedRow:
-    """One row of a table. `figures`: by quantity, the very digits printed, empty for a dash."""
+    """One row of a table.
+
+    Attributes:
+        model: The model as the paper names it.
+        size: The image size in pixels.
+        figures: The printed digits by quantity; empty for a dash.
+        variant: The name of the variant that fills the row, if the spec alone does not identify the row.
+        note: A remark on the row.
+    """
 
     model: str
-    size: int | None  # pixels
+    size: int | None
     figures: Mapping[str, str]
-    variant: str = ""  # the name of the variant that fills it where its spec alone does not tell
+    variant: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class PrintedTable:
-    """One table of the paper."""
+    """One table of the paper.
+
+    Attributes:
+        name: A key of `TITLES`.
+        quantities: Its columns.
+        rows: Its rows in order.
+    """
 
     name: str
     quantities: tuple[str, ...]
@@ -62,28 +76,45 @@ class PrintedTable:
 
     @property
     def title(self) -> str:
-        """Its number and what it compares."""
+        """Its number and what it compares, such as `Table 3: ablation of model scaling`."""
         return TITLES[self.name]
 
 
 @dataclass(frozen=True)
 class PrintedChange:
-    """One of Table 1's improvement rows; `figures`: by quantity, as printed (`-43%`, `+0.4`, `=`)."""
+    """One improvement row of Table 1.
 
-    new: tuple[str, int]  # model and size
+    Attributes:
+        new: The new model and its image size.
+        old: The old model and its image size.
+        figures: The changes by quantity as printed, such as `-43%`, `+0.4` or `=`.
+    """
+
+    new: tuple[str, int]
     old: tuple[str, int]
     figures: Mapping[str, str]
 
 
 def printed_table(name: str) -> PrintedTable:
-    """The table of this name, a key of `TITLES`."""
+    """Read a table of the paper.
+
+    Args:
+        name: A key of `TITLES`.
+
+    Returns:
+        The table.
+    """
     lines = read_csv(name) if name in _OWN_FILES else list(_ablation_lines(name))
     quantities = tuple(q for q in lines[0] if q in LABELS and any(line[q] for line in lines))
     return PrintedTable(name, quantities, tuple(_row(line, quantities) for line in lines))
 
 
 def printed_changes() -> tuple[PrintedChange, ...]:
-    """Table 1's improvement rows, in order."""
+    """Read the improvement rows of Table 1.
+
+    Returns:
+        The rows in order.
+    """
     return tuple(
         PrintedChange(
             new=(line["new"], int(line["new_size"])),
@@ -95,22 +126,51 @@ def printed_changes() -> tuple[PrintedChange, ...]:
 
 
 def value_of(printed: str) -> float:
-    """The number that is printed, without the unit that one of them has."""
+    """Return a printed figure as a number.
+
+    Args:
+        printed: The figure; one figure of the paper has the unit G behind it.
+
+    Returns:
+        The number.
+    """
     return float(printed.rstrip("G"))
 
 
 def round_as(printed: str, value: float) -> str:
-    """The value with as many decimals as what is printed."""
+    """Round a number to the decimals of a printed figure.
+
+    Args:
+        printed: The figure.
+        value: The number.
+
+    Returns:
+        The rounded number as text.
+    """
     return f"{value:.{decimals(printed)}f}"
 
 
 def decimals(printed: str) -> int:
-    """Digits behind the point."""
+    """Count the decimals of a printed figure.
+
+    Args:
+        printed: The figure.
+
+    Returns:
+        The number of digits behind the point.
+    """
     return sum(letter.isdigit() for letter in printed.partition(".")[2])
 
 
 def read_csv(name: str) -> list[dict[str, str]]:
-    """The lines of a file beside this module."""
+    """Read a CSV file beside this module.
+
+    Args:
+        name: The file's name without its suffix.
+
+    Returns:
+        One mapping from column to text per line.
+    """
     with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
