@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.commands.experiments import list_experiments, use_experiment
 from pipeline.experiment import load_experiment
+from yolov7.errors import ArtifactError, SettingError
 
 ROOT = Path(__file__).parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
@@ -16,7 +18,7 @@ NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the experiments and nothing else, and a path that is awkward."""
+    """Change to a folder with the experiments and nothing else, whose path has spaces and accents."""
     folder = tmp_path / "my próject"
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     monkeypatch.chdir(folder)
@@ -35,7 +37,7 @@ def test_the_parameters_in_place_are_those_of_the_demo() -> None:
     assert (ROOT / "params.yaml").read_text() == (ROOT / "experiments" / "demo.yaml").read_text()
 
 
-def test_experiments_are_listed_with_what_they_are(project: Path) -> None:
+def test_experiments_are_listed_with_a_description(project: Path) -> None:
     assert [line.split()[0] for line in list_experiments()] == NAMES
     assert all(len(line.split()) > 3 for line in list_experiments())
 
@@ -44,7 +46,7 @@ def test_unsaved_edits_are_not_overwritten(project: Path) -> None:
     use_experiment("demo")
     edited = Path("params.yaml").read_text().replace("seeds: [0]", "seeds: [5]")
     Path("params.yaml").write_text(edited)
-    with pytest.raises(ValueError, match="edits that are in no file"):
+    with pytest.raises(SettingError, match="edits that are not saved"):
         use_experiment("bccd", data=project)
     assert Path("params.yaml").read_text() == edited
     use_experiment("bccd", data=project, force=True)
@@ -59,12 +61,67 @@ def test_the_data_folder_is_filled_in_and_survives_switching(project: Path) -> N
 
 
 def test_an_experiment_without_its_data_says_how_to_name_them(project: Path) -> None:
-    with pytest.raises(ValueError, match="--data FOLDER, or set YOLOV7_DATA"):
+    with pytest.raises(SettingError, match="--data FOLDER, or set YOLOV7_DATA"):
         use_experiment("bccd")
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(SettingError, match="is not a folder"):
         use_experiment("bccd", data=Path("nowhere"))
 
 
-def test_an_unknown_experiment_names_the_nearest(project: Path) -> None:
-    with pytest.raises(ValueError, match="did you mean 'demo'"):
-        use_experiment("dem")
+@pytest.mark.parametrize("name", ["dem", "demo.yaml"])
+def test_an_unknown_experiment_names_a_similar_one(name: str, project: Path) -> None:
+    with pytest.raises(SettingError, match="did you mean 'demo'"):
+        use_experiment(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2017",
+        "no",
+        "1e3",
+        "a: b #c",
+        "${data.path}",
+        'it\'s "quoted"',
+        "{x} [y] *z* &w !v %u @t `s`",
+        " leading and trailing ",
+        "図書 größe 😀",
+        "tab\tand\nline",
+        "x" * 200 + " " + "y" * 50,
+        "/".join(["a long path with spaces"] * 20),
+    ],
+)
+def test_any_folder_of_data_is_written_so_that_yaml_reads_it_back(name: str, project: Path) -> None:
+    folder = project / name
+    folder.mkdir(parents=True)
+    for path in (folder, Path(name)):
+        use_experiment("bccd", data=path, force=True)
+        assert load_experiment().data.path == str(path)
+        text = Path("params.yaml").read_text(encoding="utf-8")
+        assert YAML(typ="safe").load(text)["data"]["path"] == str(path)  # the library with which DVC reads it
+        assert text.count("\n") == (project / "experiments/bccd.yaml").read_text(encoding="utf-8").count("\n")
+
+
+@pytest.mark.parametrize("name", ["demo", None])
+def test_outside_a_clone_use_says_where_to_run_it(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match="run this in the top folder of a clone of the project"):
+        use_experiment(name) if name else list_experiments()
+
+
+def test_only_files_of_experiments_can_be_used(project: Path) -> None:
+    Path("secret.yaml").write_text("a: 1\n")
+    with pytest.raises(SettingError, match=r"there is no experiment '\.\./secret'"):
+        use_experiment("../secret")
+
+
+def test_a_mistake_in_an_experiment_names_its_own_file(project: Path) -> None:
+    Path("experiments/mine.yaml").write_text("variants: {nano: {spec: nano}}\ntrian: {}\n")
+    with pytest.raises(SettingError, match=r"^experiments/mine\.yaml: trian: unknown key"):
+        use_experiment("mine")
+    Path("experiments/mine.yaml").write_bytes("# größe\n".encode("latin-1"))
+    with pytest.raises(ArtifactError, match=r"^experiments/mine\.yaml is not UTF-8"):
+        use_experiment("mine")
+    assert "mine" in "".join(list_experiments())
+    assert not Path("params.yaml").exists()
