@@ -240,7 +240,7 @@ def tune(
         str | None, typer.Option(metavar="RULES", help="Comma-separated rules: compound, width, depth, free.")
     ] = None,
     trials_per_gpu: Annotated[
-        float | None, typer.Option(metavar="N", help="Number of trials that share one GPU.")
+        int | None, typer.Option(metavar="N", help="Number of trials that share one GPU.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of the search and of every training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted search.")] = False,
@@ -406,13 +406,11 @@ def sync() -> None:
 
 
 @app.command()
-def ui(
-    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The port of the web page.")] = 5000,
-) -> None:
+def ui(port: Annotated[int, typer.Option(metavar="N", help="The port of the web page.")] = 5000) -> None:
     """Serve MLflow's web page with all runs."""
-    from pipeline.commands.ui import open_ui
+    from pipeline.commands.run_stages import open_ui
 
-    raise typer.Exit(open_ui(port=port))
+    open_ui(port=port)
 
 
 def _experiment() -> Experiment:

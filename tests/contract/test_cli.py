@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.commands.ui import run_until_stopped
 from yolov7.errors import DataError, SettingError, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -238,34 +232,3 @@ def test_every_option_has_a_help_text_that_is_a_sentence(name: str) -> None:
         text = str(getattr(parameter, "help", ""))
         assert text[:1].isupper() or text[:1] == "`", (name, parameter.name)
         assert text.endswith("."), (name, parameter.name)
-
-
-def test_the_page_of_runs_needs_a_free_port(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert f"port={port} is in use" in fails_in_one_line(run(tmp_path, "ui", "--port", str(port)))
-
-
-def test_a_signal_stops_a_server_with_its_child_processes(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    script = f"sleep 60 & echo $! > {pid_file}.new; mv {pid_file}.new {pid_file}; wait"
-
-    def stop() -> None:
-        while not pid_file.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    code = run_until_stopped(("sh", "-c", script), environment=os.environ)
-    thread.join()
-    assert code == 0
-    assert not psutil.pid_exists(int(pid_file.read_text())) or psutil.Process(int(pid_file.read_text())).status() == (
-        psutil.STATUS_ZOMBIE
-    )
-
-
-def test_a_server_that_fails_gives_its_exit_code() -> None:
-    assert run_until_stopped(("sh", "-c", "exit 3"), environment=os.environ) == 3

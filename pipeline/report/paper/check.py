@@ -107,7 +107,10 @@ def check_lines(comparisons: Sequence[Comparison]) -> list[str]:
     """
     heads = "".join(f"{LABELS[quantity]:>10}{'ours':>10} {'':8}" for quantity in QUANTITIES)
     head = f"{'model':<33}{'size':>5}  {'counted':<13}{heads}tables"
-    cited = textwrap.wrap(f"Models without a spec, for which only the paper's figures exist: {', '.join(cited_models())}.", width=len(head))
+    cited = textwrap.wrap(
+        f"Models without a spec, for which only the paper's figures exist: {', '.join(cited_models())}.",
+        width=len(head),
+    )
     return [head, *map(_line, comparisons), *_deployed_notes(), outcome_line(comparisons), *cited]
 
 
