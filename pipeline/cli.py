@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def main() -> None:
     its traceback and ends with exit code 1.
     """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own messages describe faults in images
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in files may have characters that a terminal lacks
     try:
         app()
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""A copy of the paper's files that a test may change, with few models, so that little has to be counted."""
+"""Copies of the paper's files that a test may change, with only a few models, so that counting is quick."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.report.paper import printed
 def copy_paper(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *, specs: tuple[str, ...] = ("yolov7", "yolov7-tiny")
 ) -> Path:
-    """The folder of the copy, which the package reads from now on; rows of other specs have none there."""
+    """Copy the paper's files, keep only models of these specs, and make the package read the copy."""
     shutil.copytree(printed.FOLDER, folder, ignore=lambda _, names: [name for name in names if ".csv" not in name])
     monkeypatch.setattr(printed, "FOLDER", folder)
     models = (folder / "models.csv").read_text(encoding="utf-8").splitlines()
@@ -27,7 +27,7 @@ def copy_paper(
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    """Puts `new` in place of `old`, which must be there."""
+    """Replace `old`, which must occur in the file, by `new`."""
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")

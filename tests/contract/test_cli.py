@@ -232,3 +232,12 @@ def test_every_option_has_a_help_text_that_is_a_sentence(name: str) -> None:
         text = str(getattr(parameter, "help", ""))
         assert text[:1].isupper() or text[:1] == "`", (name, parameter.name)
         assert text.endswith("."), (name, parameter.name)
+
+
+def test_a_terminal_without_unicode_shows_escapes(tmp_path: Path) -> None:
+    summary = tmp_path / "artifacts/tables/summary.txt"
+    summary.parent.mkdir(parents=True)
+    summary.write_text("nano 0.550 ±0.071", encoding="utf-8")
+    shown = run(tmp_path, "tables", "--show", PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0, shown.stderr
+    assert "nano 0.550 \\xb10.071" in shown.stdout

@@ -19,7 +19,7 @@ from yolov7.system.timing import Rounds, measure_interleaved, summarise
 
 
 class Machine:
-    """A clock that only moves while a subject works."""
+    """A clock that advances only while a subject runs."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""What the paper prints against what is counted: the check, the errata, the improvement rows."""
+"""The paper's printed figures and our counts: the check, the errata, and the improvement rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAMILIES = ("YOLOv7", "YOLOR", "YOLOv4-CSP")
 
 @pytest.fixture
 def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The paper's files, to be changed at will."""
+    """Return a copy of the paper's files that a test may change."""
     return copy_paper(tmp_path / "paper", monkeypatch)
 
 
@@ -35,14 +35,14 @@ def test_every_row_of_the_families_has_a_spec() -> None:
     assert counted <= set(paper_models())
 
 
-def test_every_model_that_is_mapped_is_a_row_and_its_spec_builds() -> None:
+def test_every_mapped_model_is_a_row_and_its_spec_can_be_built() -> None:
     assert set(paper_models()) <= set(rows())
     assert all(model.build_spec().rows for model in paper_models().values())
     assert {model.counting for model in paper_models().values()} == set(conventions())
 
 
-def test_what_is_printed_twice_is_printed_the_same() -> None:
-    """Tables 2 and 9 have most rows in common; a slip of transcription would show."""
+def test_rows_of_two_tables_have_the_same_figures() -> None:
+    """Tables 2 and 9 have most rows in common, so that a mistake in copying them would show."""
     table2, table9 = (
         {(row.model, row.size): row.figures for row in printed_table(name).rows} for name in ("table2", "table9")
     )
@@ -53,12 +53,12 @@ def test_what_is_printed_twice_is_printed_the_same() -> None:
             assert shared.items() <= table9[key].items()
 
 
-def test_figures_keep_the_digits_that_are_printed() -> None:
+def test_rounding_keeps_the_printed_decimals() -> None:
     assert (round_as("52.30", 52.2951), round_as("36.9", 36.905), round_as("79.8G", 79.82)) == ("52.30", "36.9", "79.8")
     assert value_of("79.8G") == 79.8
 
 
-def test_the_computed_figures_meet_the_printed_digits(paper: Path) -> None:
+def test_the_computed_figures_equal_the_printed_digits(paper: Path) -> None:
     comparisons = {(one.model, one.size): one for one in compare_counts()}
     assert {figure.verdict for one in comparisons.values() for figure in one.figures} == {"equal"}
     assert comparisons["YOLOv7", 640].tables == ("table1", "table2", "table9")
@@ -75,7 +75,7 @@ def test_the_computed_figures_meet_the_printed_digits(paper: Path) -> None:
         ("models", "yolov7,,,deployed", "yolov7,width,1.01,deployed"),
     ],
 )
-def test_a_figure_that_is_missed_fails_the_check(file: str, old: str, new: str, paper: Path) -> None:
+def test_a_figure_that_differs_fails_the_check(file: str, old: str, new: str, paper: Path) -> None:
     edit(paper / f"{file}.csv", old, new)
     done = CliRunner().invoke(app, ["tables", "--check"])
     assert done.exit_code == 1
@@ -104,13 +104,13 @@ def test_an_erratum_excuses_its_own_figure_and_no_other(paper: Path) -> None:
         assert any(one.differs for one in compare_counts()) != excused, line
 
 
-def test_a_spec_that_is_not_there_is_no_pass(paper: Path) -> None:
+def test_a_missing_spec_is_an_error(paper: Path) -> None:
     edit(paper / "models.csv", "YOLOv7,640,yolov7,", "YOLOv7,640,yolov7-lost,")
     with pytest.raises(SpecError, match="yolov7-lost"):
         compare_counts()
 
 
-def test_models_without_spec_are_told() -> None:
+def test_models_without_a_spec_are_listed() -> None:
     cited = cited_models()
     assert {"YOLOv4 [3]", "YOLOX-S [21]", "YOLOv5-N (r6.1) [23]", "PPYOLOE-S [85]"} <= set(cited)
     assert not any(name.startswith(FAMILIES) for name in cited)
@@ -121,7 +121,7 @@ def test_1280_px_figures_are_rounded_before_they_are_multiplied() -> None:
     assert rescaled(104.6847, 640) == 104.6847
 
 
-def test_every_listed_misprint_is_printed() -> None:
+def test_every_listed_misprint_is_in_its_table() -> None:
     for (table, model, quantity), (text, found) in listed_errata().items():
         row = next(row for row in printed_table(table).rows if row.model == model)
         assert row.figures[quantity] == text != found
@@ -139,7 +139,7 @@ def test_the_improvement_rows_divide_by_the_new_figure() -> None:
                 assert change.difference == pytest.approx(printed), (row.title, change.quantity)
 
 
-def test_every_printed_share_is_possible_for_the_figures_that_are_printed() -> None:
+def test_every_printed_percentage_is_possible_for_the_printed_figures() -> None:
     figures = {(row.model, row.size): row.figures for row in printed_table("table1").rows}
     for row in printed_changes():
         for quantity in ("params_m", "gflops"):
@@ -192,7 +192,7 @@ def test_errata_show_their_arithmetic(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_all_figures_of_the_paper_are_met_or_listed() -> None:
+def test_all_figures_of_the_paper_are_equal_or_listed() -> None:
     comparisons = compare_counts()
     verdicts = [figure.verdict for one in comparisons for figure in one.figures]
     assert "differs" not in verdicts

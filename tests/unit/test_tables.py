@@ -1,4 +1,4 @@
-"""The paper's tables with our figures beside them, and the summary of the variants."""
+"""The paper's tables with our figures beside the paper's, the summary of the variants, and the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from yolov7.spec.spec_files import load_spec
 
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
-    """Two variants with two seeds, whose artifacts lie in the working folder."""
+    """Write artifacts of two variants and two seeds to the working folder."""
     monkeypatch.chdir(tmp_path)
     made = parse_experiment({"variants": {"nano": {"spec": "nano"}, "other": {"spec": "nano"}}, "seeds": [0, 1]})
     write_prepared()
@@ -37,7 +37,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 @pytest.fixture(autouse=True)
 def few_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the paper's models only those that the tests speak of; counting all takes half a minute."""
+    """Keep only the models of the paper that the tests use, because counting all of them takes half a minute."""
     copy_paper(tmp_path / "paper", monkeypatch)
 
 
@@ -49,7 +49,7 @@ def coco_results(
     name: str = "big",
     aps: tuple[float, ...] = (0.512,),
 ) -> StageResults:
-    """YOLOv7 trained on COCO, as far as its figures tell."""
+    """Return results like those of YOLOv7 trained on COCO."""
     data = PreparedData(class_names=class_names, splits={"val": images}, boxes={"val": 1}, source="x", content_hash="0")
     metrics: tuple[Metrics, ...] = tuple(metrics_of(ap, images=images) for ap in aps)
     results = VariantResults(VariantModel(load_spec("yolov7"), image_size), metrics)
@@ -73,7 +73,7 @@ def find_cell(row: Row, quantity: str) -> Cell:
     return next(cell for cell in row.cells if cell.quantity == quantity)
 
 
-def test_measured_figures_stand_beside_the_papers_where_model_and_data_are_the_same() -> None:
+def test_measured_figures_are_compared_with_the_paper_if_model_and_data_are_the_same() -> None:
     found = {table.name: find_row(table, "YOLOv7") for table in paper_tables(coco_results())[:2]}
     cell = find_cell(found["table1"], "ap_val")
     assert (cell.printed, cell.ours, cell.origin, cell.difference) == ("51.2", 51.2, "measured here", 0.0)
@@ -83,13 +83,13 @@ def test_measured_figures_stand_beside_the_papers_where_model_and_data_are_the_s
     assert find_cell(found["table1"], "apl_val").ours is None  # nothing to measure it on
 
 
-def test_several_seeds_are_shown_with_their_spread() -> None:
+def test_several_seeds_give_a_mean_and_a_spread() -> None:
     cell = find_cell(find_row(find_table(coco_results(aps=(0.51, 0.52)), "table1"), "YOLOv7"), "ap_val")
     assert cell_text(cell) == "51.2 **51.50 ±0.71** (+0.30)"
     assert "2 seeds" in cell.note
 
 
-def test_a_variant_that_is_named_for_a_row_fills_it() -> None:
+def test_a_variant_with_the_name_of_a_row_fills_it() -> None:
     row = find_row(find_table(coco_results(name="table6-lead", image_size=1280), "table6"), "lead guided")
     assert (row.variant, find_cell(row, "ap_val").ours) == ("table6-lead", 51.2)
     assert find_cell(row, "ap_val").difference == pytest.approx(51.2 - 55.9)
@@ -109,7 +109,7 @@ def test_a_variant_of_an_ablation_fills_no_row_by_its_graph() -> None:
     assert (row.variant, find_cell(row, "ap_val").ours) == ("", None)
 
 
-def test_of_two_variants_with_a_row_s_graph_the_plain_one_fills_it() -> None:
+def test_of_two_variants_with_the_graph_of_a_row_the_one_without_overrides_fills_it() -> None:
     plain = coco_results()
     big = plain.variants["big"]
     own = replace(big, model=replace(big.model, overrides_training=True))
@@ -117,14 +117,14 @@ def test_of_two_variants_with_a_row_s_graph_the_plain_one_fills_it() -> None:
     assert find_row(find_table(both, "table1"), "YOLOv7").variant == "big"
 
 
-def test_variants_of_an_ablation_that_the_paper_lacks_are_added() -> None:
+def test_own_variants_of_an_ablation_are_added_to_its_table() -> None:
     table = find_table(coco_results(name="table4-second"), "table4")
     row = table.rows[-1]
     assert (row.model, find_cell(row, "ap_val").ours, find_cell(row, "ap_val").printed) == ("table4-second", 51.2, "")
     assert [row.model for row in table.rows if row.cited] == ["(a)", "(b)", "(c)", "(d)", "(e)"]
 
 
-def test_rows_without_spec_are_cited() -> None:
+def test_rows_without_a_spec_are_cited() -> None:
     table = find_table(coco_results(), "table1")
     row = find_row(table, "YOLOv4 [3]")
     assert (row.cited, row.has_ours, row.counting) == (True, False, "")
@@ -132,7 +132,7 @@ def test_rows_without_spec_are_cited() -> None:
     assert find_row(table, "YOLOv7-tiny").counting == "unfolded"
 
 
-def test_the_improvement_rows_compare_our_own_figures_where_both_are_there() -> None:
+def test_the_improvement_rows_compare_our_own_figures_if_there_are_both() -> None:
     rows = table1_improvements(find_table(coco_results(), "table1"))
     texts = dict(zip(improvement_head(rows)[:4], improvement_texts(rows[0])[:4], strict=True))
     assert texts["new over old model"] == "YOLOv7 (640) over YOLOv4-CSP [81]"
@@ -147,7 +147,7 @@ def test_the_improvement_rows_compare_our_own_figures_where_both_are_there() -> 
         ({"class_names": ("red", "green", "blue")}, "the data here are not COCO"),
     ],
 )
-def test_figures_that_do_not_compare_are_left_open_with_the_reason(changed: dict[str, Any], reason: str) -> None:
+def test_figures_that_cannot_be_compared_are_left_out_with_the_reason(changed: dict[str, Any], reason: str) -> None:
     table = find_table(coco_results(**changed), "table1")
     row = find_row(table, "YOLOv7")
     assert find_cell(row, "ap_val").ours is None
@@ -156,13 +156,13 @@ def test_figures_that_do_not_compare_are_left_open_with_the_reason(changed: dict
     assert find_cell(row, "params_m").origin == "computed"
 
 
-def test_figures_of_the_evaluation_server_are_never_ours() -> None:
+def test_we_have_no_figures_of_the_evaluation_server() -> None:
     cell = find_cell(find_row(find_table(coco_results(), "table2"), "YOLOv7"), "ap_test")
     assert cell.ours is None
     assert "server" in cell.note
 
 
-def test_a_cell_shows_the_papers_figure_ours_and_the_difference() -> None:
+def test_a_cell_shows_the_figure_of_the_paper_ours_and_the_difference() -> None:
     cell = Cell(quantity="gflops", printed="104.7", ours=104.684, origin="computed")
     assert cell_text(cell) == "104.7 **104.68** (−0.02)"
     assert cell_text(cell.model_copy(update={"erratum": True, "ours": None})) == "104.7†"
@@ -187,7 +187,7 @@ def test_mean_and_spread(values: list[float | None], expected: tuple[float | Non
     assert mean_and_spread(values) == expected
 
 
-def test_the_summary_has_one_row_a_variant(params: Experiment) -> None:
+def test_the_summary_has_one_row_per_variant(params: Experiment) -> None:
     rows = summarise_variants(read_nano_results())
     assert [row.variant for row in rows] == ["nano", "other"]
     figures = (rows[0].AP, rows[0].AP50)
@@ -202,7 +202,7 @@ def test_the_summary_fits_a_terminal(params: Experiment) -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_the_stage_writes_every_table_in_every_form(params: Experiment) -> None:
+def test_the_stage_writes_every_table_in_every_format(params: Experiment) -> None:
     report = tables(params)
     names = {path.name for path in Path("artifacts/tables").iterdir()}
     parts = [f"table{i}" for i in range(1, 11)] + ["table1_improvement", "errata", "summary"]
@@ -219,7 +219,7 @@ def test_the_stage_writes_every_table_in_every_form(params: Experiment) -> None:
     assert report == Report.model_validate_json(Path("artifacts/tables/tables.json").read_text(encoding="utf-8"))
 
 
-def test_each_convention_is_named_where_it_is_used(params: Experiment) -> None:
+def test_a_table_explains_the_conventions_that_it_uses(params: Experiment) -> None:
     tables(params)
     assert "- unfolded: #Param as `deployed`." in Path("artifacts/tables/table1.md").read_text(encoding="utf-8")
     assert "unfolded" not in Path("artifacts/tables/table6.md").read_text(encoding="utf-8")
@@ -276,7 +276,7 @@ def test_the_same_results_give_the_same_page(params: Experiment) -> None:
     assert pages[0] == pages[1]
 
 
-def test_what_is_not_there_yet_is_left_open_and_said(params: Experiment) -> None:
+def test_missing_artifacts_are_listed(params: Experiment) -> None:
     for name in ("evaluate/other/1/metrics.json", "evaluate/other/0/metrics.json", "benchmark/benchmark.json"):
         (Path("artifacts") / name).unlink()
     report = tables(params)
@@ -289,7 +289,7 @@ def test_what_is_not_there_yet_is_left_open_and_said(params: Experiment) -> None
     assert "artifacts/benchmark/benchmark.json" in Path("artifacts/tables/index.html").read_text(encoding="utf-8")
 
 
-def test_nothing_but_parameters_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_can_be_made_before_any_other_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = parse_experiment({"variants": {"nano": {"spec": "nano"}}})
     report = tables(made)
@@ -297,7 +297,7 @@ def test_nothing_but_parameters_is_enough(tmp_path: Path, monkeypatch: pytest.Mo
     assert " ".join(summary_lines(report.summary)[1].split()) == "nano - - - - - -> -"
 
 
-def test_a_damaged_artifact_is_named_with_its_remedy(params: Experiment) -> None:
+def test_a_damaged_artifact_is_an_error_with_the_remedy(params: Experiment) -> None:
     Path("artifacts/evaluate/other/1/metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"other/1/metrics\.json is damaged .* `yolov7 evaluate other`"):
         tables(params)
