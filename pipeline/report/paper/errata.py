@@ -80,7 +80,7 @@ def _training_graphs() -> Iterator[Erratum]:
             printed=f"{cost.parameters / 1e6:.1f} M, {rescaled(training, size):.1f} G",
             found=f"deployed: {deployed.params_m:.1f} M, {deployed.gflops:.1f} G",
             arithmetic=(
-                "this row is counted on the training graph with the auxiliary head, other 1280 px rows on the deployed:",
+                "this row counts the training graph with its auxiliary head, other 1280 px rows the deployed graph:",
                 f"training: {cost.parameters:,} parameters, 4 × {training:.1f} G = {rescaled(training, size):.1f} G",
                 f"deployed: {cost.parameters_deployed:,} parameters, 4 × {cost.gflops_with_bias:.1f} G = "
                 f"{deployed.gflops:.1f} G ({4 * cost.gflops:.1f} G without bias additions)",
