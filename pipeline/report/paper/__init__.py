@@ -1,1 +1,1 @@
-"""What the paper prints (arXiv 2207.02696), which spec each of its rows is, how it counted, and where it errs."""
+"""What the paper prints, which spec each row is, how it was counted, and its errata."""
