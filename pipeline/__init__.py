@@ -1,1 +1,1 @@
-"""The experiment pipeline around `yolov7`: DVC stages, Ray, MLflow, reports and the command line."""
+"""The experiment pipeline around `yolov7`: stages, Ray, MLflow, reports, command line."""

@@ -1,4 +1,4 @@
-"""YOLOv7 object detection: the detector as a library. Names are imported when they are first used."""
+"""The detector as a library. Names are imported on first use."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Paths and typed files that stages hand on, and checks that they fit together."""
+"""Paths and typed files that stages exchange, and checks that they fit together."""

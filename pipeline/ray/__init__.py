@@ -1,1 +1,1 @@
-"""Ray Train: the cluster, the placement of workers, the trainer, and copies of unfinished runs."""
+"""Ray Train: cluster, placement of workers, trainer, copies of unfinished runs."""

@@ -1,1 +1,1 @@
-"""The DVC stages: one module per stage. Stages exchange files only."""
+"""The DVC stages, one module each. Stages exchange files only."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.project import BIN, SMALL, Project
+from tests.integration.project import BIN, ROOT, SMALL, Project
 
 pytestmark = pytest.mark.slow
 
@@ -71,12 +74,38 @@ def test_mlflow_holds_one_run_a_variant_with_the_figures_of_all_stages(project: 
         assert run.data.params["epochs"] == "1"
 
 
-def test_an_experiment_varies_a_parameter_and_is_kept(project: Project) -> None:
+def readme_lines(heading: str) -> list[str]:
+    """The commands of the first shell block below a heading of the README, without their comments."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    block = section.partition("```sh\n")[2].partition("```")[0]
+    return [line.partition(" #")[0].strip() for line in block.splitlines() if line.strip()]
+
+
+def test_the_readmes_commands_of_dvc_run_as_they_are_written(project: Project, tmp_path: Path) -> None:
     project.commit("the small run")
-    project.run("dvc", "exp", "run", "--name", "varied", "-S", "evaluate.examples=3")
-    assert "varied" in project.run("dvc", "exp", "show", "--csv")
+    shown = {}
+    for line in readme_lines("Work with DVC and MLflow"):
+        if not line.startswith("yolov7 ui"):  # a server, which has a test of its own
+            shown[line] = project.run(*shlex.split(line.replace("/path/to/storage", str(tmp_path / "store"))))
+    assert "AP50" in shown["dvc metrics show"]
+    assert list((project.folder / "dvc_plots").rglob("*.png"))
+    assert project.run("dvc", "exp", "list", "--name-only").strip()
+    assert (tmp_path / "store" / "files").is_dir()
     project.run("git", "checkout", "--", ".")
     project.run("dvc", "checkout")
+
+
+def test_the_readmes_commands_of_specs_run_as_they_are_written(project: Project) -> None:
+    for line in readme_lines("Variants and settings"):
+        assert project.run(*shlex.split(line))
+
+
+def test_the_readmes_python_runs_as_it_is_written(project: Project) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0].replace("nano-deep", "deep")
+    image = next((project.folder / "artifacts/prepare/synthetic/val").rglob("*.jpg"))
+    shutil.copy(image, project.folder / "image.jpg")
+    assert "tensor" in project.run(sys.executable, "-c", code)
 
 
 def test_a_clone_gets_everything_from_a_remote(project: Project, tmp_path: Path) -> None:
@@ -88,25 +117,27 @@ def test_a_clone_gets_everything_from_a_remote(project: Project, tmp_path: Path)
     project.run("dvc", "--cd", str(clone), "remote", "add", "--default", "store", str(tmp_path / "store"))
     project.run("dvc", "--cd", str(clone), "pull")
     assert (clone / "artifacts/tables/index.html").is_file()
-    assert "up to date" in project.run("dvc", "--cd", str(clone), "status")
+    assert re.findall(r"^(\S+):$", project.run("dvc", "--cd", str(clone), "status"), re.MULTILINE) == ["resolve"]
 
 
 def test_an_unpacked_archive_works_without_git(tmp_path: Path) -> None:
     archive = Project(tmp_path, git=False)
-    assert re.findall(r"Running stage '([^']+)'", archive.run("dvc", "repro", "prepare")) == ["prepare"]
+    assert re.findall(r"Running stage '([^']+)'", archive.run("dvc", "repro", "prepare")) == ["resolve", "prepare"]
 
 
-def test_dvc_shows_metrics_and_plots(project: Project) -> None:
-    shown = project.run("dvc", "metrics", "show", "--json")
-    assert "AP50" in shown
-    project.run("dvc", "plots", "show")
-    pictures = list((project.folder / "dvc_plots").rglob("*.png"))
-    assert pictures
+def test_a_training_that_finished_before_dvc_recorded_it_is_not_done_again(project: Project) -> None:
+    project.write(SMALL | {"train": SMALL["train"] | {"epochs": 2}})
+    project.run("yolov7", "resolve")
+    project.run("yolov7", "train", "train@nano-0", DVC_STAGE="train@nano-0")  # DVC is killed here
+    weights = (project.folder / "artifacts/train/nano/0/weights.safetensors").read_bytes()
+    shutil.rmtree(project.folder / "artifacts/train/nano")
+    assert "finished before with the same data, settings and code" in project.run("dvc", "repro", "train@nano-0")
+    assert (project.folder / "artifacts/train/nano/0/weights.safetensors").read_bytes() == weights
+    project.write(SMALL)
 
 
 def test_two_workers_train_the_same_pipeline(project: Project) -> None:
-    train = SMALL["train"] | {"workers": 2, "cpus_per_worker": 1, "epochs": 2}
-    project.write(SMALL | {"train": train})
+    project.write(SMALL | {"train": SMALL["train"] | {"epochs": 2}, "ray": {"workers": 2, "cpus_per_worker": 1}})
     project.run("yolov7", "train", "nano")
     summary = project.json("train/nano/0/train.json")
     assert summary["workers"] == 2
@@ -115,11 +146,11 @@ def test_two_workers_train_the_same_pipeline(project: Project) -> None:
 
 
 def test_a_batch_that_workers_cannot_share_is_one_line(project: Project) -> None:
-    project.write(SMALL | {"train": SMALL["train"] | {"workers": 9}})
+    project.write(SMALL | {"ray": {"workers": 9}})
     done = subprocess.run(
         [BIN / "yolov7", "train", "nano"], cwd=project.folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "train.batch_size=8 must be at least an image for each of train.workers=9" in done.stderr
+    assert "train.batch_size=8 must be at least an image for each of ray.workers=9" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     project.write(SMALL)

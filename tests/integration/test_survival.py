@@ -50,7 +50,7 @@ main()
 def project(tmp_path: Path) -> Project:
     project = Project(tmp_path / "project", git=False)
     (project.folder / "narrow.yaml").write_text(SPEC)
-    data = {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 4, "image_size": 64}}
+    data = {"path": "yolov7/data/synthetic", "synthetic": {"train_images": 16, "val_images": 4, "image_size": 64}}
     project.write({**SMALL, "data": data, "variants": {"narrow": {"spec": "narrow.yaml"}}, "train": TRAIN})
     project.run("yolov7", "prepare")
     return project

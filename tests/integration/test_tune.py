@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 TINY: dict[str, Any] = {
     **SMALL,
-    "data": {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 8, "image_size": 64}},
+    "data": {"path": "yolov7/data/synthetic", "synthetic": {"train_images": 16, "val_images": 8, "image_size": 64}},
     "variants": {"nano": {"spec": "nano"}},
     "train": {"epochs": 3, "batch_size": 8, "image_size": 64},
     "tune": {"budget": "7trials", "strata": 2, "candidates": 4},

@@ -1,1 +1,1 @@
-"""Annotated images: the index of a split, image files, the cache, samples and batches."""
+"""Annotated images: index, image files, cache, samples and batches."""

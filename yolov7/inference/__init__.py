@@ -1,1 +1,1 @@
-"""From images to detections for one batch: the forward pass, decoding and non-maximum suppression."""
+"""One batch, from images to detections: forward pass, decoding, non-maximum suppression."""

@@ -1,1 +1,1 @@
-"""Model specifications: the block schema, the graph, spec files, scaling and auxiliary heads. Imports no torch."""
+"""Model specifications: block schema, graph, files, scaling, auxiliary heads. Imports no torch."""

@@ -1,1 +1,1 @@
-"""Files, locks, YAML, devices, precision and memory: what the operating system and the machine provide."""
+"""Files, locks, YAML, devices, precision, memory and timing."""

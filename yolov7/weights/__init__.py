@@ -1,1 +1,1 @@
-"""Weight files: the native format, and transfer between models."""
+"""Weight files, and transfer of weights between models."""

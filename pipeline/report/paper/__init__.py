@@ -1,1 +1,1 @@
-"""The paper's tables (arXiv 2207.02696): their figures, which spec each row is, how it was counted, and the errata."""
+"""What the paper prints, which spec each row is, how it was counted, and its errata."""

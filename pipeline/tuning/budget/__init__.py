@@ -1,1 +1,1 @@
-"""What a budget holds: amounts, costs of models, and the plan of epochs and trials."""
+"""What a budget allows: amounts, costs of models, epochs and trials."""

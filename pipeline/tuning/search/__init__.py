@@ -1,1 +1,1 @@
-"""Which model to train next: the search space, samplers and successive halving."""
+"""Which model to train next: search space, samplers, successive halving."""

@@ -1,1 +1,1 @@
-"""Trials: their training, the driver between search and processes, the journal, and Ray Tune."""
+"""Trials: training, the driver between search and processes, journal, Ray Tune."""

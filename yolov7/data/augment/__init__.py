@@ -1,1 +1,1 @@
-"""Augmentation of training samples: geometry, mosaic, pasted objects and colour."""
+"""Augmentation of training samples: geometry, mosaic, pasted objects, colour."""

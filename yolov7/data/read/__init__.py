@@ -1,1 +1,1 @@
-"""Readers of annotation formats; each returns an index and the flaws that it found."""
+"""Readers of annotation formats."""
