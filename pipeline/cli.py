@@ -26,6 +26,7 @@ app = typer.Typer(
 
 _INTERRUPTED = 130  # the exit code after Ctrl-C
 _DISTRIBUTION = "yolov7-pipeline"
+_FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _HOW_TO_CONTINUE = {
     "train": "; run the same command again to continue from the last checkpoint",
     "tune": "; run `yolov7 tune --resume` to continue the search",
@@ -67,46 +68,31 @@ def _end_interrupted() -> None:
 def _end_with(error: Exception) -> None:
     from yolov7.errors import UserError, is_mendable, told
 
-    if isinstance(error, UserError) or is_mendable(error) or _is_about_a_named_file(error):
+    named_file = isinstance(error, _FILE_ERRORS) and error.filename is not None
+    if isinstance(error, UserError) or is_mendable(error) or named_file:
         _fail(told(error))
-    if _is_out_of_memory(error):
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         reason = told(error) if str(error) else "the memory of this machine is exhausted"
         _fail(f"out of memory: {reason}; use a smaller batch or image size, or close other programs")
     import traceback
 
     traceback.print_exception(error)
-    _fail(f"this is a bug in {_DISTRIBUTION} {_version()}; {_how_to_report()}", code=1)
+    name, where = _about()
+    _fail(f"this is a bug in {name}; please report it {where} with the traceback above", code=1)
 
 
-def _is_about_a_named_file(error: Exception) -> bool:
-    kinds = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-    return isinstance(error, kinds) and error.filename is not None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(_DISTRIBUTION)
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-def _how_to_report() -> str:
+def _about() -> tuple[str, str]:
+    """Return the name and version of this project, and where to report bugs."""
     from importlib.metadata import PackageNotFoundError, metadata
 
+    maintainers = f"to the maintainers of {_DISTRIBUTION}"
     try:
-        urls = metadata(_DISTRIBUTION).get_all("Project-URL") or []
+        about = metadata(_DISTRIBUTION)
     except PackageNotFoundError:
-        urls = []
-    pages = dict(url.split(", ", 1) for url in urls)
-    where = f"at {pages['Issues']}" if "Issues" in pages else f"to the maintainers of {_DISTRIBUTION}"
-    return f"please report it {where} with the traceback above"
+        return _DISTRIBUTION, maintainers
+    pages = dict(url.split(", ", 1) for url in about.get_all("Project-URL") or [])
+    return f"{_DISTRIBUTION} {about['Version']}", f"at {pages['Issues']}" if "Issues" in pages else maintainers
 
 
 def _fail(message: str, *, code: int = 2) -> None:
@@ -116,7 +102,7 @@ def _fail(message: str, *, code: int = 2) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{_DISTRIBUTION} {_version()}")
+        typer.echo(_about()[0])
         raise typer.Exit
 
 
@@ -201,15 +187,12 @@ def benchmark() -> None:
 @app.command()
 def tables(
     show: Annotated[bool, typer.Option("--show", help="Only print the summary that was made last.")] = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Only compare #Param and FLOPs with the paper; exit code 1 if any differ."),
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only compare #Param and FLOPs with the paper.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the variants, and fill the paper's tables.
 
-    Writes an HTML page, CSV, Markdown and JSON to artifacts/tables.
+    Writes an HTML page, CSV, Markdown and JSON to artifacts/tables. With --check, the exit code is 1 if a figure differs.
     """
     from pipeline.commands.run_stages import check_tables, print_summary, run_tables
 
@@ -223,29 +206,16 @@ def tables(
 
 @app.command()
 def tune(
-    budget: Annotated[
-        str | None, typer.Option(metavar="AMOUNT", help="Time, trials or compute: 30m, 8h, 40trials, 2e18flop.")
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The variant or spec that is scaled. Default: the first variant.")
-    ] = None,
-    max_gflops: Annotated[
-        float | None, typer.Option(metavar="G", help="Largest cost of a deployed model, in GFLOPs.")
-    ] = None,
-    max_params: Annotated[
-        float | None, typer.Option(metavar="M", help="Largest size of a deployed model, in millions of parameters.")
-    ] = None,
-    max_latency_ms: Annotated[
-        float | None,
-        typer.Option(metavar="MS", help="Largest latency at batch 1 on this device, in milliseconds."),
-    ] = None,
+    budget: Annotated[str | None, typer.Option(metavar="B", help="As in 30m, 8h, 40trials or 2e18flop.")] = None,
+    base: Annotated[str | None, typer.Option(metavar="NAME", help="The variant or spec that is scaled.")] = None,
+    max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Most GFLOPs of a deployed model.")] = None,
+    max_params: Annotated[float | None, typer.Option(metavar="M", help="Most parameters, in millions.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="Largest latency at batch 1.")] = None,
     rule: Annotated[
         str | None, typer.Option(metavar="RULES", help="Comma-separated rules: compound, width, depth, free.")
     ] = None,
-    trials_per_gpu: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of trials that share one GPU.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of the search and of every training.")] = None,
+    trials_per_gpu: Annotated[int | None, typer.Option(metavar="N", help="Trials that share one GPU.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the search and of all trainings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted search.")] = False,
     adopt: Annotated[bool, typer.Option("--adopt", help="Only add the chosen model to params.yaml.")] = False,
 ) -> None:
@@ -277,10 +247,7 @@ def tune(
 
 @app.command()
 def models(
-    plan: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Print what re-parameterisation does to each row of this spec instead."),
-    ] = None,
+    plan: Annotated[str | None, typer.Option(metavar="NAME", help="Show re-parameterisation of this spec.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List all specs with their parameters and GFLOPs."""
@@ -296,9 +263,7 @@ def models(
 def scale(
     name: Annotated[str, typer.Argument(help="A name from `yolov7 models`, or the path of a spec file.")],
     depth: Annotated[float, typer.Option(metavar="F", help="Factor on the depth of computational blocks.")] = 1.0,
-    width: Annotated[
-        float, typer.Option(metavar="F", help="Factor on every width, for the rules `width` and `both`.")
-    ] = 1.0,
+    width: Annotated[float, typer.Option(metavar="F", help="Factor on every width (rules: width, both).")] = 1.0,
     rule: Annotated[_Rule, typer.Option(help="`compound` derives the width from the depth.")] = "compound",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the spec to this file.")] = None,
 ) -> None:
@@ -314,8 +279,7 @@ def import_weights(
     spec: Annotated[str, typer.Option(help="A name from `yolov7 models`, or the path of a spec file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write (.safetensors).")],
     names: Annotated[
-        Path | None,
-        typer.Option(help="The class names: one per line, or `names` in YAML. Default: those of the checkpoint."),
+        Path | None, typer.Option(help="Class names: one per line, or `names` in YAML. Default: the checkpoint's.")
     ] = None,
 ) -> None:
     """Convert a reference checkpoint to a weight file.
@@ -344,12 +308,8 @@ def export_weights(
 @app.command()
 def soup(
     weights: Annotated[list[Path], typer.Argument(help="Weight files that were trained from the same weights.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write.")] = Path(
-        "soup.safetensors"
-    ),
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Start with the best file, and add only files that raise AP on val.")
-    ] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("soup.safetensors"),
+    greedy: Annotated[bool, typer.Option("--greedy", help="Add files only while AP on val rises.")] = False,
 ) -> None:
     """Average the weights of several trainings.
 
@@ -378,12 +338,8 @@ def inspect(
 @app.command()
 def use(
     name: Annotated[str | None, typer.Argument(help="A file of experiments/ without its suffix .yaml.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(envvar="YOLOV7_DATA", help="The folder of the data set; written to params.yaml.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite params.yaml even if it has edits that are not saved.")
-    ] = False,
+    data: Annotated[Path | None, typer.Option(envvar="YOLOV7_DATA", help="The folder of the data set.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Discard edits of params.yaml that are not saved.")] = False,
 ) -> None:
     """Copy experiments/NAME.yaml to params.yaml.
 

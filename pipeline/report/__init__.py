@@ -1,1 +1,1 @@
-"""Results as tables, charts and an HTML page."""
+"""Results as tables, plots and pages."""
