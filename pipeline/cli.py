@@ -192,7 +192,7 @@ def tables(
 ) -> None:
     """Compare the variants, and fill the paper's tables.
 
-    Writes an HTML page, CSV, Markdown and JSON to artifacts/tables. With --check, the exit code is 1 if a figure differs.
+    Writes an HTML page, CSV, Markdown and JSON to artifacts/tables. The exit code of --check is 1 if a figure differs.
     """
     from pipeline.commands.run_stages import check_tables, print_summary, run_tables
 
