@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference_files import foreign_classes, write_checkpoint
+from tests.reference_files import foreign_classes, write_checkpoint, write_zip
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import load_spec
 from yolov7.weights.foreign.checkpoint import read_checkpoint
@@ -150,6 +150,18 @@ def test_instances_of_any_other_class_are_inert(tmp_path: Path) -> None:
     assert_state(load(tmp_path / "x.pt"))
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_of_every_python_version_are_inert(tmp_path: Path, module: str) -> None:
+    """Python 3.13 pickles `pathlib._local.PosixPath`; earlier and later versions pickle `pathlib.PosixPath`."""
+    torch.save({**STATE, "save_dir": Path("runs/train")}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
+        for name, value in content.items():
+            archive.writestr(name, value.replace(b"cpathlib\n", b"c" + module.encode() + b"\n"))
+    assert_state(load(tmp_path / "y.pt"))
+
+
 def test_tensors_are_no_larger_than_their_storages(tmp_path: Path) -> None:
     for tensor in (torch.zeros(1).expand(1000), torch.zeros(10).expand(2, 10)):
         torch.save({"a": tensor}, tmp_path / "x.pt")
@@ -171,14 +183,6 @@ def pickle_with_id(value: Any) -> bytes:
     buffer = io.BytesIO()
     IdPickler(buffer, value).dump({"model": "id"})
     return buffer.getvalue()
-
-
-def write_zip(path: Path, pickled: bytes, *, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("x/data.pkl", pickled)
-        for name, content in entries.items():
-            archive.writestr(f"x/data/{name.removeprefix('_')}", content)
-    return path
 
 
 def test_a_call_in_a_persistent_id_is_refused(tmp_path: Path) -> None:
@@ -318,7 +322,7 @@ print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolov7.weights.foreign.pickle_reader._MAX_ACTIONS", 10_000)
+    monkeypatch.setattr("yolov7.weights.foreign.pickle_reader._MAX_STEPS", 10_000)
     for path in write_bombs(tmp_path, many=20_000):
         with pytest.raises(ArtifactError, match=f"^{path}: .+"):
             import_checkpoint(path, spec=load_spec("nano"))
