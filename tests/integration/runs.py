@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 import yolov7.training.loop
+import yolov7.training.validation
 from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.prepare import prepare
 from tests.artifacts import SMALL
@@ -25,7 +26,7 @@ from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import resolve_spec, spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS, fit
-from yolov7.training.record import Record
+from yolov7.training.record import RunRecord
 from yolov7.training.worker import Worker
 from yolov7.weights.weight_files import load_weights
 
@@ -200,16 +201,16 @@ def _half_a_file(countdown: _Countdown) -> None:
 
 
 def _half_a_line(countdown: _Countdown) -> None:
-    real = Record.add_epoch
+    real = RunRecord.add_epoch
 
-    def patched(record: Record, line: dict[str, Any]) -> None:
+    def patched(record: RunRecord, line: dict[str, Any]) -> None:
         if countdown.is_over():
-            with record._epochs.open("a") as file:
+            with (record._folder / "epochs.jsonl").open("a") as file:
                 file.write('{"epoch": ')
             os.kill(os.getpid(), signal.SIGKILL)
         real(record, line)
 
-    Record.add_epoch = patched  # type: ignore[method-assign]
+    RunRecord.add_epoch = patched  # type: ignore[method-assign]
 
 
 POINTS: dict[str, Callable[[_Countdown], None]] = {
@@ -218,10 +219,10 @@ POINTS: dict[str, Callable[[_Countdown], None]] = {
     "with half a checkpoint written": _half_a_file,
     "with a checkpoint written but not in place": _before(os, "replace"),
     "with a checkpoint in place": _after(os, "replace"),
-    "in validation": _before(yolov7.training.loop, "evaluate_split"),
-    "after validation": _after(yolov7.training.loop, "evaluate_split"),
+    "in validation": _before(yolov7.training.validation, "evaluate_split"),
+    "after validation": _after(yolov7.training.validation, "evaluate_split"),
     "with half an epoch recorded": _half_a_line,
-    "with an epoch recorded": _after(Record, "add_epoch"),
+    "with an epoch recorded": _after(RunRecord, "add_epoch"),
     "before the weights are written": _before(yolov7.training.loop, "save_weights"),
     "after the weights are written": _after(yolov7.training.loop, "save_weights"),
 }

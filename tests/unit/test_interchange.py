@@ -172,7 +172,9 @@ def test_an_activation_that_the_spec_does_not_have(tmp_path: Path) -> None:
 
 
 def test_re_parameterised_weights_are_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="have no names in the reference implementation; export the trained weights"):
+    with pytest.raises(
+        ArtifactError, match="have no names in the reference implementation; export the trained weights"
+    ):
         export_checkpoint(tmp_path / "x.pt", fuse(DetectionModel(NANO, num_classes=3)), class_names="abc")
     assert not list(tmp_path.iterdir())
 

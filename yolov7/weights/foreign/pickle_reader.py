@@ -315,8 +315,8 @@ class _Machine:
         In files from before torch 1.6 an id can also be a module's class with its source, which is not used.
         """
         match self.pop():
-            case ("storage", Global(name=kind), str(key), str(), int(size), *view) if (
-                0 <= size <= _MAX_SIZE and (not view or (len(view) == 1 and view[0] is None))
+            case ("storage", Global(name=kind), str(key), str(), int(size), *view) if 0 <= size <= _MAX_SIZE and (
+                not view or (len(view) == 1 and view[0] is None)
             ):
                 storage = StorageNote(key, kind.removeprefix("torch."), size)
                 self.storages[storage] = None

@@ -172,8 +172,8 @@ def _read_head(file: TorchFile, checkpoint: ForeignCheckpoint, *, spec: ModelSpe
     outputs, rest = divmod(shape[0], num_anchors) if len(shape) == 1 else (0, 0)
     if rest or outputs <= _NUM_BOX_OUTPUTS or shape[0] > _MAX_OUTPUTS:
         raise ArtifactError(
-            f"{file.path}: {first} of shape {shape} does not hold box, objectness and classes of {num_anchors} anchors; "
-            "only detection heads can be imported"
+            f"{file.path}: {first} of shape {shape} does not hold box, objectness and classes of {num_anchors} anchors"
+            "; only detection heads can be imported"
         )
     weights = re.compile(re.escape(layer) + r"m\.\d+\.weight")
     return _Head(
@@ -203,7 +203,7 @@ def _read_anchors(file: TorchFile, checkpoint: ForeignCheckpoint, layer: str, *,
 
 
 def _are_same_anchors(in_strides: Tensor, grid: Tensor, strides: Tensor) -> bool:
-    """Return whether anchors (levels, anchors, 2) and (levels, 1, anchors, 1, 1, 2) in pixels are equal and positive."""
+    """Return whether anchors (levels, anchors, 2) and (levels, 1, anchors, 1, 1, 2) in pixels are equal and valid."""
     pixels = (in_strides * strides.view(-1, 1, 1))[:, None, :, None, None]
     if grid.shape != pixels.shape or grid.shape[-1] != 2 or not grid.numel():
         return False

@@ -267,7 +267,7 @@ def _num_bytes(storage: StorageNote) -> int:
 
 
 def _view(note: TensorNote, content: bytearray) -> Tensor:
-    """Make the tensor that a note describes from the bytes of its storage, which must not be smaller than the tensor."""
+    """Make the tensor that a note describes from the bytes of its storage, which must be large enough."""
     size = math.prod(note.shape)
     last = note.offset + sum((n - 1) * stride for n, stride in zip(note.shape, note.strides, strict=True))
     if size and (size > note.storage.num_elements or last >= note.storage.num_elements):
