@@ -173,11 +173,9 @@ def test_a_mutated_record_of_epochs_is_read_or_refused(tmp_path: Path) -> None:
             lines = read_epochs(tmp_path)
         except ArtifactError as error:
             assert_refused_in_one_line(error, path)
-            assert f"delete {tmp_path} to train from the beginning" in str(error)
             refused += 1
         else:
             best_line(lines)
-            RunRecord(tmp_path).start_after(3)
     assert refused > MUTATIONS / 2
 
 
@@ -188,12 +186,23 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["[]", "3", "{}", '{"epoch": "1"}', '{"epoch": 0}', '{"epoch": true}', '{"epoch": 1, "AP": "0.5"}']
-    + ['{"epoch": 1, "AP": 1.5}', '{"epoch": 1, "AP": NaN}', '{"epoch": 1, "box": [1]}', "[" * 10**5],
+    [
+        "[]",
+        "3",
+        "{}",
+        '{"epoch": "1"}',
+        '{"epoch": 0}',
+        '{"epoch": true}',
+        '{"epoch": 1, "AP": "0.5"}',
+        '{"epoch": 1, "AP": 1.5}',
+        '{"epoch": 1, "AP": NaN}',
+        '{"epoch": 1, "box": [1]}',
+        "[" * 10**5,
+    ],
 )
 def test_a_line_of_wrong_values_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "epochs.jsonl").write_text(line + "\n")
-    with pytest.raises(ArtifactError, match=r"epochs\.jsonl: is damaged \("):
+    with pytest.raises(ArtifactError, match=r"epochs\.jsonl: is damaged \(.*delete .* to train from the beginning"):
         read_epochs(tmp_path)
 
 
@@ -214,7 +223,8 @@ def test_mutated_progress_and_notes_never_fail(tmp_path: Path) -> None:
         for name, content in contents.items():
             (tmp_path / name).write_bytes(mutate(content, generator))
         read = read_progress(tmp_path)
-        assert not read or f"{read['box']:.3f} {read['step']} {read['images_per_second']:.0f}"
+        if read:
+            assert f"{read['box']:.3f} {read['step']} {read['images_per_second']:.0f}" != ""
         assert all(isinstance(note, str) for note in read_notes(tmp_path))
 
 

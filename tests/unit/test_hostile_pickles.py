@@ -94,8 +94,17 @@ def repeat(first: bytes, again: bytes, times: int) -> bytes:
 
 def in_zip(many: int) -> Iterator[tuple[str, bytes]]:
     """Yield names and programs of data.pkl in a zip."""
-    wide = min(many, 50_000)
-    half = b"h\x00"
+    yield from sharing()
+    yield from repeating(many)
+    yield from with_wrong_values(many)
+    yield from of_modules(many)
+    yield from of_calls_and_opcodes()
+
+
+FIRST = b"h\x00"  # the value that `repeat` remembers
+
+
+def sharing() -> Iterator[tuple[str, bytes]]:
     yield "shared tuples", program(shared_tuples())
     yield "shared tuples as a model", program(b"}", text("model"), shared_tuples(), b"s")
     yield "shared tuples as a key", program(b"}", shared_tuples(), b"Ns")
@@ -109,16 +118,23 @@ def in_zip(many: int) -> Iterator[tuple[str, bytes]]:
     yield "shared tuples as an argument", program(named("builtins.list"), shared_tuples(), b"R")
     yield "shared tuples as a global", program(shared_tuples(), shared_tuples(), b"\x93")
     yield "shared lists", program(b"]", *(put(i) + get(i) + b"\x86" for i in range(60)))
+
+
+def repeating(many: int) -> Iterator[tuple[str, bytes]]:
+    wide = min(many, 50_000)
     for name in sorted(_SEQUENCES):
-        again = named(name) + half + b"\x85R"
+        again = named(name) + FIRST + b"\x85R"
         yield f"copies by {name}", program(repeat(long_list(wide), again, many // 10), b"N")
-    again = named("torch._utils._rebuild_tensor_v2") + b"(" + storage() + b"K\x00" + half + half + b"tR"
+    again = named("torch._utils._rebuild_tensor_v2") + b"(" + storage() + b"K\x00" + FIRST + FIRST + b"tR"
     yield "long shapes", program(repeat(long_list(wide), again, many // 100), b"N")
-    yield "long states", program(repeat(long_mapping(wide), named("a.B") + b")\x81" + half + b"b", many // 10), b"N")
-    yield "long globals", program(repeat(text("x" * 10 * many), half + half + b"\x93", many), b"N")
+    yield "long states", program(repeat(long_mapping(wide), named("a.B") + b")\x81" + FIRST + b"b", many // 10), b"N")
+    yield "long globals", program(repeat(text("x" * 10 * many), FIRST + FIRST + b"\x93", many), b"N")
     yield "long global", program(named("a." + "x" * many))
     yield "colliding keys", program(colliding_keys(many))
     yield "huge keys", program(b"}(", *(number(2**1000 + i) + b"N" for i in range(min(many, 20_000))), b"u")
+
+
+def with_wrong_values(many: int) -> Iterator[tuple[str, bytes]]:
     yield "huge sides", program(tensor(shape=b"(" + number(2**2000) * 8 + b"t", strides=b"(" + b"K\x01" * 8 + b"t"))
     yield "many sides", program(tensor(shape=b"(" + b"K\x01" * many + b"t", strides=b"(" + b"K\x01" * many + b"t"))
     yield "negative side", program(tensor(shape=number(-1) + b"\x85"))
@@ -128,13 +144,17 @@ def in_zip(many: int) -> Iterator[tuple[str, bytes]]:
     yield "mapping as a shape", program(tensor(shape=b"}"))
     yield "huge storage", program(storage(size=number(2**2000)))
     yield "storages", program(b"(", *(storage(text(str(i))) for i in range(min(many, 20_000))), b"t")
+
+
+def of_modules(many: int) -> Iterator[tuple[str, bytes]]:
+    wide = min(many, 50_000)
     buffers = text("_buffers") + long_mapping(wide)
     temporary = text("_non_persistent_buffers_set")
     yield "many temporary buffers", program(module_of(buffers, temporary + long_list(wide)))
     yield "a number of temporary buffers", program(module_of(text("_buffers") + long_mapping(3), temporary + b"K\x03"))
     yield "no parameters", program(module_of(text("_parameters") + b"K\x03", text("_modules") + b"]"))
     inner = module_of(text("_parameters") + long_mapping(wide))
-    children = (text(f"m{i}") + half for i in range(min(many, 15_000)))
+    children = (text(f"m{i}") + FIRST for i in range(min(many, 15_000)))
     yield (
         "shared children",
         program(inner, put(0), b"0", module_of(text("_modules") + b"}(" + b"".join(children) + b"u")),
@@ -142,7 +162,7 @@ def in_zip(many: int) -> Iterator[tuple[str, bytes]]:
     name = text("x" * many)
     nested = module_of(text("_parameters") + long_mapping(10, value=tensor()))
     for _ in range(20):
-        nested = module_of(text("_modules") + b"}" + name[:0] + b"(" + name + nested + b"u")
+        nested = module_of(text("_modules") + b"}(" + name + nested + b"u")
         if len(nested) > 3 * 2**20:
             break
     yield "long names", program(nested)
@@ -153,6 +173,9 @@ def in_zip(many: int) -> Iterator[tuple[str, bytes]]:
     for value, what in ((b"K\x03", "number"), (b"N", "None"), (text("x"), "text"), (b"]", "list"), (b")", "tuple")):
         yield f"{what} as content", program(value)
         yield f"{what} as a model", program(b"}", text("model"), value, b"s")
+
+
+def of_calls_and_opcodes() -> Iterator[tuple[str, bytes]]:
     functions = _INERT_CALLS | _MAPPINGS | _SEQUENCES | _REBUILD_PARAMETER | _REBUILD_TENSOR
     for function in sorted(functions):
         for arguments in (b")", b"N\x85", b"K\x01\x85", text("x") + b"\x85", b"NNNNt"):

@@ -114,3 +114,12 @@ def test_without_a_frozen_row_everything_trains() -> None:
 def test_an_unknown_row_names_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"^freeze='pp3'.*did you mean 'p3'"):
         build_start(job(freeze="pp3"), ORDINARY)
+
+
+def test_boxes_that_are_too_small_are_counted_before_training() -> None:
+    tiny = index_of(np.full((64, 2), 1.5))
+    (note,) = build_start(job(), tiny).notes
+    assert note == "64 of 64 boxes are smaller than 2 pixels at image_size=64 and are not learned; raise image_size"
+    assert build_start(job(image_size=128), tiny).notes == ()
+    some = index_of(np.concatenate([np.full((10, 2), 1.5), np.full((30, 2), 30.0)]))
+    assert build_start(job(), some).notes[0].startswith("10 of 40 boxes (25.0%) are smaller than 2 pixels")

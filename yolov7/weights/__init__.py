@@ -1,1 +1,1 @@
-"""Weight files: the native format, and transfer between models."""
+"""Weight files in the native format, and the transfer of weights between models."""
