@@ -41,6 +41,7 @@ class AnchorFit:
         return self.recall is None or self.recall >= WANTED_RECALL
 
     def __str__(self) -> str:
+        """Return both values in words."""
         if self.recall is None or self.anchors_per_box is None:
             return "recall unknown, as there are no boxes"
         return f"recall {self.recall:.4f}, {self.anchors_per_box:.1f} anchors per box"
@@ -63,6 +64,7 @@ class AnchorChoice:
     uses_fitted: bool
 
     def __str__(self) -> str:
+        """Return the comparison and the choice in words."""
         used = "the fitted anchors are used" if self.uses_fitted else "the spec's anchors are used"
         return f"anchors of the spec: {self.own}; anchors fitted to the boxes: {self.fitted}; {used}"
 

@@ -98,10 +98,12 @@ class ScaledSchedule(Schedule):
 
     @property
     def warmup_steps(self) -> int:
+        """The number of steps of the warm-up."""
         wanted = self.settings.warmup_epochs * self.steps_per_epoch
         return int(min(wanted, self.settings.warmup_share * self.total_steps))
 
     def at(self, step: int) -> StepPlan:
+        """Return the values at a step, counted from 0 over the whole run."""
         settings = self.settings
         lr = settings.lr0 * self._cosine(step / max(1, self.total_steps - 1))
         if step >= self.warmup_steps:
@@ -115,10 +117,12 @@ class ScaledSchedule(Schedule):
         )
 
     def is_optimizer_step(self, step: int, *, pending: int) -> bool:
+        """Return whether the optimizer takes a step after a training step with `pending` summed gradients."""
         return pending >= self.at(step).accumulate
 
     @property
     def steps_at_epoch_end(self) -> bool:
+        """Whether the optimizer also takes a step at the end of an epoch."""
         return True
 
 
@@ -132,9 +136,11 @@ class ReferenceSchedule(Schedule):
 
     @property
     def warmup_steps(self) -> int:
+        """The number of steps of the warm-up."""
         return max(round(self.settings.warmup_epochs * self.steps_per_epoch), 1000)
 
     def at(self, step: int) -> StepPlan:
+        """Return the values at a step, counted from 0 over the whole run."""
         settings, epoch = self.settings, step // self.steps_per_epoch
         if step > self.warmup_steps:
             late = epoch > self.warmup_steps // self.steps_per_epoch  # the epoch of the warm-up's end keeps its rate
@@ -150,10 +156,12 @@ class ReferenceSchedule(Schedule):
         )
 
     def is_optimizer_step(self, step: int, *, pending: int) -> bool:
+        """Return whether the optimizer takes a step after a training step with `pending` summed gradients."""
         return step % self.at(step).accumulate == 0
 
     @property
     def steps_at_epoch_end(self) -> bool:
+        """Whether the optimizer also takes a step at the end of an epoch."""
         return False
 
 

@@ -64,6 +64,12 @@ class TorchFile(ABC):
     """
 
     def __init__(self, path: Path, content: Any) -> None:
+        """Describe an opened checkpoint.
+
+        Args:
+            path: The file.
+            content: The pickled value.
+        """
         self.path = path
         self.content = content
 
