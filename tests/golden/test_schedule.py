@@ -1,4 +1,4 @@
-"""The schedule named `reference` against the reference's own learning rates, momentum and optimizer steps."""
+"""The schedule `reference` has the reference's learning rates, momentum and optimizer steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training runs of a second or two, and processes in which one is killed at a chosen point."""
+"""Training runs of one or two seconds, and processes that are killed at a chosen point of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PROCESSES.set_forkserver_preload([__name__])
 
 
 def prepared(root: Path, *, train_images: int, val_images: int, image_size: int) -> Path:
-    """The folder of embedded data, prepared below `root`."""
+    """Prepare embedded data below `root` and return their folder."""
     synthetic = SyntheticSettings(train_images=train_images, val_images=val_images, image_size=image_size)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -54,7 +54,7 @@ def prepared(root: Path, *, train_images: int, val_images: int, image_size: int)
 
 
 def make_job(data: Path, run_folder: Path, **changes: Any) -> TrainJob:
-    """A run of a narrow model."""
+    """Describe a run of a narrow model."""
     return TrainJob(
         spec_json=spec_to_json(resolve_spec(SMALL, name="small")),
         settings=TrainSettings.model_validate({**QUICK, **changes}),
@@ -80,7 +80,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def start(job: TrainJob, *, point: str = "", at: int = 0) -> BaseProcess:
-    """A process that trains, and kills itself when it comes to the point for the time number `at`."""
+    """Start a process that trains and kills itself when it reaches a point for the `at`-th time."""
     process = _PROCESSES.Process(target=_train, args=(job.model_dump_json(), point, at))
     process.start()
     return process
@@ -88,7 +88,7 @@ def start(job: TrainJob, *, point: str = "", at: int = 0) -> BaseProcess:
 
 @dataclass(frozen=True)
 class Shared:
-    """A run in several processes; `prelude`, of a module, is called in each before."""
+    """A run in several processes, each of which calls `prelude`, a function of a module, before."""
 
     job: TrainJob
     world_size: int
@@ -96,7 +96,7 @@ class Shared:
 
 
 def train_together(*runs: Shared) -> None:
-    """Trains one run after the other, each in processes of its own."""
+    """Train one run after the other, each in new processes."""
     process = _PROCESSES.Process(target=_train_all, args=(runs,))
     process.start()
     process.join(300)
@@ -106,7 +106,7 @@ def train_together(*runs: Shared) -> None:
 
 
 def fix_statistics() -> None:
-    """Batch norm in evaluation mode while training: what is learned then hangs on no image's neighbours."""
+    """Train with batch norm in evaluation mode, so that images do not influence each other's gradients."""
 
     def set_training(model: nn.Module, *, frozen: str | None) -> None:
         model.train()
@@ -118,7 +118,7 @@ def fix_statistics() -> None:
 
 
 def _train_all(runs: tuple[Shared, ...]) -> None:
-    importlib.import_module("torch.distributed.fsdp")  # seconds, which DistributedDataParallel takes in every process
+    importlib.import_module("torch.distributed.fsdp")  # takes seconds, which every process would need otherwise
     for run in runs:
         run.job.run_folder.mkdir(parents=True)
         fork = multiprocessing.get_context("fork")
@@ -147,7 +147,7 @@ def _train(job: str, point: str, at: int) -> None:
 
 
 class _Countdown:
-    """Ends the process when it was called often enough."""
+    """Kills the process when it is called for a given time."""
 
     def __init__(self, calls: int) -> None:
         self._left = calls

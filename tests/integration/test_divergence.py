@@ -1,4 +1,4 @@
-"""Steps that are not finite: skipped without a trace, counted, and after many of them a way back."""
+"""Steps that are not finite are skipped without a trace and counted; many of them lead back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spoil_images(patch: pytest.MonkeyPatch, spoilt: Callable[[Progress], bool]) -> None:
-    """Images of nothing but NaN in some steps."""
+    """Replace the images of some steps by NaN."""
     real = Stepper._prepare
 
     def prepare_images(stepper: Stepper, images: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def spoil_images(patch: pytest.MonkeyPatch, spoilt: Callable[[Progress], bool]) 
 
 
 def moving_parts(trainer: Trainer) -> dict[str, Any]:
-    """Everything but the progress, flat."""
+    """Return all tensors of the state except the progress."""
     saved = trainer._state.checkpoint(fingerprint="")
     slots = {f"{i}.{name}": slot for i, state in saved.optimizer["state"].items() for name, slot in state.items()}
     average = {f"ema.{name}": value for name, value in saved.ema.items()}

@@ -1,4 +1,4 @@
-"""Runs that end early, leave a mean of epochs, train a part of the model, or see rare classes more often."""
+"""Runs that end early, average epochs, freeze rows, or sample rare classes more often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a training ends with the weights of one that was never disturbed."""
+"""A training that is killed at any moment and started again ends with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count_steps(patch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with every step."""
+    """Return a list to which every step appends its number."""
     taken: list[int] = []
     real = Stepper.step
 
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_figures_and_weights_twice(data: Path, tmp_
 def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     data: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
-    """With gradients of two steps summed, the one before the last move is redone."""
+    """Gradients of two steps are summed, so a step after the last step of the optimizer is repeated."""
     taken = count_steps(monkeypatch)
     job = make_job(data, tmp_path, checkpoint_minutes=60)
     assert not fit(job, WORKER, should_stop=lambda: len(taken) == stop_after)

@@ -1,4 +1,4 @@
-"""The training loop on real, small data: it learns, and what is resumed ends as what was never interrupted."""
+"""The training loop on small real data: it learns, and a resumed run ends like an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anchors: recall counted by hand, fits that reach what can be reached, and when they take the place of the spec's."""
+"""Anchors: recall compared with hand-counted values, fitted anchors, and the choice between them and the spec's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolov7.training.anchors import (
 
 
 def index_of(sizes: np.ndarray, *, width: int = 640, height: int = 320) -> ImageIndex:
-    """One image a box, in its corner."""
+    """Build a split with one box per image, in the corner."""
     count = len(sizes)
     return ImageIndex(
         class_names=("thing",),

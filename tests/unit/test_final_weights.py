@@ -1,4 +1,4 @@
-"""Which weights a run leaves: the best epoch's, the mean of the last ones, and when patience ends."""
+"""The final weights of a run: those of the best epoch or the mean of the last ones; and the end of patience."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL = DetectionModel(resolve_spec(SMALL, name="small"), num_classes=len(NAMES)
 
 
 def with_bias(value: float) -> DetectionModel:
-    """A copy of the model with a value that tells epochs apart."""
+    """Copy the model and mark the copy with a value."""
     model = copy.deepcopy(MODEL)
     model.head.convs[0].bias.data.fill_(value)  # type: ignore[union-attr, operator]
     return model

@@ -1,4 +1,4 @@
-"""The schedule, the parameter groups and the average of the weights."""
+"""The schedule, the groups of parameters, and the moving average of the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `soup` on small, untrained models: what it writes, and whom it refuses."""
+"""The command `soup` on small, untrained models: what it writes, and which files it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run starts from: fitted anchors, other weights, frozen rows."""
+"""The start of a run: fitted anchors, given weights, frozen rows, and notes about small boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning starts from other weights: with other classes, another form of head, or not at all."""
+"""Transfer of weights: between different classes and forms of heads; weights that cannot be used are refused."""
 
 from __future__ import annotations
 

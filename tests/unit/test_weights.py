@@ -1,3 +1,5 @@
+"""Weight files: round trips, atomic writes, and errors for unusable files."""
+
 from __future__ import annotations
 
 from pathlib import Path
