@@ -62,7 +62,7 @@ def make_soup(paths: Sequence[Path], *, output: Path, greedy: bool) -> None:
         ArtifactError: The files cannot be averaged, or the data for batch norm or AP are not prepared.
     """
     if len(set(paths)) < max(2, len(paths)):
-        raise ArtifactError(f"a soup needs at least two different weight files; {len(paths)} given; name each once")
+        raise ArtifactError(f"a soup needs at least two weight files and got {len(set(paths))}; name two or more different files")
     device = resolve_device()
     ingredients = [_read(path, device) for path in paths]
     ancestor = _check(ingredients)
