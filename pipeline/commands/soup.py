@@ -62,7 +62,9 @@ def make_soup(paths: Sequence[Path], *, output: Path, greedy: bool) -> None:
         ArtifactError: The files cannot be averaged, or the data for batch norm or AP are not prepared.
     """
     if len(set(paths)) < max(2, len(paths)):
-        raise ArtifactError(f"a soup needs at least two weight files and got {len(set(paths))}; name two or more different files")
+        raise ArtifactError(
+            f"a soup needs at least two weight files and got {len(set(paths))} different ones; name each once"
+        )
     device = resolve_device()
     ingredients = [_read(path, device) for path in paths]
     ancestor = _check(ingredients)

@@ -83,7 +83,7 @@ def test_what_cannot_be_averaged_is_refused_with_the_reason(other: dict[str, Any
 
 def test_the_same_file_twice_is_no_soup() -> None:
     path = write("a.safetensors", seed=0, ancestors=["w"])
-    with pytest.raises(ArtifactError, match="two weight files and got 1"):
+    with pytest.raises(ArtifactError, match="two weight files and got 1 different"):
         make_soup([path, path], output=Path("soup.safetensors"), greedy=False)
 
 
