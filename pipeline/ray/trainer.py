@@ -24,7 +24,7 @@ from pipeline.ray.parent_process import Repro
 from pipeline.ray.placement import LOOK_SECONDS, Lookout, Node, Share, choose_share, lack_of_room, room
 from yolov7.errors import is_mendable, one_line, told
 from yolov7.training.job import TrainJob
-from yolov7.training.record import NOTES, PROGRESS, Record
+from yolov7.training.record import NOTES, PROGRESS, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def train_with_ray(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[]
         _check_statistics(job, share)
         _give_room_back(job.run_folder)
         lookout = Lookout(
-            lambda: _lack(settings, share), patience=settings.start_timeout, say=Record(job.run_folder).add_note
+            lambda: _lack(settings, share), patience=settings.start_timeout, say=RunRecord(job.run_folder).add_note
         )
 
         def tick() -> None:

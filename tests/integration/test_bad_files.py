@@ -88,7 +88,7 @@ def test_truncated_weights_are_one_line(trained: Callable[..., Path], share: flo
     path = trained()
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert "is damaged or no weight file" in stage_error()
+    assert "is damaged or not a weight file" in stage_error()
 
 
 @contextmanager

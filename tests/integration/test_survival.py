@@ -127,7 +127,7 @@ def test_everything_that_may_happen_in_an_afternoon(
     last = Training(project)
     said = last.output()
     assert last.process.returncode == 0, said
-    assert f"goes on after step {EPOCHS * 4} of {EPOCHS * 4}" in said
+    assert f"continues after step {EPOCHS * 4} of {EPOCHS * 4}" in said
     assert not last.run.exists()
 
     assert_as_undisturbed(project, tmp_path / "undisturbed", monkeypatch)
@@ -159,7 +159,7 @@ def test_dvc_goes_on_after_ctrl_c_and_after_its_own_death(
     last = Training(project, *repro)
     said = last.output()
     assert last.process.returncode == 0, said
-    assert "goes on after step" in said
+    assert "continues after step" in said
     assert_as_undisturbed(project, tmp_path / "undisturbed", monkeypatch)
     assert_one_point_an_epoch(project)
 
@@ -184,7 +184,7 @@ def lose_a_worker_and_terminate(project: Project) -> None:
     os.kill(training.worker(), signal.SIGKILL)
     training.wait_for_steps(4)
     training.process.terminate()
-    assert f"goes on after step {saved} of" in assert_left_in_order(training)
+    assert f"continues after step {saved} of" in assert_left_in_order(training)
 
 
 def kill_the_driver_twice(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are complete at any time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from pathlib import Path
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; False also for a path that none can have, such as one too long."""
+    """Return whether a path is a regular file; False also for a path that cannot exist, such as one too long.
+
+    Args:
+        path: Any path.
+    """
     try:
         return path.is_file()
     except OSError:
         return False
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Writes through a draft beside the file, so that no reader and no interruption sees half of it.
+def write_whole(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
+    """Replace a file at once: readers and interruptions see either the old or the new content.
 
-    `durable`: on disk when this returns, which takes a moment; without it a power cut may lose the newest content.
+    Args:
+        path: The file to write; missing parent folders are created.
+        content: The new content.
+        durable: Whether the content must be on disk when this returns, which takes some milliseconds. Without it, a
+            power failure may lose the newest content.
+
+    Raises:
+        OSError: The file cannot be written. The error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -28,7 +39,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         draft.replace(path)
-    except OSError as error:  # a full disk does not say which file it was full for
+    except OSError as error:  # for a full disk, the original error names no file
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         draft.unlink(missing_ok=True)
