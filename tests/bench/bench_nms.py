@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.bench.comparison import Row, Stopwatch
 from yolov7.boxes import pairwise_iou
-from yolov7.inference.nms import _apart, suppress
+from yolov7.inference.nms import _round_as_reference, suppress
 
 CASES = (  # candidates, classes, objects, limit; the first as with confidence 0.001 and several labels a box
     (30_000, 80, 40, 300),
@@ -48,7 +48,7 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
     """Class by class beside in blocks, with equal results."""
     for count, classes, clusters, limit in CASES:
         boxes, groups = example(count, classes=classes, clusters=clusters)
-        loop = partial(class_by_class, _apart(boxes, groups), groups, threshold=0.65, limit=limit)
+        loop = partial(class_by_class, _round_as_reference(boxes, groups), groups, threshold=0.65, limit=limit)
         ours = partial(suppress, boxes, groups=groups, threshold=0.65, limit=limit)
         assert torch.equal(loop(), ours())
         name = f"suppression: {count} candidates, {classes} classes, {clusters} objects, limit {limit}"
