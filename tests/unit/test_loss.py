@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov7.criterion.loss import DetectionLoss, _put_last, varifocal_weight
+from yolov7.criterion.loss import DetectionLoss, _put_last, level_balance, varifocal_weight
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
@@ -50,6 +51,32 @@ def test_batch_without_objects_has_objectness_only() -> None:
     assert parts.box == parts.classification == 0
     assert all(m.grad is not None and m.grad[..., 4].abs().sum() > 0 for m in maps.lead)
     assert all(m.grad is not None and m.grad[..., :4].abs().sum() == 0 for m in maps.lead)
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 4, 5, 6, 7])
+def test_every_level_of_a_head_gets_an_objectness_gradient(num_levels: int) -> None:
+    """A head may have any number of levels; the reference names weights for five of them."""
+    strides = tuple(2**level for level in range(num_levels))
+    maps = tuple(torch.zeros(1, 1, 64 // s, 64 // s, 6).requires_grad_() for s in strides)
+    loss = DetectionLoss(
+        anchors_px=torch.ones(num_levels, 1, 2),
+        strides=strides,
+        num_classes=1,
+        image_size=64,
+        settings=LossSettings(),
+    )
+    nothing = torch.zeros(0, dtype=torch.int64)
+    loss(HeadMaps(maps), Targets(nothing, nothing, torch.zeros(0, 4))).total.backward()
+    sums = [m.grad[..., 4].sum().item() for m in maps if m.grad is not None]
+    assert len(sums) == num_levels
+    assert min(sums) > 0
+    assert all(one > other for one, other in itertools.pairwise(sums))
+
+
+def test_balance_of_levels() -> None:
+    assert level_balance(3) == (4.0, 1.0, 0.4)
+    assert level_balance(4) == (4.0, 1.0, 0.25, 0.06)
+    assert level_balance(7) == pytest.approx((4.0, 1.0, 0.25, 0.06, 0.02, 0.005, 0.00125))
 
 
 def test_one_class_has_no_class_loss() -> None:

@@ -124,7 +124,8 @@ def _suppress_by_group(
 ) -> Int[Tensor, " k"]:
     """Suppress each group on its own, without a limit. This is faster if many boxes are kept."""
     order = torch.argsort(groups, stable=True)
-    members = torch.split(order, groups.bincount().tolist())
+    sizes = groups[order].unique_consecutive(return_counts=True)[1]
+    members = torch.split(order, sizes.tolist())
     kept = [
         group[_suppress_in_blocks(boxes_xyxy[group], groups[group], threshold=threshold, limit=len(group))]
         for group in members
