@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.bench.comparison import Row, Stopwatch
 from tests.bench.plain_loss import loop_ota, plain_loss
-from yolov7.criterion.assigners import Anchors, OtaAssigner
+from yolov7.criterion.assigners import OtaAssigner
+from yolov7.criterion.candidates import Anchors
 from yolov7.criterion.loss import DetectionLoss
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from yolov7.boxes import box_similarity, cxcywh_to_xyxy, pairwise_iou
-from yolov7.criterion.assigners import Anchors, Assignment, find_candidates
+from yolov7.criterion.candidates import Anchors, Assignment, find_candidates
 from yolov7.settings import LossSettings
 from yolov7.structures import Targets
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolov7.criterion.assigners import Anchors, Assignment
+from yolov7.criterion.candidates import Anchors, Assignment
 from yolov7.criterion.loss import DetectionLoss, LossParts, make_assigner
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.naive import Cell, naive_ota
 from yolov7.criterion import assigners as assign
-from yolov7.criterion.assigners import AnchorAssigner, Anchors, Assignment, OtaAssigner, find_candidates
+from yolov7.criterion.assigners import AnchorAssigner, OtaAssigner
+from yolov7.criterion.candidates import Anchors, Assignment, find_candidates
 from yolov7.structures import Targets
 
 STRIDES = (8, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from yolov7.detect.detector import Detector
-from yolov7.errors import ArtifactError, DataError
+from yolov7.errors import ArtifactError, DataError, SettingError
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
 from yolov7.spec.spec_files import load_spec
@@ -90,3 +91,26 @@ def test_single_image_instead_of_a_sequence(detector: Detector) -> None:
 def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         Detector.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "precision='fp16' is unknown; use one of 'auto', 'float32', 'bfloat16', 'float16'"),
+        ({"precision": "double"}, "precision='double' is unknown"),
+        ({"precision": None}, "precision=None is unknown"),
+        ({"device": "gpu"}, "device='gpu' is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ({"device": "meta"}, "device='meta' is unknown"),
+        ({"device": "cpu:3"}, "device='cpu:3' is unknown"),
+        ({"device": "cuda:x"}, "device='cuda:x' is unknown"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not available"),
+        ({"device": ""}, "device='' is unknown"),
+    ],
+)
+def test_unknown_devices_and_precisions_name_the_valid_values(
+    weights: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        Detector.load(weights, **({"device": "cpu"} | options))
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).isprintable()

@@ -14,21 +14,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from yolov7.boxes import box_similarity
 from yolov7.criterion.assigners import (
-    COARSE,
-    FINE,
     LEAD_SPAN,
     MAX_K,
     MAX_K_WITH_AUXILIARY,
     WIDE_SPAN,
     AnchorAssigner,
-    Anchors,
     Assigner,
-    Assignment,
     HeadsAssigner,
     OtaAssigner,
-    cell_numbers,
     centre_in_cell,
 )
+from yolov7.criterion.candidates import COARSE, FINE, Anchors, Assignment, cell_numbers
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
