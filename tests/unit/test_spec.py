@@ -102,8 +102,8 @@ def test_faults_are_told_in_one_line(changes: dict[str, object], message: str) -
         ("base: nano\nimage_size: 100\n", "image_size=100 must be a multiple of 32"),
         ("base: nano\nrows: {}\n", "give either `rows` or a `base`"),
         ("rows: {a: {block: conv, out: 8}, a: {block: conv, out: 8}}\n", "'a' is written twice"),
-        ("rows: [1, 2\n", "is not YAML"),
-        ("- 1\n", "must hold a mapping"),
+        ("rows: [1, 2\n", "is not usable YAML"),
+        ("- 1\n", "must contain a mapping"),
     ],
 )
 def test_faults_of_files_are_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:

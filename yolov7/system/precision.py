@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -25,18 +26,17 @@ def resolve_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(str(name))
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+    named = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", str(name))
+    if not named:
         raise SettingError(f"device={shown(name)} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    number = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
-    if device.type == "cuda" and not number:
+    if named[0] == "cpu":
+        return torch.device("cpu")
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not number:
         raise SettingError(f"device={shown(name)} is not available: torch finds no GPU; use 'cpu' or 'auto'")
-    if device.type == "cuda" and (device.index or 0) >= number:
+    if int(named[1] or 0) >= number:
         raise SettingError(f"device={shown(name)} is not available: the last GPU is 'cuda:{number - 1}'; use that one")
-    return device
+    return torch.device(named[0])
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
