@@ -15,7 +15,7 @@ from yolov7.nn.cost import spec_cost
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.block_schema import DetectRow
 from yolov7.spec.graph import ModelSpec, plan_rep_convs
-from yolov7.spec.row import RepPlace
+from yolov7.spec.row import PlannedRepConv
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import load_spec, spec_to_yaml
 from yolov7.system.files import write_whole
@@ -70,7 +70,7 @@ def scale(name: str, *, rule: Rule, depth: float, width: float, output: Path | N
     return text
 
 
-def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[RepPlace]) -> Iterator[Planned]:
+def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[PlannedRepConv]) -> Iterator[Planned]:
     number = sum(isinstance(part, ConvBnAct) for part in module.modules())
     if number:
         text = f"{number} convolution{'s' * (number > 1)}"

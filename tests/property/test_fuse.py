@@ -16,7 +16,7 @@ from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.auxiliary import with_auxiliary
 from yolov7.spec.block_schema import ElanRow
-from yolov7.spec.graph import infer_shapes, plan_rep_convs
+from yolov7.spec.graph import count_size, infer_shapes, plan_rep_convs
 from yolov7.spec.scaling import round_width, scale_spec
 from yolov7.spec.spec_files import ModelSpec, resolve_spec
 
@@ -108,6 +108,20 @@ def test_what_is_built_is_what_was_planned(spec: ModelSpec) -> None:
         planned = [place.identity for place in sorted(plan_rep_convs(spec).get(name, ()))]
         groups = 1 if getattr(spec.rows[name], "grouped", False) else spec.rows[name].num_branches
         assert built == planned * groups
+
+
+@settings(max_examples=25, deadline=None)
+@given(spec=specs())
+def test_the_size_is_known_before_the_model_is_built(spec: ModelSpec) -> None:
+    with torch.device("meta"):
+        model = DetectionModel(spec, num_classes=1)
+    unfused = [part for part in model.rows.values() if isinstance(part, RepConv) and part.identity is not None]
+    identities = sum(2 * part.identity.num_features for part in unfused)
+    expected = sum(p.numel() for part in (model.rows, model.head.auxiliary_stems) for p in part.parameters())
+    assert count_size(spec).parameters == expected - identities
+    if not any(getattr(row, "grouped", False) for row in spec.rows.values()):
+        modules = [*model.rows.modules(), *model.head.auxiliary_stems.modules()]
+        assert count_size(spec).convolutions == sum(isinstance(part, nn.Conv2d) for part in modules)
 
 
 @settings(max_examples=25, deadline=None)

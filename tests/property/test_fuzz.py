@@ -26,7 +26,9 @@ from yolov7.system.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
-SPECS = sorted((ROOT / "yolov7" / "specs").rglob("*.yaml"))
+SPECS = sorted((ROOT / "yolov7" / "spec" / "models").rglob("*.yaml"))
+assert EXPERIMENTS
+assert SPECS
 MAX_LENGTH = 1200  # characters of a message
 
 

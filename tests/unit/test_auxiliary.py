@@ -99,8 +99,8 @@ def test_nothing_of_it_is_deployed() -> None:
 @pytest.mark.parametrize(
     ("auxiliary", "message"),
     [
-        ({"from": ["n3", "n4"]}, "the auxiliary head's maps have strides [8, 16]; they must be the lead's"),
-        ({"from": ["n3", "n4", "n5"], "out": [8]}, "the auxiliary head has 1 widths; it has 3 levels"),
+        ({"from": ["n3", "n4"]}, "the maps of the auxiliary head have strides [8, 16]; the lead head needs [8,"),
+        ({"from": ["n3", "n4", "n5"], "out": [8]}, "the auxiliary head has 1 widths for 3 levels"),
         ({"from": ["n3", "n4", "n9"]}, "takes 'n9', but there is no such row"),
         ({"from": ["n3.2", "n4", "n5"]}, "takes 'n3.2', but n3 has 1 branch"),
         ({"form": ["n3", "n4", "n5"]}, "head.detect.auxiliary"),

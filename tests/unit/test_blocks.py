@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from yolov7.nn.blocks import Bottlenecks, Csp, Spp, Upsample
 from yolov7.spec.block_schema import BottleneckRow, CspRow
-from yolov7.spec.row import Shape
+from yolov7.spec.row import MapShape
 
 
 def row(kind: type, **keys: object) -> object:
@@ -27,7 +27,7 @@ def input_of(part: nn.Module, block: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["csp_a", "csp_b", "csp_c"])
 def test_csp_concatenates_the_dark_way_before_the_other(name: str) -> None:
-    block = Csp(row(CspRow, block=name, out=16, depth=2), [Shape(8, 8)], activation="silu")
+    block = Csp(row(CspRow, block=name, out=16, depth=2), [MapShape(8, 8)], activation="silu")
     x = torch.rand(1, 8, 4, 4)
     merged = input_of(block.merge, block, x)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_dark_blocks_add_their_input() -> None:
 
 
 def test_reversed_dark_blocks_begin_with_the_3x3() -> None:
-    block = Csp(row(CspRow, block="csp_a", out=16, depth=1, reversed=True), [Shape(8, 8)], activation="silu")
+    block = Csp(row(CspRow, block="csp_a", out=16, depth=1, reversed=True), [MapShape(8, 8)], activation="silu")
     dark = block.chain[0]
     assert (dark.first.conv.kernel_size, dark.second.conv.kernel_size) == ((3, 3), (1, 1))
 

@@ -49,9 +49,15 @@ def test_rep_conv_before_a_concatenation_or_an_addition() -> None:
     plain = {"s1": {"block": "conv", "out": 16, "s": 2}, "s2": {"block": "conv", "out": 16, "s": 2}}
     tail = {"head": {"block": "detect", "anchors": [[10, 13, 16, 30]]}}
     for behind, why in (
-        ({"b": {"block": "conv", "out": 16}}, "identity, as its output meets no addition and no concatenation"),
-        ({"b": {"block": "bottleneck", "out": 16}}, "no identity, as its output goes into a residual addition in b"),
-        ({"b": {"block": "bottleneck", "out": 16, "shortcut": False}}, "identity, as its output meets no"),
+        (
+            {"b": {"block": "conv", "out": 16}},
+            "identity, because its output goes into no addition and no concatenation",
+        ),
+        (
+            {"b": {"block": "bottleneck", "out": 16}},
+            "no identity, because its output goes into a residual addition in b",
+        ),
+        ({"b": {"block": "bottleneck", "out": 16, "shortcut": False}}, "identity, because its output goes into no"),
         ({"b": {"block": "conv", "from": ["s2", "r"], "out": 32}}, "goes into a concatenation in b"),
     ):
         spec = resolve_spec({"rows": plain | {"r": {"block": "rep_conv", "out": 16}} | behind | tail}, name="x")
@@ -69,7 +75,7 @@ def test_the_plan_names_every_row_and_every_place() -> None:
         "RepConv", "RepConvN", "RepConv", "RepConvN",
     ]  # fmt: skip
     assert "a concatenation" in said["p3.4"].why
-    assert "takes 256 channels and gives 512" in said["r4"].why
+    assert "it has 256 input channels and 512 output channels" in said["r4"].why
     assert said["head"].why == "implicit vectors folded in"
     head = {line.name: line for line in plan_lines(load_spec("yolov7-w6"))}["head"]
     assert head.why == "implicit vectors folded in, auxiliary head dropped"
@@ -89,7 +95,7 @@ def test_tables_4_and_5_are_specs_that_build() -> None:
         ({"p3": {"rep": [1, 1]}}, "rep=[1, 1] must name each position once"),
         ({"p3": {"rep": [0]}}, "p3.elan.rep.0"),
         ({"p3": {"block": "csp_a", "rep": [3]}}, "from 1 to 2, the number of dark blocks"),
-        ({"p3": {"grouped": True}}, "grouped=true needs a cardinality above 1"),
+        ({"p3": {"grouped": True}}, "grouped=true needs a cardinality greater than 1"),
     ],
 )
 def test_positions_that_are_not_there(swap: dict[str, object], message: str) -> None:

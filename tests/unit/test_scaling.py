@@ -62,10 +62,10 @@ def test_widths_round_up_to_multiples_of_8() -> None:
 @pytest.mark.parametrize(
     ("factors", "message"),
     [
-        ({"rule": "width", "depth": 2.0}, "depth=2.0 does not go with rule 'width'"),
-        ({"rule": "compound", "width": 2.0}, "width=2.0 does not go with rule 'compound'"),
-        ({"rule": "depth", "depth": 0.0}, "depth=0.0 must lie between 0.01 and 100"),
-        ({"rule": "width", "width": float("nan")}, "width=nan must lie between 0.01 and 100"),
+        ({"rule": "width", "depth": 2.0}, "depth=2.0 has no effect with rule 'width'"),
+        ({"rule": "compound", "width": 2.0}, "width=2.0 has no effect with rule 'compound'"),
+        ({"rule": "depth", "depth": 0.0}, "depth=0.0 must be between 0.01 and 100"),
+        ({"rule": "width", "width": float("nan")}, "width=nan must be between 0.01 and 100"),
     ],
 )
 def test_factors_that_do_not_go_with_the_rule(factors: dict[str, object], message: str) -> None:

@@ -1,1 +1,1 @@
-"""What users of a trained model hold: the detector, and drawings of what it found."""
+"""Use of trained models: the detector, and drawings of detections."""

@@ -1,1 +1,1 @@
-"""From images to detections for one batch: the forward pass, decoding and non-maximum suppression."""
+"""Inference for one batch: forward pass, decoding and non-maximum suppression."""

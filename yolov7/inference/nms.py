@@ -124,7 +124,7 @@ def _suppress_by_group(
 ) -> Int[Tensor, " k"]:
     """Suppress each group on its own, without a limit. This is faster if many boxes are kept."""
     order = torch.argsort(groups, stable=True)
-    sizes = groups[order].unique_consecutive(return_counts=True)[1]
+    sizes = groups.unique(return_counts=True)[1]  # type: ignore[no-untyped-call]
     members = torch.split(order, sizes.tolist())
     kept = [
         group[_suppress_in_blocks(boxes_xyxy[group], groups[group], threshold=threshold, limit=len(group))]

@@ -1,1 +1,1 @@
-"""Modules: blocks, heads and the model built from a specification; its cost, and re-parameterisation."""
+"""Modules: blocks, heads and the model of a specification; its cost and its re-parameterisation."""

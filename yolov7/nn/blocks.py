@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from yolov7.spec.block_schema import BottleneckRow, CspRow
-from yolov7.spec.row import RepPlace, Shape
+from yolov7.spec.row import MapShape, PlannedRepConv
 
 BN_EPS = 1e-3
 BN_MOMENTUM = 0.03
@@ -178,7 +178,7 @@ class DarkBlock(nn.Module):
         hidden: int,
         shortcut: bool,
         reversed: bool = False,
-        rep: RepPlace | None = None,
+        rep: PlannedRepConv | None = None,
         activation: str,
     ) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Bottlenecks(nn.Module):
 class Csp(nn.Module):
     """Cross-stage partial block in its three forms; 1x1 convolutions come before the chain of dark blocks."""
 
-    def __init__(self, row: CspRow, inputs: Sequence[Shape], *, activation: str) -> None:
+    def __init__(self, row: CspRow, inputs: Sequence[MapShape], *, activation: str) -> None:
         super().__init__()
         channels, hidden = inputs[0].channels, row.hidden
         self.splits_late = row.block == "csp_b"
@@ -223,7 +223,7 @@ class Csp(nn.Module):
         self.b = ConvBnAct(hidden if self.splits_late else channels, hidden, 1, activation=activation)
         self.behind = ConvBnAct(hidden, hidden, 1, activation=activation) if row.block == "csp_c" else nn.Identity()
         self.merge = ConvBnAct(2 * hidden, row.out, 1, activation=activation)
-        places = {place.position: place for place in row.rep_places(inputs, meets="")}
+        planned = {conv.position: conv for conv in row.planned_rep_convs(inputs, feeds="")}
         self.chain = nn.Sequential(
             *(
                 DarkBlock(
@@ -232,7 +232,7 @@ class Csp(nn.Module):
                     hidden=hidden,
                     shortcut=row.shortcut,
                     reversed=row.reversed,
-                    rep=places.get(i),
+                    rep=planned.get(i),
                     activation=activation,
                 )
                 for i in range(1, row.depth + 1)
@@ -301,7 +301,7 @@ class Spp(nn.Module):
 
 
 def make_conv(
-    channels: int, width: int, kernel: int, *, rep: RepPlace | None = None, groups: int = 1, activation: str
+    channels: int, width: int, kernel: int, *, rep: PlannedRepConv | None = None, groups: int = 1, activation: str
 ) -> ConvBnAct | RepConv:
     """A plain convolution, or a re-parameterised one where a place of it was planned."""
     if rep is None:

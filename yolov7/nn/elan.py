@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct, make_conv
 from yolov7.spec.block_schema import ElanRow
-from yolov7.spec.row import Shape
+from yolov7.spec.row import MapShape
 
 
 @final
@@ -22,15 +22,15 @@ class Elan(nn.Module):
     the row's widths, the maps are shuffled so that each group's come together, and the groups are added in the end.
     """
 
-    def __init__(self, row: ElanRow, inputs: Sequence[Shape], *, groups: int = 1, activation: str) -> None:
+    def __init__(self, row: ElanRow, inputs: Sequence[MapShape], *, groups: int = 1, activation: str) -> None:
         super().__init__()
         channels, hidden, inner = inputs[0].channels, groups * row.hidden, groups * row.inner
         self.every, self.groups = row.every, groups
         self.a = ConvBnAct(channels, hidden, 1, activation=activation)
         self.b = ConvBnAct(channels, hidden, 1, activation=activation)
-        places = {place.position: place for place in row.rep_places(inputs, meets="")}
+        planned = {conv.position: conv for conv in row.planned_rep_convs(inputs, feeds="")}
         self.chain = nn.ModuleList(
-            make_conv(inner if i > 1 else hidden, inner, 3, rep=places.get(i), groups=groups, activation=activation)
+            make_conv(inner if i > 1 else hidden, inner, 3, rep=planned.get(i), groups=groups, activation=activation)
             for i in range(1, row.num_convs + 1)
         )
         taken = 2 * hidden + row.num_convs // row.every * inner
@@ -58,7 +58,7 @@ class Elan(nn.Module):
 class EElan(nn.Module):
     """E-ELAN as the released models have it: independent ELANs of one form side by side, added."""
 
-    def __init__(self, row: ElanRow, inputs: Sequence[Shape], *, activation: str) -> None:
+    def __init__(self, row: ElanRow, inputs: Sequence[MapShape], *, activation: str) -> None:
         super().__init__()
         self.elans = nn.ModuleList(Elan(row, inputs, activation=activation) for _ in range(row.cardinality))
 
@@ -70,7 +70,7 @@ class EElan(nn.Module):
         return [elan(x) for elan in self.elans]
 
 
-def make_elan(row: ElanRow, inputs: Sequence[Shape], *, activation: str) -> Elan | EElan:
+def make_elan(row: ElanRow, inputs: Sequence[MapShape], *, activation: str) -> Elan | EElan:
     """The module of a row, in the form that it asks for."""
     if row.cardinality > 1 and not row.grouped:
         return EElan(row, inputs, activation=activation)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.spec.block_schema import DetectRow
-from yolov7.spec.row import Shape
+from yolov7.spec.row import MapShape
 from yolov7.structures import HeadMaps
 
 _PRIOR_OBJECTS = 8.0  # objects that an image of _PRIOR_SIDE pixels is taken to hold, before training
@@ -31,8 +31,8 @@ class Detect(nn.Module):
     def __init__(
         self,
         row: DetectRow,
-        levels: Sequence[Shape],
-        taps: Sequence[Shape] = (),
+        levels: Sequence[MapShape],
+        taps: Sequence[MapShape] = (),
         *,
         num_classes: int,
         activation: str = "silu",

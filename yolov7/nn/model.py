@@ -41,8 +41,8 @@ from yolov7.spec.block_schema import (
     UpRow,
     UpsampleRow,
 )
-from yolov7.spec.graph import IMAGE, ModelSpec, infer_shapes, row_of, what_meets
-from yolov7.spec.row import Shape, own_width
+from yolov7.spec.graph import IMAGE, ModelSpec, find_destination, infer_shapes, row_of
+from yolov7.spec.row import MapShape, own_width
 from yolov7.structures import HeadMaps
 
 
@@ -117,23 +117,29 @@ class DetectionModel(nn.Module):
         return decode_maps(maps.lead, anchors_px=self.anchors_px, strides=self.strides)
 
 
-def _build_rows(spec: ModelSpec, shapes: dict[str, Shape]) -> dict[str, nn.Module]:
+def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Module]:
     rows: dict[str, nn.Module] = {}
     for name, row in spec.rows.items():
         if hasattr(nn.ModuleDict, name):
             raise SpecError(f"{name}: torch needs this name for itself; choose another one for the row")
         if not isinstance(row, DetectRow):
             inputs = [shapes[source] for source in row.sources]
-            meets = what_meets(spec, name, shapes=shapes)
-            rows[name] = build_row(row, inputs, activation=spec.activation, meets=meets)
+            feeds = find_destination(spec, name, shapes=shapes)
+            rows[name] = build_row(row, inputs, activation=spec.activation, feeds=feeds)
     return rows
 
 
-def build_row(row: Row, inputs: Sequence[Shape], *, activation: str, meets: str = "") -> nn.Module:
-    """The module of a row other than the head, for sources of these shapes.
+def build_row(row: Row, inputs: Sequence[MapShape], *, activation: str, feeds: str = "") -> nn.Module:
+    """Build the module of a row other than the head.
 
-    `meets`: the concatenation or addition that its output goes into as it is, where a RepConv must have no identity
-    branch.
+    Args:
+        row: The row.
+        inputs: Shapes of the maps of its sources.
+        activation: Name of the activation.
+        feeds: The concatenation or addition that the output enters unchanged; a RepConv then has no identity branch.
+
+    Returns:
+        The module.
     """
     channels = inputs[0].channels
     match row:
@@ -153,14 +159,14 @@ def build_row(row: Row, inputs: Sequence[Shape], *, activation: str, meets: str 
             spp = {"sppcspc": Sppcspc, "spp_tiny": SppTiny, "spp": Spp}[row.block]
             return spp(channels, row.out, activation=activation)
         case RepConvRow():
-            (place,) = row.rep_places(inputs, meets=meets)
-            return RepConv(channels, row.out, row.stride, identity=place.identity, activation=activation)
+            (planned,) = row.planned_rep_convs(inputs, feeds=feeds)
+            return RepConv(channels, row.out, row.stride, identity=planned.identity, activation=activation)
         case DetectRow():
             raise AssertionError("the head is built by the model")
 
 
 def _build_transition(
-    row: ConvRow | DownRow | UpRow | UpsampleRow, inputs: Sequence[Shape], *, activation: str
+    row: ConvRow | DownRow | UpRow | UpsampleRow, inputs: Sequence[MapShape], *, activation: str
 ) -> nn.Module:
     channels = inputs[0].channels
     width = own_width(row, out=row.out, inputs=inputs) // row.num_parts

@@ -1,1 +1,1 @@
-"""Model specifications: the block schema, the graph, spec files, scaling and auxiliary heads. Imports no torch."""
+"""Model specifications: rows, graph, files, scaling and auxiliary heads. Nothing here imports torch."""
