@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tests.golden.vectors import load_vectors
-from yolov7.nn.blocks import DownC, Reorg, Sppcspc
+from yolov7.nn.blocks import DownC, Reorg
+from yolov7.nn.pooling import Sppcspc
 
 
 def test_sppcspc() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolov7.nn.blocks import Bottlenecks, Csp, Spp, Upsample
+from yolov7.nn.blocks import Bottlenecks, Csp, Upsample
+from yolov7.nn.pooling import Spp
 from yolov7.spec.block_schema import BottleneckRow, CspRow
 from yolov7.spec.row import MapShape
 
