@@ -1,4 +1,4 @@
-"""Auxiliary heads: where they tap, what they compute and when, and that nothing of them is deployed."""
+"""Test auxiliary heads: their taps, their maps, and that nothing of them is deployed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_partial_head_leaves_the_other_branch_alone() -> None:
     assert any(bool(p.grad.any()) for p in second.parameters() if p.grad is not None)
 
 
-def test_biases_start_as_the_leads() -> None:
+def test_biases_start_like_those_of_the_lead_head() -> None:
     torch.manual_seed(0)
     head = DetectionModel(with_auxiliary(load_spec("nano")), num_classes=4).head
     for convs in (head.convs, head.auxiliary_convs):
@@ -106,7 +106,7 @@ def test_nothing_of_it_is_deployed() -> None:
         ({"form": ["n3", "n4", "n5"]}, "head.detect.auxiliary"),
     ],
 )  # fmt: skip
-def test_faults_are_told(auxiliary: dict[str, object], message: str) -> None:
+def test_faults_are_one_line(auxiliary: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         resolve_spec({"base": "yolov7", "swap": {"head": {"auxiliary": auxiliary}}}, name="x")
     assert message in str(caught.value)

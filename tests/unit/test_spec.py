@@ -16,7 +16,7 @@ ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
 
 
 def rows(**changes: object) -> dict[str, object]:
-    """A small spec of two levels, with rows changed or added."""
+    """Return a small specification of two levels with changed or added rows."""
     plain: dict[str, object] = {
         "s1": {"block": "conv", "out": 8, "s": 2},
         "s2": {"block": "conv", "out": 8, "s": 2},
@@ -85,7 +85,7 @@ def test_base_beside_the_file(tmp_path: Path) -> None:
         ({"head": {"block": "detect", "from": ["p2"], "anchors": [[1, 2]]}}, "d3: no row takes its map"),
     ],
 )  # fmt: skip
-def test_faults_are_told_in_one_line(changes: dict[str, object], message: str) -> None:
+def test_faults_are_one_line(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         resolve_spec({"rows": rows(**changes)}, name="small")
     assert message in str(caught.value)
@@ -157,7 +157,7 @@ def test_a_head_on_the_image_itself() -> None:
         ("- 1\n", "must contain a mapping"),
     ],
 )
-def test_faults_of_files_are_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_faults_of_files_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(SpecError) as caught:
