@@ -22,6 +22,7 @@ CocoEngine = Literal["hotcoco", "pycocotools"]
 COCO_ENGINE: CocoEngine = "hotcoco"  # where none is named
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
+Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
 
 
 class Settings(BaseModel):
@@ -53,42 +54,57 @@ class AugmentSettings(Settings):
 
 
 class LossSettings(Settings):
-    """Gains of the loss, before they are scaled by the number of levels, classes and the image size."""
+    """Settings of the loss. Gains are scaled by the numbers of levels and classes and by the image size."""
 
-    assigner: Literal["ota", "anchor"] = Field("ota", description="anchor: by shape alone, as YOLOv5 matches")
-    box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field("ciou", description="what boxes are compared by")
+    assigner: Literal["ota", "anchor"] = Field(
+        "ota", description="ota: by predictions; anchor: by the shape of the anchor only, as in YOLOv5"
+    )
+    box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field(
+        "ciou", description="measure of similarity of two boxes"
+    )
     box: NonNegative = 0.05
     objectness: NonNegative = 1.0
     classification: NonNegative = 0.5
     objectness_loss: Literal["bce", "varifocal"] = Field(
-        "bce", description="varifocal: VarifocalNet's (Zhang et al., 2021)"
+        "bce", description="binary cross-entropy, or varifocal loss (Zhang et al., 2021)"
     )
     classification_loss: Literal["bce", "varifocal"] = Field(
-        "bce", description="varifocal: a class is learned as far as the box fits its object"
+        "bce", description="with varifocal, the target of a class is the quality of the predicted box"
     )
     label_smoothing: Probability = 0.0
-    focal_gamma: NonNegative = Field(0.0, description="of what is bce; 0: not focal")
+    focal_gamma: NonNegative = Field(
+        0.0, description="exponent of the focal loss for the parts that use bce; 0: no focal loss"
+    )
     objectness_pos_weight: Positive = 1.0
     classification_pos_weight: Positive = 1.0
-    anchor_threshold: float = Field(4.0, gt=1.0, description="largest ratio of a side of box and anchor")
+    anchor_threshold: float = Field(
+        4.0, gt=1.0, description="largest ratio between the sides of a box and of its anchor"
+    )
     merge_duplicate_cells: bool = Field(
-        True, description="a cell positive for several objects goes to the cheapest one (the reference keeps all)"
+        True, description="assign a cell that several objects propose to one of them (the reference keeps all)"
     )
-    auxiliary: Literal["coarse_to_fine", "lead_guided", "independent"] = Field(
-        "coarse_to_fine", description="what an auxiliary head learns from: coarser cells, the lead's, its own"
+    auxiliary: Guidance = Field(
+        "coarse_to_fine",
+        description="cells that the auxiliary head learns from: coarser ones, those of the lead head, or its own",
     )
-    auxiliary_gain: NonNegative = Field(0.25, description="of the auxiliary head's loss")
+    auxiliary_gain: NonNegative = Field(0.25, description="weight of the loss of the auxiliary head")
     auxiliary_constraint: bool = Field(
-        True, description="the auxiliary head's boxes reach as far as the lead's, which is not quite to coarse cells"
+        True,
+        description="give boxes of the auxiliary head the range of the lead head, which excludes some coarse cells",
     )
 
     @model_validator(mode="after")
     def _check_varifocal(self) -> LossSettings:
         if self.objectness_loss == "varifocal" and self.objectness_pos_weight != 1:
-            raise ValueError("objectness_loss='varifocal' has weights of its own; leave objectness_pos_weight at 1")
+            raise ValueError(
+                f"objectness_pos_weight={self.objectness_pos_weight} cannot be combined with "
+                "objectness_loss='varifocal', which has its own weights; leave objectness_pos_weight at 1"
+            )
         if self.classification_loss == "varifocal" and (self.classification_pos_weight != 1 or self.label_smoothing):
-            given = "classification_pos_weight at 1 and label_smoothing at 0"
-            raise ValueError(f"classification_loss='varifocal' has weights and goals of its own; leave {given}")
+            raise ValueError(
+                "classification_loss='varifocal' has its own weights and targets; "
+                "leave classification_pos_weight at 1 and label_smoothing at 0"
+            )
         return self
 
 
@@ -201,14 +217,16 @@ class TrainSettings(Settings):
 
 
 class NmsSettings(Settings):
-    """From raw maps to detections."""
+    """How raw maps become detections."""
 
-    confidence: Probability = 0.25
-    iou: Probability = 0.45
-    max_detections: int = Field(300, ge=1, description="an image")
-    max_candidates: int = Field(30_000, ge=1, description="an image, before suppression")
-    multi_label: bool = Field(False, description="a detection for every class above the confidence, not the best only")
-    agnostic: bool = Field(False, description="suppress across classes")
+    confidence: Probability = Field(0.25, description="lowest score of a detection")
+    iou: Probability = Field(0.45, description="largest IoU of two detections of the same class")
+    max_detections: int = Field(300, ge=1, description="largest number of detections per image")
+    max_candidates: int = Field(30_000, ge=1, description="largest number of candidates per image before suppression")
+    multi_label: bool = Field(
+        False, description="a detection for every class above the confidence, not only for the best class"
+    )
+    agnostic: bool = Field(False, description="suppress detections across classes")
 
 
-COCO_NMS = NmsSettings(confidence=0.001, iou=0.65, multi_label=True)  # for COCO figures, as the reference measures them
+COCO_NMS = NmsSettings(confidence=0.001, iou=0.65, multi_label=True)  # for COCO metrics, as in the reference

@@ -14,7 +14,7 @@ from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
-from yolov7.criterion.assigners import Anchors, Assignment
+from yolov7.criterion.candidates import Anchors, Assignment
 from yolov7.criterion.loss import make_assigner
 from yolov7.data.augment.geometry import Boxes, Sample
 from yolov7.data.dataset import DetectionDataset

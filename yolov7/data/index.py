@@ -87,7 +87,7 @@ class ImageIndex:
         return self.crowd[self.box_offsets[i] : self.box_offsets[i + 1]]
 
     def outlines_of(self, i: int) -> tuple[Outline, ...]:
-        """k outlines in absolute pixels; () where no object of the split has any."""
+        """K outlines in absolute pixels; () where no object of the split has any."""
         if self.outlines is None:
             return ()
         return self.outlines.between(int(self.box_offsets[i]), int(self.box_offsets[i + 1]))

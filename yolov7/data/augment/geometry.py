@@ -66,7 +66,7 @@ class Tile:
     outlines: Sequence[Outline] = ()
 
     def outline_of_each(self) -> Sequence[Outline]:
-        """k outlines, () of what has none."""
+        """K outlines, () of what has none."""
         return self.outlines or ((),) * len(self.labels)
 
 
@@ -216,7 +216,8 @@ def random_transform(
     settings: AugmentSettings, *, canvas: int, size: int, generator: Generator
 ) -> tuple[Matrix, float]:
     """A matrix (3, 3) from the canvas to the output, translation x shear x rotation and scale x perspective x centring,
-    and the scale that it holds, drawn from (1 - scale, 1.1 + scale)."""
+    and the scale that it holds, drawn from (1 - scale, 1.1 + scale).
+    """
     draws = generator.uniform(-1.0, 1.0, size=7)
     scale = float(generator.uniform(1 - settings.scale, 1.1 + settings.scale))
     perspective_x, perspective_y = draws[0:2] * settings.perspective
