@@ -191,7 +191,7 @@ class Trainer:
         if mean is None:
             return None
         before = read_epochs(self._job.run_folder)[-1].get("AP")
-        figures = self._validate(mean, Worker(device=self._worker.device))  # the others are not asked
+        figures = self._validate(mean, Worker(device=self._worker.device, loader_workers=self._worker.loader_workers))
         record.amend(figures)
         if figures.get("AP") is not None and before is not None:
             epochs = self._job.settings.swa_epochs
@@ -311,6 +311,7 @@ class Trainer:
             precision=self._job.settings.precision,
             rank=worker.rank,
             world_size=worker.world_size,
+            loader_workers=worker.loader_workers,
             gather=worker.gather,
         ).figures
         return {"AP": figures.AP, "AP50": figures.AP50}
@@ -374,6 +375,7 @@ def _build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoad
         seed=job.seed,
         cache=settings.cache_images,
         cache_folder=job.run_folder.parents[1] / ".cache",  # beside the variants' folders, for all of their runs
+        processes=worker.processes_on_machine,
     )
     return TrainLoader(
         dataset,

@@ -21,6 +21,7 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     loader_workers: int = 0
+    processes_on_machine: int = 1  # that train at the same time, this one included; they share the machine's memory
     sync_batch_norm: bool = False  # statistics over all workers' images
 
     @property
