@@ -16,7 +16,8 @@ from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
 from yolov7.criterion.candidates import Anchors, Assignment
 from yolov7.criterion.loss import make_assigner
-from yolov7.data.augment.geometry import Boxes, Sample
+from yolov7.data.augment.geometry import Boxes
+from yolov7.data.augment.tile import Sample
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.images import Image
 from yolov7.data.index import ImageIndex, load_index

@@ -355,6 +355,7 @@ def _work(config: dict[str, Any]) -> str | None:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         loader_workers=_loader_workers(job, cpus),
+        processes_on_machine=context.get_local_world_size(),
         sync_batch_norm=config["sync"],
     )
     blindness = next(filter(None, worker.gather(_blindness(job, config["token"]))), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yolov7.data.augment.geometry import letterbox
+from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex

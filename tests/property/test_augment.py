@@ -6,17 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolov7.data.augment.geometry import (
-    FILL,
-    Tile,
-    compose,
-    flip,
-    lay,
-    letterbox_geometry,
-    normalise_boxes,
-    random_transform,
-)
+from yolov7.data.augment.compose import compose
+from yolov7.data.augment.geometry import random_transform
+from yolov7.data.augment.letterbox import FILL, letterbox_geometry
 from yolov7.data.augment.mosaic import place_centre, place_mosaic
+from yolov7.data.augment.tile import Tile, flip, normalise_boxes, place_tile
 from yolov7.settings import AugmentSettings
 
 SIDES = st.integers(16, 96)
@@ -49,7 +43,7 @@ def test_boxes_stay_in_frame(
     tiles = [_tile(generator, width=w, height=h, count=int(generator.integers(0, 6))) for w, h in sides]
     canvas = 2 * size if mosaic else size
     corners = place_mosaic(sides, size=size, generator=generator) if mosaic else [place_centre(sides[0], size=size)]
-    placed = [lay(tile, corner, canvas=canvas) for tile, corner in zip(tiles, corners, strict=False)]
+    placed = [place_tile(tile, corner, canvas=canvas) for tile, corner in zip(tiles, corners, strict=False)]
     matrix, drawn = random_transform(chosen, canvas=canvas, size=size, generator=generator)
     made = compose(placed, matrix, scale=drawn, size=size)
     image, boxes, labels = made.image, made.boxes_xyxy, made.labels

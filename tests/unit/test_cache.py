@@ -11,7 +11,7 @@ import pytest
 from yolov7.data import cache as module
 from yolov7.data.cache import ImageCache, make_cache
 from yolov7.data.index import ImageIndex
-from yolov7.errors import DataError
+from yolov7.errors import SettingError
 
 SIZES = [(4, 3), (5, 2), (1, 7)]
 
@@ -94,13 +94,13 @@ def test_old_files_give_way_and_a_full_disk_is_told(tmp_path: Path, monkeypatch:
         for path in tmp_path.glob("*.images"):
             os.utime(path, (i, i) if path.stat().st_mtime > 1000 else None)
     assert len(list(tmp_path.glob("*.images"))) < 3
-    with pytest.raises(DataError, match=r"needs 0\.1 GB for decoded images"):
+    with pytest.raises(SettingError, match=r"needs 0\.1 GB for decoded images"):
         make_cache(index_of("d"), [(6000, 5000)], mode="disk", folder=tmp_path)
 
 
 def test_what_is_not_wanted_or_does_not_fit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_cache(INDEX, SIZES, mode="none") is None
     assert make_cache(INDEX, SIZES, mode="auto") is not None
-    monkeypatch.setattr(module, "_available_memory", lambda: 100)
+    monkeypatch.setattr(module, "available_memory", lambda: 100)
     assert make_cache(INDEX, SIZES, mode="auto") is None
     assert make_cache(INDEX, SIZES, mode="memory") is not None

@@ -12,7 +12,7 @@ import torch
 from tests.unit.data_files import make_index
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.loader import TrainLoader, ValLoader
-from yolov7.errors import DataError
+from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import to_original
 from yolov7.settings import AugmentSettings
 from yolov7.structures import Batch, Detections
@@ -72,7 +72,7 @@ def test_the_steps_of_an_epoch_are_the_same_for_any_number_of_ranks(tmp_path: Pa
     for ranks in (2, 3, 5):  # the last step leaves a rank, or three, without an image
         assert _steps(dataset, ranks=ranks) == whole
         assert _steps(dataset, ranks=ranks, start=1) == whole[1:]
-    with pytest.raises(ValueError, match="batch_size=3 must be at least an image for each of 4 workers"):
+    with pytest.raises(SettingError, match="batch_size=3 must be at least 4, one image for each worker"):
         TrainLoader(dataset, batch_size=3, rank=0, world_size=4)
 
 
@@ -150,5 +150,5 @@ def test_validation_boxes_find_their_way_back(tmp_path: Path) -> None:
 def test_an_image_that_changed_since_prepare_is_told(tmp_path: Path) -> None:
     dataset = _dataset(tmp_path)
     make_index(tmp_path, width=50, height=50)
-    with pytest.raises(DataError, match="is 50x50, was 60x40; run `yolov7 prepare` again"):
+    with pytest.raises(DataError, match="is 50x50 pixels but was 60x40 when the data were prepared; restore"):
         dataset.sample(0)

@@ -15,6 +15,7 @@ Points = NDArray[np.float32]  # (n, 2): x, y
 Outline = tuple[Points, ...]  # the parts of one object; () where its outline is not known
 Planes = NDArray[np.float64]  # (k, 3): half-planes a x + b y + c >= 0
 
+MIN_DEPTH = 0.1  # of a perspective: what is nearer to the horizon would be enlarged more than ten times; it is left out
 _ON_EDGE = 0.01  # pixels that count as within
 _SLIVER = 0.5  # pixels: what is left of a part and is thinner, nobody sees
 
@@ -105,6 +106,22 @@ def frame_planes(width: float, height: float) -> Planes:
     return np.array([[1, 0, 0], [0, 1, 0], [-1, 0, width], [0, -1, height]], np.float64)
 
 
+def view_planes(matrix: NDArray[np.float64], *, size: int) -> Planes:
+    """Return the half-planes of an image's points that are visible in a sample, and in front of the horizon.
+
+    Args:
+        matrix: Transform (3, 3) from the image to the sample.
+        size: Side of the square sample, pixels.
+
+    Returns:
+        Half-planes (5, 3) in the image, so that horizons do not matter, in pixels of the image.
+    """
+    x, y, depth = matrix
+    planes = np.stack([x, y, size * depth - x, size * depth - y, depth - [0.0, 0.0, MIN_DEPTH]])
+    normalised: Planes = planes / np.sqrt(planes[:, :1] ** 2 + planes[:, 1:2] ** 2).clip(1e-9)
+    return normalised
+
+
 def clip_polygon(points: NDArray[Any], planes: Planes) -> NDArray[np.float64]:
     """The part of a polygon (n, 2) within all half-planes (Sutherland and Hodgman, 1974), without points if none is.
 
@@ -114,7 +131,7 @@ def clip_polygon(points: NDArray[Any], planes: Planes) -> NDArray[np.float64]:
     for plane in planes:
         if not len(polygon):
             break
-        here = polygon @ plane[:2] + plane[2]
+        here = _distances(polygon, plane[None])[:, 0]
         if (here >= 0).all():
             continue
         following, there = _following(polygon), _following(here)
@@ -169,10 +186,7 @@ class _View:
 
     def __init__(self, matrix: NDArray[np.float64], image_size: tuple[int, int], size: int) -> None:
         self._matrix, self._image_size = matrix, image_size
-        x, y, depth = matrix
-        through = np.stack([x, y, size * depth - x, size * depth - y])  # in the image, so that horizons do not matter
-        through /= np.linalg.norm(through[:, :2], axis=1, keepdims=True).clip(1e-9)  # to pixels of the image
-        self._planes = np.concatenate([frame_planes(*image_size), through])
+        self._planes = np.concatenate([frame_planes(*image_size), view_planes(matrix, size=size)])
 
     def distances(
         self, points: NDArray[np.float64], starts: NDArray[np.int64]
@@ -183,10 +197,10 @@ class _View:
 
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points (n, 2) of the image in the output; what is not seen may come out anywhere."""
-        seen = points @ self._matrix[:2, :2].T + self._matrix[:2, 2]
+        seen = _distances(points, self._matrix)
         if self._matrix[2, 0] or self._matrix[2, 1]:
-            seen /= np.maximum(points @ self._matrix[2, :2, None] + self._matrix[2, 2], 1e-9)
-        return seen
+            seen[:, :2] /= np.maximum(seen[:, 2:], 1e-9)
+        return seen[:, :2]
 
     def cut(self, part: Points, crossed: NDArray[np.bool_]) -> _Seen:
         """What is seen of a part of an outline, and its box; `crossed` are the planes that not all of it is within.
@@ -233,7 +247,8 @@ def _is_inside(points: NDArray[np.float64], polygon: NDArray[Any]) -> NDArray[np
 
 def _distances(points: NDArray[np.float64], planes: Planes) -> NDArray[np.float64]:
     """How far each point (n, 2) is within each half-plane: (n, k), where the planes' normals are of length 1."""
-    distances: NDArray[np.float64] = points @ planes[:, :2].T + planes[:, 2]
+    x, y = points[:, :1], points[:, 1:]  # no matrix product, whose last bit depends on the processor
+    distances: NDArray[np.float64] = x * planes[:, 0] + y * planes[:, 1] + planes[:, 2]
     return distances
 
 

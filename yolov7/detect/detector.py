@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yolov7.data.augment.geometry import letterbox
+from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.images import Image, read_image
 from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import detect_batch

@@ -39,17 +39,26 @@ def evaluate_split(
     engine: CocoEngine = COCO_ENGINE,
     rank: int = 0,
     world_size: int = 1,
+    loader_workers: int = 0,
     gather: Callable[[Found], list[Found]] = lambda mine: [mine],
 ) -> SplitResult:
     """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures with a library.
 
     The detections are on the CPU, in the pixels of the original images. Processes may share the work, batch by batch;
-    `gather` then hands on what every rank found, and all have the result of one process.
+    `gather` then hands on what every rank found, and all have the result of one process. `loader_workers` processes
+    read and letterbox the images; 0: this process.
     """
     was_training = model.training
     model.eval()
     dtype = resolve_precision(precision, next(model.parameters()).device)
-    batches = ValLoader(index, image_size=image_size, batch_size=batch_size, rank=rank, world_size=world_size)
+    batches = ValLoader(
+        index,
+        image_size=image_size,
+        batch_size=batch_size,
+        num_workers=loader_workers,
+        rank=rank,
+        world_size=world_size,
+    )
     mine = [detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype) for batch in batches]
     model.train(was_training)
     found = list(chain.from_iterable(chain.from_iterable(zip_longest(*gather(mine), fillvalue=()))))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from yolov7.data.augment.geometry import Letterbox
+from yolov7.data.augment.letterbox import Letterbox
 from yolov7.inference.nms import non_max_suppression
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings

@@ -36,6 +36,7 @@ def build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoade
         seed=job.seed,
         cache=settings.cache_images,
         cache_folder=job.run_folder.parents[1] / ".cache",  # shared by all runs of all variants
+        processes=worker.processes_on_machine,
     )
     return TrainLoader(
         dataset,

@@ -243,7 +243,8 @@ class Trainer:
         if mean is None:
             return None
         before = read_epochs(self._job.run_folder)[-1].get("AP")
-        figures = self._validator.measure(mean, Worker(device=self._worker.device))  # in this process alone
+        alone = Worker(device=self._worker.device, loader_workers=self._worker.loader_workers)
+        figures = self._validator.measure(mean, alone)
         record.amend(figures)
         if figures.get("AP") is not None and before is not None:
             self._report(

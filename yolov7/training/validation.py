@@ -57,6 +57,7 @@ class Validator:
             precision=self._settings.precision,
             rank=worker.rank,
             world_size=worker.world_size,
+            loader_workers=worker.loader_workers,
             gather=worker.gather,
         ).figures
         return {"AP": figures.AP, "AP50": figures.AP50}

@@ -22,6 +22,7 @@ class Worker:
         rank: The number of this process.
         world_size: The number of processes.
         loader_workers: How many processes prepare samples for this one; 0 means that it prepares them itself.
+        processes_on_machine: How many processes of this machine train, this one included; they share its memory.
         sync_batch_norm: Whether the statistics of batch norm are computed over the images of all processes.
     """
 
@@ -29,6 +30,7 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     loader_workers: int = 0
+    processes_on_machine: int = 1
     sync_batch_norm: bool = False
 
     @property

@@ -148,7 +148,11 @@ def _remote(share: Share) -> dict[str, float]:
 
 def _worker(share: Share) -> Worker:
     torch.set_num_threads(share.cpus)
-    return Worker(device=torch.device(share.device), loader_workers=share.loader_workers)
+    return Worker(
+        device=torch.device(share.device),
+        loader_workers=share.loader_workers,
+        processes_on_machine=share.at_once,  # at most, as the trials may be on several machines
+    )
 
 
 def _probe(job: dict[str, Any], gflops: float, share: Share, began: float) -> Probe:
