@@ -228,7 +228,7 @@ def _image_flaws(
     ):
         if isinstance(fact, Flaw):
             boxes = f"; {count} box{'es' if count > 1 else ''} left out with it" if count else ""
-            yield Flaw(fact.kind, fact.file, fact.detail + boxes)
+            yield Flaw(fact.kind, fact.file, fact.detail + boxes, boxes=count)
             continue
         if np.any((stated != (fact.width, fact.height)) & ~np.isnan(stated)):
             size = "{}x{}".format(*("?" if np.isnan(side) else f"{side:g}" for side in stated))
@@ -260,7 +260,8 @@ def _clean(annotations: Annotations, sizes: NDArray[np.float64], flaws: list[Fla
     for row in np.flatnonzero((kinds != _KINDS.index(None)) & (frame[:, 0] > 0)).tolist():
         kind, values = _KINDS[kinds[row]], ", ".join(f"{value:g}" for value in boxes[row])
         assert kind is not None
-        flaws.append(Flaw(kind, str(annotations.paths[annotations.image[row]]), f"[{values}]"))
+        path = str(annotations.paths[annotations.image[row]])
+        flaws.append(Flaw(kind, path, f"[{values}]", boxes=int(not is_kept[row])))
     areas = annotations.boxes_xywh[:, 2:].prod(axis=1)
     if outlines is not None:
         outlined = outlines.areas()

@@ -96,8 +96,10 @@ class Flaw:
         kind: What is wrong.
         file: The file that has the flaw.
         detail: The value, and where it stands in the file.
+        boxes: How many boxes are left out because of it.
     """
 
     kind: FlawKind
     file: str
     detail: str
+    boxes: int = 0

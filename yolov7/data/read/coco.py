@@ -222,10 +222,10 @@ def _row_flaws(rows: AnnotationRows, of_image: Any, of_label: Any, path: Path) -
     for row in np.flatnonzero((of_image < 0) | (of_label < 0)).tolist():
         if of_image[row] < 0:
             detail = f"{rows.name_of(row)}: image id {rows.image_of(row)}"
-            flaws.append(Flaw(FlawKind.UNKNOWN_IMAGE, str(path), detail))
+            flaws.append(Flaw(FlawKind.UNKNOWN_IMAGE, str(path), detail, boxes=1))
         else:
             detail = f"{rows.name_of(row)}: category id {rows.category_of(row)}"
-            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, str(path), detail))
+            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, str(path), detail, boxes=1))
     for flaw in rows.flaws:
         if of_image[flaw.row] >= 0 and of_label[flaw.row] >= 0:
             value = f": {flaw.value}" if flaw.value else ""

@@ -208,7 +208,7 @@ def _annotated(tree: Element, root: Path, stem: str, label_of: dict[str, int], f
     for node in tree.iter("object"):
         name = _text(node, "name")
         if name not in label_of:
-            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, annotation, repr(name)))
+            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, annotation, repr(name), boxes=1))
             continue
         corners, turned = _corners(node)
         if turned:
