@@ -103,7 +103,7 @@ def test_every_flaw_is_counted_listed_and_left_out(flawed: DataSettings, tmp_pat
     ("flaws", "message"),
     [
         ({"max_unreadable": 0.01}, r"4 of 6 images of train cannot be used .*max_unreadable=0\.01.*missing image"),
-        ({"fatal": ["boxes"]}, r"17 flaws in train, e\.g\. .*mend them, or take boxes out of data\.flaws\.fatal"),
+        ({"fatal": ["boxes"]}, r"17 flaws in train, e\.g\. .*correct them, or remove boxes from data\.flaws\.fatal"),
         ({"fatal": ["ids"]}, r"2 flaws in train, e\.g\. id given twice, .*train\.json: image id 1"),
         ({"fatal": ["sizes", "leaks"]}, r"1 flaw in train, e\.g\. image of another size.*annotated as 61x40, is 60x40"),
     ],
@@ -129,7 +129,7 @@ def test_one_percent_of_unreadable_images_is_allowed(tmp_path: Path) -> None:
 def test_images_of_val_that_are_in_train_too_can_be_fatal(tmp_path: Path) -> None:
     plain = write_set(tmp_path, [{}], images=1)
     assert "image that is in train too: 1" in prepare(plain, project_root=tmp_path)
-    with pytest.raises(DataError, match=r"1 flaw in val, e\.g\. image that is in train too.*take leaks out"):
+    with pytest.raises(DataError, match=r"1 flaw in val, e\.g\. image that is in train too.*remove leaks from"):
         prepare(coco_settings(tmp_path, val="train", flaws={"fatal": ["leaks"]}), project_root=tmp_path)
 
 

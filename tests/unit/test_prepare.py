@@ -63,13 +63,13 @@ def test_shuffled_labels_touch_train_only(tmp_path: Path) -> None:
 def test_flaws_are_reported_or_fatal(tmp_path: Path) -> None:
     write_voc(tmp_path / "voc", {"x": [("b", 1, 1, 20, 20), ("b", 5, 5, 5, 5)], "<y>": [("a", 1, 1, 60, 40)], "z": []})
     line = prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
-    assert "1 flaw (box without area: 1), 1 images without boxes; see" in line
+    assert "1 flaw (box without area: 1), 1 image without boxes; see" in line
     report = read_json(tmp_path / "artifacts/prepare/health.json", HealthReport, made_by="prepare")
     train = report.splits["train"]
     assert (train.images, train.boxes, train.images_without_boxes) == (3, 2, 1)
     assert train.boxes_per_size == {"small": 1, "medium": 1, "large": 0}
     assert train.flaws == {"box without area": 1, "image without boxes": 1}
-    with pytest.raises(DataError, match=r"1 flaw in train.*box without area.*x\.jpg: \[5, 5, 5, 5\]; mend them"):
+    with pytest.raises(DataError, match=r"1 flaw in train.*box without area.*x\.jpg: \[5, 5, 5, 5\]; correct them"):
         prepare(_voc(tmp_path / "voc", flaws={"fatal": ["boxes"]}), project_root=tmp_path)
     assert _prepared(tmp_path).splits == {"train": 3}  # what was there stays
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,11 +89,11 @@ class AnnotationRows:
 
     def places_of_images(self, table: IdTable) -> NDArray[np.int64]:
         """Return the place (m,) of the image of each annotation in a table; -1 for images that it does not have."""
-        return self._images.places(table)
+        return self._images.places(table.place)
 
     def places_of_categories(self, table: IdTable) -> NDArray[np.int64]:
         """Return the place (m,) of the category of each annotation in a table; -1 for those that it does not have."""
-        return self._categories.places(table)
+        return self._categories.places(table.place_in_any_form)
 
     def image_of(self, row: int) -> str:
         """Return the image id of an annotation as a message shows it."""
@@ -218,9 +218,9 @@ class _Codes:
             self._values.append(value)
         self._column.append(code)
 
-    def places(self, table: IdTable) -> NDArray[np.int64]:
-        """Return the place of each id in a table, or -1."""
-        places = np.array([table.place(value) for value in self._values], np.int64)
+    def places(self, find: Callable[[object], int]) -> NDArray[np.int64]:
+        """Return the place of each id, as a function finds it."""
+        places = np.array([find(value) for value in self._values], np.int64)
         column = np.frombuffer(self._column, np.int64)
         return places[column] if len(column) else column
 

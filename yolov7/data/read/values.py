@@ -83,7 +83,7 @@ def turn_box(box_xywh: Iterable[float], *, degrees: float) -> tuple[float, float
 
 
 class IdTable:
-    """Find the place of an id in a list, also if one file writes it as text and the other as a number."""
+    """Find the place of an id in a list."""
 
     def __init__(self, ids: Iterable[Id]) -> None:
         """Store the ids of a list.
@@ -105,11 +105,18 @@ class IdTable:
             wanted: A value of an annotation file that should be an id.
         """
         given = parse_id(wanted)
-        if given is None:
-            return -1
-        number = _as_integer(given)
+        return -1 if given is None else self._exact.get(given, -1)
+
+    def place_in_any_form(self, wanted: object) -> int:
+        """Return the place of an id, also if one side writes a number as text; -1 if it is not in the list.
+
+        Args:
+            wanted: A value of an annotation file that should be an id.
+        """
+        given = parse_id(wanted)
+        number = None if given is None else _as_integer(given)
         near = -1 if number is None else self._by_number.get(number, -1)
-        return self._exact.get(given, near)
+        return -1 if given is None else self._exact.get(given, near)
 
 
 def id_order(given: Id) -> tuple[bool, int, str]:
