@@ -122,7 +122,7 @@ def _check(splits: Splits, settings: FlawSettings) -> None:
         for group in settings.fatal:
             found = _of_group(flaws, FlawGroup(group))
             if found:
-                count = f"{len(found):,} flaw{'' if len(found) == 1 else 's'} in {split}"
+                count = f"{_counted(len(found), 'flaw', 'flaws')} in {split}"
                 remedy = f"correct them, or remove {group} from data.flaws.fatal"
                 raise DataError(f"{count}, e.g. {_told(found[0])}; {remedy}")
         _check_boxes(split, index, flaws)
@@ -188,11 +188,15 @@ def _write(splits: Splits, settings: DataSettings, folder: Path, project_root: P
 def _summary(splits: Splits, settings: DataSettings, report: Path) -> str:
     images = " + ".join(f"{len(index):,}" for index, _ in splits.values())
     boxes = sum(index.num_boxes for index, _ in splits.values())
-    classes = len(splits["train"][0].class_names)
+    classes = _counted(len(splits["train"][0].class_names), "class", "classes")
     flaws = [flaw for _, found in splits.values() for flaw in found]
     shuffled = ", labels shuffled" if settings.format == "synthetic" and settings.synthetic.shuffle_labels else ""
     told = describe_flaws(flaws) + (f"; see {_shown(report)}" if flaws else "")
-    return f"{'prepare':<10} {settings.format}: {images} images, {classes} classes, {boxes:,} boxes{shuffled}, {told}"
+    return f"{'prepare':<10} {settings.format}: {images} images, {classes}, {_counted(boxes, 'box', 'boxes')}{shuffled}, {told}"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _shown(path: Path) -> str:

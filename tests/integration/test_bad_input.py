@@ -177,12 +177,12 @@ def test_voc_annotations_that_are_odd(tmp_path: Path) -> None:
         (root / f"Annotations/{name}.xml").write_text(text, encoding="utf-8")
     voc = {"format": "voc", "path": str(root), "val": None, "flaws": {"max_unreadable": 0.5}}
     line = prepare(DataSettings.model_validate(voc), project_root=tmp_path)
-    assert "3 images, 1 classes, 2 boxes" in line
+    assert "3 images, 1 class, 2 boxes" in line
     flaws = report(tmp_path).splits["train"].flaws
-    expected = {FlawKind.NO_ANNOTATION: 3, FlawKind.NOT_FINITE: 1, FlawKind.UNKNOWN_CATEGORY: 1}
+    expected = {FlawKind.NO_ANNOTATION: 3, FlawKind.NOT_FINITE: 1, FlawKind.UNKNOWN_CATEGORY: 1, FlawKind.SIZE: 2}
     assert flaws == {str(kind): count for kind, count in expected.items()}
     (root / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(DataError, match=r"split list .*train\.txt is not UTF-8"):
+    with pytest.raises(DataError, match=r"train\.txt is not text in UTF-8, UTF-16 or cp1252"):
         prepare(DataSettings.model_validate(voc), project_root=tmp_path)
 
 
