@@ -62,7 +62,9 @@ def test_numbers_of_boxes_may_be_text(tmp_path: Path, box: list[object]) -> None
     assert (index.boxes_of(0).tolist(), flaws) == ([[10, 5, 30, 35]], {})
 
 
-@pytest.mark.parametrize("box", [[True, 5, 20, 30], ["", 5, 20, 30], ["nan", 5, 20, 30], {"x": 1}, "1234", [[1, 2, 3, 4]], 7])
+@pytest.mark.parametrize(
+    "box", [[True, 5, 20, 30], ["", 5, 20, 30], ["nan", 5, 20, 30], {"x": 1}, "1234", [[1, 2, 3, 4]], 7]
+)
 def test_boxes_that_are_no_numbers_are_counted(tmp_path: Path, box: object) -> None:
     assert read_one(tmp_path, {"bbox": box}, {})[1] == {FlawKind.NOT_FINITE: 1}
 
@@ -74,14 +76,18 @@ def test_an_object_without_a_box_gets_that_of_its_polygons(tmp_path: Path, box: 
     assert (index.boxes_of(0).tolist(), flaws) == ([[10, 5, 30, 35]], {})
 
 
-@pytest.mark.parametrize(("area", "flaw"), [("300", False), (None, False), (0, True), (-1, True), ("x", True), (True, True)])
+@pytest.mark.parametrize(
+    ("area", "flaw"), [("300", False), (None, False), (0, True), (-1, True), ("x", True), (True, True)]
+)
 def test_areas(tmp_path: Path, area: object, flaw: bool) -> None:
     index, flaws = read_one(tmp_path, {"area": area})
     assert index.object_areas.tolist() == ([300] if area == "300" else [600])
     assert flaws == ({FlawKind.AREA: 1} if flaw else {})
 
 
-@pytest.mark.parametrize("size", [(960, 640), (960.0, 640.0), ("960", "640"), ("x", 40), (60, -40), ([60], 40), (60, None)])
+@pytest.mark.parametrize(
+    "size", [(960, 640), (960.0, 640.0), ("960", "640"), ("x", 40), (60, -40), ([60], 40), (60, None)]
+)
 def test_a_stated_size_is_compared_in_every_form(tmp_path: Path, size: tuple[object, object]) -> None:
     image = {"id": 1, "file_name": "0.jpg", "width": size[0], "height": size[1]}
     assert read_one(tmp_path, {}, images=[image])[1] == ({} if size[1] is None else {FlawKind.SIZE: 1})
@@ -109,7 +115,9 @@ def test_numeric_ids_come_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     assert read_one(tmp_path, {"category_id": "9"}, categories=rows)[0].category_ids == ("9", "10", "a", "x")
 
 
-@pytest.mark.parametrize("name", ["a\tb", "0", "true", "<b>&", "$x$", "{{ 1 }}", "日本 🐕", "a\nb", "\x1b[31m", "x" * 3000])
+@pytest.mark.parametrize(
+    "name", ["a\tb", "0", "true", "<b>&", "$x$", "{{ 1 }}", "日本 🐕", "a\nb", "\x1b[31m", "x" * 3000]
+)
 def test_odd_class_names_are_accepted(tmp_path: Path, name: str) -> None:
     index, flaws = read_one(tmp_path, {}, categories=[{"id": 7, "name": name}])
     assert (index.class_names, flaws) == ((name,), {})
@@ -142,7 +150,9 @@ def test_rotated_rectangles(tmp_path: Path) -> None:
 
 
 def test_boxes_in_shares_are_counted(tmp_path: Path) -> None:
-    index, flaws = read_one(tmp_path, {"bbox": [0.1, 0.2, 0.3, 0.4]}, {"bbox": [0, 0, 1, 1]}, {"bbox": [0, 0, 1, 2]}, {})
+    index, flaws = read_one(
+        tmp_path, {"bbox": [0.1, 0.2, 0.3, 0.4]}, {"bbox": [0, 0, 1, 1]}, {"bbox": [0, 0, 1, 2]}, {}
+    )
     assert (len(index.labels), flaws) == (2, {FlawKind.SHARES: 2})
 
 
@@ -200,7 +210,9 @@ OBJECT = "<object><name>cat</name><bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30<
         f"\ufeff<annotation>{OBJECT}</annotation>",
         f'<?xml version="1.0" encoding="UTF-16"?><annotation>{OBJECT}</annotation>'.encode("utf-16"),
         f"<annotation><folder>größe</folder>{OBJECT}</annotation>".encode("cp1252"),
-        f'<?xml version="1.0" encoding="utf-8"?><annotation><folder>größe</folder>{OBJECT}</annotation>'.encode("cp1252"),
+        f'<?xml version="1.0" encoding="utf-8"?><annotation><folder>größe</folder>{OBJECT}</annotation>'.encode(
+            "cp1252"
+        ),
         f"<annotation>{OBJECT.replace('>11<', '> 11.0 <').replace('>30<', '>3e1<')}</annotation>",
         "<annotation><object><name>cat</name><robndbox><cx>20</cx><cy>20</cy><w>30</w><h>20</h>"
         "<angle>1.5707963267948966</angle></robndbox></object></annotation>",

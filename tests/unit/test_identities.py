@@ -42,7 +42,9 @@ def write(root: Path, *, ids: Any = range(1, IMAGES + 1), categories: Any = (1, 
         box = [*random.uniform(-3, 25, 2).tolist(), *random.uniform(5, 30, 2).tolist()]
         stated = {"area": box[2] * box[3] * 0.77, "iscrowd": int(number % 9 == 0)}
         rows.append({"image_id": ids[number % IMAGES], "category_id": categories[number % 2], "bbox": box} | stated)
-    path = write_coco(root, images=[{"id": ids[i], "file_name": name.format(i)} for i in range(IMAGES)], annotations=rows)
+    path = write_coco(
+        root, images=[{"id": ids[i], "file_name": name.format(i)} for i in range(IMAGES)], annotations=rows
+    )
     table = [{"id": given, "name": f"class {given}"} for given in categories]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"categories": table}))
     return path
@@ -94,7 +96,10 @@ def test_images_that_are_left_out_are_the_only_difference(tmp_path: Path) -> Non
     (tmp_path / "images/i3.jpg").write_bytes(b"")
     index, flaws = read_coco(path)
     assert sum(flaw.boxes for flaw in flaws) == 5
-    found = [Detections(torch.from_numpy(index.boxes_of(i)), torch.ones(5), torch.from_numpy(index.labels_of(i))) for i in range(7)]
+    found = [
+        Detections(torch.from_numpy(index.boxes_of(i)), torch.ones(5), torch.from_numpy(index.labels_of(i)))
+        for i in range(7)
+    ]
     theirs = score(path, coco_results(index, found))
     content = json.loads(path.read_text())
     content["images"] = [row for row in content["images"] if row["file_name"] != "i3.jpg"]

@@ -187,13 +187,8 @@ def _jpeg_2000(content: bytes) -> Header | None:
     if position < 0:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", content, position + 8)
-    tile_width, tile_height = struct.unpack_from(">2I", content, position + 24)
-    (components,) = struct.unpack_from(">H", content, position + 40)
     bits = (content[position + 42] & 0x7F) + 1
-    if right <= left or bottom <= top or components > 4:
-        return None
-    whole = max(1, -(-right // max(1, tile_width))) * max(1, -(-bottom // max(1, tile_height)))
-    return Header(right - left, bottom - top, max(8, bits)) if whole <= 65535 else None
+    return Header(right - left, bottom - top, max(8, bits)) if right > left and bottom > top else None
 
 
 def _avif(content: bytes) -> Header | None:

@@ -232,9 +232,7 @@ def load_index(path: Path) -> ImageIndex:
     return _from_columns(columns, texts, path.parent.resolve())
 
 
-def _from_columns(
-    columns: Mapping[str, NDArray[Any]], texts: Mapping[str, Any], folder: Path
-) -> ImageIndex:
+def _from_columns(columns: Mapping[str, NDArray[Any]], texts: Mapping[str, Any], folder: Path) -> ImageIndex:
     return ImageIndex(
         class_names=tuple(texts["class_names"]),
         paths=tuple(Path(os.path.normpath(folder / path)) for path in texts["paths"]),

@@ -92,7 +92,9 @@ class OutlineTable:
         both = OutlineTable(
             np.concatenate([self.points, *parts]).astype(np.float32),
             np.concatenate([self.part_offsets, self.part_offsets[-1] + np.cumsum([len(part) for part in parts])]),
-            np.concatenate([self.object_offsets, self.object_offsets[-1] + np.cumsum([len(o) for o in changed.values()])]),
+            np.concatenate(
+                [self.object_offsets, self.object_offsets[-1] + np.cumsum([len(o) for o in changed.values()])]
+            ),
         )
         count = len(self.object_offsets) - 1
         objects = np.arange(count)
@@ -288,7 +290,9 @@ class _View:
     def __init__(self, matrix: NDArray[np.float64], image_size: tuple[int, int], size: int) -> None:
         self._matrix, self._image_size = matrix, image_size
         x, y, depth = matrix
-        through = np.stack([x, y, size * depth - x, size * depth - y])  # in the image, where the horizon does not matter
+        through = np.stack(
+            [x, y, size * depth - x, size * depth - y]
+        )  # in the image, where the horizon does not matter
         through /= np.linalg.norm(through[:, :2], axis=1, keepdims=True).clip(1e-9)  # distances in pixels of the image
         self._planes = np.concatenate([frame_planes(*image_size), through])
 

@@ -61,7 +61,9 @@ def find_coco_file(root: Path, name: str) -> Path:
             return candidate
     present = sorted(str(path.relative_to(root)) for folder in folders for path in folder.glob("*.json"))
     remedy = "" if present else "; the formats that are read are COCO (a json file per split) and Pascal VOC"
-    raise DataError(f"annotation file {name!r} is not in {root}; it has: {', '.join(present) or 'no json files'}{remedy}")
+    raise DataError(
+        f"annotation file {name!r} is not in {root}; it has: {', '.join(present) or 'no json files'}{remedy}"
+    )
 
 
 def read_coco(

@@ -187,7 +187,9 @@ class AnnotationRows:
         if isinstance(attributes, dict) and attributes.get("rotation"):
             angle = parse_number(attributes["rotation"])
             if not math.isfinite(angle) or angle % 360:
-                self.flaws.append(RowFlaw(FlawKind.TURNED, len(self) - 1, f"by {shown(attributes['rotation'])} degrees"))
+                self.flaws.append(
+                    RowFlaw(FlawKind.TURNED, len(self) - 1, f"by {shown(attributes['rotation'])} degrees")
+                )
             if math.isfinite(angle):
                 box = array("d", turn_box(box, degrees=angle))
         self._boxes += box

@@ -61,7 +61,9 @@ def decode_text(content: bytes, path: Path) -> str:
                 return content.decode("cp1252")
             except UnicodeDecodeError:
                 pass
-        raise DataError(f"{path} is not text in UTF-8, UTF-16 or cp1252 ({one_line(error)}); save it as UTF-8") from None
+        raise DataError(
+            f"{path} is not text in UTF-8, UTF-16 or cp1252 ({one_line(error)}); save it as UTF-8"
+        ) from None
     except MemoryError:
         raise DataError(f"{path} does not fit into the memory of this machine; split it into several files") from None
 
