@@ -79,12 +79,8 @@ def _check_root(root: Path, stated: str) -> None:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise DataError(f"data.path={stated!r} {what}, is not a folder; name the folder of the data; {_FORMATS}")
-    links = [
-        os.path.relpath(os.path.join(here, name), root)
-        for here, folders, _ in os.walk(root)
-        for name in folders
-        if os.path.islink(os.path.join(here, name))
-    ]
+    walked = (Path(here, name) for here, folders, _ in os.walk(root) for name in folders)
+    links = [str(folder.relative_to(root)) for folder in walked if folder.is_symlink()]
     if links:
         shown = ", ".join(sorted(links)[:3]) + (", ..." if len(links) > 3 else "")
         console.print(
@@ -192,7 +188,8 @@ def _summary(splits: Splits, settings: DataSettings, report: Path) -> str:
     flaws = [flaw for _, found in splits.values() for flaw in found]
     shuffled = ", labels shuffled" if settings.format == "synthetic" and settings.synthetic.shuffle_labels else ""
     told = describe_flaws(flaws) + (f"; see {_shown(report)}" if flaws else "")
-    return f"{'prepare':<10} {settings.format}: {images} images, {classes}, {_counted(boxes, 'box', 'boxes')}{shuffled}, {told}"
+    counts = f"{images} images, {classes}, {_counted(boxes, 'box', 'boxes')}{shuffled}"
+    return f"{'prepare':<10} {settings.format}: {counts}, {told}"
 
 
 def _counted(count: int, one: str, many: str) -> str:

@@ -170,7 +170,7 @@ def test_tied_scores_count_in_the_order_of_the_image_ids() -> None:
     detections = [found((*CAT, 0.5)), found((300, 300, 330, 330, 0, 0.5))]
     hit_first = figures(replace(index, image_ids=(1, 2)), *detections)
     miss_first = figures(replace(index, image_ids=(2, 1)), *detections)
-    assert hit_first.AP == pytest.approx(51 / 101)
-    assert miss_first.AP == pytest.approx(51 / 101 / 2)
+    assert pytest.approx(51 / 101) == hit_first.AP
+    assert pytest.approx(51 / 101 / 2) == miss_first.AP
     turned = figures(replace(index, image_ids=(2, 1)), *detections[::-1])
     assert turned == hit_first

@@ -69,10 +69,12 @@ class ImageIndex:
     category_ids: tuple[Id, ...] = ()
 
     def __post_init__(self) -> None:
+        """Number images and classes from 1 if their ids were left out."""
         object.__setattr__(self, "image_ids", self.image_ids or tuple(range(1, len(self.paths) + 1)))
         object.__setattr__(self, "category_ids", self.category_ids or tuple(range(1, len(self.class_names) + 1)))
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.paths)
 
     @property
@@ -177,7 +179,7 @@ def save_index(path: Path, index: ImageIndex, *, root: Path | None = None) -> No
         "image_ids": index.image_ids,
         "category_ids": index.category_ids,
     }
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "texts": np.frombuffer(json.dumps(texts).encode(), np.uint8),
         "widths": index.widths,
         "heights": index.heights,

@@ -123,19 +123,8 @@ def read_coco(
 
 
 def _load(path: Path) -> _Content:
-    content, lists = _Content(), set[str]()
     try:
-        text = decode_text(read_bytes(path), path)
-        for name, elements in iterate_lists(text, _LISTS):
-            lists.add(name)
-            for element in elements:
-                match name:
-                    case "images":
-                        _add_image(element, content, path)
-                    case "annotations":
-                        content.annotations.append(element, file=path)
-                    case _:
-                        content.categories.append(element)
+        content, lists = _read_content(path)
     except DataError:
         raise
     except OSError as error:
@@ -150,6 +139,23 @@ def _load(path: Path) -> _Content:
     if not content.images:
         raise DataError(f"{path} lists no images; name another annotation file")
     return content
+
+
+def _read_content(path: Path) -> tuple[_Content, set[str]]:
+    """Return the content of a file and the names of the lists that it has."""
+    content, lists = _Content(), set[str]()
+    text = decode_text(read_bytes(path), path)
+    for name, elements in iterate_lists(text, _LISTS):
+        lists.add(name)
+        for element in elements:
+            match name:
+                case "images":
+                    _add_image(element, content, path)
+                case "annotations":
+                    content.annotations.append(element, file=path)
+                case _:
+                    content.categories.append(element)
+    return content, lists
 
 
 def _add_image(row: object, content: _Content, path: Path) -> None:
@@ -214,7 +220,7 @@ def _category_ids(names: Sequence[str], categories: Sequence[_Category]) -> tupl
     free = 1 + max((given for given in known.values() if isinstance(given, int)), default=0)
     ids: list[Id] = []
     for name in names:
-        ids.append(known[name] if name in known else free)
+        ids.append(known.get(name, free))
         free += name not in known
     return tuple(ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,7 @@ class AnnotationRows:
         self._rows_without_box: list[int] = []
 
     def __len__(self) -> int:
+        """Return the number of annotations."""
         return len(self._crowd)
 
     def append(self, row: object, *, file: object) -> None:
@@ -177,10 +179,8 @@ class AnnotationRows:
     def _append_box(self, bbox: object, row: Mapping[str, Any], *, has_outline: bool) -> None:
         box = _NO_BOX
         if isinstance(bbox, list) and len(bbox) == 4:
-            try:
+            with suppress(OverflowError):
                 box = array("d", bbox if _NUMBERS.issuperset(map(type, bbox)) else map(parse_number, bbox))
-            except OverflowError:
-                pass
         elif not bbox and has_outline:
             self._rows_without_box.append(len(self) - 1)
         attributes = row.get("attributes")

@@ -8,6 +8,7 @@ from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _DECODER = JSONDecoder()
 
 
@@ -70,16 +71,14 @@ class _Elements:
     def _decode_all(self, position: int) -> Generator[Any, None, None]:
         text, decode = self._text, _DECODER.raw_decode
         position = _skip(text, position)
-        is_first = True
-        while not (is_first and text.startswith("]", position)):
+        has_more = not text.startswith("]", position)
+        while has_more:
             value, position = decode(text, position)
             yield value
-            is_first = False
-            position = _skip(text, position)
-            if text.startswith("]", position):
-                break
-            position = _skip(text, _expect(text, position, ","))
-        self._end = position + 1
+            comma = _COMMA.match(text, position)
+            has_more = comma is not None
+            position = comma.end() if comma is not None else _skip(text, position)
+        self._end = _expect(text, position, "]")
 
 
 def _decode(text: str, position: int) -> tuple[Any, int]:

@@ -27,7 +27,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", 
 _UNKNOWN = [math.nan] * 4
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """An annotation file that cannot be used; the message says why."""
 
 
@@ -44,11 +44,11 @@ def voc_class_names(root: Path) -> tuple[str, ...]:
         DataError: If there is no such folder, or no file names an object.
     """
     files = sorted(_annotation_files(_folder(root, "Annotations")))
-    names = set()
+    names = set[str]()
     for path in files:
         try:
             names.update(name for node in _parse(path).iter("object") if (name := _text(node, "name")))
-        except _Unreadable:
+        except _UnreadableError:
             continue  # counted if a split lists the file
     if not names:
         raise DataError(f"no objects in the {len(files)} annotation files of {root / 'Annotations'}; annotate some")
@@ -88,7 +88,7 @@ def read_voc(
         path = root / "Annotations" / f"{stem}.xml"
         try:
             tree = _parse(path)
-        except _Unreadable as error:
+        except _UnreadableError as error:
             flaws.append(Flaw(FlawKind.NO_ANNOTATION, str(path), str(error)))
         else:
             images.append(_annotated(tree, root, stem, label_of, flaws))
@@ -128,7 +128,7 @@ def read_split(root: Path, split: str) -> tuple[str, ...]:
 def _stem(line: str, annotations: Path) -> str:
     """Return the name that an entry of a list means."""
     unmarked = _PRESENCE.sub("", line)
-    for name in (line, unmarked, unmarked.replace("\\", "/"), os.path.splitext(unmarked)[0]):
+    for name in (line, unmarked, unmarked.replace("\\", "/"), re.sub(r"\.\w{3,4}$", "", unmarked)):
         if is_file(annotations / f"{name}.xml"):
             return name
     return unmarked
@@ -147,7 +147,7 @@ def _annotation_files(folder: Path) -> Iterator[Path]:
     visited = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(here))
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(here, name)) not in visited]
+        folders[:] = [name for name in folders if os.path.realpath(Path(here, name)) not in visited]
         yield from (Path(here, name) for name in files if name.endswith(".xml"))
 
 
@@ -157,16 +157,16 @@ def _parse(path: Path) -> Element:
         content = read_bytes(path, limit=MAX_XML_BYTES)
         tree = _parse_bytes(content)
     except OSError as error:
-        raise _Unreadable("no such file" if not path.exists() else str(error.strerror or error)) from None
+        raise _UnreadableError("no such file" if not path.exists() else str(error.strerror or error)) from None
     except DataError:
-        raise _Unreadable(f"larger than {MAX_XML_BYTES / 2**20:g} MiB") from None
+        raise _UnreadableError(f"larger than {MAX_XML_BYTES / 2**20:g} MiB") from None
     except (ElementTree.ParseError, ValueError, LookupError, MemoryError) as error:  # those in the middle: of encodings
-        raise _Unreadable(f"does not parse: {one_line(error, limit=100)}") from None
+        raise _UnreadableError(f"does not parse: {one_line(error, limit=100)}") from None
     for node in tree.iter():
         if isinstance(node.tag, str):
             node.tag = node.tag.rpartition("}")[2].lower()
     if tree.tag != "annotation":
-        raise _Unreadable(f"the root element is <{one_line(tree.tag, limit=40)}> instead of <annotation>")
+        raise _UnreadableError(f"the root element is <{one_line(tree.tag, limit=40)}> instead of <annotation>")
     return tree
 
 
