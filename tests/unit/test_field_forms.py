@@ -262,3 +262,28 @@ def test_small_objects_are_counted(tmp_path: Path) -> None:
     index, _ = read_one(tmp_path, *({"bbox": box, "iscrowd": int(box[0] == 2)} for box in boxes))
     assert [count_small_boxes(index, image_size=size) for size in (3, 30, 24, 600)] == [3, 1, 1, 0]
     assert count_small_boxes(index, image_size=30, smallest=3.0) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<annotation><folder>" + "x" * (17 * 2**20) + "</folder></annotation>",
+        "<annotation>" + "<a>" * 2_000_000,
+        '<!DOCTYPE a [<!ENTITY a "' + "a" * 50_000 + '">]><annotation>' + "&a;" * 50_000 + "</annotation>",
+    ],
+    ids=["large", "deep", "expanding"],
+)
+def test_annotations_that_take_too_much_memory_are_left_out(tmp_path: Path, text: str) -> None:
+    write_voc(tmp_path, {"x": [], "y": [("cat", 1, 1, 20, 20)]})
+    _annotate(tmp_path, "x", text)
+    index, flaws = read_voc(tmp_path, "train")
+    assert (len(index), kinds(flaws)) == (1, {FlawKind.NO_ANNOTATION: 1})
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, images=[{}], annotations=[{"image_id": 1, "bbox": BOX}])
+    content = path.read_text()
+    for deep in ('{"a":' * 100_000, "[" * 100_000, "9" * 10_000):
+        path.write_text(content.replace('"iscrowd": 0', f'"iscrowd": {deep}'))
+        with pytest.raises(DataError, match=r"train\.json is not valid JSON"):
+            read_coco(path)

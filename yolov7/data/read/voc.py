@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -22,6 +23,7 @@ from yolov7.system.files import is_file
 
 MAX_XML_BYTES = 16 * 2**20  # an annotation of ten thousand objects has about 3 MB
 MAX_LIST_BYTES = 64 * 2**20
+_MAX_DEPTH = 50  # elements within elements
 _PRESENCE = re.compile(r"\s+-?[01]$")  # the list of a class states behind each name whether the image has the class
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 _UNKNOWN = [math.nan] * 4
@@ -162,9 +164,6 @@ def _parse(path: Path) -> Element:
         raise _UnreadableError(f"larger than {MAX_XML_BYTES / 2**20:g} MiB") from None
     except (ElementTree.ParseError, ValueError, LookupError, MemoryError) as error:  # those in the middle: of encodings
         raise _UnreadableError(f"does not parse: {one_line(error, limit=100)}") from None
-    for node in tree.iter():
-        if isinstance(node.tag, str):
-            node.tag = node.tag.rpartition("}")[2].lower()
     if tree.tag != "annotation":
         raise _UnreadableError(f"the root element is <{one_line(tree.tag, limit=40)}> instead of <annotation>")
     return tree
@@ -172,13 +171,31 @@ def _parse(path: Path) -> Element:
 
 def _parse_bytes(content: bytes) -> Element:
     try:
-        return ElementTree.fromstring(content)
+        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder()))
     except ElementTree.ParseError:
         try:
             content.decode("utf-8")
         except UnicodeDecodeError:  # older Windows tools write cp1252 and declare nothing, or UTF-8
-            return ElementTree.fromstring(content, ElementTree.XMLParser(encoding="cp1252"))
+            return ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder(), encoding="cp1252"))
         raise
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds a tree of limited depth, with tags in lower case and without namespaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[Any, Any], /) -> Element:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        return super().start(tag.rpartition("}")[2].lower(), attrs)
+
+    def end(self, tag: str, /) -> Element:
+        self._depth -= 1
+        return super().end(tag.rpartition("}")[2].lower())
 
 
 def _text(node: Element, path: str) -> str:
