@@ -19,7 +19,8 @@ from pipeline.artifacts.files import (
     write_json,
 )
 from pipeline.experiment import Experiment
-from yolov7.data.index import AnnotatedImage, build_index, save_index
+from yolov7.data.build_index import AnnotatedImage, build_index
+from yolov7.data.index import save_index
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import resolve_spec

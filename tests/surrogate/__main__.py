@@ -22,7 +22,8 @@ import torch
 
 from pipeline.tuning.search.space import Candidate
 from tests.surrogate.table import CLASSES, PATH, make_candidates
-from yolov7.data.index import AnnotatedImage, build_index, save_index
+from yolov7.data.build_index import AnnotatedImage, build_index
+from yolov7.data.index import save_index
 from yolov7.settings import TrainSettings
 from yolov7.system.files import write_whole
 from yolov7.training.job import TrainJob

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 
 def is_file(path: Path) -> bool:
@@ -16,6 +19,31 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    A device or a pipe may block or deliver bytes without end, and a link to one looks like any other path. It is
+    therefore opened without blocking, and refused.
+
+    Args:
+        path: The file; links are followed.
+
+    Returns:
+        The file, open for reading bytes.
+
+    Raises:
+        OSError: If the file cannot be opened or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "Not a regular file"
+        raise OSError(number, reason, str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
