@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.ray.environment import set_ray_environment
+from pipeline.ray.parent_process import end_with_dvc
+
 if TYPE_CHECKING:
     from pipeline.params import Params
 
@@ -30,6 +33,8 @@ _Seed = Annotated[int | None, typer.Option(help="One seed; all seeds of params.y
 
 def main() -> None:
     """Runs a command; what a user can mend ends in one line and exit code 2."""
+    end_with_dvc()
+    set_ray_environment()
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is told in our own line
     try:
         app()

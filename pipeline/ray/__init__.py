@@ -1,1 +1,1 @@
-"""Ray Train: the cluster, the placement of workers, the trainer, and copies of unfinished runs."""
+"""Distributed training with Ray Train: the cluster, the placement of workers, the trainer, and copies of runs."""
