@@ -36,6 +36,7 @@ class WorkerResources:
     gpus: float = 0.0
 
     def __str__(self) -> str:
+        """Return the resources as messages name them."""
         return f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
     def as_dict(self) -> dict[str, float]:
