@@ -1,9 +1,9 @@
 """Train with Ray Train on one or more workers.
 
 Each worker runs the plain training loop (`yolov7.training.loop`). The state of a run is its folder, which all workers
-see. Whenever the number of workers changes, by a failure or because there is room for more, this module starts a new
-TorchTrainer with a fixed number of workers, which goes on from the last checkpoint of the folder. Everything that it
-uses of Ray is public.
+see. A TorchTrainer has a fixed number of workers here. Whenever that number changes, because of a failure or because
+there is room for more, this module starts another one, which continues from the last checkpoint of the folder.
+Everything that it uses of Ray is public.
 """
 
 from __future__ import annotations
@@ -108,6 +108,8 @@ class _Training:
             seconds=settings.start_timeout,
             say=Record(job.run_folder).add_note,
         )
+        is_fixed = settings.fewest_workers == settings.most_workers
+        self._restarts_by_ray = settings.max_failures if is_fixed else 0  # faster, but with the same number of workers
         self._failures: Counter[str] = Counter()
         self._workers, self._next_look = 0, 0.0
         self._has_asked_for_more = False
@@ -152,18 +154,54 @@ class _Training:
         error_file = self._job.run_folder / ERROR_FILE
         try:
             result = follow(
-                lambda: _fit(self._job, self._settings, self._resources, workers=self._workers),
+                self._fit,
                 stop=self._job.run_folder / STOP_FILE,
                 on_tick=self._attempt_tick,
             )
         except Exception as error:
-            if error_file.is_file():
-                raise TrainingError(error_file.read_text(encoding="utf-8")) from None
-            self._judge(error)
-            return False
+            if not error_file.is_file():
+                self._judge(error)
+                return False
+            result = None
+        if error_file.is_file():
+            raise TrainingError(error_file.read_text(encoding="utf-8"))
         if result["refusal"]:
             raise ClusterError(result["refusal"])
         return bool(result["complete"])
+
+    def _fit(self) -> dict[str, Any]:
+        """Train with the number of workers of this attempt; return what `work` returns."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        token, has_gpu = uuid.uuid4().hex, self._resources.gpus > 0
+        (self._job.run_folder / TOKEN_FILE).write_text(token, encoding="utf-8")
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={
+                "job": self._job.model_dump(mode="json"),
+                "cpus": self._resources.cpus,
+                "sync": self._settings.sync_batch_norm,
+                "token": token,
+                "joined": cluster_address() is not None,
+            },
+            torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=self._workers,
+                use_gpu=has_gpu,
+                resources_per_worker=self._resources.as_dict(),
+                placement_strategy=self._settings.placement,
+            ),
+            run_config=RunConfig(
+                name=f"ray-{os.getpid()}",
+                storage_path=str(self._job.run_folder),
+                failure_config=FailureConfig(
+                    max_failures=self._restarts_by_ray, controller_failure_limit=0, max_preemption_failures=0
+                ),
+            ),
+        )
+        result: dict[str, Any] = trainer.fit().return_value
+        return result
 
     def _attempt_tick(self) -> None:
         self._tick()
@@ -189,8 +227,12 @@ class _Training:
         if isinstance(error, PreemptionError):
             return
         if isinstance(error, TrainingFailedError):
-            self._failures[type(error).__name__] += 1
-            if self._failures[type(error).__name__] <= self._settings.max_failures:
+            kind = type(error).__name__
+            self._failures[kind] += 1
+            if (
+                self._failures[kind] + self._restarts_by_ray * (kind == "WorkerGroupError")
+                <= self._settings.max_failures
+            ):
                 Record(self._job.run_folder).add_note(f"the workers failed and start again: {_last_line(error)}")
                 return
         elif not type(error).__module__.startswith("ray."):
@@ -215,39 +257,6 @@ def _check_batch_size(job: TrainJob, settings: RaySettings) -> None:
             f"train.batch_size={batch} must be at least ray.workers={workers}, one image for each worker; "
             f"try train.batch_size: {workers}"
         )
-
-
-def _fit(job: TrainJob, settings: RaySettings, resources: WorkerResources, *, workers: int) -> dict[str, Any]:
-    """Train with a fixed number of workers; return what `work` returns."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    token = uuid.uuid4().hex
-    (job.run_folder / TOKEN_FILE).write_text(token, encoding="utf-8")
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={
-            "job": job.model_dump(mode="json"),
-            "cpus": resources.cpus,
-            "sync": settings.sync_batch_norm,
-            "token": token,
-            "joined": cluster_address() is not None,
-        },
-        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=resources.gpus > 0,
-            resources_per_worker=resources.as_dict(),
-            placement_strategy=settings.placement,
-        ),
-        run_config=RunConfig(
-            name=f"ray-{os.getpid()}",
-            storage_path=str(job.run_folder),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-        ),
-    )
-    result: dict[str, Any] = trainer.fit().return_value
-    return result
 
 
 def _all_died(error: Any) -> bool:

@@ -55,25 +55,32 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         loader_workers=_loader_workers(job, cpus),
         sync_batch_norm=config["sync"],
     )
-    refusal = find_invisible(job, config["token"], is_one_machine=not config["joined"]) or lack_of_shared_memory(
-        job,
-        loader_workers=worker.loader_workers,
-        world_size=worker.world_size,
-        workers_here=context.get_local_world_size(),
+    started_file, stop_file = job.run_folder / STARTED_FILE, job.run_folder / STOP_FILE
+    refusal = (
+        _read_error(job)
+        or find_invisible(job, config["token"], is_one_machine=not config["joined"])
+        or lack_of_shared_memory(
+            job,
+            loader_workers=worker.loader_workers,
+            world_size=worker.world_size,
+            workers_here=context.get_local_world_size(),
+        )
     )
     refusals = list(filter(None, worker.gather(refusal)))
     if refusals:
         return {"complete": False, "refusal": refusals[0]}
     if worker.leads:
-        (job.run_folder / STARTED_FILE).touch()
-    stop_file = job.run_folder / STOP_FILE
+        started_file.touch()
     preemption = _Preemption(is_watched=config["joined"])
     try:
         complete = fit(job, worker, should_stop=stop_file.is_file, should_hurry=preemption.is_announced)
     except Exception as error:
-        if is_mendable(error):
-            (job.run_folder / ERROR_FILE).write_text(first_cause(error), encoding="utf-8")
-        raise
+        if not is_mendable(error):
+            raise  # another attempt may help
+        (job.run_folder / ERROR_FILE).write_text(first_cause(error), encoding="utf-8")
+        if worker.world_size > 1:
+            raise  # otherwise the other workers would wait for this one
+        return {"complete": False, "refusal": first_cause(error)}
     stop_file.unlink(missing_ok=True)
     return {"complete": complete, "refusal": None}
 
@@ -120,6 +127,12 @@ def first_cause(error: Exception) -> str:
     if not lines or not lines[0].startswith("Caught "):  # torch's first line
         return told(error)
     return lines[-1].partition(": ")[2] or lines[-1]
+
+
+def _read_error(job: TrainJob) -> str | None:
+    """Return the error that a worker has left for the user before Ray started the workers again, if any."""
+    file = job.run_folder / ERROR_FILE
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 @final

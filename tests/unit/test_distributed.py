@@ -245,3 +245,20 @@ def test_a_missing_image_is_one_line_from_any_process(tmp_path: Path, num_worker
         next(loader.epoch(0))
     assert first_cause(caught.value).startswith(f"image {index.paths[0]} cannot be read (No such file")
     assert "\n" not in first_cause(caught.value)
+
+
+def test_a_real_small_shared_memory_is_told(tmp_path: Path) -> None:
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this process may not mount a file system")
+    job = make_job(tmp_path, tmp_path / "run", batch_size=16, image_size=320)
+    code = (
+        "import sys; from pipeline.ray.shared_memory import lack_of_shared_memory as lack; "
+        "from yolov7.training.job import TrainJob; job = TrainJob.model_validate_json(sys.argv[1]); "
+        "print(lack(job, loader_workers=1, world_size=1, workers_here=1))"
+    )
+    command = [*mount, sys.executable, "-c", code, job.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(
+        r"^/dev/shm of \S+ has a size of 3 MB, 3 MB of it free, but 1 loader workers .* 20 MB ", done.stdout
+    )
