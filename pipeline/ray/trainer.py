@@ -162,7 +162,7 @@ class _Training:
             if not error_file.is_file():
                 self._judge(error)
                 return False
-            result = None
+            result = {}
         if error_file.is_file():
             raise TrainingError(error_file.read_text(encoding="utf-8"))
         if result["refusal"]:

@@ -138,7 +138,7 @@ class StepRecord:
         self._path.with_name("pace").write_text(str(slow_from))
 
     def final(self) -> dict[int, list[int]]:
-        """Return the images of each step when it was done for the last time, in the order of the batch of one process."""
+        """Return the images of each step, as it was done last, in the order of the batch of one process."""
         steps: dict[int, dict[int, tuple[int, ...]]] = {}
         for share in self.read():
             if share.rank == 0:

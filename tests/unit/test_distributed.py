@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import socket
@@ -17,7 +18,6 @@ import pytest
 import ray
 
 import pipeline.ray.cluster
-import pipeline.ray.shared_memory
 import pipeline.ray.worker
 from pipeline.params import RaySettings
 from pipeline.ray.cluster import check_reachable, connect
@@ -149,8 +149,6 @@ def test_ray_on_this_machine_needs_no_home_folder_and_keeps_what_the_user_set(mo
 
 def run_environment() -> dict[str, str]:
     """Return the environment that `set_ray_environment` leaves, without changing that of this process."""
-    import os
-
     before = dict(os.environ)
     try:
         set_ray_environment()
@@ -207,7 +205,7 @@ def test_batches_that_do_not_fit_into_shared_memory_are_told(
     message: str | None,
 ) -> None:
     state = SimpleNamespace(f_frsize=1, f_bavail=free * 10**6, f_blocks=(free + 1) * 10**6)
-    monkeypatch.setattr(pipeline.ray.shared_memory.os, "statvfs", lambda _: state)
+    monkeypatch.setattr("os.statvfs", lambda _: state)
     folder = tmp_path / "shm"
     folder.mkdir()
     job = make_job(tmp_path, tmp_path / "run", batch_size=8, image_size=96)
