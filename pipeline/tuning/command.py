@@ -12,8 +12,7 @@ from pipeline.artifacts.files import RUNS, stage_folder, stage_lock, whole_folde
 from pipeline.console import console, stage_line
 from pipeline.experiment import Experiment
 from pipeline.params import RaySettings, TuneSettings
-from pipeline.ray.parent_process import Repro
-from pipeline.ray.trainer import cluster
+from pipeline.ray.cluster import connect
 from pipeline.tuning.budget.costs import Caps, Remembered
 from pipeline.tuning.budget.plan import Ledger, Plan, Probe, Speed, check_fits, choose_epochs, fit_speed
 from pipeline.tuning.report.messages import plan_lines, result_lines, trial_line, used_text
@@ -30,14 +29,14 @@ FOLDER = RUNS / "tune"
 
 def run_tune(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:
     """Searches within the budget; the clock began with this process."""
-    began, repro = psutil.Process().create_time(), Repro()
+    began = psutil.Process().create_time()
     with stage_lock("tune"):
         console.print(stage_line("tune", settings.base or "", "draws models and counts what they cost"))
         setup = make_setup(experiment, settings)
         journal = Journal(FOLDER)
         check_resume(setup, journal, folder=FOLDER, resume=resume)
         clock = Clock(began, before=journal.seconds())
-        with cluster(RaySettings()):
+        with connect(RaySettings()):
             share = ray_side.share_of_cluster(trials_per_gpu=settings.trials_per_gpu)
             setup = _without_slow(setup, share)
             ledger = _make_ledger(setup, journal, share, clock)
@@ -47,7 +46,6 @@ def run_tune(experiment: Experiment, settings: TuneSettings, *, resume: bool) ->
 
                 def tick() -> None:
                     journal.note_seconds(clock.seconds())
-                    repro.check()
 
                 _train(driver, setup, share=share, max_failures=experiment.ray.max_failures, on_tick=tick)
                 _finish(experiment, setup, driver, tracked)

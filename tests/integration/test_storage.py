@@ -126,7 +126,7 @@ def test_an_outage_costs_one_warning(
 def test_a_store_that_is_not_there_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(OSError, match=r"^train.storage: s3://copies/of/runs/small/3 cannot be read \(.*connect"):
+    with pytest.raises(OSError, match=r"^ray.storage: s3://copies/of/runs/small/3 cannot be read \(.*connect"):
         copied().fetch(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_a_finished_run_leaves_no_copy(
     job, other = claimed(data, Path("runs/small/3")), claimed(data, Path("runs/wide/3"))
     copied().send(job.run_folder)
     copied("wide").send(other.run_folder)
-    params = parse_experiment({"variants": {"small": {"spec": "nano"}}, "ray": {"storage": STORAGE}})
-    forget_run(params.variant("small"), seed=3)
+    experiment = parse_experiment({"variants": {"small": {"spec": "nano"}}, "ray": {"storage": STORAGE}})
+    forget_run(experiment.variant("small"), seed=3)
     assert copies(bucket) == ["of/runs/wide/3/fingerprint"]
     assert not Path("runs/small/3").exists()

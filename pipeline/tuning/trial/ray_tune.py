@@ -22,7 +22,7 @@ from ray.tune import report as report_to_tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipeline.ray.trainer import first_cause
+from pipeline.ray.worker import first_cause
 from pipeline.tuning.budget.latency import device_name, measure_latency
 from pipeline.tuning.budget.plan import Probe
 from pipeline.tuning.trial.driver import ERROR, STOP, Driver
