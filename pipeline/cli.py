@@ -125,7 +125,7 @@ def tune(
     rule: Annotated[
         str | None, typer.Option(metavar="RULES", help="Of compound, width, depth and free, with commas between.")
     ] = None,
-    trials_per_gpu: Annotated[float | None, typer.Option(metavar="F", help="Trials that share a GPU.")] = None,
+    trials_per_gpu: Annotated[int | None, typer.Option(metavar="F", help="Trials that share a GPU.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the search and of every training.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
     adopt: Annotated[bool, typer.Option("--adopt", help="Add the chosen model to params.yaml, nothing else.")] = False,

@@ -1,1 +1,1 @@
-"""What a budget holds: amounts, costs of models, and the plan of epochs and trials."""
+"""What a budget allows: amounts, the cost of models, and how long and how many trials train."""

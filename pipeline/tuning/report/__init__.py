@@ -1,1 +1,1 @@
-"""Results of a search: tables, the fit of AP over cost, the picture, messages and tracking."""
+"""Results of a search: tables, the fit of AP over cost, the plot, messages and tracking."""

@@ -1,1 +1,1 @@
-"""Which model to train next: the search space, samplers and successive halving."""
+"""Which model to train next: the models to choose from, the Gaussian process that chooses, and successive halving."""

@@ -1,1 +1,1 @@
-"""Trials: their training, the driver between search and processes, the journal, and Ray Tune."""
+"""Trials of a search: their training, the driver that starts and ends them, the journal, and Ray Tune around them."""
