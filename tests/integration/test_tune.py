@@ -39,7 +39,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def events(project: Project) -> list[dict[str, Any]]:
-    folders = (project.folder / "runs/tune", project.folder / "artifacts/tune")
+    folders = (project.folder / "runs/.search", project.folder / "artifacts/tune")
     path = next(folder / "journal.jsonl" for folder in folders if (folder / "journal.jsonl").is_file())
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
@@ -56,7 +56,7 @@ def test_a_search_ends_in_a_variant_that_the_pipeline_trains(project: Project) -
     assert len({row["trial"] for row in rows}) == len(rows)
     by_rule = Counter(rule for row in rows for rule in row["rules"].split())
     assert all(by_rule[rule] >= 2 for rule in ("compound", "width", "depth"))
-    assert not (project.folder / "runs/tune").exists()
+    assert not (project.folder / "runs/.search").exists()
     project.run("yolov7", "tune", "--adopt")
     adopted = next(
         name for name in yaml.safe_load((project.folder / "params.yaml").read_text())["variants"] if "-" in name
@@ -71,7 +71,7 @@ def test_a_search_that_was_killed_goes_on_and_loses_no_trial(project: Project) -
     command = [str(BIN / "yolov7"), "tune", "--budget", "5trials"]
     environment = os.environ | {"PYTHONPATH": str(project.folder)}
     process = subprocess.Popen(command, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL)
-    journal = project.folder / "runs/tune/journal.jsonl"
+    journal = project.folder / "runs/.search/journal.jsonl"
     until = time.monotonic() + 300
     while not (journal.is_file() and '"end"' in journal.read_text()):
         assert process.poll() is None

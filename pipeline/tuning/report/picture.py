@@ -45,7 +45,8 @@ def draw_scaling(path: Path, trials: Sequence[Trial], *, fits: Mapping[str, Line
     axes.xaxis.set_major_formatter("{x:.2g}")
     axes.set_xlabel("GFLOPs of the deployed model")
     axes.set_ylabel("AP on val")
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     axes.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

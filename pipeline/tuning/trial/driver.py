@@ -75,7 +75,7 @@ class Driver:
             on_end: Is called with each trial that ended.
         """
         self.search, self.account, self.clock = search, account, clock
-        self._journal, self._folder, self._make_job = journal, folder, make_job
+        self._journal, self._folder, self._make_job = journal, folder.resolve(), make_job  # trials run elsewhere
         self._warm_start, self._on_end = warm_start, on_end
         self._unfinished = [trial for trial in search.trials.values() if trial.status == "running"]
         self._began: dict[str, float] = {}  # when the running trials started
