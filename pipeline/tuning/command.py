@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import psutil
 
@@ -54,7 +57,7 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
         check_resume(setup, journal, resume=resume)
         clock = Clock(began, before=journal.seconds())
         ray_tune.set_environment()
-        with cluster(RaySettings()):
+        with _started_cluster():
             resources = ray_tune.cluster_resources(trials_per_gpu=settings.trials_per_gpu)
             setup = _apply_latency_cap(setup, resources)
             account = _make_account(setup, journal, resources, clock)
@@ -69,6 +72,19 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
                 _train(driver, setup, resources=resources, max_failures=params.ray.max_failures, on_tick=tick)
                 _finish(params, setup, driver, journal=journal, tracked=tracked)
         delete_search(FOLDER)  # last, so that a kill before this line loses no trial
+
+
+@contextmanager
+def _started_cluster() -> Iterator[None]:
+    """Connect to Ray from a thread of its own, so that a signal never interrupts its start half-way.
+
+    Ray would handle SIGTERM by itself during its start. Then processes could be left, or the signal could be lost.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as stack:
+        with ThreadPoolExecutor(1) as pool:  # waits for the thread, also after a signal
+            pool.submit(stack.enter_context, cluster(RaySettings())).result()
+        yield
 
 
 def _apply_latency_cap(setup: Setup, resources: TrialResources) -> Setup:
