@@ -49,6 +49,7 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
         UserError: If the search cannot start or cannot continue.
         KeyboardInterrupt: After SIGINT, SIGTERM, or the death of the `dvc` process that runs this command.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
     began, repro = psutil.Process().create_time(), Repro()
     with stage_lock("tune"):
         console.print(stage_line("tune", settings.base or "", "drawing models and counting their cost"))
@@ -80,7 +81,6 @@ def _started_cluster() -> Iterator[None]:
 
     Ray would handle SIGTERM by itself during its start. Then processes could be left, or the signal could be lost.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         with ThreadPoolExecutor(1) as pool:  # waits for the thread, also after a signal
             pool.submit(stack.enter_context, cluster(RaySettings())).result()
