@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 
 import psutil
@@ -79,11 +79,15 @@ def run_tune(params: Params, settings: TuneSettings, *, resume: bool) -> None:
 def _started_cluster() -> Iterator[None]:
     """Connect to Ray from a thread of its own, so that a signal never interrupts its start half-way.
 
-    Ray would handle SIGTERM by itself during its start. Then processes could be left, or the signal could be lost.
+    In the main thread Ray would handle SIGTERM by itself during its start, and the signal could be lost or leave
+    processes. The thread lives until Ray has been shut down, because Ray's processes end with the thread that starts them.
     """
-    with ExitStack() as stack:
-        with ThreadPoolExecutor(1) as pool:  # waits for the thread, also after a signal
-            pool.submit(stack.enter_context, cluster(RaySettings())).result()
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        started = pool.submit(stack.enter_context, cluster(RaySettings()))
+        try:
+            started.result()
+        finally:
+            wait([started])  # after a signal too, because only a cluster that has started can be shut down
         yield
 
 
