@@ -80,7 +80,7 @@ def _started_cluster() -> Iterator[None]:
     """Connect to Ray from a thread of its own, so that a signal never interrupts its start half-way.
 
     In the main thread Ray would handle SIGTERM by itself during its start, and the signal could be lost or leave
-    processes. The thread lives until Ray has been shut down, because Ray's processes end with the thread that starts them.
+    processes. The thread lives until Ray is shut down, because Ray's processes end with the thread that starts them.
     """
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         started = pool.submit(stack.enter_context, cluster(RaySettings()))

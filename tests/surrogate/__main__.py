@@ -1,7 +1,8 @@
 """Make the table with `python -m tests.surrogate FOLDER`, in about two hours of one core; it can be interrupted.
 
-Each model is trained from random weights with each seed, on images of discs and squares that are learned in a minute. All
-models have the same settings and see the same number of images. One process with one thread trains on each core.
+Each model is trained from random weights with each seed, on images of discs and squares that take a minute to
+learn. All models have the same settings and see the same number of images. A process with one thread trains
+on each core.
 """
 
 from __future__ import annotations

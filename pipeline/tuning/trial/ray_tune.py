@@ -41,7 +41,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "60",
     # Kill the process of a stopped trial after two seconds; it has nothing left to save.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "2",
-    # Use the output engine that `verbose=0` silences.
+    # Use the classic output, which prints nothing with `verbose=0`.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
