@@ -264,7 +264,7 @@ def ui(port: Annotated[int, typer.Option(help="The port of the page.")] = 5000) 
     """Open MLflow's page on the pipeline's runs."""
     from pipeline.commands.run_stages import open_ui
 
-    open_ui(port=port)
+    open_ui(_params(), port=port)
 
 
 def _params() -> Params:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from pipeline.artifacts.files import (
 )
 from pipeline.console import TrainView, console, duration, stage_line, train_view
 from pipeline.params import Params
-from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tracking_server, ui_command
+from pipeline.tracking import RunKey, TrackedRun, Tracker, serve_page, tracking_server
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 
 Selection = Iterable[tuple[str, int]]
@@ -162,10 +161,14 @@ def list_models(*, as_json: bool) -> None:
     print("of the deployed model with 80 classes; GFLOPs as the paper counts them")
 
 
-def open_ui(*, port: int) -> None:
-    """Runs MLflow's server on the pipeline's store until it is interrupted."""
-    console.print(f"MLflow on http://127.0.0.1:{port}, Ctrl-C ends it; the chart view compares the variants")
-    subprocess.run(ui_command(port=port), env=quiet_environment(), check=False)
+def open_ui(params: Params, *, port: int) -> None:
+    """Serve MLflow's page on the runs of the experiment until it is interrupted.
+
+    Args:
+        params: The content of params.yaml, which names the experiment.
+        port: The port of the page.
+    """
+    serve_page(params.tracking.experiment, port=port, say=console.print)
 
 
 def _train_tracked(params: Params, tracker: Tracker, variant: str, seed: int, *, name: str) -> TrainSummary:

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from pipeline.tracking import RunKey, Tracker, quiet_environment, tracking_uri
-from pipeline.tracking.reach import reach_of
+from pipeline.tracking.availability import availability_of
 from tests.artifacts import NAMES, write_weights
 from yolov7.detect.detector import Detector
 from yolov7.settings import NmsSettings
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = Path.cwd()
     os.chdir(folder)
     write_weights("nano")
-    reach_of.cache_clear()
+    availability_of.cache_clear()
     yield folder
     os.chdir(before)
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tracking_uri, ui_command
-from pipeline.tracking.reach import reach_of
+from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tracking_server, tracking_uri
+from pipeline.tracking.availability import availability_of
 from pipeline.tracking.records import clean_name
-from pipeline.tracking.store import Store
+from pipeline.tracking.store import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,9 +36,9 @@ def _own_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """In the project, without settings of the user's, and with nothing remembered of other stores."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    reach_of.cache_clear()
+    availability_of.cache_clear()
     yield
-    reach_of.cache_clear()
+    availability_of.cache_clear()
 
 
 @pytest.fixture
@@ -195,15 +195,15 @@ def test_a_server_that_never_answers_costs_seconds(monkeypatch: pytest.MonkeyPat
 def test_what_was_not_written_is_written_when_the_store_is_back(
     monkeypatch: pytest.MonkeyPatch, client: MlflowClient
 ) -> None:
-    working = Store.run_id
-    monkeypatch.setattr(Store, "run_id", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("down")))
+    working = TrackingStore.run_id
+    monkeypatch.setattr(TrackingStore, "run_id", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("down")))
     with Tracker(EXPERIMENT).run(RunKey("back", 0, "x")) as run:
         run.log_metrics({"AP": 0.1}, step=1)
-        monkeypatch.setattr(Store, "run_id", working)
+        monkeypatch.setattr(TrackingStore, "run_id", working)
         run.log_metrics({"AP": 0.2}, step=2)
         assert find_runs(client, "back") == []  # it is too early for another try
         assert Tracker(EXPERIMENT).send_waiting()[1] == "2 points and 1 other record"
-        reach_of(f"MLflow at {tracking_uri()}")._until = 0.0
+        availability_of(f"MLflow at {tracking_server()}")._until = 0.0
     (found,) = find_runs(client, "back")
     assert points(client, found, "AP") == [(1, 0.1), (2, 0.2)]
 
@@ -255,17 +255,7 @@ def test_processes_may_share_a_store_that_is_not_there_yet(tmp_path: Path) -> No
 
 def test_the_default_store_lies_in_the_project(folder: Path) -> None:
     assert tracking_uri() == f"sqlite:///{folder}/mlflow.db"
-    command = ui_command(port=1234)
-    assert tracking_uri() in command
-    assert f"{folder.as_uri()}/mlartifacts" in command
-    assert "1234" in command
-
-
-def test_a_server_needs_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.test:5000")
-    assert tracking_uri() == "http://example.test:5000"
-    with pytest.raises(ValueError, match=r"http://example\.test:5000 is a server: open that address"):
-        ui_command()
+    assert tracking_server() == "sqlite:///mlflow.db"
 
 
 def test_the_users_patience_wins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pipeline.commands import run_stages as commands
 from pipeline.params import Params, parse_params
 from pipeline.stages import train as stage
 from pipeline.tracking import RunKey, Tracker, reach
-from pipeline.tracking.reach import reach_of
+from pipeline.tracking.availability import availability_of
 from tests.artifacts import write_prepared, write_weights
 from tests.integration.killed_sender import KILLS, send
 from tests.integration.project import SMALL
@@ -53,9 +53,9 @@ def _in_project(project: Path, server: TrackingServer, monkeypatch: pytest.Monke
     monkeypatch.setattr(reach, "_LONGEST_PAUSE", 1.0)
     for name, value in (server.environment() | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}).items():
         monkeypatch.setenv(name, value)
-    reach_of.cache_clear()
+    availability_of.cache_clear()
     yield
-    reach_of.cache_clear()
+    availability_of.cache_clear()
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_without_a_password_one_line_says_so_and_nothing_is_lost(
         told, waits = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "does not know this user: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in told
     assert waits.startswith("1 point and 2 other records wait in runs/.tracking; the next command sends them")
-    reach_of.cache_clear()
+    availability_of.cache_clear()
     commands.run_sync(params(0))
     assert steps(client, find_run(client, 7), "train/AP") == [1]
 
@@ -237,7 +237,7 @@ def record_everything(key: RunKey) -> None:
 def sync(of: Params) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        reach_of.cache_clear()
+        availability_of.cache_clear()
         try:
             commands.run_sync(of)
         except ConnectionError:
