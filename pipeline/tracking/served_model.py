@@ -22,6 +22,7 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
+from pydantic import ValidationError
 
 from yolov7.data.images import decode_image
 from yolov7.detect.detector import Detector
@@ -88,8 +89,9 @@ class ServedDetector(PythonModel):  # type: ignore[misc]
         images = [_to_image(value, row=row) for row, value in enumerate(_images(model_input))]
         try:
             nms = NmsSettings.model_validate(dict(params or {}))
-        except ValueError as error:
-            raise InputError(f"params: {error}") from None
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise InputError(f"params.{wrong['loc'][0]}={wrong['input']}: {wrong['msg']}") from None
         names = self._detector.class_names
         return [_to_json(found, names) for found in self._detector.predict(images, nms=nms)]
 
@@ -132,8 +134,14 @@ def _images(rows: pd.DataFrame | Sequence[Any]) -> list[Any]:
     columns = list(rows.columns)
     if "image" not in columns and len(columns) != 1:
         raise InputError(f"the input has the columns {columns}; call the one with the images 'image'")
-    values = list(rows["image" if "image" in columns else columns[0]])
-    return [value["image"] if isinstance(value, Mapping) and set(value) == {"image"} else value for value in values]
+    return [image for value in rows["image" if "image" in columns else columns[0]] for image in _flatten(value)]
+
+
+def _flatten(value: Any) -> list[Any]:
+    """Return the images in one cell: `{"inputs": ["...", "..."]}` arrives as one row that holds a list of texts."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, (str, bytes, Mapping)) for one in value):
+        return [image for one in value for image in _flatten(one)]
+    return [value["image"]] if isinstance(value, Mapping) and set(value) == {"image"} else [value]
 
 
 def _to_image(value: Any, *, row: int) -> np.ndarray:

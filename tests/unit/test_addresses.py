@@ -53,7 +53,9 @@ def test_the_default_store_has_the_same_name_in_every_folder(tmp_path: Path, mon
     assert address.name == "sqlite:///mlflow.db"
 
 
-@pytest.mark.parametrize("below", [".dvc/tmp/exps/standalone/tmpab12", ".dvc/tmp/exps/tmpxyz/sub", ".dvc/tmp/exps/tmpq"])
+@pytest.mark.parametrize(
+    "below", [".dvc/tmp/exps/standalone/tmpab12", ".dvc/tmp/exps/tmpxyz/sub", ".dvc/tmp/exps/tmpq"]
+)
 def test_a_temporary_copy_of_dvc_uses_the_store_of_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
 ) -> None:

@@ -20,7 +20,9 @@ SERVER = "http://example.test"
 
 def make_record(number: int, kind: RecordKind = "metrics", *, server: str = SERVER, **content: Any) -> TrackingRecord:
     subject = RecordSubject(server=server, experiment="e", key=RunKey("nano", 0, "f"))
-    return TrackingRecord(subject=subject, kind=kind, content=content or {"values": {"AP": 0.5}, "step": number}, time=number)
+    return TrackingRecord(
+        subject=subject, kind=kind, content=content or {"values": {"AP": 0.5}, "step": number}, time=number
+    )
 
 
 def waiting(outbox: Outbox) -> list[WaitingRecord]:
@@ -76,7 +78,9 @@ def test_a_missing_file_leaves_no_record(tmp_path: Path) -> None:
     assert list((tmp_path / "outbox").iterdir()) == []
 
 
-def test_a_damaged_record_is_reported_once_and_does_not_block_the_next_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_is_reported_once_and_does_not_block_the_next_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     outbox = Outbox(tmp_path)
     for number in range(2):
         outbox.add(make_record(number))
@@ -171,7 +175,9 @@ def test_a_record_that_a_store_rejected_is_kept_but_not_sent_again(tmp_path: Pat
         ("files", {"folder": 3}),
     ],
 )
-def test_content_that_does_not_fit_its_kind_is_damage(tmp_path: Path, kind: RecordKind, content: dict[str, Any]) -> None:
+def test_content_that_does_not_fit_its_kind_is_damage(
+    tmp_path: Path, kind: RecordKind, content: dict[str, Any]
+) -> None:
     outbox = Outbox(tmp_path)
     outbox.add(make_record(0, "params", a="b"))
     (one,) = waiting(outbox)
@@ -223,5 +229,7 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
         elif how == 3:
             changed = changed[:at]
         else:
-            changed = bytearray(content.replace(*draw.choice(((b"3", b"null"), (b'"', b""), (b":", b","), (b"0", b"-1")))))
+            changed = bytearray(
+                content.replace(*draw.choice(((b"3", b"null"), (b'"', b""), (b":", b","), (b"0", b"-1"))))
+            )
     return bytes(changed)
