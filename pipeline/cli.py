@@ -374,7 +374,7 @@ def ui(port: Annotated[int, typer.Option(metavar="N", help="The port of the web 
     """Serve MLflow's web page with all runs."""
     from pipeline.commands.run_stages import open_ui
 
-    open_ui(port=port)
+    open_ui(_experiment(), port=port)
 
 
 def _experiment() -> Experiment:
