@@ -287,3 +287,10 @@ def test_json_that_is_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
         path.write_text(content.replace('"iscrowd": 0', f'"iscrowd": {deep}'))
         with pytest.raises(DataError, match=r"train\.json is not valid JSON"):
             read_coco(path)
+
+
+def test_the_page_of_formats_lists_every_flaw() -> None:
+    page = (Path(__file__).parents[2] / "docs/data-formats.md").read_text(encoding="utf-8")
+    for kind in FlawKind:
+        group = kind.group.value if kind.group else "a remark, never fatal"
+        assert f"| {kind} | {group} | {kind.outcome} |" in page
