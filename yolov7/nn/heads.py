@@ -119,9 +119,8 @@ def decode_maps(
 
 def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
     batch, num_anchors, height, width, outputs = raw.shape
-    s = raw.to(
-        torch.promote_types(raw.dtype, torch.float32)
-    ).sigmoid()  # half precision cannot represent the grid exactly
+    # Half precision cannot represent the grid exactly.
+    s = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
     rows = torch.arange(height, device=raw.device, dtype=s.dtype)
     columns = torch.arange(width, device=raw.device, dtype=s.dtype)
     cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # H W 2: x, y
