@@ -9,10 +9,6 @@ from pathlib import Path
 
 from pipeline.artifacts.files import (
     WEIGHTS,
-    Metrics,
-    PreparedData,
-    ReparamReport,
-    TrainSummary,
     existing,
     prepared_data_lock,
     read_json,
@@ -21,6 +17,7 @@ from pipeline.artifacts.files import (
     stage_lock,
 )
 from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
+from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
 from pipeline.console import TrainView, console, counted, duration, stage_line, train_view
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.stages.resolve import resolve, stage_inputs

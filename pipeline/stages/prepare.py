@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.artifacts.files import PreparedData, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import stage_folder, whole_folder, write_json
+from pipeline.artifacts.reports import PreparedData
 from pipeline.console import console
 from pipeline.params import DataSettings, FlawSettings
 from pipeline.report.health import describe_flaws, make_report, write_sheet
@@ -172,6 +173,7 @@ def _write(splits: Splits, settings: DataSettings, folder: Path, project_root: P
         boxes={split: index.num_boxes for split, index in indices.items()},
         source=source,
         content_hash=digest.hexdigest(),
+        split_hashes={split: index.evaluation_hash() for split, index in indices.items()},
     )
     write_json(folder / "dataset.json", prepared)
     report = make_report(splits, source=source)

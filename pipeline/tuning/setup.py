@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.artifacts.files import RUNS, PreparedData, read_json, stage_folder
+from pipeline.artifacts.files import RUNS, read_json, stage_folder
+from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment
 from pipeline.params import TuneSettings
 from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount

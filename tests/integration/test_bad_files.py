@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.artifacts.files import TrainSummary, stage_folder, write_json
+from pipeline.artifacts.files import stage_folder, write_json
+from pipeline.artifacts.reports import TrainSummary
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import load_experiment, parse_experiment
 from pipeline.params import DataSettings

@@ -8,7 +8,8 @@ from typing import Any
 import cv2
 import pytest
 
-from pipeline.artifacts.files import PreparedData, read_json
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.reports import PreparedData
 from pipeline.params import DataSettings
 from pipeline.report.health import HealthReport
 from pipeline.stages.prepare import prepare

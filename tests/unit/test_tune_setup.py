@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts.files import PreparedData, stage_folder, write_json
+from pipeline.artifacts.files import stage_folder, write_json
+from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment, parse_experiment
 from pipeline.params import TuneSettings
 from pipeline.tuning.budget.plan import TrialPlan
