@@ -47,19 +47,17 @@ class Reservations:
             For how many workers there is room now. The room is free again when this returns.
         """
         settings = self._settings
-        try:
-            self._request(settings.fewest_workers)
-            while not self._granted():
-                on_tick(False)
-                time.sleep(tick_seconds)
-            self.request_more(settings.most_workers - settings.fewest_workers)
-            deadline = time.monotonic() + _SETTLE_SECONDS
-            while (granted := self._granted()) < len(self._groups) and time.monotonic() < deadline:
-                on_tick(True)
-                time.sleep(tick_seconds)
-            return settings.fewest_workers + granted - 1
-        finally:
-            self.release()
+        self._request(settings.fewest_workers)
+        while not self._granted():
+            on_tick(False)
+            time.sleep(tick_seconds)
+        self.request_more(settings.most_workers - settings.fewest_workers)
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while (granted := self._granted()) < len(self._groups) and time.monotonic() < deadline:
+            on_tick(True)
+            time.sleep(tick_seconds)
+        self.release()
+        return settings.fewest_workers + granted - 1
 
     def request_more(self, workers: int) -> None:
         """Reserve room for further workers, one by one, as soon as there is some.

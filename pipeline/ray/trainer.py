@@ -109,25 +109,17 @@ class _Training:
             seconds=settings.start_timeout,
             say=RunRecord(job.run_folder).add_note,
         )
-        is_fixed = settings.fewest_workers == settings.most_workers
+        is_fixed = self._reservations is None or settings.fewest_workers == settings.most_workers
         self._restarts_by_ray = settings.max_failures if is_fixed else 0  # faster, but with the same number of workers
         self._failures: Counter[str] = Counter()
         self._workers, self._next_look = 0, 0.0
         self._has_asked_for_more = False
 
     def run(self) -> None:
-        is_complete = False
-        while not is_complete:
-            self._clear_folder()
-            self._workers = self._find_room()
-            try:
-                is_complete = self._attempt()
-            finally:
-                self._forget_reservations()
-
-    def _clear_folder(self) -> None:
-        for name in (ERROR_FILE, STARTED_FILE, STOP_FILE):
-            (self._job.run_folder / name).unlink(missing_ok=True)
+        while not self._attempt():
+            self._has_asked_for_more = False
+            if self._reservations is not None:
+                self._reservations.release()
 
     def _find_room(self) -> int:
         """Return the number of workers for the next attempt; wait for room in a cluster that others use too."""
@@ -150,15 +142,14 @@ class _Training:
 
     def _attempt(self) -> bool:
         """Return whether the run is complete; False after a failure that may be repaired, or to change the workers."""
-        self._has_room = True
-        self._next_look = time.monotonic() + self._settings.resize_seconds
-        error_file = self._job.run_folder / ERROR_FILE
+        error_file, stop_file = self._job.run_folder / ERROR_FILE, self._job.run_folder / STOP_FILE
+        for file in (error_file, stop_file, self._job.run_folder / STARTED_FILE):
+            file.unlink(missing_ok=True)
         try:
-            result = follow(
-                self._fit,
-                stop=self._job.run_folder / STOP_FILE,
-                on_tick=self._attempt_tick,
-            )
+            self._workers = self._find_room()
+            self._has_room = True
+            self._next_look = time.monotonic() + self._settings.resize_seconds
+            result = follow(self._fit, stop=stop_file, on_tick=self._attempt_tick)
         except Exception as error:
             if not error_file.is_file():
                 self._judge(error)
@@ -213,19 +204,16 @@ class _Training:
             self._reservations.request_more(self._settings.most_workers - self._workers)
         elif time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + self._settings.resize_seconds
-            if self._reservations.has_room():
+            is_reachable = find_lack(self._settings, self._resources, has_room=True) is None
+            if is_reachable and self._reservations.has_room():
                 (self._job.run_folder / STOP_FILE).touch()
-
-    def _forget_reservations(self) -> None:
-        self._has_asked_for_more = False
-        if self._reservations is not None:
-            self._reservations.release()
 
     def _judge(self, error: Exception) -> None:
         """Return if another attempt may help, and raise otherwise."""
         from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
-        if isinstance(error, PreemptionError):
+        deaths = _deaths(error) if isinstance(error, WorkerGroupError) else []
+        if isinstance(error, PreemptionError) or any(death.preempted for death in deaths):
             return
         if isinstance(error, TrainingFailedError):
             kind = type(error).__name__
@@ -240,7 +228,7 @@ class _Training:
             raise error
         if address := cluster_address():
             check_reachable(address)  # if the head has ended, that is the cause
-        if isinstance(error, WorkerGroupError) and _all_died(error):
+        if isinstance(error, WorkerGroupError) and len(deaths) == len(error.worker_failures):
             raise TrainingError(
                 f"the training processes ended without an error of their own, {self._settings.max_failures + 1} times "
                 f"(ray.max_failures={self._settings.max_failures}): {_last_line(error)}; often the machine has too "
@@ -260,11 +248,11 @@ def _check_batch_size(job: TrainJob, settings: RaySettings) -> None:
         )
 
 
-def _all_died(error: Any) -> bool:
-    """Return whether every failed worker ended as a process, instead of raising an error."""
+def _deaths(error: Any) -> list[Any]:
+    """Return the failures of workers whose process ended, in contrast to workers that raised an error."""
     from ray.exceptions import RayActorError
 
-    return all(isinstance(failure, RayActorError) for failure in error.worker_failures.values())
+    return [failure for failure in error.worker_failures.values() if isinstance(failure, RayActorError)]
 
 
 def _last_line(error: BaseException) -> str:
