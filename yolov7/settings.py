@@ -32,25 +32,32 @@ class Settings(BaseModel):
 
 
 class AugmentSettings(Settings):
-    """How a training sample is varied; probabilities unless a unit is named."""
+    """How training samples vary. Mosaic, mixup and pasted objects are left out in the last epochs (`close_mosaic`)."""
 
-    mosaic: Probability = 1.0
+    mosaic: Probability = Field(1.0, description="probability that a sample is a mosaic of several images")
     mosaic_nine: Probability = Field(
-        0.0, description="share of the mosaics that are of nine images; the others of four"
+        0.0, description="share of the mosaics that consist of nine images; the others consist of four"
     )
-    mixup: Probability = 0.05
-    copy_paste: Probability = Field(0.0, description="of each object to be copied, mirrored, where it hides no other")
-    paste_in: Probability = Field(0.0, description="of a sample to get objects of other images, where they hide none")
-    degrees: NonNegative = Field(0.0, le=180.0, description="largest rotation, degrees")
-    translate: NonNegative = Field(0.1, le=0.9, description="largest shift, share of the image")
-    scale: NonNegative = Field(0.5, lt=1.0, description="scale is drawn from (1 - scale, 1.1 + scale)")
-    shear: NonNegative = Field(0.0, lt=90.0, description="largest shear, degrees")
-    perspective: NonNegative = Field(0.0, le=0.001, description="largest perspective coefficient, 1/pixel")
-    hsv_hue: NonNegative = Field(0.015, le=0.4, description="gain 1 +- this")
-    hsv_saturation: Probability = 0.7
-    hsv_value: Probability = 0.4
-    flip_horizontal: Probability = 0.5
-    flip_vertical: Probability = 0.0
+    mixup: Probability = Field(
+        0.05,
+        description="probability of blending a sample with a second one that is drawn in the same way, mosaic or not",
+    )
+    copy_paste: Probability = Field(
+        0.0, description="probability of pasting a mirrored copy of an object where it covers no other object"
+    )
+    paste_in: Probability = Field(
+        0.0, description="probability of pasting objects of other images into a sample where they cover no other object"
+    )
+    degrees: NonNegative = Field(0.0, le=180.0, description="largest rotation, in degrees")
+    translate: NonNegative = Field(0.1, le=0.9, description="largest shift, as a share of the image size")
+    scale: NonNegative = Field(0.5, lt=1.0, description="the scale is drawn from (1 - scale, 1.1 + scale)")
+    shear: NonNegative = Field(0.0, lt=90.0, description="largest shear, in degrees")
+    perspective: NonNegative = Field(0.0, le=0.001, description="largest perspective coefficient, in 1/pixel")
+    hsv_hue: NonNegative = Field(0.015, le=0.4, description="the hue is multiplied by 1 +- hsv_hue")
+    hsv_saturation: Probability = Field(0.7, description="the saturation is multiplied by 1 +- hsv_saturation")
+    hsv_value: Probability = Field(0.4, description="the brightness is multiplied by 1 +- hsv_value")
+    flip_horizontal: Probability = Field(0.5, description="probability of exchanging left and right")
+    flip_vertical: Probability = Field(0.0, description="probability of exchanging top and bottom")
 
 
 class LossSettings(Settings):

@@ -201,7 +201,8 @@ def source_pixels(matrix: Matrix, window: tuple[int, int, int, int]) -> tuple[ND
     columns, rows = np.arange(x1, x2) + 0.5, np.arange(y1, y2)[:, None] + 0.5
 
     def evaluate(row: NDArray[np.float64]) -> NDArray[Any]:
-        return np.add((row[0] * columns + row[2]).astype(np.float32), (row[1] * rows).astype(np.float32))
+        values: NDArray[Any] = (row[0] * columns + row[2]).astype(np.float32) + (row[1] * rows).astype(np.float32)
+        return values
 
     inverse, half = _inverse(matrix), np.float32(0.5)
     if not matrix[2, :2].any():
