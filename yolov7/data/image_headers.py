@@ -28,7 +28,8 @@ class Header(NamedTuple):
     Attributes:
         width: Columns.
         height: Rows.
-        bits: Bits of one sample of one channel: 8, or 16 and more for deep images.
+        bits: Bits of one sample of one channel: 8, or 16 and more for deep images and for JPEG 2000, whose decoder
+            needs as much memory as for deep images.
         scans: How many times a progressive JPEG file goes over its pixels; 1 for all others.
     """
 
@@ -188,7 +189,7 @@ def _jpeg_2000(content: bytes) -> Header | None:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", content, position + 8)
     bits = (content[position + 42] & 0x7F) + 1
-    return Header(right - left, bottom - top, max(8, bits)) if right > left and bottom > top else None
+    return Header(right - left, bottom - top, max(16, bits)) if right > left and bottom > top else None  # see `bits`
 
 
 def _avif(content: bytes) -> Header | None:
