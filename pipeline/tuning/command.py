@@ -87,6 +87,7 @@ def _started_cluster() -> Iterator[None]:
             started.result()
         finally:
             wait([started])  # after a signal too, because only a cluster that has started can be shut down
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has replaced the handler
         yield
 
 
