@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from yolov7.data.augment import colour
+from yolov7.data.build_index import AnnotatedImage, build_index
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.index import AnnotatedImage, build_index
 from yolov7.settings import AugmentSettings
 
 PLAIN_PROCESSOR = {  # what OpenCV, NumPy and its BLAS would do on a processor with SSE only
