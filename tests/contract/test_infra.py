@@ -34,7 +34,7 @@ MUTATIONS = [
     (COMPOSE, ":/project", ":/projects"),
     (COMPOSE, "MLFLOW_TRACKING_USERNAME: pipeline", "MLFLOW_TRACKING_USERNAME: admin"),
     (COMPOSE, "networks: [storage]", "networks: [jobs]"),
-    (COMPOSE, "networks: [storage]\n", ""),
+    (COMPOSE, "    networks: [storage]\n", ""),
     (COMPOSE, "networks: [jobs]  #", "networks: [jobs, storage]  #"),
     (COMPOSE, "postgres:17.6-alpine", "postgres:latest"),
     (COMPOSE, "chrislusf/seaweedfs:3.97", "chrislusf/seaweedfs"),
