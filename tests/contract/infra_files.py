@@ -1,4 +1,4 @@
-"""What is wrong with a file of infra/ or a workflow: its schema, and what no schema knows."""
+"""Find faults in the files of infra/ and in workflows: violations of their schema, and of rules that no schema has."""
 
 from __future__ import annotations
 
@@ -22,11 +22,21 @@ ROOT = Path(__file__).parents[2]
 SCHEMAS = Path(__file__).parent / "schemas"
 PROJECT = "/project"  # the folder that every node sees
 _SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY")
+_PINNED_IMAGE = re.compile(r"[\w./-]+(:v?\d+\.\d+[\w.-]*)?(@sha256:[0-9a-f]{64})?")
+_PINNED_ACTION = re.compile(r"[\w./-]+@(v\d+\.\d+\.\d+|[0-9a-f]{40})")
 _UNTRUSTED = re.compile(r"\$\{\{[^}]*\b(inputs|github\.event|github\.head_ref|matrix|secrets)\b")
 
 
 def faults(name: str, text: str) -> list[str]:
-    """Of a file at that path below the project's folder, if it held that text; by its schema, then by its rules."""
+    """Return the faults of a text as the content of a file: those found by its schema, otherwise those of its rules.
+
+    Args:
+        name: The path of the file in the project.
+        text: The content.
+
+    Returns:
+        One sentence per fault.
+    """
     check = _checks()[name]
     documents = list(yaml.safe_load_all(text)) if check.schemas else []
     pairs = zip(documents, check.schemas, strict=True)
@@ -35,13 +45,13 @@ def faults(name: str, text: str) -> list[str]:
 
 
 def names() -> list[str]:
-    """The files that are checked."""
+    """Return the paths of the files that are checked."""
     return list(_checks())
 
 
 @dataclass(frozen=True)
 class _Check:
-    """Of a file: what no schema knows, and a schema for each of its documents."""
+    """The rules of a file, and a schema for each of its documents."""
 
     rules: Callable[[str], Iterator[str]]
     schemas: tuple[Callable[[], Mapping[str, Any]], ...] = ()
@@ -64,10 +74,10 @@ def _checks() -> dict[str, _Check]:
 
 
 def _dockerignore(text: str) -> Iterator[str]:
-    """An image gets what the stages depend on, and only what is named."""
+    """Check that an image gets what the stages depend on, and only what is named."""
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     if lines[0] != "*":
-        yield "everything must be left out but what is named"
+        yield "everything that is not named must be left out"
     named = {line.removeprefix("!") for line in lines if line.startswith("!")}
     stages = yaml.safe_load(_read("dvc.yaml"))["stages"].values()
     needed = {dep.split("/")[0] for stage in stages for dep in stage.get("deps", [])} - {"artifacts", "${data.path}"}
@@ -89,7 +99,7 @@ def _dockerfile(text: str) -> Iterator[str]:
             yield f"{head}: must end as a user other than root, named by number for Kubernetes"
     for line in text.splitlines():
         if "pip install" in line and "--constraint" not in line and "--editable ." not in line:
-            yield f"not held to constraints.txt: {line.strip()}"
+            yield f"an installation without constraints.txt: {line.strip()}"
 
 
 def _compose(text: str) -> Iterator[str]:
@@ -105,11 +115,30 @@ def _compose(text: str) -> Iterator[str]:
     for name, service in services.items():
         for other in service.get("depends_on", {}):
             if other not in services:
-                yield f"{name} depends on {other}, which is not there"
-        if "healthcheck" not in service and name != "mlflow":  # whose image has one
+                yield f"{name} depends on {other}, which does not exist"
+        if "healthcheck" not in service and service["image"] != "yolov7-mlflow":  # whose image has one
             yield f"{name} has no health check"
+        if "build" not in service and not service["image"].startswith("yolov7-") and not _is_pinned(service["image"]):
+            yield f"{name}: {service['image']} must have an exact version or a digest"
         if name.startswith("ray-") and not any(v.endswith(f":{PROJECT}") for v in service["volumes"]):
             yield f"{name} does not see the project's folder"
+    yield from _separated(services)
+
+
+def _separated(services: Mapping[str, Any]) -> Iterator[str]:
+    """Check that jobs reach neither the database nor the object store, and are no administrators of MLflow."""
+    for name in (name for name in services if name.startswith("ray-")):
+        service = services[name]
+        for other in ("postgres", "store"):
+            if set(service.get("networks", ["default"])) & set(services[other].get("networks", ["default"])):
+                yield f"{name} shares a network with {other}"
+        if service["environment"]["MLFLOW_TRACKING_USERNAME"] == "admin":
+            yield f"{name} is an administrator of MLflow"
+
+
+def _is_pinned(image: str) -> bool:
+    match = _PINNED_IMAGE.fullmatch(image)
+    return match is not None and any(match.groups())
 
 
 def _raycluster(text: str) -> Iterator[str]:
@@ -127,7 +156,7 @@ def _pod(spec: Mapping[str, Any], *, claim: str) -> Iterator[str]:
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
     for name in set(mounts.values()) - set(volumes):
-        yield f"the volume {name} is mounted, but not there"
+        yield f"the volume {name} is mounted, but does not exist"
     project = volumes.get(mounts.get(PROJECT, ""), {})
     if project.get("persistentVolumeClaim", {}).get("claimName") != claim:
         yield "a pod does not see the project's folder"
@@ -170,12 +199,15 @@ def _launcher(text: str) -> Iterator[str]:
         yield "head_node_type must be one of available_node_types"
     if f"--volume={PROJECT}:{PROJECT}" not in config["docker"].get("run_options", []):
         yield "a container does not see the project's folder"
+    mounts = [line for line in config["initialization_commands"] if "mount -t nfs" in line]
+    if not mounts or not all("127.0.0.1:/" in line for line in mounts) or "verifyChain = yes" not in text:
+        yield "the file system must be mounted through TLS"
     for boto in set(re.findall(r"boto3==[\d.]+", text)) - set(re.findall(r"boto3==[\d.]+", _read("infra/Dockerfile"))):
-        yield f"{boto} is not that of the Dockerfile"
+        yield f"{boto} is not the version in the Dockerfile"
     readme = _read("infra/README.md")
     for variable in re.findall(r"\$\{([A-Z0-9_]+)\}", text):
         if f"export {variable}=" not in readme:
-            yield f"infra/README.md does not say what {variable} is"
+            yield f"infra/README.md does not explain {variable}"
 
 
 def _launcher_schema() -> dict[str, Any]:
@@ -185,20 +217,27 @@ def _launcher_schema() -> dict[str, Any]:
 def _workflow(text: str) -> Iterator[str]:
     document = yaml.safe_load(text)
     if document.get("permissions") != {"contents": "read"}:
-        yield "a workflow may only read; a job that writes says so"
-    targets = set(re.findall(r"^([^\s:#]+):", _read("Makefile"), flags=re.MULTILINE)) | {".venv/.ready"}
+        yield "a workflow may only read; a job that writes needs permissions of its own"
     for name, job in document["jobs"].items():
-        if "timeout-minutes" not in job:
-            yield f"{name} has no time limit"
-        for script in (step["run"] for step in job["steps"] if "run" in step):
-            if _UNTRUSTED.search(script):
-                yield f"{name}: values from outside come through env, where the shell does not read them as commands"
-            for target in re.findall(r"\bmake (\S+)", script):
-                if target not in targets:
-                    yield f"{name}: the Makefile has no {target}"
-        for needed in [job["needs"]] if isinstance(job.get("needs"), str) else job.get("needs", []):
-            if needed not in document["jobs"]:
-                yield f"{name} needs {needed}, which is not there"
+        yield from (f"{name}: {fault}" for fault in _job(job, jobs=document["jobs"]))
+
+
+def _job(job: Mapping[str, Any], *, jobs: Mapping[str, Any]) -> Iterator[str]:
+    if "timeout-minutes" not in job:
+        yield "it has no time limit"
+    for action in (step["uses"] for step in job["steps"] if "uses" in step):
+        if not _PINNED_ACTION.fullmatch(action):
+            yield f"{action} must have an exact version or a commit"
+    targets = set(re.findall(r"^([^\s:#]+):", _read("Makefile"), flags=re.MULTILINE)) | {".venv/.ready"}
+    for script in (step["run"] for step in job["steps"] if "run" in step):
+        if _UNTRUSTED.search(script):
+            yield "pass values from outside through env, where the shell does not read them as commands"
+        for target in re.findall(r"\bmake (\S+)", script):
+            if target not in targets:
+                yield f"the Makefile has no {target}"
+    for needed in [job["needs"]] if isinstance(job.get("needs"), str) else job.get("needs", []):
+        if needed not in jobs:
+            yield f"it needs {needed}, which does not exist"
 
 
 def _by_schema(document: Any, schema: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Every file of infra/ and every workflow against its schema, and against what it is for; a mutation is noticed."""
+"""Check every file of infra/ and every workflow against its schema and its rules, and that mutations are noticed."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ MUTATIONS = [
     (COMPOSE, "${STORE_SECRET_KEY:?set it in infra/.env}", "hunter2"),
     (COMPOSE, "${MLFLOW_SESSION_KEY:?set it in infra/.env}", "${MLFLOW_SESSION:?set it in infra/.env}"),
     (COMPOSE, ":/project", ":/projects"),
+    (COMPOSE, "MLFLOW_TRACKING_USERNAME: pipeline", "MLFLOW_TRACKING_USERNAME: admin"),
+    (COMPOSE, "networks: [storage]", "networks: [jobs]"),
+    (COMPOSE, "    networks: [storage]\n", ""),
+    (COMPOSE, "networks: [jobs]  #", "networks: [jobs, storage]  #"),
+    (COMPOSE, "postgres:17.6-alpine", "postgres:latest"),
+    (COMPOSE, "chrislusf/seaweedfs:3.97", "chrislusf/seaweedfs"),
     (CLUSTER, "ReadWriteMany", "ReadWriteOnce"),
     (CLUSTER, "storage: 500Gi", "storage: [500Gi]"),
     (CLUSTER, "rayVersion: 2.60.0", "rayVersion: 2.59.0"),
@@ -57,6 +63,9 @@ MUTATIONS = [
     (LAUNCHER, "--volume=/project:/project", "--volume=/project:/projects"),
     (LAUNCHER, "${YOLOV7_EFS}", "${YOLOV7_STORAGE}"),
     (LAUNCHER, "boto3==", "boto3==9."),
+    (LAUNCHER, "127.0.0.1:/ /project", "${YOLOV7_EFS}:/ /project"),
+    (LAUNCHER, "verifyChain = yes", "verifyChain = no"),
+    (CHECKS, "actions/checkout@v5.0.0", "actions/checkout@v5"),
     (CHECKS, "runs-on:", "run-on:"),
     (CHECKS, "make check", "make checks"),
     (CHECKS, "    timeout-minutes: 120\n", ""),
@@ -90,7 +99,7 @@ def test_every_file_is_checked_and_mutated() -> None:
 
 
 def test_ray_itself_reads_the_cluster() -> None:
-    """What Ray's autoscaler makes of the resource that KubeRay hands it."""
+    """Check what Ray's autoscaler reads from the resource that KubeRay passes to it."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     _, cluster = yaml.safe_load_all((ROOT / CLUSTER).read_text())

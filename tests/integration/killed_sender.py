@@ -1,6 +1,6 @@
-"""A process that sends what waits, and kills itself before or after a request to the server.
+"""Run a process that sends what waits, and kills itself before or after a request to the server.
 
-It is forked: MLflow takes seconds to import.
+The process is forked, because MLflow takes seconds to import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import requests
 
 from pipeline.tracking import Tracker
 
-# a kind of request, in the order in which a run, its model and its version are written
+# the kinds of requests, in the order in which a run, its model and its version are written
 KILLS: tuple[tuple[str, Literal["before", "after"]], ...] = (
     ("POST .*/experiments/create", "after"),
     ("POST .*/runs/create", "before"),
@@ -44,8 +44,8 @@ KILLS: tuple[tuple[str, Literal["before", "after"]], ...] = (
 
 
 def send(folder: Path, environment: Mapping[str, str], *, kill: tuple[str, str] | None) -> int | None:
-    """The exit code of a process that sends what waits in a project's folder."""
-    import pipeline.tracking.served_model  # noqa: F401  # all that is needed, here and not in each process
+    """Return the exit code of a process that sends what waits in the folder of a project."""
+    import pipeline.tracking.served_model  # noqa: F401  # import everything here and not in each process
 
     process = multiprocessing.get_context("fork").Process(target=_send, args=(folder, dict(environment), kill))
     process.start()

@@ -1,4 +1,4 @@
-"""A tracking server as teams run it: MLflow with authentication, PostgreSQL and an S3-compatible store below it."""
+"""Start a tracking server as teams run it: MLflow with authentication, PostgreSQL and an S3-compatible store."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _START_SECONDS = 180.0
 
 
 def missing() -> str | None:
-    """What has to be installed before the servers can be started; None: nothing."""
+    """Return what has to be installed before the servers can be started, or None."""
     if _postgres_folder() is None:
         return "PostgreSQL is not installed: on Debian and Ubuntu, `apt-get install postgresql`"
     return None
 
 
 class TrackingServer:
-    """MLflow's own server."""
+    """MLflow's server with its database and object store."""
 
     def __init__(self, folder: Path, *, database: str, store: str) -> None:
         self.database, self.store = database, store
@@ -44,7 +44,7 @@ class TrackingServer:
         return f"http://127.0.0.1:{self._port}"
 
     def environment(self) -> dict[str, str]:
-        """What a client needs to write: no key of the object store."""
+        """Return what a client needs to write, which includes no key of the object store."""
         return {
             "MLFLOW_TRACKING_URI": self.url,
             "MLFLOW_TRACKING_USERNAME": USER,
@@ -52,7 +52,7 @@ class TrackingServer:
         }
 
     def bucket(self) -> Any:
-        """The object store's own view, past MLflow."""
+        """Return the bucket as the object store shows it, without MLflow."""
         import boto3
 
         return boto3.resource(
@@ -82,7 +82,7 @@ class TrackingServer:
         _wait(lambda: urllib.request.urlopen(f"{self.url}/health", timeout=5), self._process, self._folder)
 
     def freeze(self) -> None:
-        """It takes connections and answers nothing, until `thaw`."""
+        """Accept connections without answering, until `thaw`."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -97,7 +97,7 @@ class TrackingServer:
             os.killpg(self._process.pid, number)
 
     def add_user(self) -> None:
-        """One who is no administrator."""
+        """Add a user who is not an administrator."""
         body = f'{{"username": "{USER}", "password": "{PASSWORD}"}}'.encode()
         request = urllib.request.Request(f"{self.url}/api/2.0/mlflow/users/create", body, method="POST")
         passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
@@ -108,7 +108,7 @@ class TrackingServer:
 
 @contextmanager
 def tracking_server() -> Iterator[TrackingServer]:
-    """All three, on ports and in folders of their own."""
+    """Start all three, on ports and in folders of their own."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="tracking-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -129,7 +129,7 @@ def free_port() -> int:
 
 @contextmanager
 def object_store() -> Iterator[str]:
-    """The address of one that speaks S3."""
+    """Start an S3-compatible object store, and yield its address."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -141,7 +141,7 @@ def object_store() -> Iterator[str]:
 
 @contextmanager
 def _postgres(folder: Path) -> Iterator[str]:
-    """The address of a database; as root, PostgreSQL runs as somebody else, which it insists on."""
+    """Start PostgreSQL and yield its address; it refuses to run as root, and then runs as another user."""
     binaries = _postgres_folder()
     assert binaries is not None
     folder.mkdir()

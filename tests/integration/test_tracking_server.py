@@ -1,4 +1,4 @@
-"""The pipeline against a tracking server as teams run it: what arrives, what an outage or a kill does to it."""
+"""Test the pipeline with a tracking server as teams run it: what arrives, also after an outage or a kill."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.integration.killed_sender import KILLS, send
 from tests.integration.project import SMALL
 from tests.integration.runs import WORKER
 from tests.integration.servers import TrackingServer, missing, tracking_server
+from yolov7.errors import UserError
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import fit
 from yolov7.training.record import read_epochs
@@ -47,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_project(project: Path, server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As another command would be: nothing remembered of the server, and patience with a slow machine."""
+    """Start like another command: without memory of the server, and with long timeouts for a slow machine."""
     monkeypatch.chdir(project)
     monkeypatch.setattr(availability, "_FIRST_PAUSE", 1.0)
     monkeypatch.setattr(availability, "_LONGEST_PAUSE", 1.0)
@@ -75,7 +76,7 @@ def params(*seeds: int) -> Experiment:
 
 
 def train_here(monkeypatch: pytest.MonkeyPatch, at_epoch: dict[int, Callable[[], None]] | None = None) -> None:
-    """Trains in this process, without Ray; calls what is to happen when an epoch was recorded."""
+    """Train in this process, without Ray, and call functions when certain epochs were recorded."""
     events = dict(at_epoch or {})
 
     def train(job: TrainJob, _: object, *, on_tick: Callable[[], None]) -> None:
@@ -117,12 +118,12 @@ def assert_whole(client: MlflowClient, server: TrackingServer, seed: int) -> Run
 
 
 def stored(server: TrackingServer, address: str, name: str) -> bytes:
-    """A file as it lies in the object store."""
+    """Return a file as the object store holds it."""
     key = f"{address.partition(':/')[2].lstrip('/')}/{name}"
     return bytes(server.bucket().Object(key).get()["Body"].read())
 
 
-def test_the_pipeline_logs_to_it_and_files_are_read_back_from_the_object_store(
+def test_the_pipeline_is_tracked_and_its_files_are_in_the_object_store(
     server: TrackingServer, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_here(monkeypatch)
@@ -147,7 +148,7 @@ def test_the_pipeline_logs_to_it_and_files_are_read_back_from_the_object_store(
     assert count_rows(server, "metrics") > 3 * EPOCHS
 
 
-def test_without_a_password_one_line_says_so_and_nothing_is_lost(
+def test_a_missing_password_is_reported_in_one_line_and_loses_nothing(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = RunKey("nano", 7, "x")
@@ -192,7 +193,7 @@ def test_an_outage_during_a_training_and_over_commands_loses_and_doubles_nothing
     assert "evaluate.AP" in version.tags
 
 
-def test_to_be_killed_while_sending_loses_and_doubles_nothing(
+def test_a_kill_while_sending_loses_and_doubles_nothing(
     server: TrackingServer, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -240,15 +241,15 @@ def sync(of: Experiment) -> None:
         availability_of.cache_clear()
         try:
             commands.run_sync(of)
-        except ConnectionError:
+        except (ConnectionError, UserError):
             time.sleep(1)
         else:
             return
-    pytest.fail("the server does not come back")
+    pytest.fail("the server does not answer again")
 
 
 def count_rows(server: TrackingServer, table: str) -> Any:
-    """PostgreSQL's own view, past MLflow."""
+    """Count the rows of a table in PostgreSQL, without MLflow."""
     import psycopg
 
     with psycopg.connect(server.database.replace("+psycopg", "")) as connection:
