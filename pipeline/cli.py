@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.ray.environment import set_ray_environment
+from pipeline.ray.parent_process import end_with_dvc
+
 if TYPE_CHECKING:
     from pipeline.experiment import Experiment, ResolvedVariant
 
@@ -43,6 +46,8 @@ def main() -> None:
     Errors that the user can correct end in one line and exit code 2. Any other error is a bug in this project: it shows
     its traceback and ends with exit code 1.
     """
+    end_with_dvc()
+    set_ray_environment()
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own messages describe faults in images
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in files may have characters that a terminal lacks
@@ -369,7 +374,7 @@ def ui(port: Annotated[int, typer.Option(metavar="N", help="The port of the web 
     """Serve MLflow's web page with all runs."""
     from pipeline.commands.run_stages import open_ui
 
-    open_ui(port=port)
+    open_ui(_experiment(), port=port)
 
 
 def _experiment() -> Experiment:

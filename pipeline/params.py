@@ -185,27 +185,29 @@ TuneRule = Literal["compound", "width", "depth", "free"]
 
 
 class TuneSettings(Settings):
-    """`yolov7 tune`: which models of a family it may train, and for how long; the command's options win."""
+    """Which models `yolov7 tune` may train, and for how long; the options of the command take precedence."""
 
-    budget: str = Field("30m", description="as in 30m, 8h, 40trials, 2e18flop; training compute: 3 x forward x images")
-    base: str | None = Field(None, description="what is scaled: a variant or a spec; null: the first variant")
-    rules: tuple[TuneRule, ...] = Field(("compound", "width", "depth"), min_length=1)
-    max_gflops: Positive | None = Field(None, description="of the deployed model; larger ones are never trained")
-    max_params: Positive | None = Field(None, description="of the deployed model, millions")
-    max_latency_ms: Positive | None = Field(None, description="of the deployed model at batch 1 on this device")
-    image_sizes: tuple[Annotated[int, Field(ge=32)], ...] = Field((), description="to choose from; none: the base's")
-    auxiliary: bool = Field(False, description="try each model with an auxiliary head too")
-    trials: int = Field(16, ge=1, description="that the budget should hold at least: trials get fewer epochs for it")
-    epochs: int | None = Field(None, ge=1, description="of a trial, whatever the budget; null: train.epochs at most")
-    strata: int = Field(4, ge=1, le=20, description="ranges of GFLOPs that are searched in turn")
-    candidates: int = Field(16, ge=2, le=1000, description="models drawn by each rule, whose cost is counted")
-    sampler: Literal["kriging", "gp", "tpe", "random"] = Field(
-        "kriging", description="what chooses once each rule had a trial in a stratum; gp and tpe are Optuna's"
+    budget: str = Field(
+        "30m", description="30m, 8h (wall-clock time), 40trials, or 2e18flop (training compute: 3 x forward x images)"
     )
-    halving: float = Field(2.0, ge=1.0, description="1/halving of the trials at a rung go on (ASHA); 1: all of them")
-    warm_start: bool = Field(False, description="begin with the tensors that fit of the nearest finished trial")
-    trials_per_gpu: float = Field(1.0, ge=1.0, le=100.0)
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    base: str | None = Field(None, description="the variant or spec to scale; null: the first variant")
+    rules: tuple[TuneRule, ...] = Field(("compound", "width", "depth"), min_length=1)
+    max_gflops: Positive | None = Field(None, description="largest GFLOPs of the deployed model")
+    max_params: Positive | None = Field(None, description="most parameters of the deployed model, in millions")
+    max_latency_ms: Positive | None = Field(None, description="latency of the deployed model at batch 1 on this device")
+    image_sizes: tuple[Annotated[int, Field(ge=32)], ...] = Field((), description="to choose from; empty: the base's")
+    auxiliary: bool = Field(False, description="train each model also with the other choice of an auxiliary head")
+    trials: int = Field(16, ge=1, description="trials that should fit; epochs per trial are reduced until they do")
+    epochs: int | None = Field(None, ge=1, description="epochs per trial, fixed; null: at most train.epochs")
+    strata: int = Field(4, ge=1, le=20, description="ranges of GFLOPs that are searched in turn")
+    candidates: int = Field(16, ge=2, le=1000, description="models drawn for each rule, whose cost is counted")
+    sampler: Literal["kriging", "random"] = Field(
+        "kriging", description="chooses the models of a range after one of each rule: a Gaussian process, or chance"
+    )
+    halving: float = Field(2.0, ge=1.0, description="1/halving of the trials at a rung continue (ASHA); 1: all of them")
+    warm_start: bool = Field(False, description="start with the fitting weights of the most similar finished trial")
+    trials_per_gpu: int = Field(1, ge=1, le=100, description="trials that share a GPU")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the search and of every training")
 
     @field_validator("rules", "image_sizes")
     @classmethod

@@ -8,18 +8,11 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.artifacts.files import (
-    Benchmark,
-    BenchmarkRow,
-    Metrics,
-    PreparedData,
-    ReparamReport,
-    TrainSummary,
-    stage_folder,
-    write_json,
-)
+from pipeline.artifacts.files import stage_folder, write_json
+from pipeline.artifacts.reports import Benchmark, BenchmarkRow, Metrics, PreparedData, ReparamReport, TrainSummary
 from pipeline.experiment import Experiment
-from yolov7.data.index import AnnotatedImage, build_index, save_index
+from yolov7.data.build_index import AnnotatedImage, build_index
+from yolov7.data.index import save_index
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import resolve_spec

@@ -10,5 +10,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["yolov7.boxes", "yolov7.criterion.assigners", "yolov7.criterion.loss", "yolov7.inference.nms"], "beartype.beartype"
+    [
+        "yolov7.boxes",
+        "yolov7.criterion.assigners",
+        "yolov7.criterion.candidates",
+        "yolov7.criterion.loss",
+        "yolov7.inference.nms",
+    ],
+    "beartype.beartype",
 )

@@ -1,4 +1,4 @@
-"""The detector's batched algorithms written out plainly: oracles for tests and the other side of benchmarks."""
+"""Plain implementations of the batched algorithms of the detector, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def naive_ota(
     threshold: float = 4.0,
     merge: bool = False,
 ) -> list[Cell]:
-    """The positives in the maps' own precision, image by image and object by object."""
+    """Return the positives, computed image by image and object by object in float64."""
     positives: list[Cell] = []
     for image in range(maps[0].shape[0]):
         members = [t for t in range(len(targets)) if int(targets.image[t]) == image]
@@ -106,7 +106,7 @@ def _match_image(
 
 
 def _iou(a: list[float], b: list[float]) -> float:
-    """IoU of two boxes cxcywh."""
+    """Return the IoU of two boxes cxcywh."""
     width = min(a[0] + a[2] / 2, b[0] + b[2] / 2) - max(a[0] - a[2] / 2, b[0] - b[2] / 2)
     height = min(a[1] + a[3] / 2, b[1] + b[3] / 2) - max(a[1] - a[3] / 2, b[1] - b[3] / 2)
     inter = max(width, 0) * max(height, 0)
@@ -114,7 +114,7 @@ def _iou(a: list[float], b: list[float]) -> float:
 
 
 def naive_nms(boxes_xyxy: Tensor, groups: Tensor, *, threshold: float) -> list[int]:
-    """Greedy suppression of boxes that come best first, box by box."""
+    """Suppress boxes, ordered by descending score, greedily and one by one."""
     centred = torch.cat(((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), dim=1)
     rows, labels = centred.tolist(), groups.tolist()
     kept: list[int] = []

@@ -1,8 +1,9 @@
-"""Checkpoints as the reference implementation writes them: pickled modules of classes that do not exist here."""
+"""Write checkpoints like the reference implementation's: pickled modules of classes that do not exist here."""
 
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "anchors", "an
 
 @contextmanager
 def foreign_classes() -> Iterator[tuple[type[nn.Module], type[nn.Module]]]:
-    """`models.yolo.Model` and `models.common.Conv` for as long as something is being pickled."""
+    """Provide the classes `models.yolo.Model` and `models.common.Conv` while something is being pickled."""
     modules = {name: ModuleType(name) for name in ("models", "models.yolo", "models.common")}
     model = type("Model", (nn.Module,), {"__module__": "models.yolo"})
     conv = type("Conv", (nn.Module,), {"__module__": "models.common"})
@@ -40,7 +41,7 @@ def write_checkpoint(
     activation: nn.Module | None = None,
     **how: Any,
 ) -> Path:
-    """A training's checkpoint with a whole module under `part`; `how` goes to torch.save."""
+    """Write a training checkpoint with a whole module under `part`; `how` is passed to torch.save."""
     with foreign_classes() as (model, conv):
         module = make_tree(state, root=model, inner=conv)
         module = module.half() if half else module
@@ -55,7 +56,7 @@ def write_checkpoint(
 
 
 def make_tree(state: Mapping[str, Tensor], *, root: type[nn.Module], inner: type[nn.Module]) -> nn.Module:
-    """Nested modules whose state dict is this one, in its order."""
+    """Build nested modules whose state dict is this one, in the same order."""
     tree = root()
     for key, tensor in state.items():
         *path, name = key.split(".")
@@ -70,3 +71,12 @@ def make_tree(state: Mapping[str, Tensor], *, root: type[nn.Module], inner: type
             module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
     assert list(tree.state_dict()) == list(state)
     return tree
+
+
+def write_zip(path: Path, pickled: bytes, *, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> Path:
+    """Write a file in the zip form of torch.save; `entries` are the storages, with `_` before their keys."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x/data.pkl", pickled)
+        for name, content in entries.items():
+            archive.writestr(f"x/data/{name.removeprefix('_')}", content)
+    return path

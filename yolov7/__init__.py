@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from yolov7.detect.detector import Detector
-    from yolov7.errors import ArtifactError, DataError, SpecError
+    from yolov7.errors import ArtifactError, DataError, SettingError, SpecError, TrainingError, UserError
     from yolov7.nn.cost import Cost, spec_cost
     from yolov7.nn.fuse import fuse
     from yolov7.nn.model import DetectionModel
@@ -28,8 +29,11 @@ _HOMES = {
     "Detector": "detect.detector",
     "ModelSpec": "spec.graph",
     "NmsSettings": "settings",
+    "SettingError": "errors",
     "SpecError": "errors",
     "TrainSettings": "settings",
+    "TrainingError": "errors",
+    "UserError": "errors",
     "export_checkpoint": "weights.foreign.reference",
     "fuse": "nn.fuse",
     "import_checkpoint": "weights.foreign.reference",
@@ -50,8 +54,12 @@ __all__ = [
     "Detector",
     "ModelSpec",
     "NmsSettings",
+    "SettingError",
     "SpecError",
     "TrainSettings",
+    "TrainingError",
+    "UserError",
+    "__version__",
     "export_checkpoint",
     "fuse",
     "import_checkpoint",
@@ -65,6 +73,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version  # an import that takes a noticeable time
+
+        try:
+            return version("yolov7-pipeline")
+        except PackageNotFoundError:  # the code is used without being installed
+            return "unknown"
     if name not in _HOMES:
         raise AttributeError(f"module 'yolov7' has no attribute {name!r}")
     return getattr(import_module(f"yolov7.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

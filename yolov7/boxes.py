@@ -1,4 +1,4 @@
-"""Boxes: formats, and how alike two of them are: IoU and the kinds of it that a loss can follow."""
+"""Boxes: formats and similarity measures, that is IoU and the variants of it that serve as losses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,28 @@ _EPS = 1e-7
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
-    """Centre and size to the two corners, in the same unit."""
+    """Convert centre and size to corners.
+
+    Args:
+        boxes: Boxes cx, cy, w, h (..., 4).
+
+    Returns:
+        Boxes x1, y1, x2, y2 (..., 4) in the same unit.
+    """
     half = boxes[..., 2:] / 2
     return torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), dim=-1)
 
 
 def pairwise_iou(a_xyxy: Float[Tensor, "*b n 4"], b_xyxy: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
-    """IoU of every box of `a` with every box of `b`; 0 for two boxes without area."""
+    """Return the IoU of every box of one set with every box of another.
+
+    Args:
+        a_xyxy: Corners (..., n, 4).
+        b_xyxy: Corners (..., m, 4) in the same unit.
+
+    Returns:
+        IoUs (..., n, m); 0 for two boxes without area.
+    """
     ax1, ay1, ax2, ay2 = a_xyxy.unsqueeze(-2).unbind(-1)  # *b n 1
     bx1, by1, bx2, by2 = b_xyxy.unsqueeze(-3).unbind(-1)  # *b 1 m
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
@@ -32,12 +47,19 @@ def pairwise_iou(a_xyxy: Float[Tensor, "*b n 4"], b_xyxy: Float[Tensor, "*b m 4"
 
 
 def box_similarity(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"], *, kind: IouKind) -> Float[Tensor, " n"]:
-    """How alike the boxes of a row are, both cxcywh: 1 for equal ones, and IoU less what the kind takes off else.
+    """Return the similarity of pairs of boxes: the IoU minus a penalty.
 
-    giou: the share of the enclosing box that neither fills. diou: the distance of the centres, over the diagonal of the
-    enclosing box, squared. ciou: that and the difference of the aspects, whose weight has no gradient. eiou: diou's
-    and the differences of the sides, over those of the enclosing box, squared. siou: half of its distance and shape
-    costs (Gevorgyan, 2022).
+    Args:
+        a: Boxes cx, cy, w, h (n, 4).
+        b: Boxes cx, cy, w, h (n, 4) in the same unit.
+        kind: The penalty. `iou`: none. `giou`: the share of the enclosing box that the union does not cover. `diou`:
+            the squared distance of the centres relative to the diagonal of the enclosing box. `ciou`: the penalty of
+            `diou`, and one for the difference of the aspect ratios, whose weight has no gradient. `eiou`: the penalty
+            of `diou`, and the squared differences of the sides relative to the enclosing box. `siou`: half of the
+            distance and shape costs of Gevorgyan (2022).
+
+    Returns:
+        Similarities (n,); 1 for equal boxes.
     """
     iou, union, enclosing = _overlap(a, b)
     match kind:
@@ -58,12 +80,12 @@ def box_similarity(a: Float[Tensor, "n 4"], b: Float[Tensor, "n 4"], *, kind: Io
 
 
 def _distance(a: Tensor, b: Tensor, enclosing: Tensor) -> Tensor:
-    """Squared distance of the centres over the squared diagonal of the enclosing box."""
+    """Return the squared distance of the centres divided by the squared diagonal of the enclosing box."""
     return (b[:, :2] - a[:, :2]).square().sum(-1) / (enclosing.square().sum(-1) + _EPS)
 
 
 def _aspect(a: Tensor, b: Tensor, iou: Tensor) -> Tensor:
-    """CIoU's term for the difference of the aspects; heights grow by eps twice, as the reference's do."""
+    """Return the penalty of CIoU for different aspect ratios; heights grow by eps twice, as in the reference."""
     difference = torch.atan(b[:, 2] / (b[:, 3] + 2 * _EPS)) - torch.atan(a[:, 2] / (a[:, 3] + 2 * _EPS))
     v = (4 / math.pi**2) * difference**2
     with torch.no_grad():
@@ -72,7 +94,7 @@ def _aspect(a: Tensor, b: Tensor, iou: Tensor) -> Tensor:
 
 
 def _angled_distance(a: Tensor, b: Tensor, enclosing: Tensor) -> Tensor:
-    """SIoU's distance cost: 0 to 2, less where the centres lie along an axis; sin(2 angle) is its angle cost."""
+    """Return the distance cost of SIoU, 0 to 2. It is lower if the centres differ along one axis only."""
     offset = b[:, :2] - a[:, :2]
     square = offset.square()
     angle = 2 * offset.abs().prod(-1) / (square.sum(-1) + _EPS)
@@ -80,13 +102,13 @@ def _angled_distance(a: Tensor, b: Tensor, enclosing: Tensor) -> Tensor:
 
 
 def _shape(a: Tensor, b: Tensor) -> Tensor:
-    """SIoU's shape cost: 0 to 2, by the relative difference of each side."""
+    """Return the shape cost of SIoU, 0 to 2, from the relative difference of each side."""
     difference = (a[:, 2:] - b[:, 2:]).abs() / (torch.maximum(a[:, 2:], b[:, 2:]) + _EPS)
     return (1 - torch.exp(-difference)).pow(4).sum(-1)
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU (n,), union (n,) and the size of the enclosing box (n, 2); heights grow by eps, as the reference's do."""
+    """Return IoU (n,), union (n,) and size of the enclosing box (n, 2); heights grow by eps, as in the reference."""
     a_low, a_high = _corners(a)
     b_low, b_high = _corners(b)
     inter = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
@@ -95,6 +117,6 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper corner of boxes cxcywh."""
+    """Return the lower and the upper corner of boxes cxcywh."""
     half = boxes[:, 2:] / 2
     return boxes[:, :2] - half, boxes[:, :2] + half

@@ -1,7 +1,7 @@
-"""Errors that a user can correct. Each message names the thing, its value, the rule and the remedy, in one line.
+"""Errors that a user can correct. Each message is one line that names the thing, its value, the rule and the remedy.
 
 Only these errors, and an `OSError` about a file that the user named, are shown as one line. Every other exception is a
-bug: it shows a traceback.
+bug and is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -40,32 +40,54 @@ class TrainingError(UserError):
 
 
 def one_line(message: object, *, limit: int = 400) -> str:
-    """The text of a message or an error without line breaks and control characters, cut after `limit` characters."""
+    """Return a text without line breaks and control characters.
+
+    Args:
+        message: A text, or an error whose text is used.
+        limit: The largest number of characters; a longer text is shortened.
+    """
     text = " ".join(str(message).split()) or type(message).__name__
     printable = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[: limit + 1])
     return printable if len(printable) <= limit else printable[: limit - 3] + "..."
 
 
 def told(error: BaseException) -> str:
-    """An error in one line; one of the disk or of permissions names the file and the remedy."""
+    """Describe an error in one line.
+
+    Args:
+        error: Any error. For a full disk or missing permissions, the line names the file and the remedy.
+    """
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return one_line(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}")
     return one_line(error)
 
 
 def is_mendable(error: BaseException) -> bool:
-    """Return whether the user has to correct the cause, so that a retry would only repeat the error."""
+    """Return whether the user has to correct the cause, so that a retry would only repeat the error.
+
+    Args:
+        error: Any error.
+    """
     return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _REMEDIES)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` if a known name is similar to `name`, else an empty string."""
+    """Return `; did you mean 'x'?` if a known name is similar, else an empty string.
+
+    Args:
+        name: An unknown name.
+        known: All known names.
+    """
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: its repr, cut where it is long or deep."""
+    """Return the repr of a value for an error message, shortened if it is long or deeply nested.
+
+    Args:
+        value: Any value.
+    """
     return one_line(_SHORT.repr(value), limit=80)
 
 
@@ -76,7 +98,7 @@ _REMEDIES = {
     errno.EDQUOT: "free some space of your quota, then run the same command again",
     errno.EFBIG: "allow larger files (ulimit -f), then run the same command again",
     errno.EROFS: "run this in a folder that can be written",
-    errno.EACCES: "give yourself the right to it, or run this in a folder of your own",
-    errno.EPERM: "give yourself the right to it, or run this in a folder of your own",
+    errno.EACCES: "give yourself the permission, or run this in a folder of your own",
+    errno.EPERM: "give yourself the permission, or run this in a folder of your own",
     errno.ENAMETOOLONG: "choose a shorter name",
 }

@@ -1,12 +1,16 @@
-"""Named settings of a training: the reference's for each kind of model, and one for fine-tuning. Imports nothing heavy.
+"""Named settings of a training: the reference implementation's for each kind of model, and one for fine-tuning.
 
-A recipe stands for its keys: `{recipe: p5, epochs: 100}` is p5 for 100 epochs. What a recipe does not name keeps its
-default. Batch size and schedule are no part of the reference's settings files, so they are none of a recipe either.
+A recipe is a set of keys: `{recipe: p5, epochs: 100}` is p5 with 100 epochs. Keys that a recipe does not name keep
+their defaults. The reference's settings files name neither batch size nor schedule, and so its recipes do not either.
+
+Training settings are stated for all variants and, key by key, for single ones. The order, from weak to strong, is:
+defaults, the keys of the recipe, the keys that are stated for all variants, the keys that are stated for the variant.
+A variant's recipe replaces the recipe for all variants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 RecipeName = Literal["p5", "p6", "tiny", "custom", "finetune"]
@@ -28,11 +32,19 @@ _P5 = {
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `overrides` in the place of its own, as deep as both are mappings."""
+    """Merge two nested mappings.
+
+    Args:
+        base: A nested mapping; it is not changed.
+        overrides: Values that replace those of `base`, with the same nesting.
+
+    Returns:
+        A new mapping. Where both values are mappings, they are merged in the same way.
+    """
     merged = dict(base)
     for key, value in overrides.items():
-        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        merged[key] = merge(base[key], value) if nested else value
+        is_nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = merge(base[key], value) if is_nested else value
     return merged
 
 
@@ -48,26 +60,77 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         },
     ),
     "custom": merge(_P5, {"augment": {"mixup": 0.0, "paste_in": 0.0, "scale": 0.5}}),
-    "finetune": {  # ours: the weights are good already, so smaller steps, less of what is strange, a start that stays
+    "finetune": {  # not from the reference: small steps and weak augmentation, because the weights are good already
         "epochs": 50,
         "close_mosaic": 10,
         "freeze": "p3",
         "patience": 20,
         "augment": {"mosaic": 0.5, "mixup": 0.0, "translate": 0.1, "scale": 0.3},
-        "optim": {"lr0": 0.002, "lr_final": 0.1, "warmup_epochs": 1.0, "nominal_batch": 16, "ema_ramp": 200.0},
+        "optim": {
+            "optimizer": "sgd",
+            "lr0": 0.002,
+            "lr_final": 0.1,
+            "momentum": 0.937,
+            "weight_decay": 0.0005,
+            "warmup_epochs": 1.0,
+            "nominal_batch": 16,
+            "ema_ramp": 200.0,
+        },
     },
 }
 
 
 def expand_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with those of the recipe that they name, if they do, where they have none themselves."""
-    name = given.get("recipe")
-    recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
-    return merge(recipe, given)
+    """Add the keys of the recipe that a mapping names.
+
+    Args:
+        given: Settings that may name a `recipe`.
+
+    Returns:
+        The settings; keys of the recipe are added where the settings do not state them. An unknown recipe adds nothing
+        and is left for validation.
+    """
+    return merge(_keys_of(given.get("recipe")), given)
 
 
 def resolve_settings(train: Mapping[str, Any], variant: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Temporary: the rule of the final version."""
-    name = variant.get("recipe", train.get("recipe"))
-    recipe = RECIPES.get(name, {}) if isinstance(name, str) else {}
-    return merge(merge(recipe, train), variant), ()
+    """Merge the training settings that are stated for all variants and for one variant.
+
+    Args:
+        train: The settings for all variants as they are stated, without defaults.
+        variant: The settings for one variant as they are stated, without defaults.
+
+    Returns:
+        The merged settings, in which all keys of the recipe are explicit; and one sentence for each key of the
+        variant's recipe that has no effect because another value is stated for all variants.
+    """
+    stated = merge(train, variant)
+    name = stated.get("recipe")
+    merged = merge(_keys_of(name), stated)
+    if name is None or "recipe" not in variant:
+        return merged, ()
+    stated_for_all = {path: value for path, value in _leaves(train) if path != ("recipe",)}
+    stated_for_one = dict(_leaves(variant))
+    notes = []
+    for path, value in _leaves(_keys_of(name)):
+        other = stated_for_all.get(path, value)
+        if other != value and path not in stated_for_one:
+            key = ".".join(path)
+            notes.append(
+                f"recipe {name!r} would set {key}={value}, but {key}={other} is stated for all variants and is used; "
+                "state the key for the variant to change it"
+            )
+    return merged, tuple(notes)
+
+
+def _keys_of(name: object) -> Mapping[str, Any]:
+    return RECIPES.get(name, {}) if isinstance(name, str) else {}
+
+
+def _leaves(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the values of a nested mapping that are not mappings, with the keys that lead to them."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value

@@ -1,8 +1,8 @@
-"""Every setting of the detector with its default, validated; imports no torch, so that a command line stays quick.
+"""All settings of the detector with their defaults, validated. Imports no torch, so that a command line starts quickly.
 
-The defaults are the reference's settings for yolov7-tiny where it has one, except that the warm-up is a share of the
-run, the last epochs go without mosaic, mosaics are of four, and nothing is pasted; its settings for every kind of model
-are `recipes`.
+The defaults are the reference implementation's settings for yolov7-tiny, with four exceptions: the warm-up is at most
+a share of the run, the last epochs have no mosaic, mosaics are made of four images, and no objects are pasted. The
+reference's own settings for every kind of model are in `recipes`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ CocoEngine = Literal["hotcoco", "pycocotools"]
 COCO_ENGINE: CocoEngine = "hotcoco"  # where none is named
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
+Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
 
 
 class Settings(BaseModel):
@@ -31,124 +32,175 @@ class Settings(BaseModel):
 
 
 class AugmentSettings(Settings):
-    """How a training sample is varied; probabilities unless a unit is named."""
+    """How training samples vary. Mosaic, mixup and pasted objects are left out in the last epochs (`close_mosaic`)."""
 
-    mosaic: Probability = 1.0
+    mosaic: Probability = Field(1.0, description="probability that a sample is a mosaic of several images")
     mosaic_nine: Probability = Field(
-        0.0, description="share of the mosaics that are of nine images; the others of four"
+        0.0, description="share of the mosaics that consist of nine images; the others consist of four"
     )
-    mixup: Probability = 0.05
-    copy_paste: Probability = Field(0.0, description="of each object to be copied, mirrored, where it hides no other")
-    paste_in: Probability = Field(0.0, description="of a sample to get objects of other images, where they hide none")
-    degrees: NonNegative = Field(0.0, le=180.0, description="largest rotation, degrees")
-    translate: NonNegative = Field(0.1, le=0.9, description="largest shift, share of the image")
-    scale: NonNegative = Field(0.5, lt=1.0, description="scale is drawn from (1 - scale, 1.1 + scale)")
-    shear: NonNegative = Field(0.0, lt=90.0, description="largest shear, degrees")
-    perspective: NonNegative = Field(0.0, le=0.001, description="largest perspective coefficient, 1/pixel")
-    hsv_hue: NonNegative = Field(0.015, le=0.4, description="gain 1 +- this")
-    hsv_saturation: Probability = 0.7
-    hsv_value: Probability = 0.4
-    flip_horizontal: Probability = 0.5
-    flip_vertical: Probability = 0.0
+    mixup: Probability = Field(
+        0.05,
+        description="probability of blending a sample with a second one that is drawn in the same way, mosaic or not",
+    )
+    copy_paste: Probability = Field(
+        0.0, description="probability of pasting a mirrored copy of an object where it covers no other object"
+    )
+    paste_in: Probability = Field(
+        0.0, description="probability of pasting objects of other images into a sample where they cover no other object"
+    )
+    degrees: NonNegative = Field(0.0, le=180.0, description="largest rotation, in degrees")
+    translate: NonNegative = Field(0.1, le=0.9, description="largest shift, as a share of the image size")
+    scale: NonNegative = Field(0.5, lt=1.0, description="the scale is drawn from (1 - scale, 1.1 + scale)")
+    shear: NonNegative = Field(0.0, lt=90.0, description="largest shear, in degrees")
+    perspective: NonNegative = Field(0.0, le=0.001, description="largest perspective coefficient, in 1/pixel")
+    hsv_hue: NonNegative = Field(0.015, le=0.4, description="the hue is multiplied by 1 +- hsv_hue")
+    hsv_saturation: Probability = Field(0.7, description="the saturation is multiplied by 1 +- hsv_saturation")
+    hsv_value: Probability = Field(0.4, description="the brightness is multiplied by 1 +- hsv_value")
+    flip_horizontal: Probability = Field(0.5, description="probability of exchanging left and right")
+    flip_vertical: Probability = Field(0.0, description="probability of exchanging top and bottom")
 
 
 class LossSettings(Settings):
-    """Gains of the loss, before they are scaled by the number of levels, classes and the image size."""
+    """Settings of the loss. Gains are scaled by the numbers of levels and classes and by the image size."""
 
-    assigner: Literal["ota", "anchor"] = Field("ota", description="anchor: by shape alone, as YOLOv5 matches")
-    box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field("ciou", description="what boxes are compared by")
+    assigner: Literal["ota", "anchor"] = Field(
+        "ota", description="ota: by predictions; anchor: by the shape of the anchor only, as in YOLOv5"
+    )
+    box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field(
+        "ciou", description="measure of similarity of two boxes"
+    )
     box: NonNegative = 0.05
     objectness: NonNegative = 1.0
     classification: NonNegative = 0.5
     objectness_loss: Literal["bce", "varifocal"] = Field(
-        "bce", description="varifocal: VarifocalNet's (Zhang et al., 2021)"
+        "bce", description="binary cross-entropy, or varifocal loss (Zhang et al., 2021)"
     )
     classification_loss: Literal["bce", "varifocal"] = Field(
-        "bce", description="varifocal: a class is learned as far as the box fits its object"
+        "bce", description="with varifocal, the target of a class is the quality of the predicted box"
     )
     label_smoothing: Probability = 0.0
-    focal_gamma: NonNegative = Field(0.0, description="of what is bce; 0: not focal")
+    focal_gamma: NonNegative = Field(
+        0.0, description="exponent of the focal loss for the parts that use bce; 0: no focal loss"
+    )
     objectness_pos_weight: Positive = 1.0
     classification_pos_weight: Positive = 1.0
-    anchor_threshold: float = Field(4.0, gt=1.0, description="largest ratio of a side of box and anchor")
+    anchor_threshold: float = Field(
+        4.0, gt=1.0, description="largest ratio between the sides of a box and of its anchor"
+    )
     merge_duplicate_cells: bool = Field(
-        True, description="a cell positive for several objects goes to the cheapest one (the reference keeps all)"
+        True, description="assign a cell that several objects propose to one of them (the reference keeps all)"
     )
-    auxiliary: Literal["coarse_to_fine", "lead_guided", "independent"] = Field(
-        "coarse_to_fine", description="what an auxiliary head learns from: coarser cells, the lead's, its own"
+    auxiliary: Guidance = Field(
+        "coarse_to_fine",
+        description="cells that the auxiliary head learns from: coarser ones, those of the lead head, or its own",
     )
-    auxiliary_gain: NonNegative = Field(0.25, description="of the auxiliary head's loss")
+    auxiliary_gain: NonNegative = Field(0.25, description="weight of the loss of the auxiliary head")
     auxiliary_constraint: bool = Field(
-        True, description="the auxiliary head's boxes reach as far as the lead's, which is not quite to coarse cells"
+        True,
+        description="give boxes of the auxiliary head the range of the lead head, which excludes some coarse cells",
     )
 
     @model_validator(mode="after")
     def _check_varifocal(self) -> LossSettings:
         if self.objectness_loss == "varifocal" and self.objectness_pos_weight != 1:
-            raise ValueError("objectness_loss='varifocal' has weights of its own; leave objectness_pos_weight at 1")
+            raise ValueError(
+                f"objectness_pos_weight={self.objectness_pos_weight} cannot be combined with "
+                "objectness_loss='varifocal', which has its own weights; leave objectness_pos_weight at 1"
+            )
         if self.classification_loss == "varifocal" and (self.classification_pos_weight != 1 or self.label_smoothing):
-            given = "classification_pos_weight at 1 and label_smoothing at 0"
-            raise ValueError(f"classification_loss='varifocal' has weights and goals of its own; leave {given}")
+            raise ValueError(
+                "classification_loss='varifocal' has its own weights and targets; "
+                "leave classification_pos_weight at 1 and label_smoothing at 0"
+            )
         return self
 
 
 class OptimSettings(Settings):
-    """The optimizer, a cosine schedule, warm-up and the exponential moving average of the weights."""
+    """The optimizer, the schedule of learning rates, and the exponential moving average of the weights."""
 
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: with Nesterov momentum, the reference's")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum, as in the reference")
     schedule: Literal["scaled", "reference"] = Field(
         "scaled",
-        description="scaled: the warm-up to the run; reference: its own of at least 1000 steps, cosine by epoch",
+        description="scaled: a warm-up of at most a share of the run, then a cosine by step; "
+        "reference: a warm-up of at least 1000 steps, then a cosine by epoch",
     )
-    lr0: Positive = Field(0.01, description="learning rate after warm-up, at the nominal batch")
+    lr0: Positive = Field(0.01, le=1000.0, description="learning rate after the warm-up, for the nominal batch")
     lr_final: Positive = Field(0.01, le=1.0, description="last learning rate as a share of lr0")
-    momentum: Probability = 0.937
-    weight_decay: NonNegative = Field(0.0005, description="of convolution weights, at the nominal batch")
-    nominal_batch: int = Field(64, ge=1, description="gradients accumulate until this many images were seen")
-    warmup_epochs: NonNegative = 3.0
-    warmup_share: Probability = Field(0.1, description="the warm-up never takes more than this share of the run")
-    warmup_momentum: Probability = 0.8
-    warmup_bias_lr: NonNegative = Field(0.1, description="of SGD's biases at the first step; AdamW's start from 0")
-    ema_decay: float = Field(0.9999, gt=0.0, lt=1.0)
-    ema_ramp: Positive = Field(2000.0, description="updates over which the decay grows to ema_decay")
+    momentum: Probability = Field(0.937, description="momentum of SGD, or the first beta of AdamW")
+    weight_decay: NonNegative = Field(
+        0.0005, le=1000.0, description="weight decay of convolution weights, for the nominal batch"
+    )
+    nominal_batch: int = Field(
+        64, ge=1, le=1_000_000, description="gradients are summed over this many images for one step of the optimizer"
+    )
+    warmup_epochs: NonNegative = Field(3.0, le=1_000_000.0, description="length of the warm-up in epochs")
+    warmup_share: Probability = Field(0.1, description="longest warm-up as a share of the run")
+    warmup_momentum: Probability = Field(0.8, description="momentum at the first step")
+    warmup_bias_lr: NonNegative = Field(
+        0.1, le=1000.0, description="learning rate of biases at the first step of SGD; with AdamW it is 0"
+    )
+    ema_decay: float = Field(0.9999, gt=0.0, lt=1.0, description="decay of the moving average in the long run")
+    ema_ramp: Positive = Field(2000.0, le=1e9, description="number of updates over which the decay grows to ema_decay")
 
 
 class TrainSettings(Settings):
-    """One training run. `train` in params.yaml holds them for all variants, `variants.NAME.train` overrides some."""
+    """One training run. Every setting can be stated for all variants of a comparison and for single ones."""
 
-    recipe: RecipeName | None = Field(None, description="named settings (yolov7/recipes.py); other keys override it")
-    epochs: int = Field(300, ge=1)
-    batch_size: int = Field(16, ge=1, description="images a step, over all workers")
+    recipe: RecipeName | None = Field(
+        None, description="named settings from yolov7/recipes.py; keys that are stated override it"
+    )
+    epochs: int = Field(300, ge=1, le=1_000_000, description="length of the run")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="images per step, over all workers")
     image_size: int = Field(640, ge=32, le=8192, description="side of the square training images, pixels")
-    precision: Precision = Field("auto", description="auto: bfloat16 where the device is fast at it, else float32")
+    precision: Precision = Field(
+        "auto", description="auto: bfloat16 on devices that compute fast with it, otherwise float32"
+    )
     anchors: AnchorMode = Field(
-        "auto", description="spec: its own; fit: to the boxes; auto: fitted where its own have a recall below 0.98"
+        "auto",
+        description="spec: the spec's; fit: fitted to the boxes; auto: fitted if the spec's have a recall below 0.98",
     )
-    weights: Path | None = Field(None, description="a weight file to start from; its classes may be others")
-    freeze: str | None = Field(None, description="rows up to and including this one keep their weights")
-    class_balance: Probability = Field(0.0, description="classes in a smaller share of the images are seen more often")
-    patience: int = Field(0, ge=0, description="epochs without a better AP on val after which it ends; 0: never")
+    weights: Path | None = Field(None, description="weight file to start from; its classes may differ")
+    freeze: str | None = Field(None, description="last row whose weights are not trained; those before it are neither")
+    class_balance: Probability = Field(
+        0.0, description="classes in a smaller share of the images are sampled more often"
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="epochs without a better AP on the validation split after which the run ends; 0: it never does",
+    )
     swa_epochs: int = Field(
-        0, ge=0, description="last epochs whose weights are averaged; 0: the moving average is kept"
+        0,
+        ge=0,
+        le=1_000_000,
+        description="number of last epochs whose weights are averaged; 0: the result is the moving average",
     )
-    channels_last: bool = True
-    compile: bool = Field(False, description="torch.compile the model")
+    channels_last: bool = Field(True, description="memory format of images and weights; affects speed")
+    compile: bool = Field(False, description="compile the model with torch.compile")
     sync_batch_norm: bool = Field(
-        False, description="Compute batch norm statistics over the images of all workers; needs GPUs."
+        False, description="compute batch norm statistics over the images of all workers; needs GPUs"
     )
-    multi_scale: Probability = Field(0.0, description="training sizes vary by up to this share")
+    multi_scale: Probability = Field(0.0, description="largest variation of the training size, as a share of it")
     close_mosaic: int = Field(
-        10, ge=0, description="last epochs without mosaic, mixup and pasted objects; at most a fifth of the run"
+        10,
+        ge=0,
+        le=1_000_000,
+        description="number of last epochs without mosaic, mixup and pasted objects; at most a fifth of the run",
     )
-    validate_every: int = Field(1, ge=1, description="epochs between two validations")
-    checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
-    checkpoint_minutes: NonNegative = Field(10.0, description="and within an epoch, minutes since the last one")
-    checkpoints_kept: int = Field(2, ge=1, description="the last ones; where one is damaged, that before it serves")
-    loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="processes that prepare samples"
+    validate_every: int = Field(1, ge=1, le=1_000_000, description="epochs between two validations")
+    checkpoint_every: int = Field(1, ge=1, le=1_000_000, description="epochs between two checkpoints")
+    checkpoint_minutes: NonNegative = Field(
+        10.0, le=1_000_000.0, description="minutes between two checkpoints within an epoch"
+    )
+    checkpoints_kept: int = Field(
+        2, ge=1, le=1000, description="number of checkpoints that are kept, in case the last one is damaged"
+    )
+    loader_workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
+        "auto", description="number of processes that prepare samples"
     )
     cache_images: Literal["auto", "memory", "disk", "none"] = Field(
-        "auto", description="where decoded images are kept; auto: in memory, if they fit well"
+        "auto", description="where decoded images are kept; auto: in memory if there is enough of it"
     )
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
@@ -162,21 +214,26 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _check_whole(self) -> TrainSettings:
         if self.recipe == "finetune" and self.weights is None:
-            raise ValueError("recipe='finetune' starts from other weights; name them in weights")
+            raise ValueError("recipe='finetune' starts from trained weights; name a weight file in weights")
         if self.patience and self.swa_epochs:
-            raise ValueError("patience and swa_epochs exclude each other: a run that may end early has no last epochs")
+            raise ValueError(
+                f"patience={self.patience} and swa_epochs={self.swa_epochs} exclude each other, because the last "
+                "epochs of a run that may end early are not known; set one of them to 0"
+            )
         return self
 
 
 class NmsSettings(Settings):
-    """From raw maps to detections."""
+    """How raw maps become detections."""
 
-    confidence: Probability = 0.25
-    iou: Probability = 0.45
-    max_detections: int = Field(300, ge=1, description="an image")
-    max_candidates: int = Field(30_000, ge=1, description="an image, before suppression")
-    multi_label: bool = Field(False, description="a detection for every class above the confidence, not the best only")
-    agnostic: bool = Field(False, description="suppress across classes")
+    confidence: Probability = Field(0.25, description="lowest score of a detection")
+    iou: Probability = Field(0.45, description="largest IoU of two detections of the same class")
+    max_detections: int = Field(300, ge=1, description="largest number of detections per image")
+    max_candidates: int = Field(30_000, ge=1, description="largest number of candidates per image before suppression")
+    multi_label: bool = Field(
+        False, description="a detection for every class above the confidence, not only for the best class"
+    )
+    agnostic: bool = Field(False, description="suppress detections across classes")
 
 
-COCO_NMS = NmsSettings(confidence=0.001, iou=0.65, multi_label=True)  # for COCO figures, as the reference measures them
+COCO_NMS = NmsSettings(confidence=0.001, iou=0.65, multi_label=True)  # for COCO metrics, as in the reference

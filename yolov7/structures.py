@@ -1,4 +1,4 @@
-"""Frozen values that pass between the parts of the detector; shapes, units and frames are stated once, here."""
+"""Frozen values that the parts of the detector exchange. Their shapes, units and frames are defined here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """The ground-truth boxes of a batch, flattened over its images; n boxes.
+    """The n ground-truth boxes of a batch, for all of its images.
 
-    `image`: (n,) int64, the index of the image in the batch. `label`: (n,) int64.
-    `boxes_cxcywh`: (n, 4) float32, normalised: 0-1 over the width and height of the batch's images.
+    Attributes:
+        image: Index of the image in the batch (n,) int64.
+        label: Number of the class (n,) int64.
+        boxes_cxcywh: Boxes (n, 4) float32, relative to the width and height of the images of the batch (0..1).
     """
 
     image: Tensor
@@ -21,11 +23,19 @@ class Targets:
     boxes_cxcywh: Tensor
 
     def to(self, device: object) -> Targets:
-        """The same targets on another device."""
+        """Copy the targets to a device.
+
+        Args:
+            device: The device.
+
+        Returns:
+            The copy.
+        """
         move = {"device": device, "non_blocking": True}
         return Targets(self.image.to(**move), self.label.to(**move), self.boxes_cxcywh.to(**move))  # type: ignore[call-overload]
 
     def __len__(self) -> int:
+        """Return the number of boxes."""
         return self.image.shape[0]
 
 
@@ -33,7 +43,10 @@ class Targets:
 class Batch:
     """Images of one size with their targets.
 
-    `images`: (B, 3, H, W) uint8, RGB. `index`: the position of each image in the split's index.
+    Attributes:
+        images: Images (B, 3, H, W) uint8 RGB.
+        targets: The objects of the images.
+        index: Position of each image in the index of the split.
     """
 
     images: Tensor
@@ -42,10 +55,13 @@ class Batch:
 
 
 class HeadMaps(NamedTuple):
-    """The raw outputs of a detection head: one map (B, anchors, H, W, 5 + classes) a level, finest stride first.
+    """The raw outputs of a model: one map (B, anchors, H, W, 5 + classes) per level, finest level first.
 
-    The last axis holds x, y, w, h, objectness and the classes, all before the sigmoid.
-    `auxiliary` is empty for a model without an auxiliary head.
+    The last axis contains x, y, w, h, objectness and the classes, all before the sigmoid.
+
+    Attributes:
+        lead: Maps of the lead head.
+        auxiliary: Maps of the auxiliary head; empty if there is none.
     """
 
     lead: tuple[Tensor, ...]
@@ -54,9 +70,12 @@ class HeadMaps(NamedTuple):
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections of one image, by descending score; n of them.
+    """The n detections of one image, by descending score.
 
-    `boxes_xyxy`: (n, 4) float32, pixels. `scores`: (n,) float32. `labels`: (n,) int64.
+    Attributes:
+        boxes_xyxy: Corners (n, 4) float32 in pixels.
+        scores: Scores (n,) float32 in 0..1.
+        labels: Numbers of the classes (n,) int64.
     """
 
     boxes_xyxy: Tensor
@@ -64,4 +83,5 @@ class Detections:
     labels: Tensor
 
     def __len__(self) -> int:
+        """Return the number of detections."""
         return self.scores.shape[0]

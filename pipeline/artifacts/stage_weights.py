@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from pipeline.artifacts.files import WEIGHTS, TrainSummary, existing, read_json, stage_folder
+from pipeline.artifacts.files import WEIGHTS, existing, read_json, stage_folder
+from pipeline.artifacts.reports import TrainSummary
 from pipeline.experiment import ResolvedVariant
 from yolov7.errors import ArtifactError, shown
 from yolov7.training.anchors import differ_in_anchors_only

@@ -1,4 +1,4 @@
-"""The command `inspect`: pictures of what a training sees: augmented samples, and which cells learn which object."""
+"""The command `inspect`: draws augmented samples, and the cells that learn each object."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
-from yolov7.criterion.assigners import Anchors, Assignment
+from yolov7.criterion.candidates import Anchors, Assignment
 from yolov7.criterion.loss import make_assigner
-from yolov7.data.augment.geometry import Boxes, Sample
+from yolov7.data.augment.geometry import Boxes
+from yolov7.data.augment.tile import Sample
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.images import Image
 from yolov7.data.index import ImageIndex, load_index
@@ -28,18 +29,27 @@ from yolov7.settings import TrainSettings
 from yolov7.system.files import is_file
 from yolov7.system.precision import resolve_device
 from yolov7.training.anchors import choose_anchors
+from yolov7.training.start import describe_small_boxes
 
 _SAMPLES, _COLUMNS = 12, 4
-_IMAGES = 4  # whose cells are drawn
-_FEW_OBJECTS = range(2, 9)  # in an image: so many that there is something to see, so few that it can be told apart
-_WEAK, _STRONGER = 0.3, 0.17  # how much a cell hides with one anchor, and with each further one
+_IMAGES = 4  # number of images whose cells are drawn
+_FEW_OBJECTS = range(2, 9)  # objects of an image: enough to be interesting, few enough to be distinguished
+_ONE_ANCHOR, _EACH_FURTHER = 0.3, 0.17  # opacity of a cell with one assigned anchor; increase for each further one
 
 
 def inspect(resolved: ResolvedVariant, seed: int) -> None:
-    """Draws into artifacts/inspect/<variant>/<seed>, and prints how the anchors suit the boxes.
+    """Draw pictures into `artifacts/inspect/<variant>/<seed>`, and print how well the anchors fit the boxes.
 
-    samples.jpg: training samples as the variant's settings vary them. assignment.jpg, once it is trained: objects, and
-    the cells that the lead head, and the auxiliary head if there is one, learn them from.
+    `samples.jpg` shows training samples with the augmentation of the variant. `assignment.jpg`, which needs a trained
+    variant, shows objects, and the cells from which the lead head and the auxiliary head learn them.
+
+    Args:
+        resolved: The variant.
+        seed: The seed of the samples and of the trained weights.
+
+    Raises:
+        ArtifactError: The data are not prepared, or the weights do not fit them.
+        OSError: A picture cannot be written.
     """
     variant, settings = resolved.name, resolved.train
     index = load_index(stage_folder("prepare") / "train.npz")
@@ -52,10 +62,11 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
         threshold=settings.loss.anchor_threshold,
         mode=settings.anchors,
     )
-    console.print(stage_line("inspect", variant, str(choice)))
+    for note in (*describe_small_boxes(index, settings), str(choice)):
+        console.print(stage_line("inspect", variant, note))
     _write(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
     if not is_file(stage_folder("train", variant, seed) / WEIGHTS):
-        text = f"{folder}/samples.jpg; assigned cells are drawn once `yolov7 train {variant}` has made weights"
+        text = f"{folder}/samples.jpg; for assigned cells, run `yolov7 train {variant}` first"
         console.print(stage_line("inspect", variant, text))
         return
     weights = stage_weights("train", resolved, seed=seed, class_names=index.class_names, device=resolve_device())
@@ -64,7 +75,7 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
 
 
 def _sample_sheet(index: ImageIndex, settings: TrainSettings, *, seed: int) -> Image:
-    """The first samples of the first epoch."""
+    """Draw the first samples of the first epoch."""
     dataset = DetectionDataset(index, image_size=settings.image_size, augment=settings.augment, seed=seed, cache="none")
     order = np.random.default_rng(seed).permutation(len(index))[:_SAMPLES]
     pictures = [_draw_objects(dataset.sample(int(i)), index.class_names) for i in order]
@@ -77,7 +88,7 @@ def _draw_objects(sample: Sample, class_names: Sequence[str]) -> Image:
         outlines = move(sample.outlines, scale=(scale, scale))
         canvas = draw_outlines(canvas, outlines, colours=[class_colour(label) for label in sample.labels.tolist()])
     boxes = _corners(sample, side=canvas.shape[0])
-    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable")  # small ones on top
+    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable")  # small ones are drawn last
     labels = sample.labels[order].tolist()
     return draw_boxes(
         canvas,
@@ -88,9 +99,9 @@ def _draw_objects(sample: Sample, class_names: Sequence[str]) -> Image:
 
 
 def _assignment_sheet(model: DetectionModel, index: ImageIndex, settings: TrainSettings) -> Image:
-    """A column an image: its objects, the lead head's cells, and the auxiliary head's where the model has one."""
+    """Draw a column per image: its objects, the lead head's cells, and the auxiliary head's if there is one."""
     dataset = DetectionDataset(index, image_size=settings.image_size, cache="none")
-    chosen = _legible(index)
+    chosen = _choose_images(index)
     samples = [dataset.sample(i) for i in chosen]
     batch = collate(samples, np.stack([sample.image for sample in samples]), indices=chosen)
     device = model.anchors_px.device
@@ -118,7 +129,7 @@ def _draw_numbered(sample: Sample) -> Image:
 
 
 def _draw_assigned(sample: Sample, cells: Assignment, *, name: str, first: int, strides: Sequence[int]) -> Image:
-    """Each cell in the colour of its object, and the darker the more of its anchors are assigned; coarse ones below."""
+    """Draw cells in the colour of their object, fine levels over coarse ones, more opaque with more anchors."""
     columns = (cells.level, cells.row, cells.column, cells.target - first)
     counts = Counter(zip(*(column.tolist() for column in columns), strict=True))
     places = sorted(counts, reverse=True)
@@ -131,7 +142,7 @@ def _draw_assigned(sample: Sample, cells: Assignment, *, name: str, first: int, 
         canvas,
         np.array(boxes, float).reshape(-1, 4) * scale,
         colours=[class_colour(place[3]) for place in places],
-        strengths=[min(_WEAK + _STRONGER * counts[place], 1.0) for place in places],
+        strengths=[min(_ONE_ANCHOR + _EACH_FURTHER * counts[place], 1.0) for place in places],
     )
     objects = range(len(sample.labels))
     corners = _corners(sample, side=canvas.shape[0])
@@ -142,13 +153,13 @@ def _draw_assigned(sample: Sample, cells: Assignment, *, name: str, first: int, 
 
 
 def _corners(sample: Sample, *, side: int) -> Boxes:
-    """The boxes (k, 4) as corners in pixels of a picture of that side."""
+    """Return the boxes (k, 4) as corners in pixels of a picture with this side."""
     centre, size = sample.boxes_cxcywh[:, :2], sample.boxes_cxcywh[:, 2:]
     return np.concatenate([centre - size / 2, centre + size / 2], axis=1) * side
 
 
-def _legible(index: ImageIndex) -> list[int]:
-    """Images spread over the split with a few objects each; any, where there are none such."""
+def _choose_images(index: ImageIndex) -> list[int]:
+    """Choose images with few objects, spread over the split; any images if none has few objects."""
     numbers = np.diff(index.box_offsets)
     few = [i for i, number in enumerate(numbers.tolist()) if number in _FEW_OBJECTS]
     candidates = few or list(range(len(index)))
@@ -158,4 +169,4 @@ def _legible(index: ImageIndex) -> list[int]:
 
 def _write(path: Path, picture: Image) -> None:
     if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]):
-        raise OSError(f"{path} cannot be written; is the disk full?")
+        raise OSError(f"{path} cannot be written; check that the disk is not full")

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.artifacts.files import (
     WEIGHTS,
-    Metrics,
-    PreparedData,
-    ReparamReport,
-    TrainSummary,
     existing,
     prepared_data_lock,
     read_json,
@@ -22,10 +17,11 @@ from pipeline.artifacts.files import (
     stage_lock,
 )
 from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
+from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
 from pipeline.console import TrainView, console, counted, duration, stage_line, train_view
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.stages.resolve import resolve, stage_inputs
-from pipeline.tracking import RunKey, TrackedRun, Tracker, quiet_environment, tracking_server, ui_command
+from pipeline.tracking import RunKey, TrackedRun, Tracker, serve_page, tracking_server
 from yolov7.errors import SettingError
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 
@@ -172,10 +168,14 @@ def _print_missing(missing: Sequence[str]) -> None:
         print(f"left open: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
 
 
-def open_ui(*, port: int) -> None:
-    """Runs MLflow's server on the pipeline's store until it is interrupted."""
-    console.print(f"MLflow on http://127.0.0.1:{port}, Ctrl-C ends it; the chart view compares the variants")
-    subprocess.run(ui_command(port=port), env=quiet_environment(), check=False)
+def open_ui(experiment: Experiment, *, port: int) -> None:
+    """Serve MLflow's page on the runs of the experiment until it is interrupted.
+
+    Args:
+        experiment: The resolved content of params.yaml, which names the experiment.
+        port: The port of the page.
+    """
+    serve_page(experiment.tracking.experiment, port=port, say=console.print)
 
 
 @contextmanager

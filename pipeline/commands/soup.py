@@ -1,4 +1,4 @@
-"""The command `soup`: the average of weight files trained from the same weights, measured before and after."""
+"""The command `soup`: averages weight files that were trained from the same weights, and measures the result."""
 
 from __future__ import annotations
 
@@ -31,12 +31,19 @@ from yolov7.training.averaging import (
 )
 from yolov7.weights.weight_files import Weights, load_weights, save_weights
 
-_BATCH, _IMAGES = 16, 1024  # training images from which batch norm is counted
+_BATCH = 16
+_IMAGES = 1024  # training images from which the statistics of batch norm are computed
 
 
 @dataclass(frozen=True)
 class _Ingredient:
-    """A weight file. `lineage`: the ids of the weights it comes from, oldest first, then its own."""
+    """A weight file.
+
+    Attributes:
+        path: The file.
+        weights: Its content.
+        lineage: The ids of the weights that it was trained from, oldest first, then its own.
+    """
 
     path: Path
     weights: Weights
@@ -44,13 +51,20 @@ class _Ingredient:
 
 
 def make_soup(paths: Sequence[Path], *, output: Path, greedy: bool) -> None:
-    """Averages weight files of `train`, prints AP on val of each and of the average, and writes that.
+    """Average weight files, write the average, and print AP on the validation split of each file and of the average.
 
-    `greedy`: only those that make it better, the best one first. ArtifactError for files that cannot be averaged, and
-    where batch norm or AP need data that are not prepared.
+    Args:
+        paths: At least two weight files, which `train` or `soup` has written.
+        output: The weight file to write.
+        greedy: Whether only those files are averaged that do not make the average worse, starting with the best one.
+
+    Raises:
+        ArtifactError: The files cannot be averaged, or the data for batch norm or AP are not prepared.
     """
     if len(set(paths)) < max(2, len(paths)):
-        raise ArtifactError("a soup needs two weight files at least, each named once")
+        raise ArtifactError(
+            f"a soup needs at least two weight files and got {len(set(paths))} different ones; name each once"
+        )
     device = resolve_device()
     ingredients = [_read(path, device) for path in paths]
     ancestor = _check(ingredients)
@@ -60,7 +74,13 @@ def make_soup(paths: Sequence[Path], *, output: Path, greedy: bool) -> None:
     models = [ingredient.weights.model for ingredient in ingredients]
     if val is None:
         _write(output, mix(models), ingredients, ancestor=ancestor)
-        console.print(stage_line("soup", str(output), f"mean of {len(paths)}; not measured: there is no val split"))
+        console.print(
+            stage_line(
+                "soup",
+                str(output),
+                f"mean of {len(paths)} files; it is not measured, because there is no validation split",
+            )
+        )
         return
     score = partial(_measure, index=val, image_size=first.image_size)
     scores = [score(model) for model in models]
@@ -68,14 +88,14 @@ def make_soup(paths: Sequence[Path], *, output: Path, greedy: bool) -> None:
         console.print(stage_line("soup", str(path), f"AP {value:.4f}"))
     model, chosen, value = _cook(models, scores, greedy=greedy, mix=mix, score=score)
     _write(output, model, [ingredients[i] for i in chosen], ancestor=ancestor)
-    gain = f"{value - max(scores):+.4f} to the best of them"
+    gain = f"{value - max(scores):+.4f} compared with the best file"
     console.print(stage_line("soup", str(output), f"AP {value:.4f} ({gain}), mean of {_listed(paths, chosen)}"))
 
 
 def _cook(
     models: Sequence[DetectionModel], scores: Sequence[float], *, greedy: bool, mix: Mix, score: Score
 ) -> tuple[DetectionModel, tuple[int, ...], float]:
-    """The average, the places of the models in it, and its AP."""
+    """Return the average, the places of the models in it, and its AP."""
     if greedy:
         soup = greedy_soup(models, scores, mix=mix, score=score)
         return soup.model, soup.chosen, soup.scores[-1]
@@ -90,27 +110,27 @@ def _listed(paths: Sequence[Path], chosen: Sequence[int]) -> str:
 def _read(path: Path, device: torch.device) -> _Ingredient:
     weights = load_weights(path, device=device)
     if weights.model.fused:
-        raise ArtifactError(f"{path} is re-parameterised; average the weights that `train` left, then fuse the average")
+        raise ArtifactError(f"{path} is re-parameterised; average the weights that `train` has written instead")
     return _Ingredient(path, weights, lineage(weights.model, weights.training))
 
 
 def _check(ingredients: Sequence[_Ingredient]) -> str:
-    """The id of the common ancestor; ArtifactError, with the reason, where averaging would make no sense."""
+    """Return the id of the common ancestor; raise ArtifactError if averaging would make no sense."""
     first = ingredients[0]
     for other in ingredients[1:]:
         if other.weights.class_names != first.weights.class_names:
-            raise _refused(first, other, "know other classes")
+            raise _refused(first, other, "have different classes")
         if other.weights.model.spec != first.weights.model.spec:
-            raise _refused(first, other, "are of different specs, or of different anchors")
+            raise _refused(first, other, "have different specs or different anchors")
         if other.weights.image_size != first.weights.image_size:
             raise _refused(first, other, "were trained at different image sizes")
         if common_ancestor([first.lineage, other.lineage]) is None:
-            begun = " and ".join(_beginning(one) for one in (first, other))
-            reason = f"were not trained from the same weights ({begun}), so that their mean is no model"
+            starts = " and ".join(_start_of(one) for one in (first, other))
+            reason = f"were not trained from the same weights ({starts}), so their mean would not detect anything"
             raise _refused(first, other, f"{reason}; fine-tune both from one file, with train.weights")
     ancestor = common_ancestor([ingredient.lineage for ingredient in ingredients])
     if ancestor is None:
-        raise ArtifactError("each two of these files have an ancestor in common, but not all of them; average fewer")
+        raise ArtifactError("each two of these files have common ancestors, but all together have none; average fewer")
     return ancestor
 
 
@@ -118,16 +138,18 @@ def _refused(first: _Ingredient, other: _Ingredient, reason: str) -> ArtifactErr
     return ArtifactError(f"{first.path} and {other.path} {reason}")
 
 
-def _beginning(ingredient: _Ingredient) -> str:
+def _start_of(ingredient: _Ingredient) -> str:
     ancestors = ingredient.lineage[:-1]
-    return f"begun at {ancestors[-1]}" if ancestors else "of an unknown beginning"
+    return f"started from {ancestors[-1]}" if ancestors else "started from unknown weights"
 
 
 def _load(split: str, weights: Weights) -> ImageIndex:
     index = load_index(stage_folder("prepare") / f"{split}.npz")
     if index.class_names != weights.class_names:
         known, prepared = shown(list(weights.class_names)), shown(list(index.class_names))
-        raise ArtifactError(f"the weights know the classes {known}, the prepared data have {prepared}")
+        raise ArtifactError(
+            f"the weights have the classes {known}, but the prepared data have {prepared}; prepare other data"
+        )
     return index
 
 
@@ -135,7 +157,9 @@ def _load_val(weights: Weights, *, greedy: bool) -> ImageIndex | None:
     if is_file(stage_folder("prepare") / "val.npz"):
         return _load("val", weights)
     if greedy:
-        raise ArtifactError("--greedy chooses by AP on val, which is not prepared; name a split in data.val")
+        raise ArtifactError(
+            "--greedy needs AP on the validation split, which is not prepared; name a split in data.val"
+        )
     return None
 
 
@@ -148,7 +172,7 @@ def _mix(
 
 
 def _images(index: ImageIndex, *, image_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Training images as detection sees them, spread over the split; the last batch only if it is whole."""
+    """Yield batches (B, 3, S, S) of training images, spread over the split, without an incomplete last one."""
     step = max(1, len(index) // _IMAGES)
     batch_size = min(_BATCH, len(index))
     for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, every=step):
@@ -163,7 +187,8 @@ def _measure(model: DetectionModel, index: ImageIndex, *, image_size: int) -> fl
 
 def _write(output: Path, model: DetectionModel, used: Sequence[_Ingredient], *, ancestor: str) -> None:
     first = used[0]
-    ancestors = first.lineage[: first.lineage.index(ancestor) + 1]
-    training = {"soup": [one.lineage[-1] for one in used], "ancestors": list(ancestors)}
+    shared = set(first.lineage).intersection(*(one.lineage for one in used))  # the same in whatever order they are used
+    ancestors = [one for one in first.lineage[: first.lineage.index(ancestor) + 1] if one in shared]
+    training = {"soup": [one.lineage[-1] for one in used], "ancestors": ancestors}
     names, size = first.weights.class_names, first.weights.image_size
     save_weights(output, model, class_names=names, image_size=size, training=training)

@@ -16,7 +16,7 @@ from yolov7.nn.cost import spec_cost
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.block_schema import DetectRow
 from yolov7.spec.graph import ModelSpec, infer_shapes, plan_rep_convs
-from yolov7.spec.row import RepPlace
+from yolov7.spec.row import PlannedRepConv
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import list_specs, load_spec, spec_to_yaml
 from yolov7.system.files import write_whole
@@ -142,7 +142,7 @@ def _model_row(name: str) -> dict[str, Any]:
     }
 
 
-def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[RepPlace]) -> Iterator[PlanLine]:
+def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[PlannedRepConv]) -> Iterator[PlanLine]:
     number = sum(isinstance(part, ConvBnAct) for part in module.modules())
     if number:
         yield PlanLine(name, block, counted(number, "convolution"), "batch norm folded in")

@@ -1,17 +1,36 @@
-"""Weights of the reference implementation in and out: what `import-weights` and `export-weights` do."""
+"""The commands `import-weights` and `export-weights`: weights of the reference implementation in and out."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from yolov7.errors import DataError, told
-from yolov7.system.yaml_files import read_yaml
+import yaml
+
+from yolov7.errors import ArtifactError, DataError, SettingError, one_line, told
 
 _WEIGHTS, _CHECKPOINT = ".safetensors", ".pt"
+_MAX_NAMES_FILE = 2 * 2**20  # bytes
 
 
 def import_weights(file: Path, *, spec: str, names: Path | None, output: Path) -> str:
-    """Writes a reference checkpoint as a weight file; says what it holds, and in what it differs from the spec."""
+    """Write a reference checkpoint as a weight file.
+
+    Args:
+        file: The checkpoint.
+        spec: The name of a packaged spec, or the path of a spec file.
+        names: A file of class names; None if the checkpoint holds them or they are COCO's.
+        output: The weight file to write.
+
+    Returns:
+        Lines that say what the weight file holds and in what it differs from the spec.
+
+    Raises:
+        SettingError: The name of the output has the wrong ending.
+        ArtifactError: The checkpoint cannot be used.
+        DataError: The file of class names cannot be used.
+        SpecError: The spec cannot be used.
+    """
     from yolov7.spec.spec_files import load_spec
     from yolov7.weights.foreign.reference import import_checkpoint
     from yolov7.weights.weight_files import save_weights
@@ -33,7 +52,20 @@ def import_weights(file: Path, *, spec: str, names: Path | None, output: Path) -
 
 
 def export_weights(file: Path, *, output: Path) -> str:
-    """Writes a weight file's tensors under the reference's names; says what it wrote."""
+    """Write the tensors of a weight file with the reference's names.
+
+    Args:
+        file: The weight file.
+        output: The checkpoint to write.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        SettingError: The name of the output has the wrong ending.
+        ArtifactError: The weight file cannot be used.
+        SpecError: The model has a module that the reference implementation does not have.
+    """
     from yolov7.weights.foreign.reference import export_checkpoint
     from yolov7.weights.weight_files import load_weights
 
@@ -41,31 +73,69 @@ def export_weights(file: Path, *, output: Path) -> str:
     weights = load_weights(file)
     try:
         export_checkpoint(output, weights.model, class_names=weights.class_names)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    except ArtifactError as error:
+        raise ArtifactError(f"{file}: {error}") from None
     num_classes = len(weights.class_names)
     return f"{output}: {weights.model.spec.name}, {num_classes} classes, as {{'model': state_dict, 'names': ...}}"
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Class names: the lines of a text file, or `names` of a data set's YAML file, a list or a mapping from numbers."""
-    if path.suffix in {".yaml", ".yml"}:
-        names = read_yaml(path).get("names")
-        listed = [names.get(i) for i in range(len(names))] if isinstance(names, dict) else names
-    else:
-        listed = _read_lines(path)
-    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
-        raise DataError(f"{path} holds no class names; write one a line, or `names: [...]` in a .yaml file")
-    return tuple(listed)
+    """Read class names from a file.
+
+    Args:
+        path: A text file with one name per line; or the YAML file of a data set, whose `names` are a list or a mapping
+            from numbers. Names that YAML would read as numbers, dates or truth values keep their text.
+
+    Returns:
+        The names, in order.
+
+    Raises:
+        DataError: The file cannot be read or holds no class names.
+    """
+    text = _read_text(path)
+    names = _names_of_yaml(path, text) if path.suffix.lower() in {".yaml", ".yml"} else _lines_of(text)
+    if not names or not all(names):
+        raise DataError(f"{path} holds no class names; write one per line, or `names: [...]` in a .yaml file")
+    return tuple(names)
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_text(path: Path) -> str:
+    """Decode a file with the encoding that its byte-order mark states, or UTF-8."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if path.stat().st_size > _MAX_NAMES_FILE:
+            raise DataError(f"{path} is too large for a file of class names; name a text file of class names")
+        content = path.read_bytes() if path.is_file() else b""
+        is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({told(error)}); name a text file of class names") from None
+        raise DataError(f"{path} cannot be read ({told(error)}); name a text file in UTF-8 of class names") from None
+
+
+def _lines_of(text: str) -> list[str]:
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+
+
+def _names_of_yaml(path: Path, text: str) -> list[str]:
+    """Return the texts of `names`; the list is empty if they are not scalars or not numbered from 0.
+
+    The nodes of the file are read instead of its values, so that a class can be called `no`, `1.0` or `2024-01-01`,
+    and so that aliases are not expanded.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(one_line(f"{path} is not YAML: {error}")) from None
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    found = [value for key, value in entries if key.value == "names"]
+    names = found[0] if len(found) == 1 else None
+    if isinstance(names, yaml.MappingNode):
+        by_number = {key.value: value for key, value in names.value if isinstance(key, yaml.ScalarNode)}
+        nodes = [by_number.get(str(i)) for i in range(len(names.value))]
+    else:
+        nodes = names.value if isinstance(names, yaml.SequenceNode) else []
+    return [node.value if isinstance(node, yaml.ScalarNode) else "" for node in nodes]
 
 
 def _expect_ending(path: Path, ending: str) -> None:
     if path.suffix != ending:
-        raise ValueError(f"output={path} must end in {ending}; try {path.with_suffix(ending)}")
+        raise SettingError(f"output={path} must end in {ending}; try {path.with_suffix(ending)}")

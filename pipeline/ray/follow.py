@@ -1,4 +1,4 @@
-"""Work that takes hours: followed from beside it, and asked to leave with a checkpoint."""
+"""Run work that takes hours in a thread of its own, and ask its workers to leave with a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,48 +8,60 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 TICK_SECONDS = 0.5
-_STOP_SECONDS = 20.0  # that a worker has for the step under way and its checkpoint
+_LEAVE_SECONDS = 20.0  # time for a worker to finish its step and to write its checkpoint
 
 
-def follow(work: Callable[[], None], *, stop: Path, on_tick: Callable[[], None]) -> None:
-    """Does the work in a thread of its own: in this one Ray would take Ctrl-C for itself and end without a checkpoint.
+def follow(work: Callable[[], Result], *, stop: Path, on_tick: Callable[[], None]) -> Result:
+    """Run `work` in a thread and call `on_tick` about twice a second until it has ended, and once more after that.
 
-    On an interrupt the file `stop` asks the workers to leave.
+    In the main thread, Ray would handle Ctrl-C itself and end without a checkpoint.
+
+    Args:
+        work: What to run.
+        stop: The file that asks the workers to leave; it is created on an interrupt.
+        on_tick: Called in the thread of the caller. An OSError of it is ignored.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        KeyboardInterrupt: After an interrupt, when the workers have left or had their time to do so.
     """
-    done: Future[None] = Future()
+    done: Future[Result] = Future()
     threading.Thread(target=_settle, args=(done, work), name="ray-train", daemon=True).start()
     try:
         _tick_until(done, on_tick)
     except KeyboardInterrupt:
-        ask_to_leave(stop, is_over=done.done)
+        _ask_to_leave(stop, is_over=done.done)
         raise
-    done.result()
+    return done.result()
 
 
-def ask_to_leave(stop: Path, *, is_over: Callable[[], bool] = lambda: False) -> None:
-    """Until the workers have taken the file away: they alone count, for Ray may have its own view of an interrupt."""
+def _ask_to_leave(stop: Path, *, is_over: Callable[[], bool]) -> None:
+    """Wait until the workers have removed the file: Ray may end for other reasons before they have left."""
     stop.touch()
-    until = time.monotonic() + _STOP_SECONDS
-    while stop.exists() and not is_over() and time.monotonic() < until:
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while stop.exists() and not is_over() and time.monotonic() < deadline:
         time.sleep(TICK_SECONDS / 5)
 
 
-def _settle(done: Future[None], work: Callable[[], None]) -> None:
+def _settle(done: Future[Result], work: Callable[[], Result]) -> None:
     try:
-        work()
-        done.set_result(None)
+        done.set_result(work())
     except BaseException as error:  # raised again by `result`
         done.set_exception(error)
 
 
-def _tick_until(done: Future[None], on_tick: Callable[[], None]) -> None:
-    """Ticks until it is done, and once more."""
+def _tick_until(done: Future[Result], on_tick: Callable[[], None]) -> None:
     while True:
         wait([done], timeout=TICK_SECONDS)
-        over = done.done()
-        with suppress(OSError):  # storage that hiccups must not end a training
+        is_over = done.done()
+        with suppress(OSError):  # a short failure of the storage must not end a training
             on_tick()
-        if over:
+        if is_over:
             return

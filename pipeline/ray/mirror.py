@@ -1,11 +1,13 @@
-"""A copy of a run's folder in an object store, for machines that come and go: another one goes on from there.
+"""Keep a copy of a run's folder in an object store, from which another machine can continue the run.
 
-Training itself writes to the folder alone; the copy is made beside it, and while the store is away training goes on.
+Training itself writes to the folder alone. The copy is made in a thread beside it; while the store is unreachable,
+training goes on. Files are copied block by block, so that a large checkpoint takes little memory.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -15,87 +17,128 @@ from pathlib import Path
 from typing import Any, final
 
 from yolov7.errors import one_line
-from yolov7.system.files import write_whole
 
 log = logging.getLogger(__name__)
 
+OWNER = "fingerprint"
+"""The file of a run folder that says which data and settings its state belongs to."""
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pt")
-_KEPT = {".jsonl", ".pt", ".safetensors"}  # what a run goes on from; the rest is of this start alone
-OWNER = "fingerprint"  # the file that says of which data and settings a run folder holds the state
-_Mark = tuple[int, int]  # size and time of change
+_COPIED = {".jsonl", ".pt", ".safetensors"}  # what a run continues from; other files belong to one start only
+_BLOCK = 8 << 20  # bytes that are read and written at once
+_Mark = tuple[int, int]  # size, and time of the last change
 _UNKNOWN: _Mark = (-1, -1)
 _SECONDS = 2.0  # between two looks at the folder
-_REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store and with which key"
-_LAST_TRIES = 5  # when training has ended
+_REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name the store and the key"
+_LAST_TRIES = 5  # to bring the copy up to date when training has ended
 
 
 @final
 class RunCopy:
-    """The copy of one run's folder, under `storage`/<variant>/<seed>; errors are OSError and name the store."""
+    """The copy of one run's folder, in `storage`/<variant>/<seed>."""
 
     def __init__(self, storage: str, *, variant: str, seed: int) -> None:
+        """Name the copy; nothing is connected yet.
+
+        Args:
+            storage: The folder of all copies, as s3://bucket/folder.
+            variant: The name of the variant.
+            seed: The seed of the run.
+        """
         self._url = f"{storage.rstrip('/')}/{variant}/{seed}"
-        self._sent: dict[str, _Mark] | None = None  # of each file of the copy; None where that is not known
+        self._sent: dict[str, _Mark] | None = None  # of each file of the copy; None if that is unknown
         self._files: Any = None
         self._root = ""
 
     def fetch(self, folder: Path) -> bool:
-        """Takes over what the copy has, if it is of the same run and further than the folder; whether it did.
+        """Download the copy if it is of the same run as the folder, and further.
 
-        Checkpoints come last: one that is there has all that it needs beside it.
+        Checkpoints come last, so that a checkpoint never lacks what it needs.
+
+        Args:
+            folder: The run folder.
+
+        Returns:
+            Whether the copy was downloaded.
+
+        Raises:
+            OSError: If the store cannot be read. The message names it.
         """
-        with self._told("read"):
+        with self._explained("read"):
             there = self._list()
             here = [path.name for path in folder.iterdir()]
             if _furthest(there) <= _furthest(here) or not self._is_of(folder, there):
                 return False
             for name in sorted(there, key=_order):
-                write_whole(folder / name, self._read(name))
+                self._download(name, folder)
         return True
 
     def send(self, folder: Path) -> None:
-        """Brings the copy up to date: files that are new or changed, then what is no longer in the folder goes.
+        """Upload the files that are new or changed, and delete from the copy what the folder no longer has.
 
-        Checkpoints are looked for first and sent last, so that none comes without what it needs.
+        Checkpoints are listed first and sent last, so that a checkpoint never lacks what it needs.
+
+        Args:
+            folder: The run folder.
+
+        Raises:
+            OSError: If the store cannot be written. The message names it.
         """
-        with self._told("written"):
-            names = sorted((path.name for path in folder.iterdir() if _is_kept(path)), key=_order)
-            sent, self._sent = self._sent, None  # what fails in between leaves it unknown
+        with self._explained("written"):
+            names = sorted((path.name for path in folder.iterdir() if _is_copied(path)), key=_order)
+            sent, self._sent = self._sent, None  # an error in between leaves it unknown
             if sent is None:
                 sent = dict.fromkeys(self._list(), _UNKNOWN)
             for name in names:
-                self._send(folder / name, sent)
+                self._upload(folder / name, sent)
             for name in sent.keys() - {path.name for path in folder.iterdir()}:
                 self._files.delete_file(f"{self._root}/{name}")
                 del sent[name]
             self._sent = sent
 
     def delete(self) -> None:
-        """Removes the copy."""
-        with self._told("deleted"):
+        """Delete the copy.
+
+        Raises:
+            OSError: If the store cannot be written. The message names it.
+        """
+        with self._explained("deleted"):
             if self._list():
                 self._files.delete_dir(self._root)
 
     def _is_of(self, folder: Path, there: set[str]) -> bool:
-        return OWNER in there and self._read(OWNER) == (folder / OWNER).read_bytes()
+        if OWNER not in there:
+            return False
+        with self._files.open_input_stream(f"{self._root}/{OWNER}") as stream:
+            return bool(stream.read() == (folder / OWNER).read_bytes())
 
-    def _send(self, path: Path, sent: dict[str, _Mark]) -> None:
+    def _upload(self, path: Path, sent: dict[str, _Mark]) -> None:
         try:
-            state = path.stat()
-            mark = state.st_size, state.st_mtime_ns
-            if sent.get(path.name) == mark:
-                return
-            content = path.read_bytes()
+            file = path.open("rb")
         except FileNotFoundError:  # an old checkpoint; there is a newer one
             return
-        with self._files.open_output_stream(f"{self._root}/{path.name}") as stream:
-            stream.write(content)
-        sent[path.name] = mark
+        with file:
+            state = os.fstat(file.fileno())
+            mark = state.st_size, state.st_mtime_ns
+            if sent.get(path.name) != mark:
+                with self._files.open_output_stream(f"{self._root}/{path.name}") as stream:
+                    while block := file.read(_BLOCK):
+                        stream.write(block)
+                        stream.flush()  # otherwise pyarrow keeps in memory whatever the network has not taken yet
+                sent[path.name] = mark
 
-    def _read(self, name: str) -> bytes:
-        with self._files.open_input_stream(f"{self._root}/{name}") as stream:
-            content: bytes = stream.read()
-        return content
+    def _download(self, name: str, folder: Path) -> None:
+        """Download a file, which appears in the folder whole or not at all."""
+        draft = folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            with self._files.open_input_stream(f"{self._root}/{name}") as stream, draft.open("wb") as file:
+                while block := stream.read(_BLOCK):
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(folder / name)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _list(self) -> set[str]:
         from pyarrow.fs import FileSelector, FileSystem, FileType
@@ -106,29 +149,39 @@ class RunCopy:
         return {info.base_name for info in found if info.type == FileType.File}
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # pyarrow's are OSError, ArrowInvalid and others, in many lines
-            raise OSError(f"train.storage: {self._url} cannot be {what} ({one_line(error)}){_REMEDY}") from error
+        except Exception as error:  # pyarrow raises OSError, ArrowInvalid and others, in many lines
+            raise OSError(f"ray.storage: {self._url} cannot be {what} ({one_line(error)}){_REMEDY}") from error
 
 
 @contextmanager
 def kept_up_to_date(copy: RunCopy, folder: Path) -> Iterator[None]:
-    """Copies the folder while the body runs, and once more behind it; says once when it does not work, and goes on."""
-    over, is_away = threading.Event(), False
+    """Keep the copy of a folder up to date while the body runs, and send the rest when it ends.
+
+    If the store is unreachable, this logs one warning and tries again.
+
+    Args:
+        copy: The copy.
+        folder: The run folder.
+
+    Yields:
+        Nothing.
+    """
+    over, has_warned = threading.Event(), False
 
     def send() -> bool:
-        nonlocal is_away
+        nonlocal has_warned
         try:
             copy.send(folder)
         except OSError as error:
-            if not is_away:
-                log.warning("%s. Training goes on, and it is tried again", error)
-            is_away = True
+            if not has_warned:
+                log.warning("%s. Training goes on, and the copy is tried again", error)
+            has_warned = True
         else:
-            is_away = False
-        return not is_away
+            has_warned = False
+        return not has_warned
 
     def follow() -> None:
         while not over.wait(_SECONDS):
@@ -147,12 +200,12 @@ def kept_up_to_date(copy: RunCopy, folder: Path) -> Iterator[None]:
             time.sleep(_SECONDS)
 
 
-def _is_kept(path: Path) -> bool:
-    return path.suffix in _KEPT or path.name == OWNER
+def _is_copied(path: Path) -> bool:
+    return path.suffix in _COPIED or path.name == OWNER
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Checkpoints behind all others, in the order of their steps."""
+    """Return a key that sorts checkpoints by their step, after all other files."""
     return _step(name), name
 
 
@@ -161,6 +214,6 @@ def _furthest(names: set[str] | list[str]) -> int:
 
 
 def _step(name: str) -> int:
-    """That a checkpoint is of; -1 for other files."""
+    """Return the step of a checkpoint; -1 for other files."""
     match = _CHECKPOINT.fullmatch(name)
     return int(match[1]) if match else -1

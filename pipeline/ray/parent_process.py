@@ -1,33 +1,76 @@
-"""The `dvc repro` that a stage runs under."""
+"""End a stage when the `dvc repro` that started it dies. This module imports nothing heavy.
+
+DVC leaves its stages running when it is killed. Such a stage would train on unseen, and the next `dvc repro` would be
+refused until the stage ends.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
+import threading
+import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
-
-class Repro:
-    """DVC's process, which leaves its stages running when it is killed."""
-
-    def __init__(self) -> None:
-        self._process = _dvc() if "DVC_STAGE" in os.environ else None
-
-    def check(self) -> None:
-        """KeyboardInterrupt where there was one when this object was made, and is none now."""
-        if self._process is None:
-            return
-        with suppress(psutil.Error):
-            if self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
-                return
-        raise KeyboardInterrupt
+_POLL_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def _dvc() -> psutil.Process | None:
-    """The next process above this one that is not part of a stage; a shell that DVC starts may lie between them."""
+def end_with_dvc() -> None:
+    """Send this process a SIGTERM as soon as the DVC process above it is dead; at once if it is dead already.
+
+    The command line calls this before anything else, because DVC may die while the stage still imports its modules.
+    It does nothing in a process that DVC did not start. On Linux the kernel signals the death of the parent process;
+    as a shell may lie between DVC and the stage, a thread also watches DVC itself.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    dvc = _find_dvc()  # after prctl: a parent that died before that call is found to be missing here
+    threading.Thread(target=_watch, args=(dvc,), name="watch-dvc", daemon=True).start()
+
+
+def _watch(dvc: psutil.Process | None) -> None:
+    while dvc is not None and _is_alive(dvc):
+        time.sleep(_POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    import psutil
+
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _find_dvc() -> psutil.Process | None:
+    """Return the nearest process above this one that is not part of a stage; None if DVC is dead.
+
+    Orphans become children of process 1 or of a session's service manager. Process 1 itself can be DVC in a container.
+    """
+    import psutil
+
     with suppress(psutil.Error):
         for process in psutil.Process().parents():
-            if "DVC_STAGE" not in process.environ():
-                return process
+            if _is_in_stage(process):
+                continue
+            adopts_orphans = process.pid == 1 or process.name() in {"systemd", "init", "launchd"}
+            return None if adopts_orphans and "dvc" not in " ".join(process.cmdline()) else process
     return None
+
+
+def _is_in_stage(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return "DVC_STAGE" in process.environ()
+    except psutil.AccessDenied:  # a process of another user, such as `sudo`, above DVC or between DVC and the stage
+        return False

@@ -1,20 +1,22 @@
-"""Where workers have room: counted node by node, for a worker cannot be spread over two of them."""
+"""Count how many workers fit on the nodes of a cluster. A worker cannot be spread over two nodes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
 
 from pipeline.params import RaySettings
-
-LOOK_SECONDS = 5.0  # between two looks at a cluster's nodes
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a cluster, with all that it lends out."""
+    """A machine of a cluster.
+
+    Attributes:
+        name: The host name.
+        cpus: All CPUs that the node offers to Ray, used or not.
+        gpus: All GPUs that the node offers to Ray, used or not.
+    """
 
     name: str
     cpus: float
@@ -22,81 +24,85 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a worker gets."""
+class WorkerResources:
+    """What each worker gets.
+
+    Attributes:
+        cpus: Number of CPUs.
+        gpus: Number of GPUs; may be a fraction.
+    """
 
     cpus: int
     gpus: float = 0.0
 
     def __str__(self) -> str:
+        """Return the resources as messages name them."""
         return f"{self.cpus} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
-    def resources(self) -> dict[str, float]:
-        """As Ray calls them."""
+    def as_dict(self) -> dict[str, float]:
+        """Return the resources under the names that Ray gives them."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
-def room(nodes: Sequence[Node], share: Share) -> int:
-    """How many workers find their share, each on one node."""
-    return sum(_room_on(node, share) for node in nodes)
+def room(nodes: Sequence[Node], resources: WorkerResources) -> int:
+    """Return how many workers fit on the nodes.
+
+    Args:
+        nodes: The nodes of the cluster.
+        resources: What each worker needs on one node.
+
+    Returns:
+        The sum over the nodes.
+    """
+    return sum(_room_on(node, resources) for node in nodes)
 
 
-def choose_share(settings: RaySettings, nodes: Sequence[Node]) -> Share:
-    """What the settings say, and for `auto` what suits the nodes.
+def choose_resources(settings: RaySettings, nodes: Sequence[Node]) -> WorkerResources:
+    """Return what each worker gets: what the settings say, and for `auto` what suits the nodes.
 
-    A GPU each where there is one for each of the fewest workers; and the most CPUs with which no fewer workers have
-    room than with one. On nodes of different size that is less than the cluster's CPUs divided by the workers.
+    `auto` gives each worker one GPU if there are enough for the fewest workers. It gives each worker the most CPUs
+    with which as many workers fit as with one CPU each. If the nodes differ in size, that is less than the CPUs of the
+    cluster divided by the number of workers.
+
+    Args:
+        settings: Where training runs.
+        nodes: The nodes of the cluster.
+
+    Returns:
+        The resources of one worker.
     """
     gpus = settings.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if sum(int(node.gpus) for node in nodes) >= settings.fewest_workers else 0.0
     if settings.cpus_per_worker != "auto":
-        return Share(settings.cpus_per_worker, gpus)
-    workers = min(settings.most_workers, max(settings.fewest_workers, room(nodes, Share(1, gpus))))
+        return WorkerResources(settings.cpus_per_worker, gpus)
+    workers = min(settings.most_workers, max(settings.fewest_workers, room(nodes, WorkerResources(1, gpus))))
     most = int(max((node.cpus for node in nodes), default=1))
-    fitting = (cpus for cpus in range(most, 1, -1) if room(nodes, Share(cpus, gpus)) >= workers)
-    return Share(next(fitting, 1), gpus)
+    fitting = (cpus for cpus in range(most, 1, -1) if room(nodes, WorkerResources(cpus, gpus)) >= workers)
+    return WorkerResources(next(fitting, 1), gpus)
 
 
-def lack_of_room(settings: RaySettings, nodes: Sequence[Node], share: Share) -> str | None:
-    """What to tell where not even the fewest workers have room; None where they have."""
-    found = room(nodes, share)
+def lack_of_room(settings: RaySettings, nodes: Sequence[Node], resources: WorkerResources) -> str | None:
+    """Return a message if not even the fewest workers fit on the nodes, else None.
+
+    Args:
+        settings: Where training runs.
+        nodes: The nodes of the cluster.
+        resources: What each worker needs on one node.
+
+    Returns:
+        What was asked for, what the nodes offer, and the remedy.
+    """
+    found = room(nodes, resources)
     if found >= settings.fewest_workers:
         return None
-    there = ", ".join(f"{node.name} {Share(int(node.cpus), node.gpus)}" for node in nodes) or "no node"
+    offers = ", ".join(f"{node.name} with {WorkerResources(int(node.cpus), node.gpus)}" for node in nodes) or "none"
     return (
-        f"there is room for {found} of {settings.fewest_workers} workers with {share} each (train.workers, "
-        f"train.cpus_per_worker, train.gpus_per_worker); there are: {there}. Ask for less, or add nodes"
+        f"there is room for {found} of {settings.fewest_workers} workers with {resources} each (ray.workers, "
+        f"ray.cpus_per_worker, ray.gpus_per_worker); the nodes are: {offers}. Ask for less, or add nodes"
     )
 
 
-@final
-class Lookout:
-    """Watches that there is room for the fewest workers: Ray itself would wait in silence, and for ever.
-
-    What `lack` says to be missing is told at once; a ValueError when it is still missing `patience` seconds later.
-    """
-
-    def __init__(self, lack: Callable[[], str | None], *, patience: float, say: Callable[[str], None]) -> None:
-        self._lack, self._patience, self._say = lack, patience, say
-        self._looked, self._lacking_since = time.monotonic(), 0.0  # at first, workers may be on their way
-
-    def look(self) -> None:
-        """To be called often."""
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        lack = self._lack()
-        if lack is None:
-            self._lacking_since = 0.0
-        elif not self._lacking_since:
-            self._lacking_since = now
-            self._say(f"waits up to {self._patience:g} s (train.start_timeout): {lack}")
-        elif now - self._lacking_since > self._patience:
-            raise ValueError(f"{lack}; {self._patience:g} s (train.start_timeout) were in vain")
-
-
-def _room_on(node: Node, share: Share) -> int:
-    by_cpus = int(node.cpus // share.cpus)
-    return min(by_cpus, int(node.gpus // share.gpus)) if share.gpus else by_cpus
+def _room_on(node: Node, resources: WorkerResources) -> int:
+    by_cpus = int(node.cpus // resources.cpus)
+    return min(by_cpus, int(node.gpus // resources.gpus)) if resources.gpus else by_cpus

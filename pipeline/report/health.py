@@ -1,4 +1,4 @@
-"""The health of prepared data in figures: what there is of each class and size, and every flaw that was found."""
+"""The health of prepared data in figures: the objects of each class and size, and all flaws that were found."""
 
 from __future__ import annotations
 
@@ -9,21 +9,35 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yolov7.data.augment.geometry import letterbox
-from yolov7.data.flaws import Flaw, FlawKind
+from yolov7.data.augment.letterbox import letterbox
+from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
 from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
 from yolov7.detect.drawing import class_colour, contact_sheet, draw_boxes, draw_outlines
 from yolov7.settings import Settings
 
-SMALL, LARGE = 32.0**2, 96.0**2  # pixels, COCO's bounds
+SMALL, LARGE = 32.0**2, 96.0**2  # square pixels, COCO's bounds
 MAX_LISTED = 500  # flaws of a split
 _SHEET_COLUMNS, _SHEET_ROWS, _SHEET_CELL = 6, 4, 320
-_LEGIBLE = 480  # pixels of the longer side of what is drawn on
+_LEGIBLE = 480  # pixels of the longer side of an image that boxes are drawn on
+_REMARKS = {
+    FlawKind.BACKGROUND: ("image without boxes", "images without boxes"),
+    FlawKind.MASK: ("object with a mask, taken as a box", "objects with masks, taken as boxes"),
+    FlawKind.TURNED: ("rotated rectangle", "rotated rectangles"),
+    FlawKind.COPY: ("copy of another image", "copies of other images"),
+    FlawKind.LOW_RANGE: ("16-bit image that is dark in 8 bits", "16-bit images that are dark in 8 bits"),
+    FlawKind.UNUSED_ROOT: ("unused supercategory left out", "unused supercategories left out"),
+}
 
 
 class ListedFlaw(Settings):
-    """One flaw."""
+    """A flaw of the data.
+
+    Attributes:
+        kind: The text of its `FlawKind`.
+        file: The file that has it.
+        detail: The value, and where it stands.
+    """
 
     kind: str
     file: str
@@ -31,7 +45,23 @@ class ListedFlaw(Settings):
 
 
 class SplitHealth(Settings):
-    """The figures of a split; crowd regions count in `crowd_regions` alone."""
+    """The figures of a split.
+
+    Attributes:
+        images: The number of images.
+        boxes: The number of objects, without crowd regions.
+        crowd_regions: The number of crowd regions.
+        images_without_boxes: The number of images without objects and crowd regions.
+        boxes_per_image_mean: Mean number of boxes of an image, crowd regions included.
+        boxes_per_image_max: Largest number of boxes of an image.
+        boxes_per_class: The number of objects of each class.
+        boxes_per_size: The number of objects that are small (below 32 x 32 pixels), medium, and large (above 96 x 96).
+        image_sizes: The number of images of the most frequent sizes, such as "640x480".
+        images_left_out: The number of images that cannot be used.
+        boxes_left_out: The number of boxes that cannot be used, or belong to images that cannot be used.
+        flaws: The number of flaws of each kind.
+        listed_flaws: The first flaws.
+    """
 
     images: int
     boxes: int
@@ -40,14 +70,22 @@ class SplitHealth(Settings):
     boxes_per_image_mean: float
     boxes_per_image_max: int
     boxes_per_class: dict[str, int]
-    boxes_per_size: dict[str, int]  # small: below 32 x 32 pixels of the image, large: above 96 x 96
-    image_sizes: dict[str, int]  # "640x480": the most frequent ones
+    boxes_per_size: dict[str, int]
+    image_sizes: dict[str, int]
+    images_left_out: int
+    boxes_left_out: int
     flaws: dict[str, int]
     listed_flaws: tuple[ListedFlaw, ...]
 
 
 class HealthReport(Settings):
-    """`artifacts/prepare/health.json`."""
+    """The content of `artifacts/prepare/health.json`.
+
+    Attributes:
+        source: Where the data come from.
+        class_names: The names of the classes.
+        splits: The figures of each split.
+    """
 
     source: str
     class_names: tuple[str, ...]
@@ -55,14 +93,30 @@ class HealthReport(Settings):
 
 
 def make_report(splits: Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]], *, source: str) -> HealthReport:
-    """The report of all splits."""
+    """Return the report of all splits.
+
+    Args:
+        splits: The index and the flaws of each split.
+        source: Where the data come from.
+
+    Returns:
+        The report.
+    """
     names = next(iter(splits.values()))[0].class_names
     health = {split: split_health(index, flaws) for split, (index, flaws) in splits.items()}
     return HealthReport(source=source, class_names=names, splits=health)
 
 
 def split_health(index: ImageIndex, flaws: Sequence[Flaw]) -> SplitHealth:
-    """The figures of one split."""
+    """Return the figures of a split.
+
+    Args:
+        index: The split.
+        flaws: Its flaws.
+
+    Returns:
+        The figures.
+    """
     areas, labels = index.object_areas[~index.crowd], index.labels[~index.crowd]
     per_class = np.bincount(labels, minlength=len(index.class_names))
     per_image = np.diff(index.box_offsets)
@@ -78,6 +132,8 @@ def split_health(index: ImageIndex, flaws: Sequence[Flaw]) -> SplitHealth:
         boxes_per_class={name: int(count) for name, count in zip(index.class_names, per_class, strict=True)},
         boxes_per_size={"small": small, "medium": len(labels) - small - large, "large": large},
         image_sizes=dict(sizes.most_common(8)),
+        images_left_out=sum(flaw.kind.group is FlawGroup.IMAGES for flaw in flaws),
+        boxes_left_out=sum(flaw.boxes for flaw in flaws),
         flaws=dict(Counter(str(flaw.kind) for flaw in flaws).most_common()),
         listed_flaws=tuple(
             ListedFlaw(kind=str(flaw.kind), file=flaw.file, detail=flaw.detail) for flaw in flaws[:MAX_LISTED]
@@ -86,18 +142,30 @@ def split_health(index: ImageIndex, flaws: Sequence[Flaw]) -> SplitHealth:
 
 
 def describe_flaws(flaws: Sequence[Flaw]) -> str:
-    """`2 flaws (box without area: 2)`; images without boxes and masks are told apart, as they are none."""
+    """Return a line such as `2 flaws (box without area: 2), 1 image without boxes`.
+
+    Args:
+        flaws: The flaws of all splits.
+
+    Returns:
+        The number of flaws with the most frequent kinds, then the remarks that are no flaws.
+    """
     counts = Counter(flaw.kind for flaw in flaws)
-    backgrounds, masks = counts.pop(FlawKind.BACKGROUND, 0), counts.pop(FlawKind.MASK, 0)
+    remarks = {kind: counts.pop(kind) for kind in list(counts) if kind.group is None}
     total = sum(counts.values())
     kinds = ", ".join(f"{kind}: {count:,}" for kind, count in counts.most_common(3))
-    text = f"{total:,} flaw{'' if total == 1 else 's'}" + (f" ({kinds})" if total else "")
-    text += f", {backgrounds:,} images without boxes" if backgrounds else ""
-    return f"{text}, {masks:,} objects with masks, taken as boxes" if masks else text
+    texts = [f"{total:,} flaw{'' if total == 1 else 's'}" + (f" ({kinds})" if total else "")]
+    texts.extend(f"{count:,} {_REMARKS[kind][count != 1]}" for kind, count in remarks.items())
+    return ", ".join(texts)
 
 
 def write_sheet(path: Path, index: ImageIndex) -> None:
-    """A contact sheet: images spread over the split, with their boxes and outlines."""
+    """Write a contact sheet: images spread over the split, with their boxes and outlines.
+
+    Args:
+        path: The JPEG file.
+        index: The split.
+    """
     count = min(len(index), _SHEET_COLUMNS * _SHEET_ROWS)
     chosen = np.linspace(0, len(index) - 1, count).astype(int)
     sheet = contact_sheet([_draw_objects(index, int(i)) for i in chosen], _SHEET_COLUMNS, cell=_SHEET_CELL, margin=4)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.artifacts.files import Benchmark, Metrics, PreparedData, ReparamReport, read_json, stage_folder
+from pipeline.artifacts.files import read_json, stage_folder
+from pipeline.artifacts.reports import Benchmark, Metrics, PreparedData, ReparamReport
 from yolov7.settings import Settings
 from yolov7.spec.graph import ModelSpec
 

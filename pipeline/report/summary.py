@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from pipeline.artifacts.files import Benchmark, BenchmarkRow
+from pipeline.artifacts.reports import Benchmark, BenchmarkRow
 from pipeline.report.results import StageResults, VariantResults
 from yolov7.settings import Settings
 

@@ -21,7 +21,8 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pipeline.artifacts.files import WEIGHTS, Benchmark, BenchmarkRow, existing, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import WEIGHTS, existing, stage_folder, whole_folder, write_json
+from pipeline.artifacts.reports import Benchmark, BenchmarkRow
 from pipeline.console import console, stage_line
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row

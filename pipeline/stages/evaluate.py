@@ -10,15 +10,8 @@ from typing import Literal
 
 import cv2
 
-from pipeline.artifacts.files import (
-    Metrics,
-    PreparedData,
-    TrainSummary,
-    read_json,
-    stage_folder,
-    whole_folder,
-    write_json,
-)
+from pipeline.artifacts.files import read_json, stage_folder, whole_folder, write_json
+from pipeline.artifacts.reports import Metrics, PreparedData, TrainSummary
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import ResolvedVariant
 from pipeline.params import EvaluateSettings
@@ -97,7 +90,7 @@ def _trained_ap(settings: EvaluateSettings, variant: ResolvedVariant, index: Ima
     summary = read_json(folder / "train.json", TrainSummary, made_by=f"train {variant.name}")
     precision = precision_name(resolve_precision("auto", resolve_device()))  # what _measure uses
     is_comparable = summary.precision == precision and settings.nms == COCO_NMS
-    if is_comparable and summary.val_hash == index.content_hash() and summary.AP is not None:
+    if is_comparable and summary.val_hash == index.evaluation_hash() and summary.AP is not None:
         return summary.AP
     return _measure(_load("train", variant, index, seed=seed), index, settings).figures.AP
 

@@ -1,46 +1,59 @@
-"""Stage prepare: read or draw the data, check every image and box, and write one index a split and a health report."""
+"""Stage `prepare`: read or draw the data, check every image and box, and write indices and a health report."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.artifacts.files import PreparedData, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import stage_folder, whole_folder, write_json
+from pipeline.artifacts.reports import PreparedData
 from pipeline.console import console
 from pipeline.params import DataSettings, FlawSettings
 from pipeline.report.health import describe_flaws, make_report, write_sheet
 from pipeline.report.health_page import report_html
+from yolov7.data.build_index import Progress
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
-from yolov7.data.index import ImageIndex, Progress, save_index
+from yolov7.data.index import ImageIndex, save_index
 from yolov7.data.read.coco import find_coco_file, read_coco
 from yolov7.data.read.voc import read_voc, voc_class_names
 from yolov7.data.synthetic.scene import shuffle_labels, write_synthetic
 from yolov7.errors import DataError
 
-_PLAIN_STEPS = 4  # lines of progress where there is no terminal
+Splits = Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]]
+_FORMATS = "the formats that are read are coco (a json file per split) and voc (Annotations, ImageSets, JPEGImages)"
+_PLAIN_STEPS = 4  # lines of progress if the output is no terminal
 
 
 def prepare(settings: DataSettings, *, project_root: Path = Path()) -> str:
-    """Writes artifacts/prepare and returns a line that says what is there.
+    """Write `artifacts/prepare`. What was there before stays until the new data are complete.
 
-    DataError for data that cannot be used; what was there before stays until the new data are whole.
+    Args:
+        settings: Where the data are, and which flaws are fatal.
+        project_root: The folder of the project.
+
+    Returns:
+        A line that says what was prepared.
+
+    Raises:
+        DataError: If the data cannot be used.
     """
     final = (project_root / stage_folder("prepare")).absolute()
     with whole_folder(final) as folder:
         splits = _read_splits(settings, folder, project_root)
         _check(splits, settings.flaws)
-        _write(splits, settings, folder)
+        _write(splits, settings, folder, project_root)
     return _summary(splits, settings, final / "health.html")
 
 
-Splits = Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]]
-
-
 def _read_splits(settings: DataSettings, folder: Path, project_root: Path) -> Splits:
-    """Every split that is named; the classes of all are those of train."""
+    """Read every split that is named; the classes of all splits are those of train."""
     root = (project_root / settings.path).absolute()
+    if settings.format != "synthetic":
+        _check_root(root, settings.path)
     names = {"train": settings.train, "val": settings.val, "test": settings.test}
     splits: dict[str, tuple[ImageIndex, tuple[Flaw, ...]]] = {}
     classes = voc_class_names(root) if settings.format == "voc" else None
@@ -62,6 +75,21 @@ def _read_splits(settings: DataSettings, folder: Path, project_root: Path) -> Sp
     return _with_leaks(splits)
 
 
+def _check_root(root: Path, stated: str) -> None:
+    """Raise an error if `data.path` is no folder, and warn if it holds links to folders."""
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data.path={stated!r} {what}, is not a folder; name the folder of the data; {_FORMATS}")
+    walked = (Path(here, name) for here, folders, _ in os.walk(root) for name in folders)
+    links = [str(folder.relative_to(root)) for folder in walked if folder.is_symlink()]
+    if links:
+        shown = ", ".join(sorted(links)[:3]) + (", ..." if len(links) > 3 else "")
+        console.print(
+            f"{'prepare':<10} warning: data.path={stated!r} holds links to folders ({shown}); DVC does not see changes "
+            "behind them, so run `dvc repro -f prepare` after each change, or set data.path to the linked folder"
+        )
+
+
 def _draw(settings: DataSettings, folder: Path, split: str, progress: Progress) -> tuple[ImageIndex, tuple[Flaw, ...]]:
     synthetic = settings.synthetic
     count = synthetic.train_images if split == "train" else synthetic.val_images
@@ -74,7 +102,7 @@ def _draw(settings: DataSettings, folder: Path, split: str, progress: Progress) 
 
 
 def _with_leaks(splits: Splits) -> Splits:
-    """Adds to the flaws the images of val and test that are in train too."""
+    """Add to the flaws the images of val and test that are in train too."""
     known = set(splits["train"][0].hashes)
     checked = {"train": splits["train"]}
     for split, (index, flaws) in splits.items():
@@ -91,10 +119,10 @@ def _check(splits: Splits, settings: FlawSettings) -> None:
         for group in settings.fatal:
             found = _of_group(flaws, FlawGroup(group))
             if found:
-                remedy = f"mend them, or take {group} out of data.flaws.fatal"
-                raise DataError(f"{_counted(len(found), split)}, e.g. {_told(found[0])}; {remedy}")
-        if not index.num_boxes:
-            raise DataError(f"no image of {split} has a box ({len(index)} images); annotate some or name another split")
+                count = f"{_counted(len(found), 'flaw', 'flaws')} in {split}"
+                remedy = f"correct them, or remove {group} from data.flaws.fatal"
+                raise DataError(f"{count}, e.g. {_told(found[0])}; {remedy}")
+        _check_boxes(split, index, flaws)
 
 
 def _check_images(split: str, usable: int, lost: Sequence[Flaw], settings: FlawSettings) -> None:
@@ -107,22 +135,35 @@ def _check_images(split: str, usable: int, lost: Sequence[Flaw], settings: FlawS
     raise DataError(f"{len(lost)} of {total} images of {split} cannot be used ({limit}){first}; {remedy}")
 
 
+def _check_boxes(split: str, index: ImageIndex, flaws: Sequence[Flaw]) -> None:
+    """Raise an error that names the reasons if no object is left to learn or to find."""
+    if not index.crowd.all():  # which is true for no boxes too
+        return
+    lost = [flaw for flaw in flaws if flaw.boxes]
+    total = sum(flaw.boxes for flaw in lost)
+    crowds = f"; the other {index.num_boxes:,} are crowd regions" if index.num_boxes else ""
+    if lost:
+        kinds = ", ".join(f"{kind}: {count:,}" for kind, count in Counter(flaw.kind for flaw in lost).most_common(3))
+        remedy = f"; {lost[0].kind.outcome}" if lost[0].kind is FlawKind.SHARES else ""
+        reasons = f"({kinds}), e.g. {lost[0].file}: {lost[0].detail}{remedy}{crowds}"
+        raise DataError(f"all {total:,} boxes of {split} were left out {reasons}; correct the annotations")
+    if index.num_boxes:
+        raise DataError(f"all {index.num_boxes:,} boxes of {split} are crowd regions; annotate single objects too")
+    raise DataError(f"no image of {split} has a box ({len(index)} images); annotate some or name another split")
+
+
 def _of_group(flaws: Sequence[Flaw], group: FlawGroup) -> list[Flaw]:
     return [flaw for flaw in flaws if flaw.kind.group is group]
-
-
-def _counted(count: int, split: str) -> str:
-    return f"{count:,} flaw{'' if count == 1 else 's'} in {split}"
 
 
 def _told(flaw: Flaw) -> str:
     return f"{flaw.kind}, {flaw.file}: {flaw.detail}"
 
 
-def _write(splits: Splits, settings: DataSettings, folder: Path) -> None:
+def _write(splits: Splits, settings: DataSettings, folder: Path, project_root: Path) -> None:
     digest = hashlib.blake2b(digest_size=16)
     for split, (index, _) in splits.items():
-        save_index(folder / f"{split}.npz", index)
+        save_index(folder / f"{split}.npz", index, root=project_root)
         digest.update(f"{split} {index.content_hash()}\n".encode())
     source = "synthetic" if settings.format == "synthetic" else f"{settings.format}: {settings.path}"
     indices = {split: index for split, (index, _) in splits.items()}
@@ -132,23 +173,29 @@ def _write(splits: Splits, settings: DataSettings, folder: Path) -> None:
         boxes={split: index.num_boxes for split, index in indices.items()},
         source=source,
         content_hash=digest.hexdigest(),
+        split_hashes={split: index.evaluation_hash() for split, index in indices.items()},
     )
     write_json(folder / "dataset.json", prepared)
     report = make_report(splits, source=source)
     write_json(folder / "health.json", report)
     write_sheet(folder / "sheet.jpg", indices["train"])
     html = report_html(report, sheet=(folder / "sheet.jpg").read_bytes())
-    (folder / "health.html").write_text(html, encoding="utf-8")
+    (folder / "health.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def _summary(splits: Splits, settings: DataSettings, report: Path) -> str:
     images = " + ".join(f"{len(index):,}" for index, _ in splits.values())
     boxes = sum(index.num_boxes for index, _ in splits.values())
-    classes = len(splits["train"][0].class_names)
+    classes = _counted(len(splits["train"][0].class_names), "class", "classes")
     flaws = [flaw for _, found in splits.values() for flaw in found]
     shuffled = ", labels shuffled" if settings.format == "synthetic" and settings.synthetic.shuffle_labels else ""
     told = describe_flaws(flaws) + (f"; see {_shown(report)}" if flaws else "")
-    return f"{'prepare':<10} {settings.format}: {images} images, {classes} classes, {boxes:,} boxes{shuffled}, {told}"
+    counts = f"{images} images, {classes}, {_counted(boxes, 'box', 'boxes')}{shuffled}"
+    return f"{'prepare':<10} {settings.format}: {counts}, {told}"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _shown(path: Path) -> str:
@@ -157,7 +204,7 @@ def _shown(path: Path) -> str:
 
 @contextmanager
 def _progress(split: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a few lines elsewhere."""
+    """Show a bar on a terminal, and a few lines elsewhere."""
     if not console.is_terminal:
         yield lambda done, total: _plain_line(split, done, total)
         return

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.artifacts.files import WEIGHTS, ReparamReport, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import WEIGHTS, stage_folder, whole_folder, write_json
+from pipeline.artifacts.reports import ReparamReport
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import ResolvedVariant
 from pipeline.params import ReparamSettings

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.artifacts.files import ROOT, Benchmark, PreparedData, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import ROOT, stage_folder, whole_folder, write_json
+from pipeline.artifacts.reports import Benchmark, PreparedData
 from pipeline.console import counted
 from pipeline.experiment import Experiment
 from pipeline.report.charts import Curve

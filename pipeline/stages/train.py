@@ -12,8 +12,6 @@ from typing import Any
 
 from pipeline.artifacts.files import (
     WEIGHTS,
-    PreparedData,
-    TrainSummary,
     fresh_folder,
     read_json,
     run_folder,
@@ -22,6 +20,7 @@ from pipeline.artifacts.files import (
     write_json,
 )
 from pipeline.artifacts.inputs import code_digest
+from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
 from pipeline.ray.mirror import OWNER, RunCopy, kept_up_to_date

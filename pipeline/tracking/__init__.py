@@ -1,12 +1,24 @@
-"""The package that knows MLflow: one flat run per (variant, seed, fingerprint), to which every stage adds.
+"""The package that uses MLflow: one flat run per variant, seed and fingerprint, to which every stage adds.
 
-Tracking is a record, never a condition: nothing here raises, and a store out of reach costs seconds. Every record is
-put on disk first (`outbox.py`), sent when the store answers, by this command or a later one, and removed when the store
-has it.
+Tracking never stops a training: nothing that a stage calls here raises, and an unreachable store costs seconds. Every
+record is written to disk first (`outbox.py`), sent when the store answers, by this command or a later one, and removed
+when the store has it.
 """
 
+from pipeline.tracking.addresses import project_folder, tracking_server, tracking_uri, without_secrets
 from pipeline.tracking.records import RunKey
-from pipeline.tracking.store import quiet_environment, tracking_server, tracking_uri, ui_command
+from pipeline.tracking.store import quiet_environment
 from pipeline.tracking.tracker import TrackedRun, Tracker
+from pipeline.tracking.web_page import serve_page
 
-__all__ = ["RunKey", "TrackedRun", "Tracker", "quiet_environment", "tracking_server", "tracking_uri", "ui_command"]
+__all__ = [
+    "RunKey",
+    "TrackedRun",
+    "Tracker",
+    "project_folder",
+    "quiet_environment",
+    "serve_page",
+    "tracking_server",
+    "tracking_uri",
+    "without_secrets",
+]

@@ -1,4 +1,4 @@
-"""What is to be tracked, on disk until a store has it: one folder a record, which appears and vanishes whole."""
+"""Keep on disk what is to be tracked until a store has it: one folder per record, which appears and vanishes whole."""
 
 from __future__ import annotations
 
@@ -6,31 +6,40 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
-from pydantic import ValidationError
-
-from pipeline.tracking.records import Kind, Record, is_large
+from pipeline.tracking.records import RecordKind, TrackingRecord, is_large
 from yolov7.errors import ArtifactError, one_line
 from yolov7.system.files import write_whole
 from yolov7.system.locks import exclusive
 
 _log = logging.getLogger(__name__)
 _RECORD, _FILES = "record.json", "files"
-_DRAFT_SECONDS = 3600  # that nobody needs to link or copy files
+_NAME = re.compile(r"(\d{8,18})-([a-z]+)-\d+")  # number, kind, process
+_ENDINGS = ("draft", "sent", "damaged", "rejected")
+_OTHER_NAME = re.compile(rf"\.(lock|.*\.(?:{'|'.join(_ENDINGS)}))")
+_LARGEST_RECORD = 64 * 2**20  # bytes
+_DRAFT_SECONDS = 3600  # after which no process can still be copying files into a draft
+_reported_strays: set[Path] = set()
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A record that no store has yet."""
+class WaitingRecord:
+    """A record that no store has yet.
 
-    record: Record
+    Attributes:
+        record: What is to be written.
+        folder: Where it lies.
+    """
+
+    record: TrackingRecord
     folder: Path
 
     @property
@@ -41,16 +50,29 @@ class Waiting:
 
 @final
 class Outbox:
-    """Records in the order in which they were made; any number of processes may add, one sends."""
+    """Records in the order in which they were made. Any number of processes may add; one sends."""
 
     def __init__(self, folder: Path) -> None:
+        """Use a folder, which is made when the first record is added.
+
+        Args:
+            folder: Where the records lie.
+        """
         self._folder = folder.absolute()
         self._drafts = itertools.count()
 
-    def add(self, record: Record, *, files: Path | None = None) -> None:
-        """Keeps a record, with a file or with all that is in a folder; OSError where there is no room for it.
+    def add(self, record: TrackingRecord, *, files: Path | None = None) -> None:
+        """Keep a record, with a file or with everything in a folder.
 
-        Files are linked, not copied, where the disk can: those that stages leave are replaced, never written into.
+        Files are linked where the disk allows it, and copied elsewhere. A link keeps the content, because stages
+        replace their files and never write into them.
+
+        Args:
+            record: What is to be written.
+            files: A file or a folder that belongs to it.
+
+        Raises:
+            OSError: If the disk is full or `files` is missing.
         """
         draft = self._folder / f".{os.getpid()}.{next(self._drafts)}.draft"
         try:
@@ -62,23 +84,49 @@ class Outbox:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def waiting(self, server: str, *, with_files: bool = True) -> Iterator[Waiting]:
-        """What waits for a server, oldest first; `with_files=False` leaves out what goes the way of files."""
+    def waiting(self, server: str, *, with_files: bool = True) -> Iterator[WaitingRecord]:
+        """Yield what waits for a server, the oldest first.
+
+        Args:
+            server: The name of the server's address.
+            with_files: False leaves out the records that are sent as files.
+
+        Yields:
+            Records that can be read. A damaged one is reported and put aside.
+        """
         for folder in self._folders():
             if with_files or not is_large(_kind(folder)):
                 record = _read(folder)
                 if record is not None and record.subject.server == server:
-                    yield Waiting(record, folder)
+                    yield WaitingRecord(record, folder)
 
-    def remove(self, waiting: Waiting) -> None:
-        """Forgets a record: a store has it."""
-        gone = waiting.folder.with_name(f".{waiting.folder.name}.sent")
-        waiting.folder.rename(gone)  # at once: half a record would be taken for a damaged one
-        shutil.rmtree(gone, ignore_errors=True)
+    def remove(self, waiting: WaitingRecord) -> None:
+        """Forget a record, because a store has it."""
+        removed = waiting.folder.with_name(f".{waiting.folder.name}.sent")
+        waiting.folder.rename(removed)  # at once: a half removed record would look like a damaged one
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def put_aside(self, waiting: WaitingRecord) -> Path:
+        """Keep a record that the store rejected, but do not send it again.
+
+        Args:
+            waiting: The record.
+
+        Returns:
+            The folder in which it lies now.
+        """
+        return _put_aside(waiting.folder, "rejected")
 
     @contextmanager
     def sole_sender(self, *, patience: float) -> Iterator[bool]:
-        """Whether this process alone may send while it is in here; `patience`: seconds to wait for another one."""
+        """Hold the right to send.
+
+        Args:
+            patience: Seconds to wait for another process that holds it.
+
+        Yields:
+            Whether this process alone may send within the context.
+        """
         with ExitStack() as held:
             try:
                 held.enter_context(exclusive(self._folder / ".lock", what="the outbox", patience=patience))
@@ -90,13 +138,21 @@ class Outbox:
             yield free
 
     def _folders(self) -> list[Path]:
-        found = self._folder.iterdir() if self._folder.is_dir() else iter(())
-        return sorted(folder for folder in found if not folder.name.startswith("."))
+        """Return the folders of all records in their order; report once what else lies there."""
+        found: list[tuple[int, str, Path]] = []
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            match = _NAME.fullmatch(path.name)
+            if match and path.is_dir():
+                found.append((int(match[1]), path.name, path))
+            elif not _OTHER_NAME.fullmatch(path.name) and path not in _reported_strays:
+                _reported_strays.add(path)
+                _log.warning("%s is not a tracking record and is ignored; remove it", path)
+        return [path for *_, path in sorted(found)]
 
     def _sweep(self) -> None:
-        """Removes what killed processes left half made or half removed."""
+        """Remove what killed processes left half made or half removed."""
         for path in [*self._folder.glob(".*.sent"), *self._folder.glob(".*.draft")]:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 if path.suffix == ".sent" or time.time() - path.stat().st_mtime > _DRAFT_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
 
@@ -105,8 +161,15 @@ class Outbox:
         return 1 + (int(folders[-1].name.partition("-")[0]) if folders else 0)
 
 
-def describe(waiting: Iterable[Waiting]) -> str:
-    """`12 points and 3 files`; empty where nothing waits. A point that was recorded twice is one."""
+def describe(waiting: Iterable[WaitingRecord]) -> str:
+    """Return what waits in words, such as `12 points and 3 files`; an empty string where nothing does.
+
+    Args:
+        waiting: The records. A point that was recorded twice counts once.
+
+    Returns:
+        The counts.
+    """
     points: set[Any] = set()
     files = others = 0
     for number, one in enumerate(waiting):
@@ -125,22 +188,42 @@ def describe(waiting: Iterable[Waiting]) -> str:
     return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
-def _kind(folder: Path) -> Kind:
-    return cast(Kind, folder.name.split("-")[1])
+def _kind(folder: Path) -> RecordKind:
+    return folder.name.split("-")[1]  # type: ignore[return-value]
 
 
-def _read(folder: Path) -> Record | None:
-    """None where another process removed it meanwhile; a damaged one is told, and put aside."""
+def _read(folder: Path) -> TrackingRecord | None:
+    """Return a record; None if another process removed it meanwhile, or if it is damaged, which is reported."""
     try:
-        return Record.model_validate(json.loads((folder / _RECORD).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValidationError, ValueError) as error:
-        folder.rename(folder.with_name(f".{folder.name}.damaged"))
-        _log.warning(
-            "%s is damaged or of another version, and was not tracked (%s)", folder, one_line(error, limit=120)
-        )
-        return None
+        return _parse(folder)
+    except OSError as error:  # removed meanwhile, or too many files are open
+        _log.debug("%s cannot be read now (%s)", folder, error)
+    except (ValueError, RecursionError) as error:  # the errors of pydantic and JSON are ValueErrors
+        if folder.is_dir():
+            with suppress(OSError):
+                folder = _put_aside(folder, "damaged")
+            reason = one_line(error, limit=120)
+            _log.warning("%s is a damaged tracking record, or of another version, and is not sent (%s)", folder, reason)
+    return None
+
+
+def _parse(folder: Path) -> TrackingRecord:
+    path = folder / _RECORD
+    if not path.is_file() or path.stat().st_size > _LARGEST_RECORD:  # not a device that never ends
+        raise ValueError(f"{_RECORD} is missing or not a file")
+    record = TrackingRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    if record.kind != _kind(folder):
+        raise ValueError(f"the kind is {record.kind!r}")
+    if is_large(record.kind):
+        files = folder / _FILES
+        if not files.is_dir() or (record.kind != "files" and sum(1 for _ in files.iterdir()) != 1):
+            raise ValueError("its file is missing")
+    return record
+
+
+def _put_aside(folder: Path, ending: str) -> Path:
+    aside = folder.with_name(f".{folder.name}.{ending}")
+    return folder.rename(aside)
 
 
 def _snapshot(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sends what waits on disk to the store, in order; what the store has is removed."""
+"""Send what waits on disk to the store, in order, and remove what the store has."""
 
 from __future__ import annotations
 
@@ -6,36 +6,54 @@ import logging
 from collections.abc import Callable
 from typing import Literal, final
 
-from pipeline.tracking.outbox import Outbox, Waiting, describe
-from pipeline.tracking.reach import Reach, reach_of, verdict
-from pipeline.tracking.records import Subject, is_large
-from pipeline.tracking.store import Store, server_of
-from pipeline.tracking.writer import Writer
+from pipeline.tracking.addresses import StoreAddress, redact
+from pipeline.tracking.availability import Availability, Failure, availability_of
+from pipeline.tracking.outbox import Outbox, WaitingRecord, describe
+from pipeline.tracking.records import RecordSubject, TrackingRecord, is_large
+from pipeline.tracking.store import TrackingStore
+from pipeline.tracking.writer import RecordWriter
 from yolov7.errors import one_line
 
 _log = logging.getLogger(__name__)
 _PATIENCE, _LAST_PATIENCE = 2.0, 30.0  # seconds, while another process sends
+_Part = Literal["all", "files", "model"]
+_Outcome = Literal["sent", "rejected", "skip run", "skip part", "stop files", "stop"]
 
 
 @final
 class Sender:
     """Between the outbox and one store. Nothing here raises."""
 
-    def __init__(self, uri: str, outbox: Outbox, *, say: Callable[[str], None]) -> None:
-        self._server, self._outbox, self._say = server_of(uri), outbox, say
-        self._small = reach_of(f"MLflow at {self._server}")
-        self._large = reach_of(f"MLflow's artifacts at {self._server}")
-        self._writer = Writer(Store(uri))
+    def __init__(self, address: StoreAddress, outbox: Outbox, *, say: Callable[[str], None]) -> None:
+        """Connect an outbox with a store.
+
+        Args:
+            address: The store.
+            outbox: What waits.
+            say: Receives what the user should know, in one line.
+        """
+        self._server, self._outbox, self._say = address.name, outbox, say
+        self._small = availability_of(f"MLflow at {self._server}")
+        self._large = availability_of(f"MLflow's artifact store at {self._server}")
+        self._writer = RecordWriter(TrackingStore(address.uri))
 
     def waiting(self) -> str:
-        """What waits for this store, in words; empty: nothing does."""
-        return describe(self._outbox.waiting(self._server))
+        """Return what waits for this store in words; an empty string if nothing does."""
+        try:
+            return describe(self._outbox.waiting(self._server))
+        except OSError as error:
+            _log.warning("runs/.tracking cannot be read (%s)", one_line(error, limit=160))
+            return ""
 
     def send(self, *, last_chance: bool = False) -> None:
-        """Sends all that waits, also what earlier commands left; a store out of reach is not asked each time.
+        """Send everything that waits, including what earlier commands left.
 
-        Records are removed one by one, each after the store has it: to be killed here loses nothing, and as writing one
-        again changes nothing, nothing comes twice.
+        Records are removed one by one, each after the store has it. Nothing is lost if the process is killed here, and
+        nothing is doubled, because writing a record again changes nothing.
+
+        Args:
+            last_chance: Whether there will be no other attempt for long. A store that did not answer a moment ago is
+                then asked again.
         """
         if self._small.is_paused(last_chance=last_chance):
             return
@@ -43,37 +61,62 @@ class Sender:
             with self._outbox.sole_sender(patience=_LAST_PATIENCE if last_chance else _PATIENCE) as alone:
                 if alone:
                     self._send_all(with_files=not self._large.is_paused(last_chance=last_chance))
-        except Exception as error:  # of the disk; whatever it is, a training run must not end by it
-            _log.warning("runs/.tracking cannot be used (%s)", one_line(error, limit=160))
+        except Exception as error:  # of the disk; a training must not end because of it
+            _log.warning("runs/.tracking cannot be used (%s)", redact(one_line(error, limit=160)))
 
     def _send_all(self, *, with_files: bool) -> None:
-        shut: set[Subject] = set()  # runs that cannot be had or written to, while the store answers
+        skipped: set[tuple[RecordSubject, _Part]] = set()  # later records of these have to wait for an earlier one
         for waiting in self._outbox.waiting(self._server, with_files=with_files):
-            large = is_large(waiting.record.kind)
-            if waiting.record.subject in shut or (large and not with_files):
+            subject, part = waiting.record.subject, _part(waiting.record)
+            if (subject, "all") in skipped or (subject, part) in skipped or (part != "all" and not with_files):
                 continue
-            outcome = self._send_one(waiting, self._large if large else self._small)
-            if outcome == "done":
+            outcome = self._send_one(waiting)
+            if outcome == "sent":
                 self._outbox.remove(waiting)
-            elif outcome == "shut":
-                shut.add(waiting.record.subject)
-            elif outcome == "files away":
+            elif outcome == "rejected":
+                _log.warning("what was rejected is kept in %s", self._outbox.put_aside(waiting))
+            elif outcome == "skip run":
+                skipped.add((subject, "all"))
+            elif outcome == "skip part":
+                skipped.add((subject, part))
+            elif outcome == "stop files":
                 with_files = False
             else:
                 return
 
-    def _send_one(self, waiting: Waiting, reach: Reach) -> Literal["done", "shut", "files away", "away"]:
+    def _send_one(self, waiting: WaitingRecord) -> _Outcome:
+        record = waiting.record
         try:
-            where = self._writer.open(waiting.record)
+            where = self._writer.open(record)
         except Exception as error:
-            return "away" if self._small.failed(error) else "shut"
+            failure = self._small.record_failure(error)
+            return "skip run" if _concerns_one_run(failure) or failure == "rejected" else "stop"
+        availability = self._large if is_large(record.kind) else self._small
         try:
             said = self._writer.write(waiting, where)
         except Exception as error:
-            if reach.failed(error):
-                return "files away" if reach is self._large else "away"
-            return "shut" if verdict(error) == "denied" else "done"  # what is wrong now is wrong later too
-        reach.answered()
+            self._writer.forget(record.subject)
+            return self._after_failure(availability.record_failure(error), availability)
+        availability.record_success()
         if said:
             self._say(said)
-        return "done"
+        return "sent"
+
+    def _after_failure(self, failure: Failure, availability: Availability) -> _Outcome:
+        if failure == "rejected":
+            return "rejected"
+        if availability is self._large:
+            return "skip part" if _concerns_one_run(failure) else "stop files"
+        return "skip run" if _concerns_one_run(failure) else "stop"
+
+
+def _part(record: TrackingRecord) -> _Part:
+    """Return which records of a run depend on each other: all small ones, and a model with its evaluation."""
+    if not is_large(record.kind):
+        return "all"
+    return "files" if record.kind == "files" else "model"
+
+
+def _concerns_one_run(failure: Failure) -> bool:
+    """Return whether other runs may still be sent: an answer came, and at once."""
+    return failure in ("denied", "unexpected answer")

@@ -1,4 +1,4 @@
-"""How each kind of record is written, so that writing it a second time changes nothing."""
+"""Write each kind of record in such a way that writing it a second time changes nothing."""
 
 from __future__ import annotations
 
@@ -9,58 +9,77 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
 from pipeline.tracking.models import log_model, log_version_evaluation
-from pipeline.tracking.outbox import Waiting
-from pipeline.tracking.records import Record, RunKey, chunks, is_large, next_step
-from pipeline.tracking.store import Store
+from pipeline.tracking.outbox import WaitingRecord
+from pipeline.tracking.read_back import confirm_large, confirm_metric, confirm_small
+from pipeline.tracking.records import RecordSubject, RunKey, TrackingRecord, chunks, is_large, next_step
+from pipeline.tracking.store import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MAX_DIGEST = 36  # characters
-_FILE_SECONDS = 300  # that a server may take with one file, which it hands on to its own store before it answers
+_FILE_SECONDS = 300  # that a server may need for one file, which it copies to its own store before it answers
 
 
 @final
-class Writer:
-    """Writes to one store."""
+class RecordWriter:
+    """Writes records to one store. What comes over HTTP is read back, because a proxy may have answered instead."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: TrackingStore) -> None:
+        """Use a store, which is opened when the first record is written.
+
+        Args:
+            store: Where records go.
+        """
         self._store = store
         self._last: dict[tuple[str, str], tuple[int, float] | None] = {}  # of a run's metric: last step and its value
 
-    def open(self, record: Record) -> str:
-        """The id of the run, or of the experiment, that a record is about."""
+    def open(self, record: TrackingRecord) -> str:
+        """Return the id of the run, or of the experiment, that a record is about.
+
+        Args:
+            record: The record; its run is made if it does not exist.
+
+        Returns:
+            The id.
+        """
         if record.subject.key is None:
             return self._store.experiment_id(record.subject.experiment)
         return self._store.run_id(record.subject, time=record.time)
 
-    def write(self, waiting: Waiting, where: str) -> str | None:
-        """Writes a record to its run or experiment; what the user should know of it, in one line."""
-        record = waiting.record
+    def forget(self, subject: RecordSubject) -> None:
+        """Ask the store again for everything that is remembered of a run."""
+        self._store.forget(subject)
+        self._last.clear()
+
+    def write(self, waiting: WaitingRecord, where: str) -> str | None:
+        """Write a record to its run or experiment.
+
+        Args:
+            waiting: The record.
+            where: The id from `open`.
+
+        Returns:
+            What the user should know about it in one line, if there is something.
+        """
+        record, client = waiting.record, self._store.client
         if is_large(record.kind):
-            with _patience():
-                return self._write_large(waiting, where)
+            with _longer_timeout():
+                said = _write_large(client, waiting, where)
+                if self._store.is_remote:
+                    confirm_large(client, waiting, where)
+            return said
         if record.kind == "metrics":
             self._write_metrics(where, record)
         elif record.kind == "current":
             self._mark_current(where, [RunKey(**key) for key in record.content["keys"]])
         else:
-            _write_small(self._store.client, where, record)
+            _write_small(client, where, record)
+            if self._store.is_remote:
+                confirm_small(client, record, where)
         return None
 
-    def _write_large(self, waiting: Waiting, run_id: str) -> str | None:
-        client, content = self._store.client, waiting.record.content
-        if waiting.record.kind == "files":
-            client.log_artifacts(run_id, str(waiting.files), content["folder"])
-            return None
-        key, (weights,) = waiting.record.subject.key, waiting.files.iterdir()
-        assert key is not None
-        if waiting.record.kind == "evaluation":
-            return log_version_evaluation(client, weights, key=key, content=content)
-        log_model(client, run_id, weights, key=key, registered=content["model"])
-        return None
-
-    def _write_metrics(self, run_id: str, record: Record) -> None:
+    def _write_metrics(self, run_id: str, record: TrackingRecord) -> None:
         from mlflow.entities import Metric
 
         client, step = self._store.client, record.content["step"]
@@ -75,6 +94,8 @@ class Writer:
         for chunk in chunks(fresh):
             try:
                 client.log_batch(run_id, metrics=chunk)
+                if self._store.is_remote:
+                    confirm_metric(client, run_id, chunk[-1])
             except Exception:
                 self._last.clear()  # the store may have it nevertheless: ask it again
                 raise
@@ -91,7 +112,20 @@ class Writer:
             client.set_tag(run_id, "current", "yes")
 
 
-def _write_small(client: MlflowClient, run_id: str, record: Record) -> None:
+def _write_large(client: MlflowClient, waiting: WaitingRecord, run_id: str) -> str | None:
+    content = waiting.record.content
+    if waiting.record.kind == "files":
+        client.log_artifacts(run_id, str(waiting.files), content["folder"])
+        return None
+    key, (weights,) = waiting.record.subject.key, waiting.files.iterdir()
+    assert key is not None
+    if waiting.record.kind == "evaluation":
+        return log_version_evaluation(client, weights, key=key, content=content)
+    log_model(client, run_id, weights, key=key, registered=content["model"])
+    return None
+
+
+def _write_small(client: MlflowClient, run_id: str, record: TrackingRecord) -> None:
     content = record.content
     if record.kind == "begin":
         client.update_run(run_id, status="RUNNING")
@@ -142,8 +176,8 @@ def _last_point(client: MlflowClient, run_id: str, name: str) -> tuple[int, floa
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """More of it than small records get; the server answered just before."""
+def _longer_timeout() -> Iterator[None]:
+    """Wait longer than for small records; the server has answered just before."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ[name]
     os.environ[name] = str(max(int(before), _FILE_SECONDS))

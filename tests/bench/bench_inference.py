@@ -1,4 +1,4 @@
-"""One image through a deployed model: as it was trained, in float32, beside what torch can do with it on this CPU."""
+"""Compare the training graph in float32 with the deployed model in several forms, for one image on a CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def rows(watch: Stopwatch) -> Iterator[Row]:
-    """Each way beside eager, unfused, contiguous, in float32."""
+    """Compare each form with the eager, unfused, contiguous model in float32."""
     torch.manual_seed(0)
     model = DetectionModel(load_spec(SPEC), num_classes=80).eval()
     image = torch.rand(1, 3, SIZE, SIZE)
@@ -29,7 +29,7 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
 
 
 def _ways(model: DetectionModel, image: Tensor) -> dict[str, Callable[[], object]]:
-    """How a deployed model can run; bfloat16 only where the CPU multiplies it."""
+    """Return the forms of a deployed model; bfloat16 only if the CPU multiplies it in hardware."""
     fused = fuse(model)
     last = fuse(model).to(memory_format=torch.channels_last)
     image_last = image.contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,8 @@ from torch import Tensor
 from tests.bench.bench_step import BATCH, Step
 from tests.bench.comparison import Row, Stopwatch
 from tests.bench.plain_mosaic import plain_sample
-from yolov7.data.augment.geometry import Tile, fitted_size
+from yolov7.data.augment.letterbox import fitted_size
+from yolov7.data.augment.tile import Tile
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import TrainLoader, make_batch

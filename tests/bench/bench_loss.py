@@ -1,4 +1,4 @@
-"""Assigner and loss, batched over images, against the usual loop over images; and the memory that they take."""
+"""Compare the batched assigner and loss with the common loop over images, and measure their memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.bench.comparison import Row, Stopwatch
 from tests.bench.plain_loss import loop_ota, plain_loss
-from yolov7.criterion.assigners import Anchors, OtaAssigner
+from yolov7.criterion.assigners import OtaAssigner
+from yolov7.criterion.candidates import Anchors
 from yolov7.criterion.loss import DetectionLoss
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
@@ -31,7 +32,7 @@ MIB = 1 << 20
 
 
 def example(*, batch: int, objects: int, size: int, classes: int, seed: int = 0) -> tuple[HeadMaps, Targets]:
-    """Random maps and objects of all sizes."""
+    """Return random maps, and objects of all sizes."""
     random = torch.Generator().manual_seed(seed)
     maps = [torch.randn(batch, 3, size // s, size // s, 5 + classes, generator=random) - 2 for s in STRIDES]
     leaves = tuple(m.requires_grad_() for m in maps)
@@ -39,7 +40,7 @@ def example(*, batch: int, objects: int, size: int, classes: int, seed: int = 0)
 
 
 def random_targets(*, batch: int, objects: int, classes: int, random: torch.Generator) -> Targets:
-    """As many objects in every image, of all sizes."""
+    """Return the same number of objects of all sizes for every image."""
     count = batch * objects
     image = torch.arange(batch).repeat_interleave(objects)
     centre = torch.rand(count, 2, generator=random)
@@ -49,7 +50,7 @@ def random_targets(*, batch: int, objects: int, classes: int, random: torch.Gene
 
 
 def rows(watch: Stopwatch) -> Iterator[Row]:
-    """Image by image beside batched; both must agree."""
+    """Compare the loop over images with the batched form; both must agree."""
     for batch, objects, size, classes in ((16, 50, 640, 80), (16, 8, 320, 8)):
         maps, targets = example(batch=batch, objects=objects, size=size, classes=classes)
         name = f"batch {batch}, {objects} objects, {size} px, {classes} classes"
@@ -64,7 +65,7 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
 
 
 def memory(_: Stopwatch) -> Iterator[Row]:
-    """The peak beside the maps themselves, gradient included, in a process of its own."""
+    """Measure the peak memory above that of the maps, with the gradient, in a separate process."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_report_memory, args=(there,))
@@ -78,10 +79,10 @@ def memory(_: Stopwatch) -> Iterator[Row]:
 def _report_memory(connection: Connection) -> None:
     torch.set_num_threads(1)
     small, few = example(batch=1, objects=2, size=64, classes=80)
-    _step(small, few, 80)  # what is loaded with the first call
+    _step(small, few, 80)  # the first call loads libraries
     maps, targets = example(batch=16, objects=500, size=640, classes=80)
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     _step(maps, targets, 80)
     connection.send((_resident("VmHWM") - before, sum(m.nbytes for m in maps.lead)))
 

@@ -1,4 +1,4 @@
-"""Suppression against the usual loop, class by class and box by box."""
+"""Compare suppression with the common loop, class by class and box by box."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.bench.comparison import Row, Stopwatch
 from yolov7.boxes import pairwise_iou
-from yolov7.inference.nms import _apart, suppress
+from yolov7.inference.nms import _round_as_reference, suppress
 
-CASES = (  # candidates, classes, objects, limit; the first as with confidence 0.001 and several labels a box
+CASES = (  # candidates, classes, objects, limit; the first has confidence 0.001 and several labels per box
     (30_000, 80, 40, 300),
     (30_000, 80, 40, 30_000),
     (30_000, 1, 3, 300),
@@ -22,7 +22,7 @@ CASES = (  # candidates, classes, objects, limit; the first as with confidence 0
 
 
 def example(count: int, *, classes: int, clusters: int, size: float = 640.0) -> tuple[Tensor, Tensor]:
-    """Boxes, best first, around some objects, as a detector at a low confidence has them."""
+    """Return boxes around some objects by descending score, as a detector with a low confidence finds them."""
     random = torch.Generator().manual_seed(0)
     centres = torch.rand(clusters, 2, generator=random) * size
     sides = 20 + 150 * torch.rand(clusters, 2, generator=random)
@@ -33,7 +33,7 @@ def example(count: int, *, classes: int, clusters: int, size: float = 640.0) -> 
 
 
 def class_by_class(boxes: Tensor, groups: Tensor, *, threshold: float, limit: int) -> Tensor:
-    """The usual loop in torch: of each class the best box, away with what it overlaps, and again."""
+    """Suppress with the common loop: keep the best box of a class, remove what it overlaps, and repeat."""
     kept = []
     for group in groups.unique():
         rest = (groups == group).nonzero()[:, 0]
@@ -45,10 +45,10 @@ def class_by_class(boxes: Tensor, groups: Tensor, *, threshold: float, limit: in
 
 
 def rows(watch: Stopwatch) -> Iterator[Row]:
-    """Class by class beside in blocks, with equal results."""
+    """Compare suppression class by class with suppression in blocks; results must be equal."""
     for count, classes, clusters, limit in CASES:
         boxes, groups = example(count, classes=classes, clusters=clusters)
-        loop = partial(class_by_class, _apart(boxes, groups), groups, threshold=0.65, limit=limit)
+        loop = partial(class_by_class, _round_as_reference(boxes, groups), groups, threshold=0.65, limit=limit)
         ours = partial(suppress, boxes, groups=groups, threshold=0.65, limit=limit)
         assert torch.equal(loop(), ours())
         name = f"suppression: {count} candidates, {classes} classes, {clusters} objects, limit {limit}"

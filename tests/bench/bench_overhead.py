@@ -1,7 +1,7 @@
-"""What Ray costs: an epoch through `train_with_ray` beside the same loop called directly, and the way to a first step.
+"""The cost of Ray: an epoch through `train_with_ray` compared with the same loop called directly, and the start.
 
-Minutes, so none of the other benchmarks: python -m tests.bench.bench_overhead [--images N] [--epochs N] [--repeats N]
-[--threads N]; with a thread fewer than there are cores, epochs of one way hardly differ, and Ray's processes have room.
+It takes minutes, and is therefore not among the other benchmarks: python -m tests.bench.bench_overhead [--images N]
+[--epochs N] [--repeats N] [--threads N]. With one thread fewer than there are cores, the times of epochs vary little.
 """
 
 from __future__ import annotations
@@ -32,31 +32,33 @@ SIZE, BATCH = 128, 8
 
 
 def main() -> None:
-    """Trains both ways by turns, each in a process of its own; the median of all epochs but the first of each."""
+    """Train both ways in turn, each in its own process; print the median of all epochs except the first of each."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_overhead")
-    parser.add_argument("--images", type=int, default=1600, help="of an epoch, which should take a minute or more")
+    parser.add_argument(
+        "--images", type=int, default=1600, help="images of an epoch, which should take a minute or more"
+    )
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the training, either way")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the training")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         WAYS[options.one](TrainJob.model_validate_json(options.job.read_bytes()))
         return
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # torch's in the processes to come
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for torch in the processes that are started
     with TemporaryDirectory() as folder:
         for row in rows(Path(folder), images=options.images, epochs=options.epochs, repeats=options.repeats):
             print(row.line())
 
 
 def rows(folder: Path, *, images: int, epochs: int, repeats: int) -> tuple[Row, Row]:
-    """An epoch; from the command to the first step."""
+    """Return the rows for an epoch, and for the time from the command to the first step."""
     data = prepared(folder, train_images=images, val_images=8, image_size=SIZE)
     firsts: dict[str, list[float]] = {way: [] for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for repeat in range(repeats):
-        for way in list(WAYS)[:: -1 if repeat % 2 else 1]:  # a machine that tires must not slow the same one each time
+        for way in list(WAYS)[:: -1 if repeat % 2 else 1]:  # if the machine slows down, no way is always second
             job = _job(data, folder / "runs" / way / str(repeat), epochs=epochs)
             firsts[way].append(_seconds_to_first_step(job, way))
             _, *rates = [float(line["images_per_second"]) for line in read_epochs(job.run_folder)]
@@ -78,7 +80,7 @@ def _job(data: Path, run_folder: Path, *, epochs: int) -> TrainJob:
 
 
 def _seconds_to_first_step(job: TrainJob, way: str) -> float:
-    """Waits for the end, too."""
+    """Run a training to its end; return the seconds until its first step."""
     job.run_folder.mkdir(parents=True)
     path = job.run_folder.with_suffix(".json")
     path.write_text(job.model_dump_json())

@@ -1,4 +1,4 @@
-"""Assigner and loss in their usual form: image after image, every object's class cost over all classes, autograd."""
+"""Assigner and loss in their common form: image by image, the class cost of every object over all classes, autograd."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from yolov7.boxes import box_similarity, cxcywh_to_xyxy, pairwise_iou
-from yolov7.criterion.assigners import Anchors, Assignment, find_candidates
+from yolov7.criterion.candidates import Anchors, Assignment, find_candidates
 from yolov7.settings import LossSettings
 from yolov7.structures import Targets
 
 
 def plain_loss(maps: Sequence[Tensor], targets: Targets, *, anchors_px: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """The total with the default settings; of a cell with several objects the last one counts for objectness."""
+    """Return the total with default settings. If a cell has several objects, the last one decides its objectness."""
     settings, levels = LossSettings(), len(maps)
     found = loop_ota([m.detach() for m in maps], targets, anchors_px=anchors_px, strides=strides)
     box = objectness = classification = maps[0].new_zeros(())
@@ -41,7 +41,7 @@ def plain_loss(maps: Sequence[Tensor], targets: Targets, *, anchors_px: Tensor, 
 
 @torch.no_grad()
 def loop_ota(maps: Sequence[Tensor], targets: Targets, *, anchors_px: Tensor, strides: tuple[int, ...]) -> Assignment:
-    """The positives of a batch; image-major, so by ascending level only inside an image."""
+    """Return the positives of a batch by ascending level."""
     candidates = find_candidates(targets, maps=maps, anchors=Anchors(anchors_px, strides), threshold=4.0)
     found = []
     for image in range(maps[0].shape[0]):

@@ -11,20 +11,10 @@ import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
 
-from yolov7.data.augment.geometry import (
-    FILL,
-    Boxes,
-    Labels,
-    Sample,
-    Tile,
-    blend,
-    lay,
-    normalise_boxes,
-    random_transform,
-    transform_boxes,
-    worth_keeping,
-)
+from yolov7.data.augment.geometry import Boxes, Labels, random_transform, transform_boxes, worth_keeping
+from yolov7.data.augment.letterbox import FILL
 from yolov7.data.augment.mosaic import place_mosaic
+from yolov7.data.augment.tile import Sample, Tile, blend, normalise_boxes, place_tile
 from yolov7.data.images import Image
 from yolov7.settings import AugmentSettings
 
@@ -59,7 +49,7 @@ def _mosaic(
     partners = generator.integers(count, size=3)
     tiles = [tile(int(j)) for j in (i, *partners)]
     corners = place_mosaic([t.image.shape[1::-1] for t in tiles], size=size, generator=generator)
-    placed = [lay(t, corner, canvas=2 * size) for t, corner in zip(tiles, corners, strict=True)]
+    placed = [place_tile(t, corner, canvas=2 * size) for t, corner in zip(tiles, corners, strict=True)]
     canvas = np.full((2 * size, 2 * size, 3), FILL, np.uint8)
     boxes, labels = [], []
     for each in placed:

@@ -33,14 +33,22 @@ NO_EFFECT = {
     "yolov7/system/yaml_files.py": PLUMBING,
     "pipeline/artifacts/files.py": PLUMBING,
     "pipeline/artifacts/inputs.py": PLUMBING,
+    "pipeline/artifacts/reports.py": PLUMBING,
     "pipeline/artifacts/stage_weights.py": "it refuses stale weights; DVC makes them anew instead",
     "pipeline/console.py": "it prints",
     "pipeline/experiment.py": VALUES,
     "pipeline/params.py": VALUES,
+    "pipeline/ray/cluster.py": PLACES,
+    "pipeline/ray/environment.py": PLACES,
+    "pipeline/ray/errors.py": PLACES,
     "pipeline/ray/follow.py": PLACES,
+    "pipeline/ray/machine.py": PLACES,
     "pipeline/ray/mirror.py": PLACES,
     "pipeline/ray/parent_process.py": PLACES,
     "pipeline/ray/placement.py": PLACES,
+    "pipeline/ray/reservations.py": PLACES,
+    "pipeline/ray/shared_memory.py": PLACES,
+    "pipeline/ray/trainer.py": PLACES,
 }
 LOOK = "the look of a curve is no reason to train again"
 NO_EFFECT_ON = {"train": {"pipeline/report/plots.py": LOOK, "pipeline/report/canvas.py": LOOK}}

@@ -1,4 +1,4 @@
-"""Single blocks against vectors of the reference, in evaluation mode."""
+"""Compare single blocks in evaluation mode with vectors of the reference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tests.golden.vectors import load_vectors
-from yolov7.nn.blocks import DownC, Reorg, Sppcspc
+from yolov7.nn.blocks import DownC, Reorg
+from yolov7.nn.pooling import Sppcspc
 
 
 def test_sppcspc() -> None:
@@ -22,7 +23,7 @@ def test_reorg() -> None:
 
 
 def check(block: nn.Module, name: str) -> None:
-    """The output for the golden input; our modules come in the reference's order, so weights map one to one."""
+    """Compare the outputs. Modules have the order of the reference, so weights are copied in order."""
     golden = load_vectors(name)
     own = [key for key in block.state_dict() if not key.endswith("num_batches_tracked")]
     given = [value for key, value in golden.items() if key.startswith("sd.")]

@@ -1,4 +1,4 @@
-"""Boxes against vectors of the reference implementation."""
+"""Compare box functions with vectors of the reference implementation."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from tests.golden.vectors import load_vectors
 from yolov7.nn.fuse import fuse_detect
 from yolov7.nn.heads import Detect, decode_maps
 from yolov7.spec.block_schema import DetectRow
-from yolov7.spec.row import Shape
+from yolov7.spec.row import MapShape
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}  # boxes are in pixels
 
@@ -52,7 +52,7 @@ def test_half_precision_maps_decode_in_float32() -> None:
 
 
 def _make_head(golden: dict, *, implicit: bool, channels: list[int]) -> Detect:
-    levels = [Shape(width, stride) for width, stride in zip(channels, golden["strides"].int().tolist(), strict=True)]
+    levels = [MapShape(width, stride) for width, stride in zip(channels, golden["strides"].int().tolist(), strict=True)]
     anchors, sources = [[1.0] * 6] * len(levels), [str(i) for i in range(len(levels))]
     row = DetectRow.model_validate({"block": "detect", "from": sources, "anchors": anchors, "implicit": implicit})
     return Detect(row, levels, num_classes=golden["nc"])

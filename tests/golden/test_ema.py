@@ -1,4 +1,4 @@
-"""The average of the weights against the reference's, to the last bit."""
+"""The moving average equals the reference's in every bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the reference's graphs: its names from our rows, its forward from imported weights, and back."""
+"""Checkpoints of the reference's graphs: names, forward passes of imported weights, and export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = ("training/yolov7-tiny", "deploy/yolov7-tiny-silu")
 
 
 def graphs(names: tuple[str, ...]) -> list[object]:
-    """Parameters of a test; what takes long belongs to the slow ones."""
+    """Return parameters of a test; all but two graphs are marked as slow."""
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 

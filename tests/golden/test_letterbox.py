@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolov7.data.augment.geometry import letterbox, letterbox_geometry
+from yolov7.data.augment.letterbox import letterbox, letterbox_geometry
 
 DATA = Path(__file__).parent / "data"
 VECTORS = np.load(DATA / "letterbox.npz", allow_pickle=False)

@@ -1,4 +1,4 @@
-"""The loss against vectors of the reference: anchor and OTA matching, and OTA with an auxiliary head."""
+"""Compare the loss with vectors of the reference: anchor matching, OTA, and OTA with an auxiliary head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolov7.criterion.assigners import Anchors, Assignment
+from yolov7.criterion.candidates import Anchors, Assignment
 from yolov7.criterion.loss import DetectionLoss, LossParts, make_assigner
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
@@ -20,7 +20,7 @@ CASES = sorted(path.stem for path in DATA.glob("loss_*.npz"))
 
 
 class Case:
-    """One golden file as what the loss takes."""
+    """The inputs of the loss from one golden file."""
 
     def __init__(self, name: str) -> None:
         self.data: dict[str, Any] = dict(np.load(DATA / f"{name}.npz", allow_pickle=False))
@@ -40,7 +40,7 @@ class Case:
         )
 
     def positives(self) -> dict[str, Assignment]:
-        """What is assigned, by the prefix of the golden arrays, as far as it does not hang on ties."""
+        """Return the assignments that do not depend on ties, by the prefix of their golden arrays."""
         found = make_assigner(self.anchors, self.settings)(self.maps, self.targets)
         heads = {"": found.lead} | ({"aux_": found.auxiliary} if self.maps.auxiliary else {})
         return {prefix: cells for prefix, cells in heads.items() if self._is_stable(prefix)}

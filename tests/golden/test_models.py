@@ -1,4 +1,4 @@
-"""Whole networks against the reference: our modules come in its order, so weights map one to one."""
+"""Compare whole networks with the reference. Modules have its order, so weights are copied in order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GRAPHS = (*YOLOV7, *(f"baseline/{name}" for name in BASELINES))
 LIGHT = ("training/yolov7-tiny", "training/yolov7", "deploy/yolov7-tiny", "deploy/yolov7-tiny-silu", "deploy/yolov7")
 
 
-@pytest.mark.parametrize("graph", LIGHT)  # test_import has all of them
+@pytest.mark.parametrize("graph", LIGHT)  # test_import covers all of them
 def test_forward(graph: str) -> None:
     golden = load_vectors(f"model_{graph.replace('/', '_')}")
     model = DetectionModel(_spec(graph), num_classes=80).eval()
@@ -38,7 +38,7 @@ def test_forward(graph: str) -> None:
 
 
 def assert_forward(model: DetectionModel, golden: dict[str, Any]) -> None:
-    """That the model's maps and boxes, before and after fusing, are those of a golden file."""
+    """Check that maps and boxes, before and after fusing, are those of a golden file."""
     images = reference_images(golden["img_size"])
     tolerance = max(1e-3, 3 * golden["fused_max_abs_diff"])
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_facts(graph: str) -> None:
     assert cost.parameters_deployed == facts["params_fused"]
     stems, stems_with_bias = _auxiliary_gflops(model, facts["size"])
     assert round(cost.gflops + stems, 4) == facts["gflops"]
-    # the reference's is a sum of two rounded parts
+    # the value of the reference is a sum of two rounded parts
     assert cost.gflops_with_bias + stems_with_bias == pytest.approx(facts["gflops_with_bias"], abs=1e-4)
     assert _count(model, nn.Conv2d) == facts["n_conv2d_built"]
     assert _count(fused, nn.Conv2d) == facts["n_conv2d_fused"] - 2 * len(spec.head.taps)
@@ -84,10 +84,10 @@ def _spec(graph: str) -> ModelSpec:
 
 
 def _auxiliary_gflops(model: DetectionModel, size: int) -> tuple[float, float]:
-    """Of the auxiliary head's 3x3 convolutions, without biases and with them."""
+    """Return GFLOPs of the 3x3 convolutions of the auxiliary head, without and with biases."""
     macs = outputs = 0
-    for stem, stride in zip(model.head.auxiliary_stems, model.strides, strict=False):
-        number = stem.conv.out_channels * (size // stride) ** 2
+    for level, stem in enumerate(model.head.auxiliary_stems):
+        number = stem.conv.out_channels * (size // model.strides[level]) ** 2
         macs += 9 * stem.conv.in_channels * number
         outputs += number
     return 2 * macs / 1e9, 2 * (macs + outputs) / 1e9

@@ -1,4 +1,4 @@
-"""Suppression against vectors of the reference implementation."""
+"""Compare non-maximum suppression with vectors of the reference implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schedule named `reference` against the reference's own learning rates, momentum and optimizer steps."""
+"""The schedule `reference` has the reference's learning rates, momentum and optimizer steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_optimizer_moves_at_the_references_steps(name: str) -> None:
     case, schedule = load_case(name)
     steps = range(len(case["opt_step"]))
     assert [schedule.at(step).accumulate for step in steps] == case["accumulate"].tolist()
-    assert [schedule.moves(step, waiting=1) for step in steps] == case["opt_step"].tolist()
+    assert [schedule.is_optimizer_step(step, pending=1) for step in steps] == case["opt_step"].tolist()
 
 
 @pytest.mark.parametrize("name", CASES)

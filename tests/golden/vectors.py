@@ -1,4 +1,4 @@
-"""Reading of the golden vectors, and the deterministic weights that those of whole models rest on."""
+"""Reading of golden vectors, and the deterministic weights that vectors of whole models were made with."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ DATA = Path(__file__).parent / "data"
 
 
 def load_vectors(name: str) -> dict[str, Any]:
-    """The arrays of a golden file as tensors, 0-d ones as numbers."""
+    """Return the arrays of a golden file as tensors, and 0-dimensional arrays as numbers."""
     with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
         return {key: torch.from_numpy(file[key]) if file[key].ndim else file[key].item() for key in file.files}
 
 
 def load_facts(name: str) -> dict[str, Any]:
-    """The measured facts of one of the reference's graphs, such as `training/yolov7`."""
+    """Return the measured facts of a graph of the reference, such as `training/yolov7`."""
     facts: dict[str, Any] = json.loads((DATA / "architectures.json").read_text())[name]
     return facts
 
 
 def reference_weights(name: str, *, gain: float) -> list[Tensor]:
-    """The deterministic weights of a reference graph in its own order, without counters and anchors."""
+    """Return the deterministic weights of a graph of the reference in its order, without counters and anchors."""
     return [_draw(index, key, shape, gain=gain) for index, key, shape in _reference_entries(name)]
 
 
 def reference_keys(name: str) -> list[tuple[str, tuple[int, ...], str]]:
-    """Key, shape and type of every tensor of a reference graph, in its own order."""
+    """Return key, shape and type of every tensor of a graph of the reference, in its order."""
     with gzip.open(DATA / "state_dict_keys.json.gz", "rt") as file:
         return [(key, tuple(shape), dtype) for key, shape, dtype in json.load(file)[name]]
 
 
 def reference_state(name: str, *, gain: float) -> dict[str, Tensor]:
-    """The whole state dict of a reference graph: its deterministic weights, zeros as counters, its anchors."""
+    """Return the state dict of a graph of the reference: deterministic weights, zero counters and anchors."""
     facts = load_facts(name)
     levels = torch.tensor(facts["anchors_px"]).view(len(facts["strides"]), -1, 2)
     anchors = {
@@ -56,19 +56,19 @@ def reference_state(name: str, *, gain: float) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, weights: list[Tensor]) -> None:
-    """Loads weights one after the other, which holds only if the modules come in the reference's order."""
+    """Copy weights in order. This is right only if the modules have the order of the reference."""
     own = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert [tuple(value.shape) for value in own.values()] == [tuple(value.shape) for value in weights]
     model.load_state_dict(dict(zip(own, weights, strict=True)), strict=False)
 
 
 def reference_images(size: int) -> Tensor:
-    """The input of the golden forwards, (1, 3, size, size)."""
+    """Return the input (1, 3, size, size) of the golden forward passes."""
     return torch.from_numpy(np.random.default_rng(1234).random((1, 3, size, size)).astype(np.float32))
 
 
 def _reference_entries(name: str) -> list[tuple[int, str, list[int]]]:
-    """Index among all entries, key and shape."""
+    """Return index among all entries, key and shape."""
     with gzip.open(DATA / "state_dict_keys.json.gz", "rt") as file:
         entries = json.load(file)[name]
     skipped = ("num_batches_tracked", "anchors", "anchor_grid")

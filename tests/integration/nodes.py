@@ -1,7 +1,8 @@
-"""Real Ray nodes on this machine, and a training on them whose every step is written down.
+"""Real Ray nodes on this machine, and a training on them of which every step is recorded.
 
-`python -m tests.integration.nodes` is its driver: `train_with_ray` as the pipeline calls it. What differs is in the
-workers: batch norm in evaluation mode, for figures that hang on no sharing, and a pace that leaves time for faults.
+`python -m tests.integration.nodes` is its driver: it calls `train_with_ray` as the pipeline does. Only the workers
+differ: batch norm is in evaluation mode, so that the figures do not depend on how images are shared, and steps are slow
+enough to leave time for faults.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _QUICK = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less in every group
     "RAY_health_check_period_ms": "500",  # of nodes, by the head
 }
-_SLOW_STEP = 0.5  # seconds, from the step on that the file `pace` beside the record names
+_SLOW_STEP = 0.5  # seconds that a step takes longer, from the step on that the file `pace` beside the record names
 
 
 class Cluster:
@@ -51,7 +52,7 @@ class Cluster:
         self._address = f"127.0.0.1:{free_port()}"
         self._temporary = Path(f"/tmp/ray-test-{os.getpid()}")  # Ray's sockets need a short path
         self._nodes: list[subprocess.Popen[bytes]] = []
-        self.drivers: list[subprocess.Popen[str]] = []  # of which none is to outlive the cluster
+        self.drivers: list[subprocess.Popen[str]] = []  # ended with the cluster
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         self.environment = {**token, "RAY_ADDRESS": self._address, "PYTHONPATH": str(ROOT)}
         port = self._address.rpartition(":")[2]
@@ -62,7 +63,7 @@ class Cluster:
         self._start(f"--address={self._address}", "--node-ip-address=127.0.0.1")
 
     def kill_last_node(self) -> None:
-        """With all that runs on it; where it is gone already, nothing."""
+        """Kill the last node with all processes that run on it."""
         _kill_tree(self._nodes.pop())
 
     def is_up(self) -> bool:
@@ -81,7 +82,7 @@ class Cluster:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _start(self, *options: str) -> None:
-        """Ray gives a node half a minute to come up, which is short on a machine that has other work too."""
+        """Start a node; try again, because Ray waits for half a minute, which is short on a busy machine."""
         for _ in range(3):
             node = self._launch(*options)
             self._nodes.append(node)
@@ -101,7 +102,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """A cluster of its head alone, for as long as it is needed."""
+    """A cluster that has only a head, for the time of the body."""
     made = Cluster(folder)
     try:
         yield made
@@ -122,7 +123,7 @@ class Step:
 
 
 class StepRecord:
-    """What the workers did, share by share, in a file."""
+    """A file with what each worker did in each step."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -133,15 +134,15 @@ class StepRecord:
         return [Step(*values, images=tuple(images)) for *values, images in found]
 
     def set_pace(self, slow_from: int) -> None:
-        """Steps are slow from this one on."""
+        """Make steps slow from this one on."""
         self._path.with_name("pace").write_text(str(slow_from))
 
     def final(self) -> dict[int, list[int]]:
-        """The images of each step when it was done for the last time, in the order of one process's batch."""
+        """Return the images of each step, as it was done last, in the order of the batch of one process."""
         steps: dict[int, dict[int, tuple[int, ...]]] = {}
         for share in self.read():
             if share.rank == 0:
-                steps[share.step] = {}  # its shares of before were lost
+                steps[share.step] = {}  # its earlier shares were lost
         ends: dict[int, int] = {}
         for share in self.read():
             ends[share.step] = share.world_size
@@ -157,7 +158,7 @@ def _interleaved(shares: dict[int, tuple[int, ...]]) -> list[int]:
 
 
 def record_steps(path: Path) -> None:
-    """Every step of this process is written down from now on."""
+    """Record every step of this process from now on."""
     real, pace = Stepper.step, path.with_name("pace")
 
     def step(self: Stepper, batch: Batch) -> None:
@@ -193,7 +194,7 @@ class Driver:
         on.drivers.append(self.process)
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
-        """Fails where the driver ends before."""
+        """Wait, and fail if the driver ends before."""
 
         def reached_or_over() -> bool:
             return reached() or self.process.poll() is not None
@@ -210,7 +211,7 @@ class Driver:
 
 
 def wait_until(reached: Callable[[], bool]) -> None:
-    """TimeoutError after minutes, which machines with other work may need."""
+    """Wait; raise TimeoutError after minutes, which a busy machine may need."""
     deadline = time.monotonic() + _START_SECONDS * 2
     while not reached():
         if time.monotonic() > deadline:
@@ -229,14 +230,14 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 def _drive() -> None:
     given = json.loads(sys.argv[1])
-    real, record, fault = pipeline.ray.trainer._work, Path(given["record"]), given["fault"]
+    real, record, fault = pipeline.ray.trainer.work, Path(given["record"]), given["fault"]
 
-    def work(config: dict[str, Any]) -> str | None:
+    def work(config: dict[str, Any]) -> dict[str, Any]:
         fix_statistics()
         record_steps(record)
         return real(config | ({"token": "of another folder"} if fault == "blind" else {}))
 
-    pipeline.ray.trainer._work = work
+    pipeline.ray.trainer.work = work
     if fault == "version":
         import ray
 

@@ -1,4 +1,4 @@
-"""Training runs of a second or two, and processes in which one is killed at a chosen point."""
+"""Training runs of one or two seconds, and processes that are killed at a chosen point of a run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 import yolov7.training.loop
+import yolov7.training.validation
 from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.prepare import prepare
 from tests.artifacts import SMALL
@@ -25,7 +26,7 @@ from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import resolve_spec, spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS, fit
-from yolov7.training.record import Record
+from yolov7.training.record import RunRecord
 from yolov7.training.worker import Worker
 from yolov7.weights.weight_files import load_weights
 
@@ -44,7 +45,7 @@ _PROCESSES.set_forkserver_preload([__name__])
 
 
 def prepared(root: Path, *, train_images: int, val_images: int, image_size: int) -> Path:
-    """The folder of embedded data, prepared below `root`."""
+    """Prepare embedded data below `root` and return their folder."""
     synthetic = SyntheticSettings(train_images=train_images, val_images=val_images, image_size=image_size)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -53,7 +54,7 @@ def prepared(root: Path, *, train_images: int, val_images: int, image_size: int)
 
 
 def make_job(data: Path, run_folder: Path, **changes: Any) -> TrainJob:
-    """A run of a narrow model."""
+    """Describe a run of a narrow model."""
     return TrainJob(
         spec_json=spec_to_json(resolve_spec(SMALL, name="small")),
         settings=TrainSettings.model_validate({**QUICK, **changes}),
@@ -79,7 +80,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def start(job: TrainJob, *, point: str = "", at: int = 0) -> BaseProcess:
-    """A process that trains, and kills itself when it comes to the point for the time number `at`."""
+    """Start a process that trains and kills itself when it reaches a point for the `at`-th time."""
     process = _PROCESSES.Process(target=_train, args=(job.model_dump_json(), point, at))
     process.start()
     return process
@@ -87,7 +88,7 @@ def start(job: TrainJob, *, point: str = "", at: int = 0) -> BaseProcess:
 
 @dataclass(frozen=True)
 class Shared:
-    """A run in several processes; `prelude`, of a module, is called in each before."""
+    """A run in several processes, each of which calls `prelude`, a function of a module, before."""
 
     job: TrainJob
     world_size: int
@@ -95,7 +96,7 @@ class Shared:
 
 
 def train_together(*runs: Shared) -> None:
-    """Trains one run after the other, each in processes of its own."""
+    """Train one run after the other, each in new processes."""
     process = _PROCESSES.Process(target=_train_all, args=(runs,))
     process.start()
     process.join(300)
@@ -105,7 +106,7 @@ def train_together(*runs: Shared) -> None:
 
 
 def fix_statistics() -> None:
-    """Batch norm in evaluation mode while training: what is learned then hangs on no image's neighbours."""
+    """Train with batch norm in evaluation mode, so that images do not influence each other's gradients."""
 
     def set_training(model: nn.Module, *, frozen: str | None) -> None:
         model.train()
@@ -117,7 +118,7 @@ def fix_statistics() -> None:
 
 
 def _train_all(runs: tuple[Shared, ...]) -> None:
-    importlib.import_module("torch.distributed.fsdp")  # seconds, which DistributedDataParallel takes in every process
+    importlib.import_module("torch.distributed.fsdp")  # takes seconds, which every process would need otherwise
     for run in runs:
         run.job.run_folder.mkdir(parents=True)
         fork = multiprocessing.get_context("fork")
@@ -146,7 +147,7 @@ def _train(job: str, point: str, at: int) -> None:
 
 
 class _Countdown:
-    """Ends the process when it was called often enough."""
+    """Kills the process when it is called for a given time."""
 
     def __init__(self, calls: int) -> None:
         self._left = calls
@@ -200,16 +201,16 @@ def _half_a_file(countdown: _Countdown) -> None:
 
 
 def _half_a_line(countdown: _Countdown) -> None:
-    real = Record.add_epoch
+    real = RunRecord.add_epoch
 
-    def patched(record: Record, line: dict[str, Any]) -> None:
+    def patched(record: RunRecord, line: dict[str, Any]) -> None:
         if countdown.is_over():
-            with record._epochs.open("a") as file:
+            with (record._folder / "epochs.jsonl").open("a") as file:
                 file.write('{"epoch": ')
             os.kill(os.getpid(), signal.SIGKILL)
         real(record, line)
 
-    Record.add_epoch = patched  # type: ignore[method-assign]
+    RunRecord.add_epoch = patched  # type: ignore[method-assign]
 
 
 POINTS: dict[str, Callable[[_Countdown], None]] = {
@@ -218,10 +219,10 @@ POINTS: dict[str, Callable[[_Countdown], None]] = {
     "with half a checkpoint written": _half_a_file,
     "with a checkpoint written but not in place": _before(os, "replace"),
     "with a checkpoint in place": _after(os, "replace"),
-    "in validation": _before(yolov7.training.loop, "evaluate_split"),
-    "after validation": _after(yolov7.training.loop, "evaluate_split"),
+    "in validation": _before(yolov7.training.validation, "evaluate_split"),
+    "after validation": _after(yolov7.training.validation, "evaluate_split"),
     "with half an epoch recorded": _half_a_line,
-    "with an epoch recorded": _after(Record, "add_epoch"),
+    "with an epoch recorded": _after(RunRecord, "add_epoch"),
     "before the weights are written": _before(yolov7.training.loop, "save_weights"),
     "after the weights are written": _after(yolov7.training.loop, "save_weights"),
 }

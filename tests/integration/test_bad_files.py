@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.artifacts.files import TrainSummary, stage_folder, write_json
+from pipeline.artifacts.files import stage_folder, write_json
+from pipeline.artifacts.reports import TrainSummary
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import load_experiment, parse_experiment
 from pipeline.params import DataSettings
@@ -88,7 +89,7 @@ def test_truncated_weights_are_one_line(trained: Callable[..., Path], share: flo
     path = trained()
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert "is damaged or no weight file" in stage_error()
+    assert "is damaged or not a weight file" in stage_error()
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def test_every_flaw_is_counted_listed_and_left_out(flawed: DataSettings, tmp_pat
     ("flaws", "message"),
     [
         ({"max_unreadable": 0.01}, r"4 of 6 images of train cannot be used .*max_unreadable=0\.01.*missing image"),
-        ({"fatal": ["boxes"]}, r"17 flaws in train, e\.g\. .*mend them, or take boxes out of data\.flaws\.fatal"),
+        ({"fatal": ["boxes"]}, r"17 flaws in train, e\.g\. .*correct them, or remove boxes from data\.flaws\.fatal"),
         ({"fatal": ["ids"]}, r"2 flaws in train, e\.g\. id given twice, .*train\.json: image id 1"),
         ({"fatal": ["sizes", "leaks"]}, r"1 flaw in train, e\.g\. image of another size.*annotated as 61x40, is 60x40"),
     ],
@@ -129,7 +129,7 @@ def test_one_percent_of_unreadable_images_is_allowed(tmp_path: Path) -> None:
 def test_images_of_val_that_are_in_train_too_can_be_fatal(tmp_path: Path) -> None:
     plain = write_set(tmp_path, [{}], images=1)
     assert "image that is in train too: 1" in prepare(plain, project_root=tmp_path)
-    with pytest.raises(DataError, match=r"1 flaw in val, e\.g\. image that is in train too.*take leaks out"):
+    with pytest.raises(DataError, match=r"1 flaw in val, e\.g\. image that is in train too.*remove leaks from"):
         prepare(coco_settings(tmp_path, val="train", flaws={"fatal": ["leaks"]}), project_root=tmp_path)
 
 
@@ -177,12 +177,12 @@ def test_voc_annotations_that_are_odd(tmp_path: Path) -> None:
         (root / f"Annotations/{name}.xml").write_text(text, encoding="utf-8")
     voc = {"format": "voc", "path": str(root), "val": None, "flaws": {"max_unreadable": 0.5}}
     line = prepare(DataSettings.model_validate(voc), project_root=tmp_path)
-    assert "3 images, 1 classes, 2 boxes" in line
+    assert "3 images, 1 class, 2 boxes" in line
     flaws = report(tmp_path).splits["train"].flaws
-    expected = {FlawKind.NO_ANNOTATION: 3, FlawKind.NOT_FINITE: 1, FlawKind.UNKNOWN_CATEGORY: 1}
+    expected = {FlawKind.NO_ANNOTATION: 3, FlawKind.NOT_FINITE: 1, FlawKind.UNKNOWN_CATEGORY: 1, FlawKind.SIZE: 2}
     assert flaws == {str(kind): count for kind, count in expected.items()}
     (root / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(DataError, match=r"split list .*train\.txt is not UTF-8"):
+    with pytest.raises(DataError, match=r"train\.txt is not text in UTF-8, UTF-16 or cp1252"):
         prepare(DataSettings.model_validate(voc), project_root=tmp_path)
 
 

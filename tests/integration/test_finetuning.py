@@ -1,4 +1,4 @@
-"""A training that starts from other weights, as params.yaml asks for with train.weights."""
+"""A training that starts from the weights of another one."""
 
 from __future__ import annotations
 

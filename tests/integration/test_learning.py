@@ -1,4 +1,4 @@
-"""What a model learns is in the labels: the demo's settings detect, and labels that mean nothing teach nothing."""
+"""A model learns from the labels: the demo's settings give a detector, and shuffled labels do not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEMO = load_experiment(Path(__file__).parents[2] / "experiments" / "demo.yaml")
 
 
 def train_and_measure(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle_labels: bool) -> float:
-    """AP on val after a short training on a smaller version of the demo's data."""
+    """Return AP on the validation split after a short training on a smaller version of the demo's data."""
     folder.mkdir()
     monkeypatch.chdir(folder)
     synthetic = SyntheticSettings(train_images=400, val_images=80, image_size=128, shuffle_labels=shuffle_labels)

@@ -1,4 +1,4 @@
-"""Every assigner and auxiliary head trains tiny, YOLOv7 and W6, narrowed; deployed, an auxiliary head costs nothing."""
+"""Every assigner and auxiliary head can train narrow models, and a deployed auxiliary head costs nothing."""
 
 from __future__ import annotations
 

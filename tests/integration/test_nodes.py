@@ -1,4 +1,4 @@
-"""A training on two Ray nodes, and all that may happen to workers, nodes, driver and checkpoints: nothing is lost."""
+"""A training on two Ray nodes loses nothing when workers, nodes, the driver or checkpoints are lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAIN: dict[str, Any] = {
     "multi_scale": 0.0,
     "validate_every": EPOCHS,
     "optim": {"nominal_batch": 8, "lr0": 0.002},
-    "loss": {"assigner": "anchor"},  # the other one turns the last digit of an untrained model into another match
+    "loss": {"assigner": "anchor"},  # the other assigner may choose other matches when the last digit differs
     "loader_workers": 0,
 }
 ELASTIC = {"workers": [1, 2], "placement": "SPREAD", "cpus_per_worker": 1, "max_failures": 5, "resize_seconds": 3}
@@ -53,7 +53,7 @@ def test_faults_on_two_nodes_lose_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def start_in_vain(nodes: Cluster, data: Path, folder: Path) -> None:
-    """Each ends within a minute, where the machine has nothing else to do, in a line that says what to do."""
+    """Start trainings that cannot run: each ends in one line that names the remedy."""
     few = {"workers": 1, "cpus_per_worker": 1}
     vain = {
         "many": ({"workers": 3, "cpus_per_worker": 1, "start_timeout": 8}, "room for 2 of 3 workers with 1 CPUs each"),
@@ -72,10 +72,10 @@ def start_in_vain(nodes: Cluster, data: Path, folder: Path) -> None:
 
 
 def survive(nodes: Cluster, job: TrainJob, record: StepRecord) -> int:
-    """Four faults, the last two at once; returns their number."""
+    """Inject four faults, the last two at once; return their number."""
 
     def goes_on(driver: Driver, *, workers: int, steps: int = 4) -> list[Step]:
-        """Until that many workers have done some steps more."""
+        """Wait until that many workers have done some more steps."""
         before = len(record.read())
         driver.wait_until(lambda: done_by(record.read()[before:], workers=workers) >= steps)
         return record.read()[before:]
@@ -120,7 +120,7 @@ def train_undisturbed(job: TrainJob, record: Path, monkeypatch: pytest.MonkeyPat
 
 
 def assert_alike(left: TrainJob, right: TrainJob) -> None:
-    """Weights and figures within float32's order of summation."""
+    """Compare weights and figures; they may differ by the order in which float32 numbers are summed."""
     torch.testing.assert_close(read_weights(left.run_folder), read_weights(right.run_folder), rtol=1e-3, atol=1e-5)
     mine, theirs = read_epochs(left.run_folder)[-1], read_epochs(right.run_folder)[-1]
     for name in ("box", "objectness", "classification", "AP", "lr"):

@@ -1,4 +1,4 @@
-"""Runs that end early, leave a mean of epochs, train a part of the model, or see rare classes more often."""
+"""Runs that end early, average epochs, freeze rows, or sample rare classes more often."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pipeline.commands.soup import make_soup
 from tests.integration.runs import WORKER, assert_same, make_job, prepared, read_weights
 from yolov7.data.index import load_index
-from yolov7.errors import ArtifactError
+from yolov7.errors import ArtifactError, SettingError
 from yolov7.evaluation.split import evaluate_split
 from yolov7.settings import COCO_NMS
 from yolov7.training.loop import WEIGHTS, Trainer, fit
@@ -38,7 +38,7 @@ def test_it_ends_when_patience_does_and_leaves_the_best_epochs_weights(data: Pat
     assert best is not None
     assert lines[-1]["epoch"] == best["epoch"] + 2 < 9
     assert measure(data, tmp_path) == pytest.approx(best["AP"], abs=1e-6)
-    assert any("has not grown for 2 epochs" in note for note in read_notes(tmp_path))
+    assert any("has not improved for 2 epochs" in note for note in read_notes(tmp_path))
 
 
 def test_a_run_out_of_patience_is_not_trained_on(data: Path, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_patience_needs_something_to_watch(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "train.npz").write_bytes((data / "train.npz").read_bytes())
-    with pytest.raises(ValueError, match="needs a val split"):
+    with pytest.raises(SettingError, match="patience=1 needs a validation split"):
         fit(make_job(folder, tmp_path / "run", patience=1), WORKER)
 
 
@@ -62,12 +62,12 @@ def test_a_mean_of_epochs_is_measured_and_the_same_after_an_interruption(data: P
     fit(make_job(data, tmp_path / "whole", swa_epochs=2), WORKER)
     lines = read_epochs(tmp_path / "whole")
     assert measure(data, tmp_path / "whole") == pytest.approx(lines[-1]["AP"], abs=1e-6)
-    assert any("of the mean of 2 epochs' weights" in note for note in read_notes(tmp_path / "whole"))
+    assert any("with the mean of the weights of 2 epochs" in note for note in read_notes(tmp_path / "whole"))
     first = Trainer(make_job(data, tmp_path / "parts", swa_epochs=2), WORKER)
     first.resume()
     first.run_epoch()
     first.run_epoch()
-    first._settle_checkpoint()
+    first._wait_for_checkpoint()
     del first
     fit(make_job(data, tmp_path / "parts", swa_epochs=2), WORKER)
     assert_same(read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts"))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.artifacts.files import TrainSummary, stage_folder, write_json
+from pipeline.artifacts.files import stage_folder, write_json
+from pipeline.artifacts.reports import TrainSummary
 from pipeline.experiment import parse_experiment
 from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.evaluate import evaluate

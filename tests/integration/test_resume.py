@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a training ends with the weights of one that was never disturbed."""
+"""A training that is killed at any moment and started again ends with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count_steps(patch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with every step."""
+    """Return a list to which every step appends its number."""
     taken: list[int] = []
     real = Stepper.step
 
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_figures_and_weights_twice(data: Path, tmp_
 def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     data: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
-    """With gradients of two steps summed, the one before the last move is redone."""
+    """Gradients of two steps are summed, so a step after the last step of the optimizer is repeated."""
     taken = count_steps(monkeypatch)
     job = make_job(data, tmp_path, checkpoint_minutes=60)
     assert not fit(job, WORKER, should_stop=lambda: len(taken) == stop_after)
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(
     newest = max(tmp_path.glob("checkpoint-*.pt"))
     damage(newest)
     said: list[str] = []
-    found = Checkpoints(tmp_path, kept=2, say=said.append).newest(fingerprint=make_job(data, tmp_path).fingerprint)
+    found = Checkpoints(tmp_path, kept=2, report=said.append).newest()
     assert found is not None
     assert found.step == STEPS - 2
     assert len(said) == 1
@@ -142,7 +142,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(data: Path, tmp_
     truncate(max(tmp_path.glob("checkpoint-*.pt")))
     (tmp_path / "weights.safetensors").unlink()
     assert fit(make_job(data, tmp_path), WORKER)
-    assert read_notes(tmp_path)[-1] == f"goes on after step {STEPS - 2} of {STEPS}"
+    assert read_notes(tmp_path)[-1] == f"continues after step {STEPS - 2} of {STEPS}"
     assert_ends_like(undisturbed, tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_later_checkpoints_than_the_one_gone_back_to_are_deleted(data: Path, tmp
     older, newest = (load_checkpoint(path) for path in sorted(tmp_path.glob("checkpoint-*.pt")))
     assert (older.step, newest.step) == (STEPS - 2, STEPS)
     back = dataclasses.replace(older, progress={**older.progress, "step": STEPS - 1})
-    checkpoints = Checkpoints(tmp_path, kept=2, say=print)
+    checkpoints = Checkpoints(tmp_path, kept=2, report=print)
     checkpoints.save(back)
     checkpoints.wait()
     assert checkpoint_steps(tmp_path) == [STEPS - 2, STEPS - 1]
@@ -160,7 +160,7 @@ def test_later_checkpoints_than_the_one_gone_back_to_are_deleted(data: Path, tmp
 def test_a_process_that_may_be_taken_away_saves_often(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(yolov7.training.loop, "_HURRIED_PAUSE", 0.0)
+    monkeypatch.setattr(yolov7.training.loop, "_HURRIED_SECONDS", 0.0)
     job = make_job(data, tmp_path, epochs=1, checkpoint_minutes=60, optim={"nominal_batch": 4})
     saved: list[int] = []
     real = Checkpoints.save
@@ -175,7 +175,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_deleted(data: Path, tmp_pa
     fit(job, WORKER)
     for path in tmp_path.glob("checkpoint-*.pt"):
         truncate(path)
-    with pytest.raises(ArtifactError, match=rf"no other is left; delete {tmp_path} to train from the start"):
+    with pytest.raises(ArtifactError, match=rf"no other is left; delete {tmp_path} to train from the beginning"):
         fit(job, WORKER)
     assert len(checkpoint_steps(tmp_path)) == 2
 

@@ -1,4 +1,4 @@
-"""The model that MLflow serves, logged, loaded and served for real; without this repository on the path."""
+"""Test the model that MLflow serves: logged, loaded and served for real, without this repository on the path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from pipeline.tracking import RunKey, Tracker, quiet_environment, tracking_uri
-from pipeline.tracking.reach import reach_of
+from pipeline.tracking.availability import availability_of
 from tests.artifacts import NAMES, write_weights
 from yolov7.detect.detector import Detector
 from yolov7.settings import NmsSettings
@@ -32,12 +32,12 @@ from yolov7.settings import NmsSettings
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project with weights that detect something."""
+    """Return the folder of a project with weights that detect something."""
     folder = tmp_path_factory.mktemp("served")
     before = Path.cwd()
     os.chdir(folder)
     write_weights("nano")
-    reach_of.cache_clear()
+    availability_of.cache_clear()
     yield folder
     os.chdir(before)
 
@@ -49,11 +49,11 @@ def weights(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model_path(folder: Path, weights: Path) -> Path:
-    """The logged model's own folder."""
+    """Return the folder of the logged model."""
     import mlflow
 
     key = RunKey("nano", 0, "x")
-    for _ in range(2):  # the second time it is there already
+    for _ in range(2):  # the second time the model exists already
         with Tracker("test").run(key) as run:
             run.log_detector(weights)
     client = mlflow.MlflowClient(tracking_uri())
@@ -92,38 +92,68 @@ def assert_same(answer: dict[str, Any], expected: dict[str, Any]) -> None:
     json.dumps(answer)
 
 
-@pytest.mark.parametrize("form", ["bytes", "base64", "data-url", "array", "lists"])
-def test_an_image_may_come_in_many_forms(
-    model_path: Path, image: np.ndarray, picture: bytes, expected: dict[str, Any], form: str
-) -> None:
+FORMS: dict[str, Callable[[np.ndarray, bytes], Any]] = {
+    "bytes": lambda _, picture: picture,
+    "base64": lambda _, picture: base64.b64encode(picture).decode(),
+    "base64 in lines": lambda _, picture: base64.encodebytes(picture).decode(),
+    "base64 with Windows line ends": lambda _, picture: base64.encodebytes(picture).decode().replace("\n", "\r\n"),
+    "URL-safe base64": lambda _, picture: base64.urlsafe_b64encode(picture).decode(),
+    "data URL": lambda _, picture: f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+    "array": lambda image, _: image,
+    "array of floats": lambda image, _: image.astype(np.float64),
+    "lists": lambda image, _: image.tolist(),
+    "mapping": lambda _, picture: {"image": base64.b64encode(picture).decode()},
+}
+
+
+@pytest.fixture(scope="module")
+def model(model_path: Path) -> Any:
     import mlflow
 
-    text = base64.b64encode(picture).decode()
-    forms = {
-        "bytes": picture,
-        "base64": text,
-        "data-url": f"data:image/png;base64,{text}",
-        "array": image,
-        "lists": image.tolist(),
-    }
-    model = mlflow.pyfunc.load_model(str(model_path))
-    rows = pd.DataFrame({"image": [forms[form], forms[form]]})
-    answers = model.predict(rows, params={"confidence": 0.0})
+    return mlflow.pyfunc.load_model(str(model_path))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_may_come_in_many_forms(
+    model: Any, image: np.ndarray, picture: bytes, expected: dict[str, Any], form: str
+) -> None:
+    value = FORMS[form](image, picture)
+    answers = model.predict(pd.DataFrame({"image": [value, value]}), params={"confidence": 0.0})
     assert len(answers) == 2
     assert_same(answers[0], expected)
 
 
-@pytest.mark.parametrize("nonsense", [b"", b"no picture", "no base64!", [[1, 2], [3, 4]], 7])
-def test_what_is_no_image_is_named_by_its_row(model_path: Path, picture: bytes, nonsense: object) -> None:
-    import mlflow
-
-    model = mlflow.pyfunc.load_model(str(model_path))
-    with pytest.raises(Exception, match="row 1"):
+@pytest.mark.parametrize(
+    ("nonsense", "said"),
+    [
+        (b"", "0 bytes that are not a picture"),
+        (b"no picture", "10 bytes that are not a picture"),
+        ("no base64!", "this is not base64"),
+        ([[1, 2], [3, 4]], "this is an array of shape"),
+        ([[[1, 2, 3]], [[1, 2, 3], [4, 5, 6]]], "must have the same length"),
+        (7, "this is an array of shape"),
+        (None, "this is NoneType"),
+        (np.full((4, 4, 3), 0.5).tolist(), "fractions up to 1; multiply them by 255"),
+        (np.full((4, 4, 3), 65535).tolist(), "these are from 65535 to 65535"),
+        (np.full((4, 4, 3), -1).tolist(), "these are from -1 to -1"),
+        (np.full((4, 4, 3), np.nan).tolist(), "these are from nan to nan"),
+    ],
+)
+def test_an_input_that_is_no_image_is_refused_in_one_sentence(
+    model: Any, picture: bytes, nonsense: object, said: str
+) -> None:
+    with pytest.raises(Exception, match="row 1: ") as caught:
         model.predict(pd.DataFrame({"image": pd.Series([picture, nonsense], dtype=object)}))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_black_and_white_pixels_is_accepted(model: Any) -> None:
+    assert len(model.predict(pd.DataFrame({"image": [np.ones((8, 8, 3)).tolist()]}))) == 1
 
 
 def test_the_model_is_whole_in_itself(model_path: Path) -> None:
-    assert (model_path / "code" / "yolov7" / "model.py").is_file()
+    assert (model_path / "code" / "yolov7" / "detect" / "detector.py").is_file()
     requirements = (model_path / "requirements.txt").read_text().splitlines()
     assert any(line.startswith("torch==") for line in requirements)
     assert not any("yolov7" in line for line in requirements)
@@ -136,10 +166,16 @@ def test_the_scoring_server_answers(
         body = {"dataframe_records": [{"image": base64.b64encode(picture).decode()}], "params": {"confidence": 0.0}}
         (answer,) = post(url, body)["predictions"]
         assert_same(answer, expected)
-        (answer,) = post(url, {"dataframe_records": [{"image": image.tolist()}], "params": {"confidence": 0.0}})[
-            "predictions"
-        ]
-        assert_same(answer, expected)
+        text, params = body["dataframe_records"][0]["image"], body["params"]
+        for rows in ([{"image": image.tolist()}], [{"image": text}], [text], {"image": [text]}):
+            (answer,) = post(url, {"inputs": rows, "params": params})["predictions"]
+            assert_same(answer, expected)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            post(url, {"inputs": [{"image": (image / 255).tolist()}]})
+        assert caught.value.code == 400
+        assert json.load(caught.value)["message"] == (
+            "row 0: pixels must be from 0 to 255, these are fractions up to 1; multiply them by 255"
+        )
 
 
 def test_the_alias_champion_goes_to_the_best_that_was_measured_on_the_same_data(folder: Path) -> None:
@@ -148,7 +184,12 @@ def test_the_alias_champion_goes_to_the_best_that_was_measured_on_the_same_data(
     said: list[str] = []
     tracker = Tracker("champions", model="champions", say=said.append)
     client = mlflow.MlflowClient(tracking_uri())
-    measured = ((0.5, "a", 1), (0.4, "a", 1), (0.6, "a", 3), (0.9, "b", 3))  # AP, data, whose alias it is then
+    measured = (
+        (0.5, "a", 1),
+        (0.4, "a", 1),
+        (0.6, "a", 3),
+        (0.9, "b", 3),
+    )  # AP, data, and the version that has the alias then
     for seed, (ap, data, champion) in enumerate(measured):
         write_weights("many", seed=seed)
         evaluate(tracker, seed, ap=ap, data=data)
@@ -156,11 +197,13 @@ def test_the_alias_champion_goes_to_the_best_that_was_measured_on_the_same_data(
     first, worse, better, other = said
     assert first == "champions: version 1 (many/0, AP 0.500) is the first champion"
     assert worse.endswith("version 2 (many/1, AP 0.400) is not better")
-    assert "version 3 (many/2, AP 0.600) is the champion now" in better
+    assert "version 3 (many/2, AP 0.600) replaces version 1 (many/0, AP 0.500) as champion" in better
     assert "data b instead of a" in other
     evaluate(tracker, 3, ap=0.9, data="b")
     assert len(client.search_model_versions("name = 'champions'")) == 4
-    evaluate(tracker, 2, ap=0.7, data="b")  # the champion too was measured on the new data: version 4 is better there
+    evaluate(
+        tracker, 2, ap=0.7, data="b"
+    )  # now the champion was measured on the new data too, where version 4 is better
     assert int(client.get_registered_model("champions").aliases["champion"]) == 4
 
 
@@ -172,7 +215,7 @@ def evaluate(tracker: Tracker, seed: int, *, ap: float, data: str) -> None:
 
 
 class serve:  # noqa: N801
-    """`mlflow models serve` in a folder where this repository is not."""
+    """Run `mlflow models serve` in a folder without this repository."""
 
     def __init__(self, model_path: Path, folder: Path) -> None:
         with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""Several processes that share each batch train as one does: the same steps, gradients and figures."""
+"""Several processes that share each batch train like one process: same steps, gradients and figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count_all_reduces() -> None:
-    """Writes into a file of each rank how often gradients went round."""
+    """Write into a file per rank how often gradients were exchanged."""
     fix_statistics()
 
     rounds: list[int] = []
@@ -56,7 +56,7 @@ def count_all_reduces() -> None:
 
 
 def break_a_step() -> None:
-    """The loss of the second step, after which the optimizer was to move, is not a number on one worker."""
+    """Make the loss of the second step, after which the optimizer is due, NaN on one worker."""
     fix_statistics()
     real, calls = DetectionLoss.__call__, []
 
@@ -70,11 +70,11 @@ def break_a_step() -> None:
 
 
 def count_statistics() -> None:
-    """Batch norm as it is."""
+    """Leave batch norm unchanged."""
 
 
 def assert_alike(left: TrainJob, right: TrainJob) -> None:
-    """Weights within float32's order of summation; figures too."""
+    """Compare weights and figures with a tolerance for the order of summation in float32."""
     mine, theirs = read_weights(left.run_folder), read_weights(right.run_folder)
     assert_close = torch.testing.assert_close
     assert_close(mine, theirs, rtol=1e-4, atol=2e-6)

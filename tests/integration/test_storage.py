@@ -1,4 +1,4 @@
-"""A run's copy in an object store: another machine goes on from it, and ends with the same weights."""
+"""A copy of a run in an object store: another machine continues from it and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STORAGE = "s3://copies/of/runs"
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The store's own view of what is in it."""
+    """Yield the bucket of a running store."""
     import boto3
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def claimed(data: Path, folder: Path, **changes: Any) -> TrainJob:
-    """A run whose folder is there, as the stage makes it."""
+    """Return a run whose folder exists, as the stage creates it."""
     job = make_job(data, folder, **changes)
     folder.mkdir(parents=True)
     (folder / "fingerprint").write_text(job.fingerprint)
@@ -54,7 +54,7 @@ def claimed(data: Path, folder: Path, **changes: Any) -> TrainJob:
 
 
 def copies(bucket: Any) -> list[str]:
-    """The keys of what is there, but for marks of folders."""
+    """Return the keys in the bucket, except those that mark folders."""
     return [entry.key for entry in bucket.objects.all() if not entry.key.endswith("/")]
 
 
@@ -63,12 +63,12 @@ def copied(name: str = "small") -> RunCopy:
 
 
 def train_for(job: TrainJob, *, steps: int) -> None:
-    """So many steps, and then as after Ctrl-C."""
+    """Train for that many steps, and leave as after Ctrl-C."""
     left = iter(range(steps - 1))
     assert not fit(job, WORKER, should_stop=lambda: next(left, None) is None)
 
 
-def test_another_machine_goes_on_and_ends_with_the_same_weights(bucket: Any, data: Path, tmp_path: Path) -> None:
+def test_another_machine_continues_and_ends_with_the_same_weights(bucket: Any, data: Path, tmp_path: Path) -> None:
     undisturbed = claimed(data, tmp_path / "runs" / "undisturbed")
     assert fit(undisturbed, WORKER)
     one = claimed(data, tmp_path / "one" / "run")
@@ -83,7 +83,7 @@ def test_another_machine_goes_on_and_ends_with_the_same_weights(bucket: Any, dat
     two = claimed(data, tmp_path / "two" / "run")
     assert copied().fetch(two.run_folder)
     assert max(checkpoint_steps(two.run_folder)) == reached
-    assert not copied().fetch(two.run_folder)  # which is as far now
+    assert not copied().fetch(two.run_folder)  # the folder is as far as the copy now
     with kept_up_to_date(copied(), two.run_folder):
         assert fit(two, WORKER)
     assert [line["epoch"] for line in read_epochs(two.run_folder)] == [1, 2, 3]
@@ -101,6 +101,33 @@ def test_the_copy_of_another_run_is_left_alone_and_then_replaced(bucket: Any, da
     third = claimed(data, tmp_path / "third" / "run", epochs=2)
     assert copied().fetch(third.run_folder)
     assert checkpoint_steps(third.run_folder) == checkpoint_steps(new.run_folder)
+
+
+def test_files_are_copied_block_by_block_and_stay_exact(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ray.mirror._BLOCK", 1000)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "fingerprint").write_text("of one run")
+    content = bytes(range(256)) * 50
+    (here / "checkpoint-000000001.pt").write_bytes(content)
+    (here / "epochs.jsonl").write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _refuse_checkpoints)
+        copied().send(here)
+        assert copied().fetch(there)
+    assert (there / "checkpoint-000000001.pt").read_bytes() == content
+    assert (there / "epochs.jsonl").read_bytes() == b""
+    assert sorted(path.name for path in there.iterdir()) == ["checkpoint-000000001.pt", "epochs.jsonl", "fingerprint"]
+
+
+def _refuse_checkpoints(path: Path) -> bytes:
+    """Read small files only: a checkpoint of gigabytes must not be in memory as a whole."""
+    assert path.suffix != ".pt"
+    with path.open("rb") as file:
+        return file.read()
 
 
 def test_an_outage_costs_one_warning(
@@ -123,10 +150,10 @@ def test_an_outage_costs_one_warning(
     assert copies(bucket) == ["of/runs/small/3/checkpoint-000000001.pt"]
 
 
-def test_a_store_that_is_not_there_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_store_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(OSError, match=r"^train.storage: s3://copies/of/runs/small/3 cannot be read \(.*connect"):
+    with pytest.raises(OSError, match=r"^ray.storage: s3://copies/of/runs/small/3 cannot be read \(.*connect"):
         copied().fetch(tmp_path)
 
 
@@ -137,7 +164,7 @@ def test_a_finished_run_leaves_no_copy(
     job, other = claimed(data, Path("runs/small/3")), claimed(data, Path("runs/wide/3"))
     copied().send(job.run_folder)
     copied("wide").send(other.run_folder)
-    params = parse_experiment({"variants": {"small": {"spec": "nano"}}, "ray": {"storage": STORAGE}})
-    forget_run(params.variant("small"), seed=3)
+    experiment = parse_experiment({"variants": {"small": {"spec": "nano"}}, "ray": {"storage": STORAGE}})
+    forget_run(experiment.variant("small"), seed=3)
     assert copies(bucket) == ["of/runs/wide/3/fingerprint"]
     assert not Path("runs/small/3").exists()

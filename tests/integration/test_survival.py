@@ -1,4 +1,4 @@
-"""What may happen to `yolov7 train` on an afternoon, with real Ray and MLflow: nothing is lost, nothing doubled."""
+"""`yolov7 train` with real Ray and MLflow is interrupted and killed: nothing is lost, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from yolov7.weights.weight_files import load_weights
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 70  # some are trained between a deed and its effect
+EPOCHS = 70  # some of them pass between a signal and its effect
 SPEC = "base: nano\nimage_size: 64\nscale: {rule: width, width: 0.5}\n"
 TRAIN = {
     "epochs": EPOCHS,
@@ -31,7 +31,6 @@ TRAIN = {
     "precision": "float32",
     "checkpoint_minutes": 0,
     "loader_workers": 1,
-    "cpus_per_worker": 1,
     "optim": {"nominal_batch": 8},
 }
 KILLED_IN_THE_MOVE = """
@@ -50,14 +49,22 @@ main()
 def project(tmp_path: Path) -> Project:
     project = Project(tmp_path / "project", git=False)
     (project.folder / "narrow.yaml").write_text(SPEC)
-    data = {"path": "yolov7/data/synthetic", "synthetic": {"train_images": 16, "val_images": 4, "image_size": 64}}
-    project.write({**SMALL, "data": data, "variants": {"narrow": {"spec": "narrow.yaml"}}, "train": TRAIN})
+    data = {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 4, "image_size": 64}}
+    project.write(
+        {
+            **SMALL,
+            "data": data,
+            "variants": {"narrow": {"spec": "narrow.yaml"}},
+            "train": TRAIN,
+            "ray": {"cpus_per_worker": 1},
+        }
+    )
     project.run("yolov7", "prepare")
     return project
 
 
 class Training:
-    """A command that trains, in a process group of its own."""
+    """A command that trains, in its own process group."""
 
     def __init__(self, project: Project, *command: str) -> None:
         self.run = project.folder / "runs" / "narrow" / "0"
@@ -84,14 +91,14 @@ class Training:
         self._family = psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_for_steps(self, more: int) -> None:
-        """Until the worker of this start has done that many steps."""
+        """Wait until the worker of this start has done that many steps."""
         before = self.worker()
         self.wait_until(lambda: self.worker() != before)
         first = self.step()
         self.wait_until(lambda: self.step() >= first + more)
 
     def worker(self) -> int:
-        """The process that writes into the run folder, or did so last."""
+        """Return the process that writes into the run folder, or did so last."""
         lock = self.run.with_name("0.lock")
         return int(lock.read_text() or 0) if lock.is_file() else 0
 
@@ -100,26 +107,24 @@ class Training:
         return int(json.loads(progress.read_text())["step"]) if progress.is_file() else 0
 
     def saved(self) -> int:
-        """The step of the last checkpoint."""
+        """Return the step of the last checkpoint."""
         return max(checkpoint_steps(self.run))
 
     def output(self) -> str:
         return self.process.communicate(timeout=900)[0]
 
     def left_over(self, *, seconds: float) -> list[str]:
-        """The processes that it started and that do not end within that time."""
+        """Return the processes that it started and that do not end within that time."""
         _, alive = psutil.wait_procs(self._family, timeout=seconds)
         return [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _hear_ctrl_c() -> None:
-    """What a shell started in the background hears no SIGINT, nor does what it starts in its turn."""
+    """Undo what a shell does to processes in the background: they and their children ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_everything_that_may_happen_in_an_afternoon(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupts_and_kills_lose_nothing(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(project)
     lose_a_worker_and_terminate(project)
     kill_the_driver_twice(project)
@@ -134,7 +139,7 @@ def test_everything_that_may_happen_in_an_afternoon(
     assert_one_point_an_epoch(project)
 
 
-def test_dvc_goes_on_after_ctrl_c_and_after_its_own_death(
+def test_dvc_continues_after_ctrl_c_and_after_it_was_killed(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHELL", "/bin/sh")  # stays between DVC and the stage, as bash would not
@@ -165,7 +170,7 @@ def test_dvc_goes_on_after_ctrl_c_and_after_its_own_death(
 
 
 def interrupt(project: Project) -> None:
-    """Ctrl-C reaches every process of the group. Before it, a second start of the stage is refused."""
+    """Send Ctrl-C to every process of the group; before that, a second start of the stage is refused."""
     training = Training(project)
     training.wait_for_steps(6)
     second = subprocess.run([BIN / "yolov7", "train"], cwd=project.folder, capture_output=True, text=True, check=False)
@@ -177,7 +182,7 @@ def interrupt(project: Project) -> None:
 
 
 def lose_a_worker_and_terminate(project: Project) -> None:
-    """Ray starts another worker; then the driver is told to end."""
+    """Kill the worker, which Ray replaces; then terminate the command."""
     training = Training(project)
     saved = training.saved()
     training.wait_for_steps(6)
@@ -188,7 +193,7 @@ def lose_a_worker_and_terminate(project: Project) -> None:
 
 
 def kill_the_driver_twice(project: Project) -> None:
-    """Its worker ends, and until then nobody else writes."""
+    """Kill the command; its worker ends, and until then no other process writes."""
     training = Training(project)
     training.wait_for_steps(6)
     worker = psutil.Process(training.worker())
@@ -201,14 +206,14 @@ def kill_the_driver_twice(project: Project) -> None:
 
 
 def kill_in_the_move(project: Project) -> None:
-    """The weights are half the way to artifacts/."""
+    """Kill the command while it moves the weights to artifacts/."""
     training = Training(project, "python", "-c", KILLED_IN_THE_MOVE, "train", "narrow")
     said = training.output()
     assert training.process.returncode == -signal.SIGKILL, said
 
 
 def assert_left_in_order(training: Training) -> str:
-    """Within seconds, with a checkpoint of the last move of the optimizer, and with nothing left running."""
+    """Check that it ended within seconds, with a checkpoint of the last optimizer step, and left no process."""
     said = training.output()
     assert "interrupted; a training goes on" in said
     assert training.process.returncode == 130

@@ -15,8 +15,8 @@ import pytest
 from pipeline.commands import run_stages as commands
 from pipeline.experiment import Experiment, parse_experiment
 from pipeline.stages import train as stage
-from pipeline.tracking import RunKey, Tracker, reach
-from pipeline.tracking.reach import reach_of
+from pipeline.tracking import RunKey, Tracker, availability
+from pipeline.tracking.availability import availability_of
 from tests.artifacts import write_prepared, write_weights
 from tests.integration.killed_sender import KILLS, send
 from tests.integration.project import SMALL
@@ -49,13 +49,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _in_project(project: Path, server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As another command would be: nothing remembered of the server, and patience with a slow machine."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(reach, "_FIRST_PAUSE", 1.0)
-    monkeypatch.setattr(reach, "_LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr(availability, "_FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(availability, "_LONGEST_PAUSE", 1.0)
     for name, value in (server.environment() | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}).items():
         monkeypatch.setenv(name, value)
-    reach_of.cache_clear()
+    availability_of.cache_clear()
     yield
-    reach_of.cache_clear()
+    availability_of.cache_clear()
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_without_a_password_one_line_says_so_and_nothing_is_lost(
         told, waits = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "does not know this user: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in told
     assert waits.startswith("1 point and 2 other records wait in runs/.tracking; the next command sends them")
-    reach_of.cache_clear()
+    availability_of.cache_clear()
     commands.run_sync(params(0))
     assert steps(client, find_run(client, 7), "train/AP") == [1]
 
@@ -175,7 +175,7 @@ def test_an_outage_during_a_training_and_over_commands_loses_and_doubles_nothing
     train_here(monkeypatch, {2: server.freeze})
     commands.run_train(both, [("nano", 1)])
     told = "\n".join(caplog.messages)
-    assert "is away; what is recorded waits in runs/.tracking" in told
+    assert "is unreachable; records wait in runs/.tracking" in told
     assert "wait in runs/.tracking; the next command sends them, or `yolov7 sync`" in told
     commands.run_reparam(both, [("nano", 1)])
     commands.run_evaluate(both, [("nano", 1)])
@@ -197,7 +197,7 @@ def test_to_be_killed_while_sending_loses_and_doubles_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as away:
-        away.setattr(reach.Reach, "is_paused", lambda *_, **__: True)
+        away.setattr(availability.Availability, "is_paused", lambda *_, **__: True)
         record_everything(RunKey("nano", 9, "x"))
     for kill in KILLS:
         assert send(tmp_path, server.environment(), kill=kill) == -signal.SIGKILL, kill
@@ -237,7 +237,7 @@ def record_everything(key: RunKey) -> None:
 def sync(of: Experiment) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        reach_of.cache_clear()
+        availability_of.cache_clear()
         try:
             commands.run_sync(of)
         except ConnectionError:

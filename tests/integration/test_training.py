@@ -1,4 +1,4 @@
-"""The training loop on real, small data: it learns, and what is resumed ends as what was never interrupted."""
+"""The training loop on small real data: it learns, and a resumed run ends like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import Trainer, fit
-from yolov7.training.record import read_epochs
+from yolov7.training.record import read_epochs, read_notes
 from yolov7.training.worker import Worker
 
 QUICK = {"epochs": 3, "batch_size": 4, "image_size": 96, "precision": "float32", "optim": {"nominal_batch": 8}}
@@ -58,6 +58,9 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(data: Path, tmp_path: Pat
     other = Trainer(job(data, tmp_path, epochs=2), WORKER)
     other.resume()
     assert other.progress.epoch == 0
+    assert checkpoint_steps(tmp_path) == [0]
+    (note,) = read_notes(tmp_path)
+    assert note.startswith("an earlier run in this folder, trained up to step 3, had other settings, data or starting")
     assert read_epochs(tmp_path) == []
 
 

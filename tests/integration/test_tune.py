@@ -1,4 +1,4 @@
-"""`yolov7 tune` as a user runs it, with Ray: budgets, a kill half-way, adoption; minutes each."""
+"""`yolov7 tune` as a user runs it, with Ray: budgets, a kill, SIGTERM, and adoption. Each test takes minutes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -39,7 +42,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def events(project: Project) -> list[dict[str, Any]]:
-    folders = (project.folder / "runs/tune", project.folder / "artifacts/tune")
+    folders = (project.folder / "runs/.search", project.folder / "artifacts/tune")
     path = next(folder / "journal.jsonl" for folder in folders if (folder / "journal.jsonl").is_file())
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
@@ -49,14 +52,14 @@ def table(project: Project) -> list[dict[str, str]]:
 
 
 def test_a_search_ends_in_a_variant_that_the_pipeline_trains(project: Project) -> None:
-    said = project.run("dvc", "repro", "tune/dvc.yaml")
-    assert "about 7 trials of 3 epochs" in said
-    assert "yolov7 tune --adopt" in said
+    output = project.run("dvc", "repro", "tune/dvc.yaml")
+    assert "about 7 trials of 3 epochs" in output
+    assert "yolov7 tune --adopt" in output
     rows = table(project)
     assert len({row["trial"] for row in rows}) == len(rows)
     by_rule = Counter(rule for row in rows for rule in row["rules"].split())
     assert all(by_rule[rule] >= 2 for rule in ("compound", "width", "depth"))
-    assert not (project.folder / "runs/tune").exists()
+    assert not (project.folder / "runs/.search").exists()
     project.run("yolov7", "tune", "--adopt")
     adopted = next(
         name for name in yaml.safe_load((project.folder / "params.yaml").read_text())["variants"] if "-" in name
@@ -67,11 +70,11 @@ def test_a_search_ends_in_a_variant_that_the_pipeline_trains(project: Project) -
     assert adopted in (project.folder / "artifacts/tables/summary.txt").read_text()
 
 
-def test_a_search_that_was_killed_goes_on_and_loses_no_trial(project: Project) -> None:
+def test_a_killed_search_continues_and_loses_no_trial(project: Project) -> None:
     command = [str(BIN / "yolov7"), "tune", "--budget", "5trials"]
     environment = os.environ | {"PYTHONPATH": str(project.folder)}
     process = subprocess.Popen(command, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL)
-    journal = project.folder / "runs/tune/journal.jsonl"
+    journal = project.folder / "runs/.search/journal.jsonl"
     until = time.monotonic() + 300
     while not (journal.is_file() and '"end"' in journal.read_text()):
         assert process.poll() is None
@@ -82,7 +85,7 @@ def test_a_search_that_was_killed_goes_on_and_loses_no_trial(project: Project) -
     before = events(project)
     refused = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "`yolov7 tune --resume` goes on with it" in refused.stderr
+    assert "continue it with `yolov7 tune --resume`" in refused.stderr
     project.run("yolov7", "tune", "--budget", "5trials", "--resume")
     after = events(project)
     assert after[: len(before)] == before
@@ -93,6 +96,45 @@ def test_a_search_that_was_killed_goes_on_and_loses_no_trial(project: Project) -
     assert [row["status"] for row in table(project)] == ["complete"] * 5
 
 
+def test_sigterm_leaves_checkpoints_and_no_process_of_ray(project: Project) -> None:
+    project.write({**TINY, "train": {**TINY["train"], "epochs": 60}})
+    mark = uuid.uuid4().hex  # in the environment of the command and of all processes that it starts
+    process = subprocess.Popen(
+        [str(BIN / "yolov7"), "tune", "--budget", "5trials"],
+        cwd=project.folder,
+        env=os.environ | {"PYTHONPATH": str(project.folder), "TUNE_TEST_MARK": mark},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    search = project.folder / "runs/.search"
+    until = time.monotonic() + 300
+    while not any(path.stat().st_size for path in search.glob("trials/*/epochs.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert len(marked_processes(mark)) > 1
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("yolov7: interrupted")
+    assert "services.py" not in errors  # Ray's complaint about a second cluster that it starts and loses
+    assert not marked_processes(mark)
+    assert not any(event["event"] == "end" for event in events(project))
+    assert all(list(record.parent.glob("checkpoint-*.pt")) for record in search.glob("trials/*/epochs.jsonl"))
+    assert not list(search.glob("trials/*/weights.safetensors"))  # trials stopped at once instead of training on
+
+
+def marked_processes(mark: str) -> list[str]:
+    """The command lines of living processes whose environment has the mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("TUNE_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
 @pytest.mark.parametrize("budget", ["75s", "1e10flop"])
 def test_a_budget_is_kept(project: Project, budget: str) -> None:
     began = time.monotonic()
@@ -100,7 +142,7 @@ def test_a_budget_is_kept(project: Project, budget: str) -> None:
     seconds = time.monotonic() - began
     summary = project.json("tune/tune.json")
     if budget.endswith("s"):
-        assert seconds < 75 * 1.05 + 2  # the start of Python and its end are not the search's
+        assert seconds < 75 * 1.05 + 2  # Python's own start and end are not part of the search
     else:
         assert 0 < summary["spent"] <= 1e10 * 1.001
         assert summary["spent"] == pytest.approx(sum(float(row["training_flop"]) for row in table(project)))

@@ -1,4 +1,4 @@
-"""Boxes: round trips, bounds and symmetries, whatever the numbers."""
+"""Test properties of box functions for random boxes: round trips, bounds and symmetries."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_no_kind_exceeds_iou(rows: list[tuple[tuple[float, ...], tuple[float, ..
 
 @settings(deadline=None)
 @given(pairs, st.sampled_from(KINDS), st.floats(0.1, 10), coordinate, coordinate)
-def test_similarity_knows_no_unit_and_no_origin(
+def test_similarity_does_not_depend_on_unit_and_origin(
     rows: list[tuple[tuple[float, ...], tuple[float, ...]]], kind: boxes.IouKind, unit: float, x: float, y: float
 ) -> None:
     first, second = split(rows)
@@ -79,7 +79,9 @@ def test_following_the_gradient_brings_boxes_nearer(
     (gradient,) = torch.autograd.grad(before.sum(), first)
     assert torch.isfinite(gradient).all()
     between = (first[:, :2] - second[:, :2]).abs() - (first[:, 2:] + second[:, 2:]) / 2
-    assert bool(between.max() <= 0) or bool(gradient[:, :2].abs().sum() > 0), "boxes apart must be drawn to each other"
+    assert bool(between.max() <= 0) or bool(gradient[:, :2].abs().sum() > 0), (
+        "the gradient must move separate boxes towards each other"
+    )
 
 
 def test_siou_by_hand() -> None:

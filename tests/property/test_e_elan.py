@@ -1,4 +1,4 @@
-"""E-ELAN's two forms give the same outputs, before and after fusing, and turn into one another."""
+"""Test that both forms of E-ELAN give the same outputs, before and after fusing, and can be converted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
 
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
-    """Two E-ELANs of any form, one behind the other, the second tapped before its addition."""
+    """Draw two E-ELANs of any form in sequence; the second one is tapped before its addition."""
     rows: dict[str, Any] = {"s1": {"block": "conv", "out": 16, "s": 2}}
     for name, down in (("p1", "conv"), ("p2", "down_c")):
         rows[f"d{name[1]}"] = {"block": down, "out": 16} | ({"s": 2} if down == "conv" else {})
@@ -50,7 +50,7 @@ def assert_same_maps(model: DetectionModel, other: DetectionModel) -> None:
 
 @settings(max_examples=6, deadline=None)
 @given(spec=specs(), seed=st.integers(0, 1000))
-def test_one_form_becomes_the_other(spec: ModelSpec, seed: int) -> None:
+def test_both_forms_are_converted_into_each_other(spec: ModelSpec, seed: int) -> None:
     model = DetectionModel(spec, num_classes=2).double().eval()
     randomise(model, seed)
     grouped = regroup(model, grouped=True)
@@ -63,12 +63,12 @@ def test_one_form_becomes_the_other(spec: ModelSpec, seed: int) -> None:
     torch.testing.assert_close(back.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-def test_groups_are_shuffled_together() -> None:
+def test_shuffling_brings_the_maps_of_a_group_together() -> None:
     maps = [torch.tensor([1, 2, 11, 12]).view(1, 4, 1, 1), torch.tensor([3, 13]).view(1, 2, 1, 1)]
     assert shuffle(maps, groups=2).flatten().tolist() == [1, 2, 3, 11, 12, 13]
 
 
-def test_e6e_holds_group_convolutions_of_the_same_size() -> None:
+def test_group_convolutions_of_e6e_have_the_same_size() -> None:
     spec = load_spec("yolov7-e6e")
     with torch.device("meta"):
         models = [DetectionModel(regroup_spec(spec, grouped=grouped), num_classes=80) for grouped in (False, True)]
@@ -79,7 +79,7 @@ def test_e6e_holds_group_convolutions_of_the_same_size() -> None:
 
 
 def test_the_faster_form() -> None:
-    """On a CPU side by side; elsewhere whichever takes less time."""
+    """On a CPU this is the form side by side; on other devices it is the faster form."""
     images = torch.rand(1, 3, 64, 64)
     plain = DetectionModel(load_spec("nano"), num_classes=2).eval()
     assert faster_form(plain, images) is plain
@@ -92,7 +92,7 @@ def test_the_faster_form() -> None:
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_regroup_leaves_the_model_as_it_is(grouped: bool) -> None:
+def test_regroup_does_not_change_the_model(grouped: bool) -> None:
     spec = regroup_spec(load_spec("yolov7-e6e"), grouped=not grouped)
     narrow = resolve_spec({"base": "nano", "swap": {"p3": {"cardinality": 2, "grouped": not grouped}}}, name="x")
     assert spec.rows["p3"].grouped is not grouped

@@ -1,4 +1,4 @@
-"""Properties of random small graphs: fusing changes no output, and widths grow as the concatenations do."""
+"""Test properties of random small graphs: fusing preserves outputs, and widths grow like the concatenations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.auxiliary import with_auxiliary
 from yolov7.spec.block_schema import ElanRow
-from yolov7.spec.graph import infer_shapes, plan_rep_convs
+from yolov7.spec.graph import count_size, infer_shapes, plan_rep_convs
 from yolov7.spec.scaling import round_width, scale_spec
 from yolov7.spec.spec_files import ModelSpec, resolve_spec
 
@@ -28,7 +28,7 @@ ACTIVATIONS = st.sampled_from(["silu", "leaky_relu"])
 
 @st.composite
 def blocks(draw: st.DrawFn, width: int) -> dict[str, Any]:
-    """A row that leaves the resolution as it is; what is re-parameterised may have the width of its input."""
+    """Draw a row that keeps the resolution; re-parameterised convolutions may have the width of their input."""
     name = draw(st.sampled_from([*ELANS, *CSPS, "conv", "bottleneck", "sppcspc", "spp_tiny", "spp", "rep_conv"]))
     row: dict[str, Any] = {"block": name, "out": draw(st.sampled_from([width, 8, 16]))}
     if name in ELANS:
@@ -47,7 +47,7 @@ def blocks(draw: st.DrawFn, width: int) -> dict[str, Any]:
 
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
-    """A stem, two levels of random blocks, a way up and a way down, in one of the transitions' forms."""
+    """Draw a stem, two levels of random blocks, an up-sampling and a down-sampling transition."""
     rows: dict[str, Any] = {"s1": {"block": "conv", "out": draw(WIDTHS), "s": 2}}
     if draw(st.booleans()):
         rows = {"s0": {"block": "reorg"}, "s1": {"block": "conv", "out": draw(WIDTHS)}}
@@ -70,7 +70,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Other than the initial values everywhere, statistics of batch norms too."""
+    """Replace all initial values, including the statistics of batch norms."""
     generator = torch.Generator().manual_seed(seed)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and value.ndim < 4:
@@ -100,7 +100,7 @@ def test_fusing_preserves_outputs(spec: ModelSpec, num_classes: int, seed: int) 
 
 @settings(max_examples=25, deadline=None)
 @given(spec=specs())
-def test_what_is_built_is_what_was_planned(spec: ModelSpec) -> None:
+def test_the_model_follows_the_plan(spec: ModelSpec) -> None:
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=1)
     for name, module in model.rows.items():
@@ -112,7 +112,21 @@ def test_what_is_built_is_what_was_planned(spec: ModelSpec) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(spec=specs())
-def test_identity_only_where_nothing_is_added_or_concatenated(spec: ModelSpec) -> None:
+def test_the_size_is_known_before_the_model_is_built(spec: ModelSpec) -> None:
+    with torch.device("meta"):
+        model = DetectionModel(spec, num_classes=1)
+    unfused = [part for part in model.rows.values() if isinstance(part, RepConv) and part.identity is not None]
+    identities = sum(2 * part.identity.num_features for part in unfused)
+    expected = sum(p.numel() for part in (model.rows, model.head.auxiliary_stems) for p in part.parameters())
+    assert count_size(spec).parameters == expected - identities
+    if not any(getattr(row, "grouped", False) for row in spec.rows.values()):
+        modules = [*model.rows.modules(), *model.head.auxiliary_stems.modules()]
+        assert count_size(spec).convolutions == sum(isinstance(part, nn.Conv2d) for part in modules)
+
+
+@settings(max_examples=25, deadline=None)
+@given(spec=specs())
+def test_identity_branches_exist_only_where_nothing_is_added_or_concatenated(spec: ModelSpec) -> None:
     shapes = infer_shapes(spec)
     laterals = {source for row in spec.rows.values() if row.block in LATERALS for source in row.sources[1:]}
     residuals = {
@@ -129,7 +143,7 @@ def test_identity_only_where_nothing_is_added_or_concatenated(spec: ModelSpec) -
 
 @settings(max_examples=25, deadline=None)
 @given(spec=specs(), depth=st.sampled_from([1.0, 1.5, 2.0, 3.0]))
-def test_width_grows_as_the_concatenation(spec: ModelSpec, depth: float) -> None:
+def test_width_grows_like_the_concatenation(spec: ModelSpec, depth: float) -> None:
     if not any(isinstance(row, ElanRow) for row in spec.rows.values()):
         return
     scaled = scale_spec(spec, rule="compound", depth=depth)

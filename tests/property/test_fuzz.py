@@ -1,6 +1,6 @@
-"""Whatever stands in params.yaml or in a spec: it is understood, or it is one line of a ValueError, and soon.
+"""Test that any content of params.yaml or of a specification is either accepted or refused in one line, and quickly.
 
-The mutations come from fixed seeds; a failure names the number that makes it again.
+The mutations come from fixed seeds. A failure names the seed that reproduces it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.experiment import load_experiment, parse_experiment
+from yolov7.errors import SpecError
 from yolov7.nn.model import DetectionModel
 from yolov7.spec import spec_files as spec_module
 from yolov7.spec.spec_files import load_spec, resolve_spec, spec_from_json, spec_to_json
@@ -26,7 +27,9 @@ from yolov7.system.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
-SPECS = sorted((ROOT / "yolov7" / "specs").rglob("*.yaml"))
+SPECS = sorted((ROOT / "yolov7" / "spec" / "models").rglob("*.yaml"))
+assert EXPERIMENTS
+assert SPECS
 MAX_LENGTH = 1200  # characters of a message
 
 
@@ -64,7 +67,7 @@ SNIPPETS = (
 
 
 def _places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The ways to every value inside."""
+    """Yield the path of every nested value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
         yield (*way, key)
@@ -72,7 +75,7 @@ def _places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def mutate_values(content: dict[Any, Any], dice: random.Random) -> dict[Any, Any]:
-    """One to three changes: a value replaced, removed, moved elsewhere, or set at a key that does not exist."""
+    """Make one to three changes: replace, remove or move a value, or rename its key."""
     changed = copy.deepcopy(content)
     for _ in range(dice.randint(1, 3)):
         places = list(_places(changed))
@@ -95,7 +98,7 @@ def mutate_values(content: dict[Any, Any], dice: random.Random) -> dict[Any, Any
 
 
 def mutate_text(text: bytes, dice: random.Random) -> bytes:
-    """One to three changes: bytes inserted, removed, repeated or replaced."""
+    """Make one to three changes: insert, remove, repeat or replace bytes."""
     for _ in range(dice.randint(1, 3)):
         start = dice.randrange(len(text) + 1)
         end = min(len(text), start + dice.choice((0, 0, 1, 5, 40)))
@@ -114,18 +117,18 @@ def mutate_text(text: bytes, dice: random.Random) -> bytes:
     return text
 
 
-def count_understood(attempts: Iterable[Callable[[], object]]) -> int:
-    """How many attempts succeed; a ValueError of one printable line of bearable length is the other way to end."""
+def count_accepted(attempts: Iterable[Callable[[], object]], *, refusal: type[ValueError] = SpecError) -> int:
+    """Count the attempts that succeed. All others must raise `refusal` with one printable line of limited length."""
     good, bad = 0, {}
     for number, attempt in enumerate(attempts):
         try:
             attempt()
             good += 1
-        except ValueError as error:
+        except refusal as error:
             message = str(error)
             if isinstance(error, ValidationError) or not message.isprintable() or not 0 < len(message) <= MAX_LENGTH:
                 bad[number] = f"{type(error).__name__}: {message!r:.300}"
-        except Exception as error:  # each is a traceback that a user would see
+        except Exception as error:  # a user would see a traceback
             bad[number] = f"{type(error).__name__}: {error!r:.300}"
     assert not bad
     return good
@@ -133,21 +136,23 @@ def count_understood(attempts: Iterable[Callable[[], object]]) -> int:
 
 @pytest.fixture(autouse=True)
 def _quick_specs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packaged specs do not change: each is parsed once."""
+    """Parse each packaged specification only once."""
     monkeypatch.setattr(spec_module, "_load", functools.cache(spec_module._load))
 
 
 def test_values_of_params() -> None:
     contents = [read_yaml(path) for path in EXPERIMENTS]
     mutated = (mutate_values(contents[i % len(contents)], random.Random(i)) for i in range(1000))
-    good = count_understood(partial(parse_experiment, content, source="params.yaml") for content in mutated)
+    attempts = (partial(parse_experiment, content, source="params.yaml") for content in mutated)
+    good = count_accepted(attempts, refusal=ValueError)
     assert 50 < good < 950
 
 
 def test_text_of_params(tmp_path: Path) -> None:
     texts = [path.read_bytes() for path in EXPERIMENTS]
     paths = _written(tmp_path, (mutate_text(texts[i % len(texts)], random.Random(i)) for i in range(300)))
-    assert 10 < count_understood(partial(load_experiment, path) for path in paths) < 290
+    attempts = (partial(load_experiment, path) for path in paths)
+    assert 10 < count_accepted(attempts, refusal=ValueError) < 290
 
 
 def _written(folder: Path, texts: Iterable[bytes]) -> Iterator[Path]:
@@ -176,19 +181,19 @@ SMALL = {
 def test_values_of_specs() -> None:
     contents = [SMALL, {"base": "nano", "swap": {"p3": {"depth": 2}}}, *(read_yaml(path) for path in SPECS[:3])]
     mutated = (mutate_values(contents[i % len(contents)], random.Random(i)) for i in range(1000))
-    assert 50 < count_understood(partial(resolve_spec, content, name="mutated") for content in mutated) < 950
+    assert 50 < count_accepted(partial(resolve_spec, content, name="mutated") for content in mutated) < 950
 
 
 def test_text_of_specs(tmp_path: Path) -> None:
     texts = [path.read_bytes() for path in sorted(SPECS, key=lambda path: path.stat().st_size)[:2]]
     paths = _written(tmp_path, (mutate_text(texts[i % len(texts)], random.Random(i)) for i in range(300)))
-    assert 10 < count_understood(partial(load_spec, str(path)) for path in paths) < 290
+    assert 10 < count_accepted(partial(load_spec, str(path)) for path in paths) < 290
 
 
 def test_json_of_specs() -> None:
     text = spec_to_json(resolve_spec(SMALL, name="small")).encode()
     mutated = (mutate_text(text, random.Random(i)).decode(errors="replace") for i in range(500))
-    assert count_understood(partial(spec_from_json, text) for text in mutated) < 450
+    assert count_accepted(partial(spec_from_json, text) for text in mutated) < 450
 
 
 def test_specs_that_are_understood_can_be_built() -> None:
@@ -196,7 +201,7 @@ def test_specs_that_are_understood_can_be_built() -> None:
     for i in range(10_000, 10_300):
         try:
             spec = resolve_spec(mutate_values(SMALL, random.Random(i)), name="mutated")
-        except ValueError:
+        except SpecError:
             continue
         assert spec_from_json(spec_to_json(spec)) == spec
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Whatever bytes a pickle has, reading it gives inert values or a refusal in one line."""
+"""Reading any pickle gives inert values or an error of one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN = st.recursive(
 
 
 def read(program: bytes) -> Any:
-    """What the pickle gives, or the error that it is refused with."""
+    """Return the value of a pickle, or the error with which it is refused."""
     try:
         return unpickle(io.BytesIO(program)).value
     except ArtifactError as error:

@@ -1,1 +1,1 @@
-"""A table of AP for every model of a small space, from real trainings: what a search is measured against."""
+"""The measured AP of every model of a small space, with which searches are tested."""

@@ -1,7 +1,8 @@
-"""Makes the table: `python -m tests.surrogate FOLDER`, about two hours of one core; it may be interrupted.
+"""Make the table with `python -m tests.surrogate FOLDER`, in about two hours of one core; it can be interrupted.
 
-Every model is trained from the start with each seed, on images of discs and squares that are learned in a minute; all
-have the same settings and see as many images. A process of one thread trains on each core.
+Each model is trained from random weights with each seed, on images of discs and squares that take a minute to
+learn. All models have the same settings and see the same number of images. A process with one thread trains
+on each core.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 
 from pipeline.tuning.search.space import Candidate
 from tests.surrogate.table import CLASSES, PATH, make_candidates
-from yolov7.data.index import AnnotatedImage, build_index, save_index
+from yolov7.data.build_index import AnnotatedImage, build_index
+from yolov7.data.index import save_index
 from yolov7.settings import TrainSettings
 from yolov7.system.files import write_whole
 from yolov7.training.job import TrainJob
@@ -32,7 +34,7 @@ from yolov7.training.worker import Worker
 
 SEEDS = (0, 1, 2)
 IMAGES = {"train": 256, "val": 128}
-SIDE = 128  # of an image, pixels
+SIDE = 128  # of the images, pixels
 EPOCHS = 24
 TRAINING: dict[str, Any] = {
     "epochs": EPOCHS,
@@ -56,8 +58,9 @@ TRAINING: dict[str, Any] = {
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.surrogate")
-    parser.add_argument("folder", type=Path, help="for the images and what is known so far")
+    parser.add_argument("folder", type=Path, help="for the images and for the results so far")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,7 @@ def _draw_split(split: str, count: int) -> None:
 
 
 def _draw(generator: np.random.Generator) -> tuple[Any, Any, Any]:
-    """Bright discs and squares of 12 to 60 pixels on grey noise, with their boxes and labels."""
+    """Draw bright discs and squares of 12 to 60 pixels on grey noise, and return them with boxes and labels."""
     pixels = generator.integers(40, 120, (SIDE, SIDE, 3), dtype=np.uint8)
     boxes, labels = [], []
     for _ in range(generator.integers(1, 5)):
@@ -101,7 +104,7 @@ def _draw(generator: np.random.Generator) -> tuple[Any, Any, Any]:
 
 
 def _train(candidate: Candidate, seed: int) -> float:
-    """AP after the last epoch; remembered, so that a run is not repeated."""
+    """Return the AP after the last epoch; a result in the folder is not computed again."""
     known = Path("known", f"{candidate.key}-{seed}")
     if known.is_file():
         return float(known.read_text())

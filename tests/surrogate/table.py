@@ -1,4 +1,4 @@
-"""The models of the table, and the table as it was made."""
+"""The models of the table, and the measured table."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ CLASSES = ("disc", "square")
 
 @dataclass(frozen=True)
 class Table:
-    """AP by seed of every model. `noise`: standard deviation of a model's mean over its seeds."""
+    """AP of every model.
+
+    Attributes:
+        candidates: The models.
+        AP: By key of the model, its AP with each seed.
+    """
 
     candidates: tuple[Candidate, ...]
     AP: dict[str, tuple[float, ...]]
 
     @property
     def means(self) -> dict[str, float]:
+        """Mean AP by key of the model."""
         return {key: fmean(values) for key, values in self.AP.items()}
 
     @property
     def noise(self) -> float:
-        """Pooled over all models."""
+        """Standard deviation of a model's mean AP, pooled over all models."""
         squares, freedom = 0.0, 0
         for values in self.AP.values():
             squares += sum((value - fmean(values)) ** 2 for value in values)
@@ -41,7 +47,7 @@ class Table:
 
 
 def make_candidates() -> tuple[Candidate, ...]:
-    """Nano with every depth, width and image size of the space; counts each model's cost."""
+    """Scale nano to every depth, width and image size of the space, and count each model's cost."""
     nano = load_spec("nano")
     found = []
     for depth, width, size in itertools.product(DEPTHS, WIDTHS, SIZES):
@@ -66,7 +72,7 @@ def make_candidates() -> tuple[Candidate, ...]:
 
 
 def load_table() -> Table:
-    """The table as it stands beside this file; specs are left out of it."""
+    """Read the measured table, whose candidates have no specs."""
     rows = json.loads(PATH.read_text(encoding="utf-8"))["models"]
     candidates = tuple(
         Candidate(

@@ -1,4 +1,4 @@
-"""Anchors: recall counted by hand, fits that reach what can be reached, and when they take the place of the spec's."""
+"""Anchors: recall compared with hand-counted values, fitted anchors, and the choice between them and the spec's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from yolov7.spec.spec_files import load_spec, spec_from_json, spec_to_json
 from yolov7.training.anchors import (
     box_sizes,
     choose_anchors,
+    count_small_boxes,
     differ_in_anchors_only,
     fit_anchors,
     measure_anchors,
@@ -20,7 +21,7 @@ from yolov7.training.anchors import (
 
 
 def index_of(sizes: np.ndarray, *, width: int = 640, height: int = 320) -> ImageIndex:
-    """One image a box, in its corner."""
+    """Build a split with one box per image, in the corner."""
     count = len(sizes)
     return ImageIndex(
         class_names=("thing",),
@@ -47,6 +48,19 @@ def test_recall_counts_boxes_that_an_anchor_fits_on_both_sides() -> None:
     fit = measure_anchors(sizes, anchors, threshold=4.0)
     assert fit.recall == pytest.approx(4 / 6)
     assert fit.anchors_per_box == pytest.approx(5 / 6)
+
+
+def test_the_recall_of_no_boxes_is_unknown() -> None:
+    fit = measure_anchors(np.zeros((0, 2)), np.ones((3, 2)), threshold=4.0)
+    assert (fit.recall, fit.anchors_per_box) == (None, None)
+    assert str(fit) == "recall unknown, as there are no boxes"
+
+
+def test_small_boxes_are_counted_without_crowd_regions() -> None:
+    index = index_of(np.array([[64.0, 32], [64, 2], [2, 64], [2, 2]]))
+    index.crowd[3] = True
+    assert count_small_boxes(index, image_size=640, smallest=2.0) == (0, 3)
+    assert count_small_boxes(index, image_size=320, smallest=2.0) == (2, 3)
 
 
 def test_a_ratio_of_just_the_threshold_does_not_fit() -> None:
@@ -86,8 +100,8 @@ def test_anchors_change_when_asked_or_where_the_specs_miss_boxes(scale: float, m
         threshold=4.0,
         mode=mode,  # type: ignore[arg-type]
     )
-    assert (choice.own.recall < 0.98) == (scale > 1)
-    assert choice.fitted.recall >= 0.98
+    assert choice.own.is_sufficient == (scale == 1)
+    assert choice.fitted.is_sufficient
     assert choice.uses_fitted == uses_fitted
 
 

@@ -1,4 +1,4 @@
-"""The assigners on cases small enough to check by hand, and against the plain form of the algorithm."""
+"""Test the assigners on small cases by hand and against a plain implementation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.naive import Cell, naive_ota
 from yolov7.criterion import assigners as assign
-from yolov7.criterion.assigners import AnchorAssigner, Anchors, Assignment, OtaAssigner, find_candidates
+from yolov7.criterion.assigners import AnchorAssigner, OtaAssigner
+from yolov7.criterion.candidates import Anchors, Assignment, find_candidates
 from yolov7.structures import Targets
 
 STRIDES = (8, 16)
@@ -40,14 +41,14 @@ def random_case(
 
 
 def test_candidates_of_one_object() -> None:
-    # 64 px image; centre (20, 30) px is (2.5, 3.75) cells of 8 px: own cell (2, 3), and below, as 8 - 3.75 ends on .25
+    # 64 px image: the centre (20, 30) px is (2.5, 3.75) cells of 8 px, so the cells are (2, 3) and the one below
     targets = objects((0, 0, 20, 30, 8, 8), size=64)
     maps = [torch.zeros(1, 2, 8, 8, 6)]
     found = find_candidates(targets, maps=maps, anchors=Anchors(ANCHORS[:1], (8,)), threshold=1.5)
     assert cells_of(found) == [(0, 0, 0, 3, 2, 0), (0, 0, 0, 4, 2, 0)]
 
 
-def test_candidates_in_a_corner_stay_in_the_grid() -> None:
+def test_candidates_at_a_corner_are_inside_the_grid() -> None:
     targets = objects((0, 0, 1.0, 1.0, 0.125, 0.125), (0, 0, 0.0, 0.0, 0.125, 0.125))
     maps = [torch.zeros(1, 2, 8, 8, 6)]
     found = find_candidates(targets, maps=maps, anchors=Anchors(ANCHORS[:1], (8,)), threshold=1.5)
@@ -70,7 +71,7 @@ def test_boxes_scale_by_width_and_height() -> None:
 
 
 def test_the_better_prediction_becomes_positive() -> None:
-    # Both candidates of the object predict a box of one anchor; one cell sees its class, the other does not.
+    # Both candidates predict the same kind of box, but only one of them predicts the class.
     maps = torch.zeros(1, 2, 8, 8, 7)
     maps[0, 0, 3, 2, 5], maps[0, 0, 4, 2, 5] = -9.0, 9.0
     targets = objects((0, 0, 20, 31, 8, 8), size=64)
@@ -79,7 +80,7 @@ def test_the_better_prediction_becomes_positive() -> None:
 
 
 def test_ties_go_to_the_first_candidate() -> None:
-    targets = objects((0, 0, 20, 32, 8, 8), size=64)  # the centre lies on the border of two cells
+    targets = objects((0, 0, 20, 32, 8, 8), size=64)  # the centre is on the border of two cells
     maps = [torch.zeros(1, 2, 8, 8, 6)]
     maps[0][..., 1] = 0.0
     anchors = Anchors(ANCHORS[:1], (8,))
@@ -134,7 +135,7 @@ def test_nothing_to_assign() -> None:
     anchors = Anchors(ANCHORS, STRIDES)
     assert len(OtaAssigner(anchors, threshold=4.0, merge_duplicates=True)(maps, NOTHING)) == 0
     assert len(AnchorAssigner(anchors, threshold=4.0)(maps, NOTHING)) == 0
-    far = objects((1, 0, 0.5, 0.5, 1.0, 0.001))  # no anchor has such a shape
+    far = objects((1, 0, 0.5, 0.5, 1.0, 0.001))  # no anchor fits this shape
     assert len(OtaAssigner(anchors, threshold=4.0, merge_duplicates=True)(maps, far)) == 0
 
 

@@ -6,19 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from yolov7.data.augment.geometry import (
-    FILL,
-    Tile,
-    blend,
-    compose,
-    find_seen,
-    lay,
-    random_transform,
-    resize,
-    transform_boxes,
-    worth_keeping,
-)
+from yolov7.data.augment.compose import compose
+from yolov7.data.augment.geometry import find_visible, random_transform, transform_boxes, worth_keeping
+from yolov7.data.augment.letterbox import FILL, resize
 from yolov7.data.augment.mosaic import place_mosaic
+from yolov7.data.augment.tile import Tile, blend, place_tile
 from yolov7.settings import AugmentSettings
 
 COLOURS = ((200, 10, 10), (10, 200, 10), (10, 10, 200), (200, 200, 10))
@@ -32,7 +24,7 @@ def _plain_tile(label: int, *, size: int = 64) -> Tile:
 def _mosaic(tiles: list[Tile], *, size: int, generator: np.random.Generator) -> list[Tile]:
     sizes = [(tile.image.shape[1], tile.image.shape[0]) for tile in tiles]
     corners = place_mosaic(sizes, size=size, generator=generator)
-    return [lay(tile, corner, canvas=2 * size) for tile, corner in zip(tiles, corners, strict=True)]
+    return [place_tile(tile, corner, canvas=2 * size) for tile, corner in zip(tiles, corners, strict=True)]
 
 
 def test_mosaic_lays_four_images_around_a_centre() -> None:
@@ -110,7 +102,7 @@ def test_upright_tiles_land_on_whole_pixels_and_their_boxes_with_them(seed: int)
     matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
     made = compose([tile], matrix, scale=scale, size=size)
     out, boxes = made.image, made.boxes_xyxy
-    assert find_seen([(64, 50)], [(30, 20)], matrix, size=size)[0] or (out == FILL).all()
+    assert find_visible([(64, 50)], [(30, 20)], matrix, size=size)[0] or (out == FILL).all()
     rows, columns = np.nonzero(out[..., 0] > 140)
     for box in boxes:
         drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -124,9 +116,11 @@ def test_what_is_not_seen_would_not_be_drawn() -> None:
         chosen = AugmentSettings(scale=0.9, translate=0.2, degrees=float(generator.choice([0, 40])))
         corner = place_mosaic([(64, 40)] * 4, size=size, generator=generator)[int(generator.integers(4))]
         matrix, scale = random_transform(chosen, canvas=2 * size, size=size, generator=generator)
-        tile = lay(Tile(np.zeros((40, 64, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0)), corner, canvas=128)
+        tile = place_tile(
+            Tile(np.zeros((40, 64, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0)), corner, canvas=128
+        )
         out = compose([tile], matrix, scale=scale, size=size).image
-        (seen,) = find_seen([(64, 40)], [corner], matrix, size=size)
+        (seen,) = find_visible([(64, 40)], [corner], matrix, size=size)
         counts[seen] += 1
         assert seen or (out == FILL).all()
     assert min(counts.values()) > 20

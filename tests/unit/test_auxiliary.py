@@ -1,4 +1,4 @@
-"""Auxiliary heads: where they tap, what they compute and when, and that nothing of them is deployed."""
+"""Test auxiliary heads: their taps, their maps, and that nothing of them is deployed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_partial_head_leaves_the_other_branch_alone() -> None:
     assert any(bool(p.grad.any()) for p in second.parameters() if p.grad is not None)
 
 
-def test_biases_start_as_the_leads() -> None:
+def test_biases_start_like_those_of_the_lead_head() -> None:
     torch.manual_seed(0)
     head = DetectionModel(with_auxiliary(load_spec("nano")), num_classes=4).head
     for convs in (head.convs, head.auxiliary_convs):
@@ -99,14 +99,14 @@ def test_nothing_of_it_is_deployed() -> None:
 @pytest.mark.parametrize(
     ("auxiliary", "message"),
     [
-        ({"from": ["n3", "n4"]}, "the auxiliary head's maps have strides [8, 16]; they must be the lead's"),
-        ({"from": ["n3", "n4", "n5"], "out": [8]}, "the auxiliary head has 1 widths; it has 3 levels"),
+        ({"from": ["n3", "n4"]}, "the maps of the auxiliary head have strides [8, 16]; the lead head needs [8,"),
+        ({"from": ["n3", "n4", "n5"], "out": [8]}, "the auxiliary head has 1 widths for 3 levels"),
         ({"from": ["n3", "n4", "n9"]}, "takes 'n9', but there is no such row"),
         ({"from": ["n3.2", "n4", "n5"]}, "takes 'n3.2', but n3 has 1 branch"),
         ({"form": ["n3", "n4", "n5"]}, "head.detect.auxiliary"),
     ],
 )  # fmt: skip
-def test_faults_are_told(auxiliary: dict[str, object], message: str) -> None:
+def test_faults_are_one_line(auxiliary: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         resolve_spec({"base": "yolov7", "swap": {"head": {"auxiliary": auxiliary}}}, name="x")
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""A small model with an auxiliary head and each way to assign it: both heads learn, and neither the other's part."""
+"""Test that both heads of a small model learn with every way to assign cells to the auxiliary head."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
 
-from yolov7.criterion.assigners import Guidance
 from yolov7.criterion.loss import DetectionLoss
 from yolov7.nn.model import DetectionModel
-from yolov7.settings import LossSettings
+from yolov7.settings import Guidance, LossSettings
 from yolov7.spec.spec_files import resolve_spec
-from yolov7.structures import Targets
+from yolov7.structures import HeadMaps, Targets
 
 
 @pytest.mark.parametrize("guidance", get_args(Guidance))
@@ -24,21 +24,29 @@ def test_a_model_with_an_auxiliary_head_learns(guidance: Guidance) -> None:
         strides=model.strides,
         num_classes=2,
         image_size=96,
-        settings=LossSettings(auxiliary=guidance),
+        settings=LossSettings(auxiliary=guidance, auxiliary_gain=1.0),
     )
     images = torch.rand(2, 3, 96, 96)
     boxes = torch.tensor([[0.3, 0.4, 0.3, 0.2], [0.7, 0.6, 0.2, 0.4], [0.5, 0.5, 0.5, 0.5]])
     targets = Targets(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), boxes)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     losses = []
-    for _ in range(6):
+    for _ in range(16):
         maps = model(images)
         assert len(maps.auxiliary) == len(maps.lead)
         parts = loss(maps, targets)
         optimizer.zero_grad()
         parts.total.backward()
         optimizer.step()
-        losses.append(parts.box.item() + parts.classification.item())  # objectness follows boxes that get better
-    assert losses[-1] < 0.8 * losses[0]
+        losses.append([_box_and_class_loss(loss, head, targets) for head in maps])
+    first, *_, before_last, last = torch.tensor(losses)
+    assert ((before_last + last) / 2 < 0.8 * first).all()  # other seeds give 0.32 to 0.57 here
     for head in (model.head.convs, model.head.auxiliary_convs):
         assert all(conv.weight.grad is not None and conv.weight.grad.abs().sum() > 0 for conv in head)
+
+
+@torch.no_grad()
+def _box_and_class_loss(loss: DetectionLoss, head: tuple[Tensor, ...], targets: Targets) -> float:
+    """Return the loss of one head on its own. The objectness is left out: its target rises as boxes become better."""
+    parts = loss(HeadMaps(head), targets)
+    return parts.box.item() + parts.classification.item()

@@ -1,4 +1,4 @@
-"""Averages of models: exact means, batch norm counted anew, greedy choice, and who may be averaged with whom."""
+"""Averages of models: exact means, new statistics of batch norm, greedy choice, and common ancestors."""
 
 from __future__ import annotations
 

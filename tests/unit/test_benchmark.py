@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts.files import Benchmark, read_json
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.reports import Benchmark
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
 from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after, read_images

@@ -1,4 +1,4 @@
-"""What blocks concatenate in which order, and what they add: those that no vector of the reference covers."""
+"""Test what blocks concatenate and add, for blocks that no vector of the reference covers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolov7.nn.blocks import Bottlenecks, Csp, Spp, Upsample
+from yolov7.nn.blocks import Bottlenecks, Csp, Upsample
+from yolov7.nn.pooling import Spp
 from yolov7.spec.block_schema import BottleneckRow, CspRow
-from yolov7.spec.row import Shape
+from yolov7.spec.row import MapShape
 
 
 def row(kind: type, **keys: object) -> object:
@@ -16,7 +17,7 @@ def row(kind: type, **keys: object) -> object:
 
 
 def input_of(part: nn.Module, block: nn.Module, x: Tensor) -> Tensor:
-    """What a part of a block is given when the block runs."""
+    """Return the input of a part of a block when the block runs."""
     seen: list[Tensor] = []
     handle = part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -26,8 +27,8 @@ def input_of(part: nn.Module, block: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["csp_a", "csp_b", "csp_c"])
-def test_csp_concatenates_the_dark_way_before_the_other(name: str) -> None:
-    block = Csp(row(CspRow, block=name, out=16, depth=2), [Shape(8, 8)], activation="silu")
+def test_csp_concatenates_the_dark_path_before_the_other(name: str) -> None:
+    block = Csp(row(CspRow, block=name, out=16, depth=2), [MapShape(8, 8)], activation="silu")
     x = torch.rand(1, 8, 4, 4)
     merged = input_of(block.merge, block, x)
     with torch.no_grad():
@@ -50,13 +51,13 @@ def test_dark_blocks_add_their_input() -> None:
     assert [dark.adds for dark in wider.chain] == [False, True]
 
 
-def test_reversed_dark_blocks_begin_with_the_3x3() -> None:
-    block = Csp(row(CspRow, block="csp_a", out=16, depth=1, reversed=True), [Shape(8, 8)], activation="silu")
+def test_reversed_dark_blocks_start_with_the_3x3() -> None:
+    block = Csp(row(CspRow, block="csp_a", out=16, depth=1, reversed=True), [MapShape(8, 8)], activation="silu")
     dark = block.chain[0]
     assert (dark.first.conv.kernel_size, dark.second.conv.kernel_size) == ((3, 3), (1, 1))
 
 
-def test_laterals_lie_behind_what_is_upsampled() -> None:
+def test_laterals_are_behind_the_upsampled_map() -> None:
     block, x, lateral = Upsample(8, 4, activation="silu").eval(), torch.rand(1, 8, 2, 3), torch.rand(1, 5, 4, 6)
     with torch.no_grad():
         y = block(x, lateral)
@@ -64,7 +65,7 @@ def test_laterals_lie_behind_what_is_upsampled() -> None:
         torch.testing.assert_close(y[:, :4, 1::2, ::2], block.top(x))
 
 
-def test_the_pyramid_begins_with_the_map_itself() -> None:
+def test_the_pyramid_starts_with_the_map_itself() -> None:
     block, x = Spp(8, 6, activation="silu"), torch.rand(1, 8, 9, 9)
     merged = input_of(block.merge, block, x)
     with torch.no_grad():

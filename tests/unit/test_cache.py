@@ -1,4 +1,4 @@
-"""The cache of decoded images: what it gives back, who shares it, and how much of a disk it takes."""
+"""The cache of decoded images: what it returns, which processes share it, and how much memory or disk it may take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from yolov7.data import cache as module
 from yolov7.data.cache import ImageCache, make_cache
 from yolov7.data.index import ImageIndex
-from yolov7.errors import DataError
+from yolov7.errors import SettingError
 
 SIZES = [(4, 3), (5, 2), (1, 7)]
 
@@ -36,7 +36,7 @@ IMAGES = [np.random.default_rng(i).integers(0, 256, (h, w, 3), np.uint8) for i, 
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_it_gives_back_what_was_put_there_and_nothing_else(on_disk: bool, tmp_path: Path) -> None:
+def test_it_returns_what_was_stored_and_nothing_else(on_disk: bool, tmp_path: Path) -> None:
     cache = ImageCache(SIZES, file=tmp_path / "x" if on_disk else None)
     assert [cache.get(i) for i in range(3)] == [None] * 3
     for i in (2, 0):
@@ -47,7 +47,7 @@ def test_it_gives_back_what_was_put_there_and_nothing_else(on_disk: bool, tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["memory", "disk"])
-def test_a_forked_process_fills_it_for_all(mode: str, tmp_path: Path) -> None:
+def test_a_forked_process_fills_it_for_the_others(mode: str, tmp_path: Path) -> None:
     cache = make_cache(INDEX, SIZES, mode=mode, folder=tmp_path)  # type: ignore[arg-type]
     assert cache is not None
     child = os.fork()
@@ -58,7 +58,7 @@ def test_a_forked_process_fills_it_for_all(mode: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(cache.get(1), IMAGES[1])
 
 
-def test_a_later_run_finds_the_file_filled_and_one_on_other_images_does_not(tmp_path: Path) -> None:
+def test_a_later_run_finds_the_file_filled_unless_it_has_other_images(tmp_path: Path) -> None:
     first = make_cache(INDEX, SIZES, mode="disk", folder=tmp_path)
     assert first is not None
     first.put(0, IMAGES[0])
@@ -72,7 +72,7 @@ def test_a_later_run_finds_the_file_filled_and_one_on_other_images_does_not(tmp_
     assert all(other is not None and other.get(0) is None for other in others)
 
 
-def test_after_a_reboot_it_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_reboot_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_cache(INDEX, SIZES, mode="disk", folder=tmp_path / "cache")
     assert first is not None
     first.put(0, IMAGES[0])
@@ -83,7 +83,7 @@ def test_after_a_reboot_it_is_begun_anew(tmp_path: Path, monkeypatch: pytest.Mon
     assert again.get(0) is None
 
 
-def test_old_files_give_way_and_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_files_are_deleted_and_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = 2.5 * 1_000_000
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": room})())
     big = [(600, 500)]
@@ -94,13 +94,24 @@ def test_old_files_give_way_and_a_full_disk_is_told(tmp_path: Path, monkeypatch:
         for path in tmp_path.glob("*.images"):
             os.utime(path, (i, i) if path.stat().st_mtime > 1000 else None)
     assert len(list(tmp_path.glob("*.images"))) < 3
-    with pytest.raises(DataError, match=r"needs 0\.1 GB for decoded images"):
+    with pytest.raises(SettingError, match=r"needs 0\.1 GB for decoded images"):
         make_cache(index_of("d"), [(6000, 5000)], mode="disk", folder=tmp_path)
 
 
-def test_what_is_not_wanted_or_does_not_fit_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_of_a_machine_together_stay_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three images need 90 bytes."""
     assert make_cache(INDEX, SIZES, mode="none") is None
     assert make_cache(INDEX, SIZES, mode="auto") is not None
-    monkeypatch.setattr(module, "_available_memory", lambda: 100)
-    assert make_cache(INDEX, SIZES, mode="auto") is None
-    assert make_cache(INDEX, SIZES, mode="memory") is not None
+    monkeypatch.setattr(module, "available_memory", lambda: 800)
+    assert make_cache(INDEX, SIZES, mode="auto", processes=2) is not None
+    assert make_cache(INDEX, SIZES, mode="auto", processes=3) is None
+    assert make_cache(INDEX, SIZES, mode="memory", processes=8) is not None
+    with pytest.raises(
+        SettingError, match=r"for each of 9 workers on this machine, but only .* use cache_images: disk"
+    ):
+        make_cache(INDEX, SIZES, mode="memory", processes=9)
+
+
+def test_a_cache_on_disk_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="needs a folder"):
+        make_cache(INDEX, SIZES, mode="disk")

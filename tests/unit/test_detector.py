@@ -1,8 +1,9 @@
-"""The detector: sizes, batches, frames, and input that is no image."""
+"""Test the detector: sizes, batches, coordinates, and input of the wrong kind."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from yolov7.detect.detector import Detector
-from yolov7.errors import ArtifactError, DataError
+from yolov7.errors import ArtifactError, DataError, SettingError
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
 from yolov7.spec.spec_files import load_spec
@@ -73,20 +74,84 @@ def test_no_images(detector: Detector) -> None:
     assert detector.predict([]) == []
 
 
+def _rgb(dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2, (4, 6, 3)).astype(dtype)
+
+
 @pytest.mark.parametrize(
-    "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 7, "no/such/file.jpg"],
+    ("image", "message"),
+    [
+        (_rgb(np.float32), "a float32 array of shape (4, 6, 3); an image is a uint8 array of shape (H, W, 3), RGB"),
+        (_rgb(np.float64), "use (image * 255).round().astype(np.uint8)"),
+        (_rgb(np.float16), "use (image * 255)"),
+        (_rgb(np.uint16), "use (image / 257)"),
+        (_rgb(np.int64), "use image.astype(np.uint8)"),
+        (_rgb(np.bool_), "a bool array"),
+        (_rgb()[..., 0], "use np.stack([image] * 3, axis=-1)"),
+        (_rgb()[..., :1], "use np.repeat(image, 3, axis=-1)"),
+        (np.zeros((4, 6, 4), np.uint8), "use image[..., :3]"),
+        (_rgb().transpose(2, 0, 1), "use image.transpose(1, 2, 0)"),
+        (np.zeros((1, 4, 6, 3), np.uint8), "a uint8 array of shape (1, 4, 6, 3)"),
+        (np.zeros((0, 4, 3), np.uint8), "an image must have pixels"),
+        (np.array("x"), "array of shape ()"),
+        (np.array([None]), "a object array"),
+        (torch.zeros(4, 6, 3, dtype=torch.uint8), "Tensor"),
+        (7, "image 1 is int"),
+        (None, "image 1 is NoneType"),
+        ("no/such/file.jpg", "no/such/file.jpg"),
+    ],
+)  # fmt: skip
+def test_what_is_not_an_image_is_one_line(detector: Detector, image: object, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detector.predict([_rgb(), image])  # type: ignore[list-item]
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "images", [_rgb(), np.zeros((2, 4, 6, 3), np.uint8), "image.jpg", Path("image.jpg"), b"x", iter([_rgb()]), None]
 )
-def test_what_is_no_image(detector: Detector, image: object) -> None:
-    with pytest.raises(DataError):
-        detector.predict([image])  # type: ignore[list-item]
-
-
-def test_single_image_instead_of_a_sequence(detector: Detector) -> None:
+def test_what_is_not_a_list_of_images(detector: Detector, images: Any) -> None:
     with pytest.raises(DataError, match=r"predict\(\[image\]\)"):
-        detector.predict(np.zeros((4, 4, 3), np.uint8))  # type: ignore[arg-type]
+        detector.predict(images)
+
+
+def test_views_of_arrays_are_images(detector: Detector) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+    views = [image[:, ::-1], np.asfortranarray(image), image[::2, ::2], image[..., ::-1]]
+    copies = [np.ascontiguousarray(view) for view in views]
+    for one, other in zip(detector.predict(views, nms=LOW), detector.predict(copies, nms=LOW), strict=True):
+        assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
+
+
+def test_batch_sizes_are_positive(detector: Detector) -> None:
+    with pytest.raises(SettingError, match="batch_size=0 must be at least 1"):
+        detector.predict([_rgb()], batch_size=0)
 
 
 def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         Detector.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "precision='fp16' is unknown; use one of 'auto', 'float32', 'bfloat16', 'float16'"),
+        ({"precision": "double"}, "precision='double' is unknown"),
+        ({"precision": None}, "precision=None is unknown"),
+        ({"device": "gpu"}, "device='gpu' is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ({"device": "meta"}, "device='meta' is unknown"),
+        ({"device": "cpu:3"}, "device='cpu:3' is unknown"),
+        ({"device": "cuda:x"}, "device='cuda:x' is unknown"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not available"),
+        ({"device": ""}, "device='' is unknown"),
+    ],
+)
+def test_unknown_devices_and_precisions_name_the_valid_values(
+    weights: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        Detector.load(weights, **({"device": "cpu"} | options))
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).isprintable()

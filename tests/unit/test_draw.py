@@ -1,4 +1,4 @@
-"""Pictures: sizes, what is drawn where, odd images."""
+"""Test drawings: sizes, positions, unusual images and names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from yolov7.detect import text
 from yolov7.detect.drawing import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_detections
 from yolov7.structures import Detections
 
@@ -52,7 +53,7 @@ def test_contact_sheet() -> None:
         contact_sheet([], 3)
 
 
-def test_cells_lie_over_a_pale_image_the_stronger_the_more_they_hide() -> None:
+def test_cells_hide_the_pale_image_below_them_according_to_their_strength() -> None:
     image = np.full((480, 480, 3), 200, np.uint8)
     cells = np.array([[0.0, 0, 64, 64], [64, 0, 128, 64]])
     drawn = draw_cells(image, cells, colours=[(255, 0, 0)] * 2, strengths=[0.2, 0.9])
@@ -68,7 +69,7 @@ def test_cells_beyond_the_border_are_cut() -> None:
     assert tuple(drawn[475, 10].tolist()) == (0, 255, 0)
 
 
-def test_boxes_are_drawn_with_their_texts_the_last_on_top() -> None:
+def test_boxes_are_drawn_with_their_texts_and_the_last_on_top() -> None:
     image = np.zeros((480, 480, 3), np.uint8)
     boxes = np.array([[100.0, 100, 300, 300], [100, 200, 400, 400]])
     drawn = draw_boxes(image, boxes, texts=["", ""], colours=[(255, 0, 0), (0, 0, 255)])
@@ -78,11 +79,53 @@ def test_boxes_are_drawn_with_their_texts_the_last_on_top() -> None:
     assert (tagged[:100] != drawn[:100]).any()
 
 
-def test_a_caption_fits_and_stands_above() -> None:
+def test_a_caption_fits_above_the_image() -> None:
     image = np.zeros((100, 200, 3), np.uint8)
-    for text in ("short", "a caption that is much too long for so narrow a picture, whatever it says"):
-        picture = captioned(image, text)
+    for caption in ("short", "a caption that is much too long for so narrow a picture, whatever it says"):
+        picture = captioned(image, caption)
         strip = picture[: picture.shape[0] - 100]
         assert (picture[-100:] == 0).all()
         assert (strip < 128).any()
         assert (strip[:, -1] == 255).all()
+
+
+def drawn_labels(*names: str) -> list[np.ndarray]:
+    """The drawing of one box for each name."""
+    image = np.full((480, 480, 3), 50, np.uint8)
+    return [draw_detections(image, detections((100, 200, 300, 400)), [name]) for name in names]
+
+
+def test_names_outside_of_ascii_are_drawn_with_their_characters() -> None:
+    """OpenCV draws the same `?` for many characters; DejaVu, which comes with matplotlib, has these."""
+    ours = drawn_labels("Ωλ", "Жщ", "éà", "→★", "??")
+    for i, one in enumerate(ours):
+        assert all((one != other).any() for other in ours[i + 1 :])
+
+
+def test_names_without_a_font_are_drawn_as_numbers_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(text, "_find_font", lambda _: None)
+    text.drawable_names.cache_clear()
+    image = np.zeros((480, 480, 3), np.uint8)
+    names = ["cat", "日本", "\U0001f600"]
+    found = detections((10, 100, 90, 200), (110, 200, 300, 400), (310, 200, 400, 400))
+    first, second = draw_detections(image, found, names), draw_detections(image, found, names)
+    assert (first == draw_detections(image, found, ["cat", "#1", "#2"])).all()
+    assert (first == second).all()
+    assert len(caplog.records) == 1
+    assert "no installed font can draw the class names 日本, \U0001f600" in caplog.text
+    assert "install a font" in caplog.text
+    text.drawable_names.cache_clear()
+
+
+def test_labels_outside_of_ascii_are_cut_at_the_border() -> None:
+    image = np.zeros((480, 480, 3), np.uint8)
+    long = "Ω" * 100
+    assert draw_boxes(image, np.array([[-50.0, -50, 30, 30]]), texts=[long], colours=[(255, 0, 0)]).shape == image.shape
+    assert captioned(image, long)[:24].min() < 200
+
+
+@pytest.mark.parametrize("name", ["$x_$", "<b>&amp;", "a\nb", "\x1b[31m", "", "%s {}", "\U0001f600", "日本"])
+def test_odd_names_are_drawn(name: str) -> None:
+    assert drawn_labels(name)[0].shape == (480, 480, 3)

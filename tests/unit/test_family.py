@@ -1,4 +1,4 @@
-"""Every packaged spec runs: forward, backward and fused, with equal outputs before and after."""
+"""Test that every packaged specification runs forward and backward, and that fusing preserves its outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolov7.spec.spec_files import ModelSpec, list_specs, load_spec, spec_from_j
 
 
 def assert_runs(spec: ModelSpec, *, dtype: torch.dtype, tolerance: float) -> None:
-    """Forward and backward reach every parameter, and fusing leaves the lead's maps as they are."""
+    """Check that gradients reach every parameter and that fusing preserves the maps of the lead head."""
     model = DetectionModel(spec, num_classes=2).to(dtype)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 64, 64, generator=generator, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The command `inspect`: which pictures it leaves, before and after a training, with and without an auxiliary head."""
+"""The command `inspect`: its pictures before and after training, with and without an auxiliary head."""
 
 from __future__ import annotations
 

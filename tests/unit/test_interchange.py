@@ -1,4 +1,4 @@
-"""Reference checkpoints become models of their own classes, anchors and form; what does not fit says what would."""
+"""Import of reference checkpoints: the model gets their classes, anchors and form; errors name a spec that fits."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def test_names_of_classes(tmp_path: Path) -> None:
     torch.save(eighty, tmp_path / "state.pt")
     assert import_checkpoint(tmp_path / "state.pt", spec=NANO).weights.class_names == COCO_NAMES
     assert len(set(COCO_NAMES)) == 80
-    assert "2 class names are given, and it has 3 classes" in refusal(tmp_path, three, class_names=("x", "y"))
-    assert "3 class names are in it, and it has 80 classes" in refusal(tmp_path, eighty)
+    assert "2 class names are given, but it has 3 classes" in refusal(tmp_path, three, class_names=("x", "y"))
+    assert "3 class names are in it, but it has 80 classes" in refusal(tmp_path, eighty)
     torch.save(three, tmp_path / "state.pt")
-    with pytest.raises(ArtifactError, match="has 3 classes but not their names; give a file of names"):
+    with pytest.raises(ArtifactError, match="has 3 classes but not their names; give the names"):
         import_checkpoint(tmp_path / "state.pt", spec=NANO)
 
 
@@ -106,7 +106,7 @@ def test_anchors_of_its_own_are_adopted(tmp_path: Path, half: bool) -> None:
     expected = 12.344 if half else 12.34
     assert weights.model.spec.head.anchors[0][1] == pytest.approx(expected, abs=1e-3 if half else 0)
     assert weights.model.spec.head.anchors[1:] == NANO.head.anchors[1:]
-    assert remark.startswith("its anchors are its own: [[10.0, 12.34")
+    assert remark.startswith("its anchors differ from the spec's: [[10.0, 12.34")
     assert weights.model.anchors_px[0, 0, 1] == weights.model.spec.head.anchors[0][1]
     export_checkpoint(tmp_path / "y.pt", weights.model, class_names=weights.class_names)
     again = import_checkpoint(tmp_path / "y.pt", spec=NANO).weights.model
@@ -156,9 +156,9 @@ def test_other_faults_are_told(tmp_path: Path) -> None:
     folded["model.0.conv.bias"] = torch.zeros(16)
     assert "batch norms are folded in" in refusal(tmp_path, folded)
     headless = {name: tensor for name, tensor in state_of().items() if not name.startswith(HEAD)}
-    assert "none of its 330 tensors is that of a detection layer" in refusal(tmp_path, headless)
+    assert "none of its 330 tensors belongs to a detection layer" in refusal(tmp_path, headless)
     keypoints = state_of() | {f"{HEAD}m.0.bias": torch.zeros(25)}
-    assert "heads other than for detection" in refusal(tmp_path, keypoints)
+    assert "only detection heads can be imported" in refusal(tmp_path, keypoints)
 
 
 def test_an_activation_that_the_spec_does_not_have(tmp_path: Path) -> None:
@@ -172,7 +172,9 @@ def test_an_activation_that_the_spec_does_not_have(tmp_path: Path) -> None:
 
 
 def test_re_parameterised_weights_are_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="re-parameterised weights have no names in the reference; export those"):
+    with pytest.raises(
+        ArtifactError, match="have no names in the reference implementation; export the trained weights"
+    ):
         export_checkpoint(tmp_path / "x.pt", fuse(DetectionModel(NANO, num_classes=3)), class_names="abc")
     assert not list(tmp_path.iterdir())
 

@@ -131,7 +131,7 @@ def test_index_round_trip_and_move(tmp_path: Path) -> None:
 
 def test_damaged_index_is_told(tmp_path: Path) -> None:
     path = tmp_path / "train.npz"
-    with pytest.raises(ArtifactError, match="is missing; `yolov7 prepare`"):
+    with pytest.raises(ArtifactError, match="is missing; prepare"):
         load_index(path)
     save_index(path, make_index(tmp_path))
     path.write_bytes(path.read_bytes()[:400])

@@ -1,7 +1,8 @@
-"""Samples depend on (seed, epoch, image) alone; batches on neither the workers nor how many ranks share them."""
+"""Samples depend only on (seed, epoch, image); batches do not depend on worker processes or the number of ranks."""
 
 from __future__ import annotations
 
+import multiprocessing
 from itertools import zip_longest
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from tests.unit.data_files import make_index
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.loader import TrainLoader, ValLoader
-from yolov7.errors import DataError
+from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import to_original
 from yolov7.settings import AugmentSettings
 from yolov7.structures import Batch, Detections
@@ -44,7 +45,7 @@ def test_batches_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
         assert all(_same(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+def test_every_epoch_has_every_image_once_in_another_order(tmp_path: Path) -> None:
     loader = TrainLoader(_dataset(tmp_path), batch_size=3, seed=1)
     orders = [[i for batch in loader.epoch(epoch) for i in batch.index] for epoch in (0, 1, 0)]
     assert sorted(orders[0]) == list(range(7))
@@ -53,7 +54,7 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(tmp_path: Path) 
 
 
 def _steps(dataset: DetectionDataset, *, ranks: int, start: int = 0) -> list[list[int]]:
-    """The images of each step of an epoch from one on, put together from the ranks' shares."""
+    """Return the images of each step of an epoch from `start` on, combined from the ranks' shares."""
     shares = [
         [
             batch.index
@@ -72,11 +73,11 @@ def test_the_steps_of_an_epoch_are_the_same_for_any_number_of_ranks(tmp_path: Pa
     for ranks in (2, 3, 5):  # the last step leaves a rank, or three, without an image
         assert _steps(dataset, ranks=ranks) == whole
         assert _steps(dataset, ranks=ranks, start=1) == whole[1:]
-    with pytest.raises(ValueError, match="batch_size=3 must be at least an image for each of 4 workers"):
+    with pytest.raises(SettingError, match="batch_size=3 must be at least 4, one image for each worker"):
         TrainLoader(dataset, batch_size=3, rank=0, world_size=4)
 
 
-def test_a_share_without_images_is_a_batch_too(tmp_path: Path) -> None:
+def test_a_share_without_images_is_an_empty_batch(tmp_path: Path) -> None:
     *_, last = TrainLoader(_dataset(tmp_path), batch_size=5, rank=2, world_size=3).epoch(0)
     assert (last.images.shape, len(last.targets), last.index) == ((0, 3, 64, 64), 0, ())
 
@@ -134,7 +135,19 @@ def test_without_augmentation_a_sample_is_letterboxed(tmp_path: Path) -> None:
     )
 
 
-def test_validation_boxes_find_their_way_back(tmp_path: Path) -> None:
+def test_validation_batches_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    index = make_index(tmp_path, count=7)
+    loaders = [ValLoader(index, image_size=64, batch_size=2, num_workers=workers) for workers in (0, 1, 2)]
+    for _ in range(2):  # a loader may be iterated several times
+        alone, *others = [list(loader) for loader in loaders]
+        for batches in others:
+            assert [batch.index for batch in batches] == [batch.index for batch in alone]
+            assert [batch.geometry for batch in batches] == [batch.geometry for batch in alone]
+            assert all(torch.equal(a.images, b.images) for a, b in zip(alone, batches, strict=True))
+    assert multiprocessing.active_children() == []  # workers run only during an iteration
+
+
+def test_validation_boxes_return_to_the_pixels_of_the_image(tmp_path: Path) -> None:
     index = make_index(tmp_path, count=5)
     batches = list(ValLoader(index, image_size=96, batch_size=2, num_workers=1))
     assert [batch.index for batch in batches] == [(0, 1), (2, 3), (4,)]
@@ -147,8 +160,8 @@ def test_validation_boxes_find_their_way_back(tmp_path: Path) -> None:
     assert to_original(empty, geometry).boxes_xyxy.shape == (0, 4)
 
 
-def test_an_image_that_changed_since_prepare_is_told(tmp_path: Path) -> None:
+def test_an_image_that_changed_since_it_was_indexed_is_reported(tmp_path: Path) -> None:
     dataset = _dataset(tmp_path)
     make_index(tmp_path, width=50, height=50)
-    with pytest.raises(DataError, match="is 50x50, was 60x40; run `yolov7 prepare` again"):
+    with pytest.raises(DataError, match="is 50x50 pixels but was 60x40 when the data were prepared; restore"):
         dataset.sample(0)

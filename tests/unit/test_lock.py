@@ -1,4 +1,4 @@
-"""A stage runs once at a time."""
+"""Locks: a stage cannot run twice at the same time."""
 
 from __future__ import annotations
 

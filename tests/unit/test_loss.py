@@ -1,7 +1,8 @@
-"""The loss: degenerate batches, precision of the maps, gradients, and gains."""
+"""Test the loss: degenerate batches, precision of the maps, gradients and gains."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov7.criterion.loss import DetectionLoss, _put_last, varifocal_weight
+from yolov7.criterion.loss import DetectionLoss, _put_last, level_balance, varifocal_weight
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
@@ -52,6 +53,32 @@ def test_batch_without_objects_has_objectness_only() -> None:
     assert all(m.grad is not None and m.grad[..., :4].abs().sum() == 0 for m in maps.lead)
 
 
+@pytest.mark.parametrize("num_levels", [1, 2, 4, 5, 6, 7])
+def test_every_level_of_a_head_gets_an_objectness_gradient(num_levels: int) -> None:
+    """A head may have any number of levels; the reference names weights for five of them."""
+    strides = tuple(2**level for level in range(num_levels))
+    maps = tuple(torch.zeros(1, 1, 64 // s, 64 // s, 6).requires_grad_() for s in strides)
+    loss = DetectionLoss(
+        anchors_px=torch.ones(num_levels, 1, 2),
+        strides=strides,
+        num_classes=1,
+        image_size=64,
+        settings=LossSettings(),
+    )
+    nothing = torch.zeros(0, dtype=torch.int64)
+    loss(HeadMaps(maps), Targets(nothing, nothing, torch.zeros(0, 4))).total.backward()
+    sums = [m.grad[..., 4].sum().item() for m in maps if m.grad is not None]
+    assert len(sums) == num_levels
+    assert min(sums) > 0
+    assert all(one > other for one, other in itertools.pairwise(sums))
+
+
+def test_balance_of_levels() -> None:
+    assert level_balance(3) == (4.0, 1.0, 0.4)
+    assert level_balance(4) == (4.0, 1.0, 0.25, 0.06)
+    assert level_balance(7) == pytest.approx((4.0, 1.0, 0.25, 0.06, 0.02, 0.005, 0.00125))
+
+
 def test_one_class_has_no_class_loss() -> None:
     maps, targets = example(classes=1)
     parts = loss_for(1)(maps, targets)
@@ -77,7 +104,9 @@ def test_gradient_by_differences(assigner: str) -> None:
     loss = loss_for(2, assigner=assigner, focal_gamma=1.5, label_smoothing=0.1)
     gradients = torch.autograd.grad(loss(maps, targets).total, maps.lead)
     for level, gradient in enumerate(gradients):
-        position = int(gradient[..., 5].abs().argmax()) * gradient.shape[-1] + 5  # a class: no part of detached goals
+        position = (
+            int(gradient[..., 5].abs().argmax()) * gradient.shape[-1] + 5
+        )  # of a class, because other targets are detached
         step = torch.zeros_like(gradient).view(-1)
         step[position] = 1e-2
         higher, lower = (_moved(maps, level, sign * step.view_as(gradient)) for sign in (1, -1))
@@ -89,8 +118,8 @@ def varifocal(logits: Tensor, goal: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(logits, goal, reduction="none") * varifocal_weight(logits, goal)
 
 
-def test_varifocal_is_the_papers_formula_and_so_is_its_gradient() -> None:
-    """Against p written out, in float64, and differences of it; logits of 300 have finite losses."""
+def test_varifocal_loss_and_gradient_follow_the_formula() -> None:
+    """Compare with the formula in float64 and with finite differences; logits of 300 have finite losses."""
     random = torch.Generator().manual_seed(2)
     logits = (4 * torch.randn(200, generator=random)).double().requires_grad_()
     goal = torch.rand(200, generator=random).double() * (torch.rand(200, generator=random) < 0.4)
@@ -106,7 +135,7 @@ def test_varifocal_is_the_papers_formula_and_so_is_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("parts", [["classification"], ["objectness"], ["classification", "objectness"]])
-def test_varifocal_learns_and_weighs_classes_by_the_boxes(parts: list[str]) -> None:
+def test_varifocal_changes_only_its_own_parts_and_learns(parts: list[str]) -> None:
     maps, targets = example(counts=(2, 1), classes=3)
     loss, leaves = loss_for(3, assigner="anchor", **{f"{part}_loss": "varifocal" for part in parts}), list(maps.lead)
     first, plain = loss(maps, targets), loss_for(3, assigner="anchor")(maps, targets)
@@ -120,7 +149,7 @@ def test_varifocal_learns_and_weighs_classes_by_the_boxes(parts: list[str]) -> N
     assert loss(maps, targets).total.item() < 0.6 * first.total.item()
 
 
-def test_varifocal_bears_no_other_weights() -> None:
+def test_varifocal_refuses_other_weights() -> None:
     for given in ({"classification_pos_weight": 2.0}, {"label_smoothing": 0.1}):
         with pytest.raises(ValueError, match="leave classification_pos_weight at 1 and label_smoothing at 0"):
             LossSettings.model_validate({"classification_loss": "varifocal", **given})
@@ -151,13 +180,13 @@ def test_objectness_gain_grows_with_the_area() -> None:
     assert large.box == small.box
 
 
-def test_last_of_several_values_stays() -> None:
+def test_the_last_of_several_values_is_used() -> None:
     goal = torch.zeros(4)
     _put_last(goal, torch.tensor([1, 3, 1]), torch.tensor([0.25, 0.5, 0.75]))
     assert goal.tolist() == [0, 0.75, 0, 0.5]
 
 
-def test_cells_of_several_objects_gather_their_gradients() -> None:
+def test_cells_of_several_objects_add_their_gradients() -> None:
     maps, targets = example(counts=(1,), classes=2)
     twice = Targets(*(torch.cat((field, field)) for field in (targets.image, targets.label, targets.boxes_cxcywh)))
     parts = loss_for(2, assigner="anchor")(maps, twice)
@@ -180,11 +209,11 @@ def test_every_kind_of_box_loss_learns(kind: str) -> None:
 
 
 def with_auxiliary(maps: HeadMaps) -> HeadMaps:
-    """The same maps as an auxiliary head, in other leaves, a little different."""
+    """Add an auxiliary head with slightly different maps as separate leaves."""
     return HeadMaps(maps.lead, tuple((m.detach() + 0.3 * m.detach().flip(-1)).requires_grad_() for m in maps.lead))
 
 
-def test_an_auxiliary_head_adds_its_share() -> None:
+def test_the_loss_of_an_auxiliary_head_is_added_with_its_gain() -> None:
     maps, targets = example()
     alike = HeadMaps(maps.lead, tuple(m.detach().clone().requires_grad_() for m in maps.lead))
     both = loss_for(auxiliary="lead_guided", auxiliary_gain=0.5)(alike, targets)
@@ -210,7 +239,7 @@ def test_every_auxiliary_head_learns(guidance: str) -> None:
 
 
 def test_the_constraint_keeps_boxes_from_coarse_cells() -> None:
-    """A centre at 4.9 has coarse positives in cell 3, 1.9 away from its corner: in reach of the wide decoder alone."""
+    """A centre at 4.9 has coarse positives in cell 3, at a distance of 1.9, which only the wide decoder can reach."""
     nothing = torch.zeros(1, dtype=torch.int64)
     targets = Targets(nothing, nothing, torch.tensor([[39.2, 39.2, 8, 8]]) / 64)
     left = {}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from yolov7.data.index import ImageIndex
 from yolov7.evaluation.coco import coco_curves
 from yolov7.evaluation.figures import (
-    FIGURES,
     CocoFigures,
     coco_metrics,
     coco_results,
@@ -152,49 +150,27 @@ def test_both_libraries_agree(seed: int) -> None:
     assert 0.05 < float(figures(index, *detections).AP or 0) < 0.95
 
 
-def test_figures_are_those_of_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
-    index, detections = random_split(7, images=30, classes=4)
-    rows = coco_results(index, detections)
-    ids = [int(path.stem) for path in index.paths]
-    images = np.repeat(ids, np.diff(index.box_offsets)).tolist()
-    objects = [
-        {"id": k, "image_id": image, "category_id": int(label) + 1, "iscrowd": int(crowd)}
-        | {"bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()], "area": float(np.prod(box[2:] - box[:2]))}
-        for k, (image, box, label, crowd) in enumerate(
-            zip(images, index.boxes_xyxy, index.labels, index.crowd, strict=True), start=1
-        )
-    ]
-    truth = COCO()
-    truth.dataset = {"images": [{"id": i} for i in ids], "annotations": objects, "info": {}}
-    truth.dataset["categories"] = [{"id": k + 1, "name": name} for k, name in enumerate(index.class_names)]
-    truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    ours = coco_metrics(index, detections).as_dict()
-    # its results format has boxes to the thousandth of a pixel
-    assert [ours[name] for name in FIGURES] == pytest.approx(evaluation.stats.tolist(), abs=2e-3)
-    exact = coco_metrics(index, [_rounded(found) for found in detections]).as_dict()
-    assert [exact[name] for name in FIGURES] == pytest.approx(evaluation.stats.tolist(), abs=1e-9)
+def test_results_keep_the_ids_of_the_source_and_all_digits() -> None:
+    index = replace(TWO, image_ids=(7, "b"), category_ids=(0, "dog", 90))
+    rows = coco_results(index, [found(), found((1.23456, 2, 11, 22, 2, 0.123456), (1, 2, 3, 4, 1, 0.1))])
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [("b", 90), ("b", "dog")]
+    assert rows[0]["bbox"] == pytest.approx([1.23456, 2, 9.76544, 20], abs=1e-6)
+    assert np.float32(rows[0]["bbox"][0]) == np.float32(1.23456)
+    assert np.float32(rows[0]["score"]) == np.float32(0.123456)
 
 
-def _rounded(found: Detections) -> Detections:
-    low, sides = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]
-    low, sides = (torch.round(part.double(), decimals=3) for part in (low, sides))
-    return Detections(torch.cat((low, low + sides), dim=1).float(), found.scores, found.labels)
+def test_an_index_without_ids_counts_from_one() -> None:
+    (row,) = coco_results(TWO, [found(), found((1, 2, 3, 4, 0, 0.5))])
+    assert (row["image_id"], row["category_id"]) == (2, 1)
 
 
-def test_results_format() -> None:
-    rows = coco_results(TWO, [found(), found((1.23456, 2, 11, 22, 2, 0.123456))])
-    assert rows == [{"image_id": 10, "category_id": 3, "bbox": [1.235, 2.0, 9.765, 20.0], "score": 0.12346}]
-
-
-def test_coco_keeps_its_category_ids() -> None:
-    names = ("person", *(f"class {i}" for i in range(78)), "toothbrush")
-    index = index_of([CAT], names=names)
-    ids = [
-        row["category_id"]
-        for row in coco_results(index, [found((*CAT[:4], 0, 0.9), (*CAT[:4], 11, 0.8), (*CAT[:4], 79, 0.7))])
-    ]
-    assert ids == [1, 13, 90]
+def test_tied_scores_count_in_the_order_of_the_image_ids() -> None:
+    """A hit and a miss of equal score: precision depends on which counts first, so the order must be fixed."""
+    index = index_of([CAT], [CAT])
+    detections = [found((*CAT, 0.5)), found((300, 300, 330, 330, 0, 0.5))]
+    hit_first = figures(replace(index, image_ids=(1, 2)), *detections)
+    miss_first = figures(replace(index, image_ids=(2, 1)), *detections)
+    assert pytest.approx(51 / 101) == hit_first.AP
+    assert pytest.approx(51 / 101 / 2) == miss_first.AP
+    turned = figures(replace(index, image_ids=(2, 1)), *detections[::-1])
+    assert turned == hit_first

@@ -1,4 +1,4 @@
-"""Mosaics of nine: where the images lie, and the samples made of them."""
+"""Mosaics of nine, mixup and pasting: where the images lie, and the samples made of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from yolov7.data.augment.mosaic import place_mosaic_nine
+from yolov7.data.build_index import AnnotatedImage, build_index
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.index import AnnotatedImage, ImageIndex, build_index
+from yolov7.data.index import ImageIndex
 from yolov7.settings import AugmentSettings
 
 
@@ -62,10 +63,23 @@ def samples(index: ImageIndex, **settings: float) -> list[int]:
     return [len(dataset.sample(i, epoch=epoch).labels) for i in range(9) for epoch in range(4)]
 
 
-def test_a_mosaic_of_nine_has_its_setting_and_the_default_is_of_four(index: ImageIndex) -> None:
+def test_the_setting_decides_between_mosaics_of_four_and_of_nine(index: ImageIndex) -> None:
     four, mixed, nine = (samples(index, mosaic_nine=share) for share in (0.0, 0.2, 1.0))
     assert four == samples(index)
     assert four != mixed != nine
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_mixup_blends_two_samples_with_and_without_mosaic(index: ImageIndex, mosaic: float) -> None:
+    still = {"scale": 0.0, "translate": 0.0, "hsv_hue": 0.0, "hsv_saturation": 0.0, "hsv_value": 0.0}
+    augment = AugmentSettings(mosaic=mosaic, mixup=1.0, flip_horizontal=0.0, **still)
+    dataset = DetectionDataset(index, image_size=96, augment=augment, seed=1)
+    counts = [len(dataset.sample(i).labels) for i in range(9)]
+    if not mosaic:
+        assert counts == [2] * 9  # one object of each image
+        assert len(np.unique(dataset.sample(0).image.reshape(-1, 3), axis=0)) > 2
+    assert sum(counts) > 1.5 * sum(samples(index, mosaic=mosaic)) / 4
+    assert [len(dataset.sample(i, mosaic=False).labels) for i in range(9)] == [1] * 9  # the last epochs
 
 
 def test_pasting_adds_objects(index: ImageIndex) -> None:
@@ -74,8 +88,8 @@ def test_pasting_adds_objects(index: ImageIndex) -> None:
     assert sum(samples(index, mosaic=0.0, copy_paste=1.0)) >= plain
 
 
-def test_boxes_stay_around_their_objects_through_it_all(index: ImageIndex) -> None:
-    """Of every box at least half is of an object's colours."""
+def test_boxes_stay_around_their_objects_with_everything_combined(index: ImageIndex) -> None:
+    """At least half of every box has the colours of an object."""
     augment = AugmentSettings(
         mosaic=1.0,
         mosaic_nine=0.5,

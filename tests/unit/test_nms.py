@@ -1,4 +1,4 @@
-"""Suppression: equal to the plain greedy loop, hand-sized cases, limits and order."""
+"""Test non-maximum suppression: equality with the plain greedy loop, small cases, limits and order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.naive import naive_nms
+from yolov7.boxes import pairwise_iou
 from yolov7.inference import nms
 from yolov7.inference.nms import best_first, non_max_suppression, suppress
 from yolov7.settings import NmsSettings
@@ -76,7 +77,7 @@ def test_equal_scores_keep_their_order() -> None:
 
 
 def test_chain_of_overlaps() -> None:
-    # Each box overlaps the next one only: greedy keeps every second.
+    # Each box overlaps only the next one, so greedy suppression keeps every second box.
     boxes = torch.tensor([[float(i), 0.0, i + 2.0, 1.0] for i in range(9)])
     kept = suppress(boxes, groups=torch.zeros(9, dtype=torch.int64), threshold=0.3, limit=99)
     assert kept.tolist() == [0, 2, 4, 6, 8]
@@ -96,18 +97,28 @@ def test_equals_the_greedy_loop(block: int, num_groups: int, monkeypatch: pytest
             assert suppress(boxes, groups=groups, threshold=0.4, limit=limit).tolist() == expected
 
 
-def test_a_compiled_kernel_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-        order = scores.argsort(descending=True)
-        return order[torch.tensor(naive_nms(boxes[order], torch.zeros_like(order), threshold=threshold))]
+@pytest.mark.parametrize("label", [0, 79, 999, 1200, 9999, 10**6])
+def test_small_boxes_are_kept_alike_whatever_their_class(label: int) -> None:
+    """Two boxes of 8 px and IoU 0.441 at threshold 0.45; a shift of 4096 px per class in float32 loses half pixels."""
+    boxes = torch.tensor([[300.0, 300.0, 308.0, 308.0], [303.1, 300.0, 311.1, 308.0]])
+    iou = float(pairwise_iou(boxes[:1], boxes[1:]))
+    assert iou == pytest.approx(0.441, abs=1e-3)
+    groups = torch.full((2,), label)
+    assert suppress(boxes, groups=groups, threshold=0.45, limit=9).tolist() == [0, 1]
+    assert suppress(boxes, groups=groups, threshold=0.43, limit=9).tolist() == [0]
 
-    random = torch.Generator().manual_seed(3)
-    corner = torch.rand(200, 2, generator=random) * 9000
-    boxes = torch.cat((corner, corner + 3000), dim=1)
-    groups = torch.randint(80, (200,), generator=random)
-    plain = suppress(boxes, groups=groups, threshold=0.5, limit=150)
-    monkeypatch.setattr(nms, "_compiled_kernel", lambda: kernel)
-    assert torch.equal(suppress(boxes, groups=groups, threshold=0.5, limit=150), plain)
+
+@pytest.mark.parametrize("limit", [300, 5000])
+@pytest.mark.parametrize(("extent", "num_groups"), [(60.0, 1000), (60.0, 5), (3e6, 3), (3e6, 2000)])
+def test_equals_the_greedy_loop_for_many_classes_and_large_coordinates(
+    extent: float, num_groups: int, limit: int
+) -> None:
+    random = torch.Generator().manual_seed(2)
+    corner = torch.rand(300, 2, generator=random, dtype=torch.float64) * 60 + extent
+    boxes = torch.cat((corner, corner + 5 + 30 * torch.rand(300, 2, generator=random)), dim=1).float()
+    groups = torch.randint(3, (300,), generator=random) * (num_groups // 3)
+    ours = suppress(boxes, groups=groups, threshold=0.4, limit=limit)
+    assert ours.tolist() == naive_nms(boxes.double(), groups, threshold=0.4)
 
 
 def test_half_precision() -> None:

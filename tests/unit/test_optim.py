@@ -1,4 +1,4 @@
-"""The schedule, the parameter groups and the average of the weights."""
+"""The schedule, the groups of parameters, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_gradients_accumulate_to_the_nominal_batch() -> None:
 
 def test_the_optimizer_moves_when_the_nominal_batch_is_together() -> None:
     plans = schedule(batch=16)
-    assert not plans.moves(1000, waiting=3)
-    assert plans.moves(1000, waiting=4)
+    assert not plans.is_optimizer_step(1000, pending=3)
+    assert plans.is_optimizer_step(1000, pending=4)
 
 
 @given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 128))

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from yolov7.data.build_index import AnnotatedImage, build_index
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.index import AnnotatedImage, ImageIndex, build_index
+from yolov7.data.index import ImageIndex
 from yolov7.data.outlines import bounds, fill
 from yolov7.settings import AugmentSettings
 

@@ -52,7 +52,7 @@ def test_polygons_are_kept_and_stored(tmp_path: Path) -> None:
 
 
 def test_data_without_outlines_store_none_of_it(tmp_path: Path) -> None:
-    index, _ = read(tmp_path, {"segmentation": []}, {"area": 600.001, "bbox": [1, 1, 20, 30]})
+    index, _ = read(tmp_path, {"segmentation": []}, {"area": 600, "bbox": [1, 1, 20, 30]})
     assert (index.outlines, index.areas, index.outlines_of(0)) == (None, None, ())
     save_index(tmp_path / "train.npz", index)
     with np.load(tmp_path / "train.npz") as file:
@@ -69,7 +69,9 @@ def test_data_without_outlines_store_none_of_it(tmp_path: Path) -> None:
         ([TRIANGLE, []], FlawKind.NO_POLYGON),
         ([[*TRIANGLE[:-1], float("nan")]], FlawKind.NO_POLYGON),
         ([[*TRIANGLE[:-1], 10**400]], FlawKind.NO_POLYGON),
-        ([[*TRIANGLE[:-1], "35"]], FlawKind.NO_POLYGON),
+        ([[*TRIANGLE[:-1], "x"]], FlawKind.NO_POLYGON),
+        ([[*TRIANGLE[:-1], True]], FlawKind.NO_POLYGON),
+        ([[*TRIANGLE[:-1], 1e30]], FlawKind.NO_POLYGON),
         ("triangle", FlawKind.NO_POLYGON),
         (7, FlawKind.NO_POLYGON),
         ({"counts": [0, 9], "size": [40, 60]}, FlawKind.MASK),
@@ -179,8 +181,8 @@ def test_small_medium_and_large_are_those_of_the_annotation_file(tmp_path: Path)
         polygon = [x, y, x + w, y, x + w, y + h]
         stated = {"area": w * h / 2} if i % 2 else {}
         rows.append({"image_id": 1 + i % 6, "bbox": [x, y, w, h], "segmentation": [polygon], **stated})
-    for image in images:
-        write_image(tmp_path / "images" / image["file_name"], width=400, height=300)
+    for i, image in enumerate(images):
+        write_image(tmp_path / "images" / image["file_name"], width=400, height=300, seed=i)
     path = write_coco(tmp_path, images=[{**image, "skip": True} for image in images], annotations=rows)
     index, flaws = read_coco(path)
     assert not flaws

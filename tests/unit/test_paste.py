@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yolov7.data.augment.geometry import Tile
 from yolov7.data.augment.paste import MAX_COVERED, Patch, copy_paste, cut_patches, paste_in
+from yolov7.data.augment.tile import Tile
 from yolov7.data.outlines import Outline, bounds, fill
 
 GREEN = Patch(np.full((40, 60, 3), (0, 200, 0), np.uint8), label=2)

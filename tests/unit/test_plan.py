@@ -1,4 +1,4 @@
-"""Planned re-parameterisation: which convolutions keep an identity branch, and what the plan says of every row."""
+"""Test planned re-parameterisation: which convolutions keep an identity branch, and what the plan prints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def identities(spec: ModelSpec, row: str) -> dict[int, bool]:
 
 
 def test_3_stacked_elan() -> None:
-    """Table 4: every second map is concatenated; those between are not."""
+    """Table 4: every second map is concatenated."""
     spec = swapped("yolov7", p4={"depth": 3, "rep": [1, 2, 3, 4, 5, 6]})
     assert identities(spec, "p4") == {1: True, 2: False, 3: True, 4: False, 5: True, 6: False}
     assert identities(swapped("yolov7", p4={"rep": [3]}), "p4") == {3: True}
@@ -36,22 +36,28 @@ def test_elan_w_and_tiny_concatenate_every_map() -> None:
 
 
 def test_dark_blocks_and_reversed_ones() -> None:
-    """Table 5: what meets the residual addition has no identity; in the reversed block the 3x3 does not meet it."""
+    """Table 5: only a 3x3 convolution in front of the residual addition has no identity branch."""
     rep = {"rep": [1, 3]}
     assert identities(swapped("yolor-w6", p5=rep), "p5") == {1: False, 3: False}
     assert identities(swapped("yolor-w6", p5=rep | {"reversed": True}), "p5") == {1: True, 3: True}
     without = {"rep": [1, 2], "shortcut": False}
-    assert identities(swapped("yolor-csp", n4=without), "n4") == {1: True, 2: False}  # the last one is concatenated
-    assert identities(swapped("yolor-csp", p2=without), "p2") == {1: True, 2: True}  # a 1x1 lies between
+    assert identities(swapped("yolor-csp", n4=without), "n4") == {1: True, 2: False}  # the last map is concatenated
+    assert identities(swapped("yolor-csp", p2=without), "p2") == {1: True, 2: True}  # a 1x1 convolution is in between
 
 
-def test_rep_conv_before_a_concatenation_or_an_addition() -> None:
+def test_rep_conv_in_front_of_a_concatenation_or_an_addition() -> None:
     plain = {"s1": {"block": "conv", "out": 16, "s": 2}, "s2": {"block": "conv", "out": 16, "s": 2}}
     tail = {"head": {"block": "detect", "anchors": [[10, 13, 16, 30]]}}
     for behind, why in (
-        ({"b": {"block": "conv", "out": 16}}, "identity, as its output meets no addition and no concatenation"),
-        ({"b": {"block": "bottleneck", "out": 16}}, "no identity, as its output goes into a residual addition in b"),
-        ({"b": {"block": "bottleneck", "out": 16, "shortcut": False}}, "identity, as its output meets no"),
+        (
+            {"b": {"block": "conv", "out": 16}},
+            "identity, because its output goes into no addition and no concatenation",
+        ),
+        (
+            {"b": {"block": "bottleneck", "out": 16}},
+            "no identity, because its output goes into a residual addition in b",
+        ),
+        ({"b": {"block": "bottleneck", "out": 16, "shortcut": False}}, "identity, because its output goes into no"),
         ({"b": {"block": "conv", "from": ["s2", "r"], "out": 32}}, "goes into a concatenation in b"),
     ):
         spec = resolve_spec({"rows": plain | {"r": {"block": "rep_conv", "out": 16}} | behind | tail}, name="x")
@@ -60,7 +66,7 @@ def test_rep_conv_before_a_concatenation_or_an_addition() -> None:
         assert place.identity == (not place.reason.startswith("no"))
 
 
-def test_the_plan_names_every_row_and_every_place() -> None:
+def test_the_plan_names_every_row_and_every_position() -> None:
     lines = plan_lines(swapped("yolov7", p3={"rep": [1, 4]}, r3={"out": 128}))
     said = {line.name: line for line in lines}
     assert set(said) == {*load_spec("yolov7").rows, "p3.1", "p3.4"}
@@ -69,7 +75,7 @@ def test_the_plan_names_every_row_and_every_place() -> None:
         "RepConv", "RepConvN", "RepConv", "RepConvN",
     ]  # fmt: skip
     assert "a concatenation" in said["p3.4"].why
-    assert "takes 256 channels and gives 512" in said["r4"].why
+    assert "it has 256 input channels and 512 output channels" in said["r4"].why
     assert said["head"].why == "implicit vectors folded in"
     head = {line.name: line for line in plan_lines(load_spec("yolov7-w6"))}["head"]
     assert head.why == "implicit vectors folded in, auxiliary head dropped"
@@ -89,10 +95,10 @@ def test_tables_4_and_5_are_specs_that_build() -> None:
         ({"p3": {"rep": [1, 1]}}, "rep=[1, 1] must name each position once"),
         ({"p3": {"rep": [0]}}, "p3.elan.rep.0"),
         ({"p3": {"block": "csp_a", "rep": [3]}}, "from 1 to 2, the number of dark blocks"),
-        ({"p3": {"grouped": True}}, "grouped=true needs a cardinality above 1"),
+        ({"p3": {"grouped": True}}, "grouped=true needs a cardinality greater than 1"),
     ],
 )
-def test_positions_that_are_not_there(swap: dict[str, object], message: str) -> None:
+def test_positions_that_do_not_exist(swap: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         resolve_spec({"base": "yolov7", "swap": swap}, name="x")
     assert message in str(caught.value)

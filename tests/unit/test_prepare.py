@@ -1,4 +1,4 @@
-"""What the stage prepare leaves, and how it fails."""
+"""What the stage `prepare` writes, warns of, and refuses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import cv2
 import pytest
 
-from pipeline.artifacts.files import PreparedData, read_json
+from pipeline.artifacts.files import read_json
+from pipeline.artifacts.reports import PreparedData
 from pipeline.params import DataSettings
 from pipeline.report.health import HealthReport
 from pipeline.stages.prepare import prepare
-from tests.unit.data_files import write_image, write_voc
+from tests.unit.data_files import write_coco, write_image, write_voc
 from yolov7.data.index import load_index
 from yolov7.errors import DataError
 
@@ -63,13 +64,13 @@ def test_shuffled_labels_touch_train_only(tmp_path: Path) -> None:
 def test_flaws_are_reported_or_fatal(tmp_path: Path) -> None:
     write_voc(tmp_path / "voc", {"x": [("b", 1, 1, 20, 20), ("b", 5, 5, 5, 5)], "<y>": [("a", 1, 1, 60, 40)], "z": []})
     line = prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
-    assert "1 flaw (box without area: 1), 1 images without boxes; see" in line
+    assert "1 flaw (box without area: 1), 1 image without boxes; see" in line
     report = read_json(tmp_path / "artifacts/prepare/health.json", HealthReport, made_by="prepare")
     train = report.splits["train"]
     assert (train.images, train.boxes, train.images_without_boxes) == (3, 2, 1)
     assert train.boxes_per_size == {"small": 1, "medium": 1, "large": 0}
     assert train.flaws == {"box without area": 1, "image without boxes": 1}
-    with pytest.raises(DataError, match=r"1 flaw in train.*box without area.*x\.jpg: \[5, 5, 5, 5\]; mend them"):
+    with pytest.raises(DataError, match=r"1 flaw in train.*box without area.*x\.jpg: \[5, 5, 5, 5\]; correct them"):
         prepare(_voc(tmp_path / "voc", flaws={"fatal": ["boxes"]}), project_root=tmp_path)
     assert _prepared(tmp_path).splits == {"train": 3}  # what was there stays
 
@@ -99,3 +100,73 @@ def test_edited_pixels_change_the_hash(tmp_path: Path) -> None:
     prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
     assert before.content_hash != _prepared(tmp_path).content_hash
     assert before.boxes == _prepared(tmp_path).boxes
+
+
+def _coco(root: Path, **changes: Any) -> DataSettings:
+    return DataSettings.model_validate({"format": "coco", "path": str(root), "val": None} | changes)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "reason"),
+    [
+        (
+            {"category_id": "x"},
+            r"\(unknown category: 3\), e\.g\. .*train\.json: annotation 1: category id 'x'; correct",
+        ),
+        ({"image_id": "1"}, r"\(annotation of an unknown image: 3\), e\.g\. .*: annotation 1: image id '1'; correct"),
+        ({"bbox": [200, 200, 9, 9]}, r"\(box outside its image: 3\), e\.g\. .*0\.jpg: \[200, 200, 209, 209\]; correct"),
+        ({"bbox": [0.1, 0.1, 0.5, 0.5]}, r"\(box in shares of its image \(0 to 1\): 3\), .*multiply x by the width"),
+    ],
+)
+def test_the_reasons_are_told_if_all_boxes_are_left_out(
+    tmp_path: Path, annotation: dict[str, Any], reason: str
+) -> None:
+    rows = [{"image_id": 1, "bbox": [1 + i, 1, 5, 5]} | annotation for i in range(3)]
+    write_coco(tmp_path, images=[{}], annotations=rows)
+    with pytest.raises(DataError, match=f"all 3 boxes of train were left out {reason}"):
+        prepare(_coco(tmp_path), project_root=tmp_path)
+
+
+def test_crowd_regions_alone_are_refused(tmp_path: Path) -> None:
+    write_coco(tmp_path, images=[{}], annotations=[{"image_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": "1"}])
+    with pytest.raises(DataError, match="all 1 boxes of train are crowd regions"):
+        prepare(_coco(tmp_path), project_root=tmp_path)
+
+
+def test_what_was_left_out_is_explained_in_the_report(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", {name: [("a", 1, 1, 20, 20), ("a", 5, 5, 5, 5)] for name in "wxyz"})
+    (tmp_path / "voc/JPEGImages/x.jpg").write_bytes(b"nothing")
+    prepare(_voc(tmp_path / "voc", flaws={"max_unreadable": 0.3}), project_root=tmp_path)
+    train = read_json(tmp_path / "artifacts/prepare/health.json", HealthReport, made_by="prepare").splits["train"]
+    assert (train.images_left_out, train.boxes_left_out) == (1, 5)
+    page = " ".join((tmp_path / "artifacts/prepare/health.html").read_text().split())
+    assert "1 images and 5 boxes were left out. Figures are measured without them" in page
+
+
+def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script>{{ 7*7 }}"
+    write_voc(tmp_path / "voc", {"x": [("placeholder", 1, 1, 20, 20)]})
+    path = tmp_path / "voc/Annotations/x.xml"
+    path.write_text(path.read_text().replace("placeholder", name.replace("<", "&lt;")))
+    prepare(_voc(tmp_path / "voc"), project_root=tmp_path)
+    page = (tmp_path / "artifacts/prepare/health.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;{{ 7*7 }}" in page
+    assert "<script" not in page
+
+
+def test_links_to_folders_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_voc(tmp_path / "lake", {"x": [("a", 1, 1, 20, 20)]})
+    prepare(_voc(tmp_path / "lake"), project_root=tmp_path)
+    assert "warning" not in capsys.readouterr().out
+    (tmp_path / "mine").mkdir()
+    for folder in ("Annotations", "ImageSets", "JPEGImages"):
+        (tmp_path / "mine" / folder).symlink_to(tmp_path / "lake" / folder)
+    prepare(_voc(tmp_path / "mine"), project_root=tmp_path)
+    assert "holds links to folders (Annotations, ImageSets, JPEGImages); DVC does not see" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("path", "what"), [("data.yaml", "is a file"), ("nowhere", "does not exist")])
+def test_a_path_that_is_no_folder_names_the_formats(tmp_path: Path, path: str, what: str) -> None:
+    (tmp_path / "data.yaml").write_text("train: images\n")
+    with pytest.raises(DataError, match=rf"data\.path='.*{path}' {what}, is not a folder.*coco .* and voc"):
+        prepare(_coco(tmp_path / path), project_root=tmp_path)

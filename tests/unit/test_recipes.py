@@ -1,4 +1,4 @@
-"""Recipes: the reference's settings by name, what overrides them, and what a mistake is told."""
+"""Recipes: the reference's settings by name, the order in which stated keys override them, and errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.experiment import Experiment, parse_experiment
-from yolov7.recipes import RECIPES
+from yolov7.recipes import RECIPES, resolve_settings
 from yolov7.settings import TrainSettings
 
 # of the reference's settings files: lrf, cls, obj, translate, scale, mixup, paste_in
@@ -60,7 +60,7 @@ def test_every_recipe_names_known_keys() -> None:
 
 
 def test_fine_tuning_wants_weights() -> None:
-    with pytest.raises(ValueError, match="name them in weights"):
+    with pytest.raises(ValueError, match="name a weight file in weights"):
         settings(recipe="finetune")
     found = settings(recipe="finetune", weights="w.safetensors", freeze=None)
     assert found.freeze is None
@@ -108,3 +108,55 @@ def test_a_mistake_in_a_swap_is_told_with_the_variant() -> None:
 def test_patience_and_a_mean_of_last_epochs_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="exclude each other"):
         settings(patience=3, swa_epochs=3)
+
+
+def test_fine_tuning_does_not_depend_on_the_default_optimizer() -> None:
+    optim = RECIPES["finetune"]["optim"]
+    assert {"optimizer", "lr0", "lr_final", "momentum", "weight_decay", "warmup_epochs"} <= optim.keys()
+
+
+def test_stated_keys_override_every_recipe() -> None:
+    train = {"recipe": "p5", "epochs": 30, "augment": {"mixup": 0.3, "scale": 0.7}, "optim": {"lr0": 0.02}}
+    variant = {"recipe": "tiny", "augment": {"scale": 0.1}}
+    merged, notes = resolve_settings(train, variant)
+    assert merged["recipe"] == "tiny"
+    assert merged["epochs"] == 30
+    assert merged["augment"] == RECIPES["tiny"]["augment"] | {"mixup": 0.3, "scale": 0.1}
+    assert merged["optim"] == RECIPES["tiny"]["optim"] | {"lr0": 0.02}
+    assert merged["loss"] == RECIPES["tiny"]["loss"]
+    assert notes == (
+        "recipe 'tiny' would set augment.mixup=0.05, but augment.mixup=0.3 is stated for all variants and is used; "
+        "state the key for the variant to change it",
+        "recipe 'tiny' would set optim.lr0=0.01, but optim.lr0=0.02 is stated for all variants and is used; "
+        "state the key for the variant to change it",
+    )
+
+
+def test_no_note_is_made_of_keys_that_are_stated_beside_their_recipe() -> None:
+    assert resolve_settings({"recipe": "p5", "image_size": 320}, {})[1] == ()
+    assert resolve_settings({}, {"recipe": "p5", "image_size": 320})[1] == ()
+    assert resolve_settings({"recipe": "p5"}, {"image_size": 320})[1] == ()
+    assert resolve_settings({"image_size": 640}, {"recipe": "p5"})[1] == ()
+
+
+def test_a_variant_inherits_or_drops_the_recipe_for_all_variants() -> None:
+    assert resolve_settings({"recipe": "p6"}, {})[0]["image_size"] == 1280
+    assert resolve_settings({"recipe": "p6"}, {"recipe": None}) == ({"recipe": None}, ())
+
+
+@pytest.mark.parametrize("name", ["p7", 5, ["p5"], {}])
+def test_an_unknown_recipe_is_left_for_validation(name: object) -> None:
+    assert resolve_settings({"epochs": 3}, {"recipe": name}) == ({"epochs": 3, "recipe": name}, ())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e308, -1.0, 10**400])
+def test_numbers_that_make_no_sense_are_refused(value: float) -> None:
+    """A warm-up of 1e308 epochs, for example, cannot be converted into a number of steps."""
+    names = ("lr0", "weight_decay", "nominal_batch", "warmup_epochs", "warmup_bias_lr", "ema_ramp", "momentum")
+    for name in names:
+        with pytest.raises(ValueError, match=f"optim.{name}"):
+            settings(optim={name: value})
+    for name, field in TrainSettings.model_fields.items():
+        if isinstance(field.default, int) and not isinstance(field.default, bool):
+            with pytest.raises(ValueError, match=name):
+                settings(**{name: value})

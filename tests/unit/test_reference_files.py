@@ -1,4 +1,4 @@
-"""Files of torch.save, good and bad: what is read, what is refused, and that nothing of a pickle is ever executed."""
+"""Files of torch.save: good ones are read, bad ones are refused, and nothing in a pickle is executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference_files import foreign_classes, write_checkpoint
+from tests.reference_files import foreign_classes, write_checkpoint, write_zip
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import load_spec
 from yolov7.weights.foreign.checkpoint import read_checkpoint
@@ -40,7 +40,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def refusal(path: Path) -> str:
-    """The one line in which a file is refused."""
+    """Return the line with which a file is refused."""
     with pytest.raises(ArtifactError) as caught:
         load(path)
     message = str(caught.value)
@@ -102,7 +102,7 @@ def test_names_of_classes_in_a_mapping(tmp_path: Path) -> None:
 
 
 class Attack:
-    """Pickles to a call."""
+    """A value whose pickle calls a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._call = (function, arguments)
@@ -112,7 +112,7 @@ class Attack:
 
 
 def attacks(mark: str) -> dict[str, Any]:
-    """Contents that would make the file `mark` if any of their pickles were executed."""
+    """Return contents that would create the file `mark` if their pickle were executed."""
     command, code = f"touch {mark}", f"open({mark!r}, 'w').close()"
     return {
         "system": Attack(os.system, command),
@@ -150,6 +150,18 @@ def test_instances_of_any_other_class_are_inert(tmp_path: Path) -> None:
     assert_state(load(tmp_path / "x.pt"))
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_of_every_python_version_are_inert(tmp_path: Path, module: str) -> None:
+    """Python 3.13 pickles `pathlib._local.PosixPath`; earlier and later versions pickle `pathlib.PosixPath`."""
+    torch.save({**STATE, "save_dir": Path("runs/train")}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
+        for name, value in content.items():
+            archive.writestr(name, value.replace(b"cpathlib\n", b"c" + module.encode() + b"\n"))
+    assert_state(load(tmp_path / "y.pt"))
+
+
 def test_tensors_are_no_larger_than_their_storages(tmp_path: Path) -> None:
     for tensor in (torch.zeros(1).expand(1000), torch.zeros(10).expand(2, 10)):
         torch.save({"a": tensor}, tmp_path / "x.pt")
@@ -157,7 +169,7 @@ def test_tensors_are_no_larger_than_their_storages(tmp_path: Path) -> None:
 
 
 class IdPickler(pickle.Pickler):
-    """Writes the string `id` as a persistent id of this value."""
+    """A pickler that writes the text `id` as a persistent id with this value."""
 
     def __init__(self, file: io.BytesIO, value: Any) -> None:
         super().__init__(file, protocol=2)
@@ -171,14 +183,6 @@ def pickle_with_id(value: Any) -> bytes:
     buffer = io.BytesIO()
     IdPickler(buffer, value).dump({"model": "id"})
     return buffer.getvalue()
-
-
-def write_zip(path: Path, pickled: bytes, *, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("x/data.pkl", pickled)
-        for name, content in entries.items():
-            archive.writestr(f"x/data/{name.removeprefix('_')}", content)
-    return path
 
 
 def test_a_call_in_a_persistent_id_is_refused(tmp_path: Path) -> None:
@@ -248,7 +252,7 @@ def test_other_files_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 def dumps(content: Any) -> bytes:
-    """The pickle of torch.save alone."""
+    """Return only the pickle that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with zipfile.ZipFile(buffer) as archive:
@@ -260,7 +264,7 @@ def nested(opening: bytes, closing: bytes, depth: int) -> bytes:
 
 
 def laughing_modules() -> torch.nn.Module:
-    """Thirty modules, each of which has the next one twice: a billion of them to whoever walks the tree."""
+    """Build thirty modules, each of which has the next one twice, so that a walk visits a billion of them."""
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(torch.zeros(1))
     for _ in range(30):
@@ -271,7 +275,7 @@ def laughing_modules() -> torch.nn.Module:
 
 
 def write_bombs(folder: Path, *, many: int) -> list[Path]:
-    """Small files that ask their reader for gigabytes."""
+    """Write small files that would take gigabytes to read without limits."""
     write_zip(folder / "deflated pickle", bytes(100 * many), compression=zipfile.ZIP_DEFLATED)
     storage = pickle_with_id(("storage", torch.FloatStorage, "0", "cpu", 25 * many))
     write_zip(folder / "deflated tensor", storage, compression=zipfile.ZIP_DEFLATED, _0=bytes(100 * many))
@@ -318,7 +322,7 @@ print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolov7.weights.foreign.pickle_reader._MAX_ACTIONS", 10_000)
+    monkeypatch.setattr("yolov7.weights.foreign.pickle_reader._MAX_STEPS", 10_000)
     for path in write_bombs(tmp_path, many=20_000):
         with pytest.raises(ArtifactError, match=f"^{path}: .+"):
             import_checkpoint(path, spec=load_spec("nano"))

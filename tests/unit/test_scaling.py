@@ -62,19 +62,19 @@ def test_widths_round_up_to_multiples_of_8() -> None:
 @pytest.mark.parametrize(
     ("factors", "message"),
     [
-        ({"rule": "width", "depth": 2.0}, "depth=2.0 does not go with rule 'width'"),
-        ({"rule": "compound", "width": 2.0}, "width=2.0 does not go with rule 'compound'"),
-        ({"rule": "depth", "depth": 0.0}, "depth=0.0 must lie between 0.01 and 100"),
-        ({"rule": "width", "width": float("nan")}, "width=nan must lie between 0.01 and 100"),
+        ({"rule": "width", "depth": 2.0}, "depth=2.0 has no effect with rule 'width'"),
+        ({"rule": "compound", "width": 2.0}, "width=2.0 has no effect with rule 'compound'"),
+        ({"rule": "depth", "depth": 0.0}, "depth=0.0 must be between 0.01 and 100"),
+        ({"rule": "width", "width": float("nan")}, "width=nan must be between 0.01 and 100"),
     ],
 )
-def test_factors_that_do_not_go_with_the_rule(factors: dict[str, object], message: str) -> None:
+def test_factors_that_do_not_fit_the_rule(factors: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         scale_spec(load_spec("nano"), **factors)
 
 
 def test_depth_may_differ_from_row_to_row() -> None:
-    """The rows that are not named keep their depth; widths follow block by block."""
+    """Rows that are not named keep their depth; widths follow block by block."""
     light = load_spec("yolov7x-light")
     scaled = scale_spec(light, rule="compound", depth={"p4": 2.0, "p5": 1.5})
     assert [scaled.rows[name].depth for name in ("p2", "p3", "p4", "p5", "n4")] == [2, 2, 4, 3, 2]
@@ -90,7 +90,7 @@ def test_depth_may_differ_from_row_to_row() -> None:
 
 
 def test_depth_and_width_by_given_factors() -> None:
-    """YOLOR-CSP-X: 1.33 and 1.25, repeats rounded to the nearest."""
+    """YOLOR-CSP-X: factors 1.33 and 1.25; depths are rounded to the nearest integer."""
     base, scaled = load_spec("yolor-csp"), load_spec("yolor-csp-x")
     assert widths(scaled) == {name: width * 5 // 4 for name, width in widths(base).items()}
     assert [scaled.rows[name].depth for name in ("p1", "p2", "p3", "p5", "n4")] == [1, 3, 11, 5, 3]
@@ -104,7 +104,7 @@ def test_compound_scaling_of_cross_stage_partial_blocks_deepens_only() -> None:
 
 
 def test_e6_is_w6_scaled_and_d6_is_e6_scaled() -> None:
-    """The widths of W6's auxiliary head are E6's already, and are not scaled."""
+    """The auxiliary head of W6 already has the widths of E6, which are not scaled."""
     w6, e6, d6 = (load_spec(f"yolov7-{name}") for name in ("w6", "e6", "d6"))
     scaled = scale_spec(w6, rule="compound", depth=1.5)
     assert widths(scaled) == widths(e6)

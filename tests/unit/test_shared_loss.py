@@ -1,4 +1,4 @@
-"""The addends of the loss that processes have who share a batch: together they are the loss of the whole."""
+"""Test that the losses of processes that share a batch add up to the loss of the whole batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loss_with(**settings: Any) -> DetectionLoss:
 
 
 def share_of(maps: HeadMaps, targets: Targets, images: Sequence[int]) -> tuple[HeadMaps, Targets]:
-    """What a process has that got these images."""
+    """Return the share of a process that has these images."""
     chosen = torch.tensor(images, dtype=torch.int64)
     mine = torch.isin(targets.image, chosen)
     position = torch.searchsorted(chosen, targets.image[mine])
@@ -31,7 +31,7 @@ def share_of(maps: HeadMaps, targets: Targets, images: Sequence[int]) -> tuple[H
 
 
 def together(loss: DetectionLoss, shares: Sequence[tuple[HeadMaps, Targets]]) -> list[LossParts]:
-    """Of each process; what they would sum up is summed up in a first round."""
+    """Return the loss of each process; a first round collects what they would sum."""
     told: list[Tensor] = []
 
     def listen(counts: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(split: tuple[list[int], 
 
 
 def test_the_mean_of_means_would_be_another_loss() -> None:
-    """Which shows that the test above can fail."""
+    """Show that the test above can fail."""
     maps, targets = example(counts=(3, 0, 5, 1, 2))
     loss = loss_with()
     shares = [share_of(maps, targets, images) for images in ([0, 2, 4], [1, 3])]

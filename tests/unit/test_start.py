@@ -1,4 +1,4 @@
-"""What a run starts from: fitted anchors, other weights, frozen rows."""
+"""The start of a run: fitted anchors, given weights, frozen rows, and notes about small boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolov7.spec.spec_files import resolve_spec, spec_to_json
 from yolov7.training.averaging import weights_id
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_optimizer, build_schedule
-from yolov7.training.start import begin, set_training
+from yolov7.training.start import build_start, set_training
 from yolov7.weights.weight_files import save_weights
 
 SPEC = resolve_spec(SMALL, name="small")
@@ -56,38 +56,38 @@ def job(**settings: Any) -> TrainJob:
 
 
 def test_the_specs_anchors_stay_where_they_fit() -> None:
-    start = begin(job(), ORDINARY)
+    start = build_start(job(), ORDINARY)
     assert start.model.spec == SPEC
     assert start.notes == ()
 
 
 def test_anchors_that_miss_boxes_are_fitted_and_that_is_said() -> None:
-    start = begin(job(), NARROW)
+    start = build_start(job(), NARROW)
     assert start.model.spec.head.anchors != SPEC.head.anchors
     assert float(start.model.anchors_px[..., 1].max()) < 4
     (note,) = start.notes
-    assert "the fitted ones are used" in note
+    assert "the fitted anchors are used" in note
 
 
 def test_anchors_of_the_spec_on_demand() -> None:
-    assert begin(job(anchors="spec"), NARROW).model.spec == SPEC
+    assert build_start(job(anchors="spec"), NARROW).model.spec == SPEC
 
 
 def test_the_ancestor_is_the_beginning_or_the_weights_that_it_began_with(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    first = begin(job(), ORDINARY)
+    first = build_start(job(), ORDINARY)
     assert first.ancestors == (weights_id(first.model),)
     path = tmp_path / "w.safetensors"
     other = DetectionModel(SPEC, num_classes=7)
     names = tuple("abcdefg")
     save_weights(path, other, class_names=names, image_size=64, training={"ancestors": ["its own"]})
-    tuned = begin(job(weights=str(path)), ORDINARY)
+    tuned = build_start(job(weights=str(path)), ORDINARY)
     assert tuned.ancestors == ("its own", weights_id(other))
 
 
 def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn() -> None:
     settings = job(freeze="p3").settings
-    model = begin(job(freeze="p3"), ORDINARY).model
+    model = build_start(job(freeze="p3"), ORDINARY).model
     set_training(model, frozen="p3")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     schedule = build_schedule(settings.optim, batch_size=2, steps_per_epoch=1, epochs=1)
@@ -105,12 +105,21 @@ def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn() -> Non
 
 
 def test_without_a_frozen_row_everything_trains() -> None:
-    model = begin(job(), ORDINARY).model
+    model = build_start(job(), ORDINARY).model
     set_training(model, frozen=None)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 def test_an_unknown_row_names_the_nearest() -> None:
-    with pytest.raises(SpecError, match=r"train\.freeze='pp3'.*did you mean 'p3'"):
-        begin(job(freeze="pp3"), ORDINARY)
+    with pytest.raises(SpecError, match=r"^freeze='pp3'.*did you mean 'p3'"):
+        build_start(job(freeze="pp3"), ORDINARY)
+
+
+def test_boxes_that_are_too_small_are_counted_before_training() -> None:
+    tiny = index_of(np.full((64, 2), 1.5))
+    (note,) = build_start(job(), tiny).notes
+    assert note == "64 of 64 boxes are smaller than 2 pixels at image_size=64 and are not learned; raise image_size"
+    assert build_start(job(image_size=128), tiny).notes == ()
+    some = index_of(np.concatenate([np.full((10, 2), 1.5), np.full((30, 2), 30.0)]))
+    assert build_start(job(), some).notes[0].startswith("10 of 40 boxes (25.0%) are smaller than 2 pixels")

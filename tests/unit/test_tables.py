@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts.files import Metrics, PreparedData
+from pipeline.artifacts.reports import Metrics, PreparedData
 from pipeline.experiment import Experiment, parse_experiment
 from pipeline.report.results import StageResults, VariantModel, VariantResults, read_results
 from pipeline.report.summary import mean_and_spread, summarise_variants, summary_lines

@@ -1,4 +1,4 @@
-"""Fine-tuning starts from other weights: with other classes, another form of head, or not at all."""
+"""Transfer of weights: between different classes and forms of heads; weights that cannot be used are refused."""
 
 from __future__ import annotations
 
@@ -82,9 +82,13 @@ def test_an_auxiliary_head_that_the_weights_lack_is_left_alone(tmp_path: Path) -
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     source = model_of(load_spec("nano"), num_classes=5, seed=0)
     path = saved(tmp_path / "fused.safetensors", fuse(source))
-    with pytest.raises(ArtifactError, match=r"fused.safetensors: is re-parameterised and cannot be trained on; name"):
+    with pytest.raises(
+        ArtifactError, match=r"fused.safetensors: is re-parameterised and cannot be trained further; name"
+    ):
         transfer_from(path, source)
     path = saved(tmp_path / "nano.safetensors", source)
     other = DetectionModel(load_spec("yolov7-tiny"), num_classes=5)
-    with pytest.raises(ArtifactError, match=r"of spec 'nano', fits \d+ of the \d+ tensors of spec 'yolov7-tiny'"):
+    with pytest.raises(
+        ArtifactError, match=r"its spec is 'nano', and it fits only \d+ of the \d+ tensors of spec 'yolov7-tiny'"
+    ):
         transfer_from(path, other)

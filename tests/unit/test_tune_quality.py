@@ -1,4 +1,4 @@
-"""How good the search is with a quarter of the evaluations, against chance: on an invented table and a measured one."""
+"""How well the search does with a quarter of the evaluations, on an invented and on a measured table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def table(request: pytest.FixtureRequest) -> Table:
 
 
 def invent_table() -> Table:
-    """AP rises with cost and image size, and falls away from a best depth; each model has a chance of its own."""
+    """AP grows with cost and image size, and falls with the distance to a best depth; each model has some noise."""
     generator, candidates = random.Random(1), make_space()
     AP = {}
     for candidate in candidates:
@@ -34,7 +34,7 @@ def invent_table() -> Table:
 
 
 def regrets(table: Table, sampler: str, seed: int) -> list[float]:
-    """For each stratum, by how much the best model that a search found is below the best one there is."""
+    """For each stratum, how much lower the AP of the best model found is than that of the best model of the table."""
     settings = TuneSettings.model_validate(
         {"sampler": sampler, "seed": seed, "rules": ["free"], "strata": STRATA, "halving": 1}
     )
@@ -50,7 +50,7 @@ def regrets(table: Table, sampler: str, seed: int) -> list[float]:
 
 
 def test_the_table_tells_models_apart(table: Table) -> None:
-    """Else any search would do."""
+    """Otherwise every search would pass."""
     AP = table.means
     for stratum in split_strata(table.candidates, STRATA):
         values = [AP[candidate.key] for candidate in stratum]

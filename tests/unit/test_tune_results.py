@@ -1,4 +1,4 @@
-"""What comes out of a search: the front, the choice, the files, and a new variant in params.yaml."""
+"""The results of a search: the Pareto front, the choice, the files, and a new variant in params.yaml."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipeline.tuning.report.results import choose, fit_by_rule, pareto_front, wr
 from pipeline.tuning.search.search import Status, Trial
 from pipeline.tuning.search.space import Candidate
 from tests.unit.tune_models import make_candidate
+from yolov7.errors import ArtifactError, SettingError
 from yolov7.spec.scaling import scale_spec
 from yolov7.spec.spec_files import load_spec, spec_to_json
 
@@ -31,7 +32,7 @@ def make_trial(gflops: float, AP: float | None, *, status: Status = "complete", 
     return Trial(Candidate(**filled), stratum=0, status=status, AP=AP, curve=[(1, AP or 0.0)])
 
 
-def test_the_front_holds_what_nothing_cheaper_meets() -> None:
+def test_the_front_holds_the_trials_that_no_cheaper_one_reaches() -> None:
     trials = [make_trial(cost, AP) for cost, AP in ((1.0, 0.3), (2.0, 0.2), (0.5, 0.1), (3.0, 0.4), (4.0, 0.4))]
     failed, unmeasured = make_trial(5.0, 0.9, status="failed"), make_trial(0.6, None, status="cut")
     front = pareto_front([*trials, failed, unmeasured])
@@ -40,15 +41,15 @@ def test_the_front_holds_what_nothing_cheaper_meets() -> None:
     assert choose([unmeasured]) is None
 
 
-def test_a_trial_that_was_cut_is_on_the_front_if_what_it_reached_is() -> None:
+def test_a_cut_trial_can_be_on_the_front() -> None:
     assert len(pareto_front([make_trial(1.0, 0.3), make_trial(2.0, 0.4, status="cut")])) == 2
 
 
-def test_curves_are_fitted_to_what_ran_to_its_end() -> None:
+def test_lines_are_fitted_to_complete_trials() -> None:
     trials = [make_trial(cost, 0.1 * i) for i, cost in enumerate((1.0, 2.0, 4.0))]
     trials += [make_trial(8.0, 0.0, status="stopped"), make_trial(1.5, 0.7, rule="depth")]
     fits = fit_by_rule(trials, ("compound", "width", "depth"))
-    assert fits.keys() == {"all", "width"}  # one model is no curve
+    assert fits.keys() == {"all", "width"}  # one model makes no line
     assert fits["width"].slope == pytest.approx(0.1)
     assert fits["all"].points == 4
 
@@ -70,7 +71,7 @@ def test_the_folder_holds_table_front_fit_picture_and_the_chosen_model(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["demo", "bccd"])
-def test_adopting_adds_a_variant_and_leaves_every_other_line(
+def test_adopting_adds_a_variant_and_changes_no_other_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,7 +83,7 @@ def test_adopting_adds_a_variant_and_leaves_every_other_line(
     journal.write_text("")
     summary = {"base": "nano", "train": {"epochs": 7}}
     write_results(folder, [make_trial(0.5, 0.1)], rules=("width",), summary=summary, journal=journal)
-    said = adopt()
+    message = adopt()
     after = Path("params.yaml").read_text().splitlines()
     added = [line for line in after if line not in before.splitlines()]
     assert len(added) == 1
@@ -90,23 +91,32 @@ def test_adopting_adds_a_variant_and_leaves_every_other_line(
     adopted = load_experiment().variants["tuned-00000032"]
     assert adopted.overrides == {"epochs": 7, "image_size": 160}
     assert adopted.spec.rows == scale_spec(load_spec("nano"), rule="width", width=0.5).rows
-    assert "dvc repro" in said
-    with pytest.raises(ValueError, match=r"is in params\.yaml already"):
+    assert "dvc repro" in message
+    with pytest.raises(SettingError, match=r"is in params\.yaml already"):
         adopt()
 
 
-def test_a_variant_is_inserted_behind_the_last_one_and_indented_as_it() -> None:
+def test_a_search_without_a_result_is_not_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines").write_text("")
+    folder, cut = tmp_path / "artifacts" / "tune", make_trial(1.0, None, status="cut")
+    write_results(folder, [cut], rules=("width",), summary={"base": "nano"}, journal=tmp_path / "lines")
+    with pytest.raises(ArtifactError, match="measured no AP"):
+        adopt()
+
+
+def test_a_variant_is_inserted_after_the_last_one_with_its_indentation() -> None:
     text = "variants:   # what to compare\n    a: {spec: nano}\n    b:\n        spec: nano\n\n# more\ntrain: {}\n"
     changed = insert_variant(text, "c", {"spec": "x.yaml"})
     assert changed == text.replace("        spec: nano\n", "        spec: nano\n    c: {spec: x.yaml}\n")
     assert list(yaml.safe_load(changed)["variants"]) == ["a", "b", "c"]
     last = "variants:\n  a: {spec: nano}"
     assert yaml.safe_load(insert_variant(last, "c", {"spec": "x"}))["variants"]["c"] == {"spec": "x"}
-    with pytest.raises(ValueError, match=r"add this to it: c: \{spec: x\.yaml\}"):
+    with pytest.raises(SettingError, match=r"add this variant by hand: c: \{spec: x\.yaml\}"):
         insert_variant("variants: {a: {spec: nano}}\n", "c", {"spec": "x.yaml"})
 
 
-def test_what_came_out_is_said_with_its_uncertainty() -> None:
+def test_the_messages_state_the_results_with_their_uncertainty() -> None:
     trials = [make_trial(cost, AP) for cost, AP in ((1.0, 0.1), (2.0, 0.25), (4.0, 0.3))]
     trials.append(make_trial(0.5, None, status="cut"))
     lines = list(

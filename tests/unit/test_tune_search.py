@@ -1,4 +1,4 @@
-"""The search as a plain object: strata, rules, halving, samplers; and its journal."""
+"""The search as a plain object: strata, rules, halving and samplers; and its journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pipeline.params import TuneSettings
 from pipeline.tuning.report.fit import fit_line
 from pipeline.tuning.search.halving import Halving
-from pipeline.tuning.search.kriging import upper_bounds
+from pipeline.tuning.search.kriging import Kriging, upper_bounds
 from pipeline.tuning.search.search import Search, split_strata
 from pipeline.tuning.trial.journal import Journal
 from tests.unit.tune_models import make_candidate, make_space
@@ -36,7 +36,7 @@ def run(search: Search, AP: dict[str, float], *, trials: int) -> None:
         search.end(key, "complete")
 
 
-def test_strata_are_ranges_of_cost_that_hold_every_model_once() -> None:
+def test_strata_are_disjoint_ranges_of_cost_with_every_model_once() -> None:
     strata = split_strata(SPACE, 4)
     assert sorted(candidate.key for stratum in strata for candidate in stratum) == sorted(MODELS)
     edges = [(min(c.gflops for c in stratum), max(c.gflops for c in stratum)) for stratum in strata]
@@ -45,7 +45,7 @@ def test_strata_are_ranges_of_cost_that_hold_every_model_once() -> None:
     assert split_strata([one], 4) == ((one,),)
 
 
-def test_strata_are_filled_in_turn_and_no_model_twice() -> None:
+def test_strata_are_filled_in_turn_and_no_model_is_chosen_twice() -> None:
     search = make_search(sampler="random")
     asked = []
     while trial := search.ask():
@@ -65,7 +65,7 @@ def test_a_stratum_begins_with_a_model_by_every_rule() -> None:
     assert {trial.candidate.rules[0] for trial in first if trial} == set(rules)
 
 
-def test_what_is_not_allowed_is_not_asked_for() -> None:
+def test_only_allowed_models_are_chosen() -> None:
     search = make_search(sampler="random")
     cheap = {candidate.key for candidate in search.strata[0]}
     while trial := search.ask(lambda candidate: candidate.key in cheap):
@@ -81,18 +81,18 @@ def test_the_same_seed_makes_the_same_choices() -> None:
     assert first == second != other
 
 
-def test_half_of_the_trials_at_a_rung_go_on() -> None:
+def test_half_of_the_trials_at_a_rung_continue() -> None:
     halving = Halving([10.0], factor=2)
     assert halving.report("a", compute=5, AP=0.1)  # before the rung
-    assert halving.report("a", compute=10, AP=0.3)  # nobody was here before
+    assert halving.report("a", compute=10, AP=0.3)  # the first trial at the rung
     assert not halving.report("b", compute=10, AP=0.2)
     assert halving.report("c", compute=12, AP=0.25)
     assert not halving.report("d", compute=12, AP=0.24)
-    assert halving.report("d", compute=20, AP=0.1)  # each trial is measured once at a rung
+    assert halving.report("d", compute=20, AP=0.1)  # a trial is judged once at a rung
     assert all(Halving([10.0], factor=1).report(name, compute=10, AP=AP) for name, AP in (("a", 0.9), ("b", 0.1)))
 
 
-def test_trials_are_halved_within_their_stratum_but_for_the_first_of_each_rule() -> None:
+def test_halving_stops_trials_within_a_stratum_except_the_first_of_each_rule() -> None:
     search = make_search(sampler="random")
     verdicts = []
     for _ in range(12):
@@ -100,18 +100,18 @@ def test_trials_are_halved_within_their_stratum_but_for_the_first_of_each_rule()
         assert trial is not None
         verdicts.append(search.report(trial.candidate.key, epoch=1, compute=60.0, AP=0.9 - len(verdicts) / 100))
     assert verdicts[:3] == [True] * 3
-    assert not any(verdicts[3:])  # each is below all before it in its stratum
+    assert not any(verdicts[3:])  # each is worse than all before it in its stratum
     assert {trial.status for trial in list(search.trials.values())[3:]} == {"stopped"}
 
 
-def test_a_stopped_trial_keeps_its_best_and_a_complete_one_its_last_figure() -> None:
+def test_a_cut_trial_keeps_its_best_figure_and_a_complete_one_that_of_its_weights() -> None:
     search = make_search()
-    for status, kept in (("cut", 0.4), ("complete", 0.3)):
+    for status, final, kept in (("cut", None, 0.4), ("complete", 0.3, 0.3)):
         trial = search.ask()
         assert trial is not None
         for epoch, AP in enumerate((0.2, 0.4, 0.3), start=1):
             search.report(trial.candidate.key, epoch=epoch, compute=epoch, AP=AP)
-        search.end(trial.candidate.key, status)  # type: ignore[arg-type]
+        search.end(trial.candidate.key, status, AP=final)  # type: ignore[arg-type]
         assert kept == trial.AP
 
 
@@ -137,29 +137,34 @@ def test_a_line_through_points_knows_its_uncertainty() -> None:
     assert fit_line([(1.0, 1.0), (1.0, 3.0)]).at(7.0) == 2.0
 
 
-def test_an_upper_bound_is_high_where_results_were_and_where_none_are() -> None:
-    places, APs = np.array([[0.0], [0.1], [1.0], [1.1]]), np.array([0.5, 0.5, 0.1, 0.1])
+def test_an_upper_bound_is_high_near_good_results_and_far_from_all_results() -> None:
+    coordinates, APs = np.array([[0.0], [0.1], [1.0], [1.1]]), np.array([0.5, 0.5, 0.1, 0.1])
     at = np.array([[0.05], [1.05], [4.0]])
     flat = {"costs": np.zeros(4), "costs_at": np.zeros(3)}
-    near_good, near_bad, far = upper_bounds(places, APs=APs, pending=np.empty((0, 1)), at=at, **flat)
+    near_good, near_bad, far = upper_bounds(coordinates, APs=APs, pending=np.empty((0, 1)), at=at, **flat)
     assert near_good > near_bad
     assert far > near_bad
-    busy = upper_bounds(places, APs=APs, pending=at[2:], at=at, **flat)
+    busy = upper_bounds(coordinates, APs=APs, pending=at[2:], at=at, **flat)
     assert busy[2] < far
     assert busy[0] == pytest.approx(near_good, abs=1e-3)
 
 
-@pytest.mark.parametrize("sampler", ["kriging", "tpe", "gp"])
-def test_every_sampler_learns_from_the_results_of_other_strata(sampler: str) -> None:
-    """What decides within a stratum is the image size, the same everywhere."""
+def test_models_that_differ_only_in_cost_are_judged_by_the_trend() -> None:
+    line = [make_candidate(i, gflops=2.0**i, depth=1.0) for i in range(8)]
+    chosen = Kriging(line).choose(line[4:], results=[(model, 0.1 * i) for i, model in enumerate(line[:4])], pending=[])
+    assert chosen is line[-1]
+
+
+def test_the_sampler_learns_from_the_results_of_other_strata() -> None:
+    """The image size decides the AP in every stratum."""
     AP = {candidate.key: dict(candidate.features)["image_size"] / 200 for candidate in SPACE}
-    search = make_search(sampler=sampler, halving=1)
+    search = make_search(halving=1)
     run(search, AP, trials=13)
     later = [dict(trial.candidate.features)["image_size"] for trial in list(search.trials.values())[7:]]
     assert np.mean(later) > 100  # 96 by chance
 
 
-def test_a_journal_tells_a_search_what_happened(tmp_path: Path) -> None:
+def test_a_journal_restores_a_search(tmp_path: Path) -> None:
     journal, search = Journal(tmp_path), make_search()
     journal.begin({"seed": 1})
     AP = dict(zip(MODELS, np.random.default_rng(0).random(len(MODELS)).tolist(), strict=True))
@@ -180,7 +185,7 @@ def test_a_journal_tells_a_search_what_happened(tmp_path: Path) -> None:
     assert after[0] == after[1]
 
 
-def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_short_is_ignored(tmp_path: Path) -> None:
     journal, search = Journal(tmp_path), make_search()
     journal.begin({})
     trial = search.ask()
@@ -197,7 +202,7 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     assert [json.loads(line)["event"] for line in whole.splitlines()] == ["search", "start"]
 
 
-def test_the_seconds_used_outlive_the_process(tmp_path: Path) -> None:
+def test_the_used_seconds_are_kept_between_processes(tmp_path: Path) -> None:
     now = [0.0]
     journal = Journal(tmp_path, clock=lambda: now[0])
     assert journal.seconds() == 0

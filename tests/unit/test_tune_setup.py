@@ -1,26 +1,29 @@
-"""What a search is about: its base, sizes and models; what is told where it cannot work; which search is resumed."""
+"""What a search is about: its base, sizes, weights and models; error messages; and which search is resumed."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.artifacts.files import PreparedData, stage_folder, write_json
-from pipeline.experiment import parse_experiment
+from pipeline.artifacts.files import stage_folder, write_json
+from pipeline.artifacts.reports import PreparedData
+from pipeline.experiment import Experiment, parse_experiment
 from pipeline.params import TuneSettings
-from pipeline.tuning.budget.plan import Plan
+from pipeline.tuning.budget.plan import TrialPlan
 from pipeline.tuning.setup import Setup, check_resume, make_setup
 from pipeline.tuning.trial.journal import Journal
-from yolov7.errors import ArtifactError
+from yolov7.errors import ArtifactError, SettingError
 
 VARIANTS: dict[str, Any] = {
     "small": {"spec": "nano", "scale": {"rule": "width", "width": 0.5}, "train": {"epochs": 7, "image_size": 64}},
     "nano": {"spec": "nano"},
 }
 PARAMS = parse_experiment({"variants": VARIANTS, "train": {"image_size": 96}})
+PLAN = TrialPlan(epochs=3, train_images=10, val_images=4, batch_size=8, concurrent_trials=1)
 FEW = {"candidates": 2, "rules": ["width"]}
 
 
@@ -38,37 +41,37 @@ def set_up(**settings: Any) -> Setup:
     return make_setup(PARAMS, TuneSettings.model_validate({**FEW, **settings}))
 
 
-def test_the_first_variant_is_the_base_and_its_training_that_of_every_trial() -> None:
+def test_the_first_variant_is_the_base_and_trials_train_like_it() -> None:
     setup = set_up()
-    assert (setup.base_name, setup.base) == ("small", PARAMS.variants["small"].build_spec())
-    plan = Plan(epochs=3, train_images=10, val_images=4, batch_size=8, at_once=1)
-    job = setup.job(setup.candidates[0], plan, folder=Path("runs/tune"), loader_workers=0)
+    assert (setup.base_name, setup.base_job.spec) == ("small", PARAMS.variants["small"].build_spec())
+    job = setup.trial_job(setup.candidates[0], PLAN, loader_workers=0)
     assert (job.settings.epochs, job.settings.image_size) == (3, 64)
     assert job.spec_json == setup.candidates[0].spec_json
-    assert Path("runs/costs.json").is_file()
+    assert Path("runs/.costs.json").is_file()
+    assert job.run_folder.is_relative_to(Path("runs/.search").resolve())  # no variant's name starts with a dot
 
 
-def test_a_spec_may_be_the_base_and_sizes_are_searched() -> None:
+def test_a_spec_can_be_the_base_and_image_sizes_are_searched() -> None:
     setup = set_up(base="nano", image_sizes=[96, 128], candidates=12)
     assert {candidate.image_size for candidate in setup.candidates} == {96, 128}
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"base": "nanoo"}, "base 'nanoo' is neither a variant of params.yaml (small, nano) nor a spec; did you mean"),
         ({"image_sizes": [100]}, "100 must be a multiple of 32, the base's largest stride; try 96"),
-        ({"max_gflops": 1e-5}, "--max-gflops 1e-05 is met by no model of this space; the smallest, width 0.5"),
+        ({"max_gflops": 1e-5}, "--max-gflops 1e-05 excludes every model of this search; the smallest, width 0.5"),
         ({"budget": "10 parsecs"}, "'parsecs'"),
     ],
 )
-def test_what_cannot_work_is_told_in_one_line(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+def test_errors_are_explained_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)) as caught:
         set_up(**settings)
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_option_is_named_as_it_was_given() -> None:
+def test_a_wrong_option_is_named_as_the_user_gave_it() -> None:
     with pytest.raises(ValueError, match=r"^--rule: .*'compond'"):
         PARAMS.tune_settings({"rules": ["compond"]})
     with pytest.raises(ValueError, match=r"^--max-gflops: .*got -1"):
@@ -76,21 +79,43 @@ def test_a_wrong_option_is_named_as_it_was_given() -> None:
     assert PARAMS.tune_settings({"seed": 3, "base": None}).seed == 3
 
 
-def test_data_that_are_not_prepared_or_have_no_val_split_are_told(prepared: PreparedData) -> None:
+def test_data_must_be_prepared_and_have_a_val_split(prepared: PreparedData) -> None:
     write_json(stage_folder("prepare") / "dataset.json", prepared.model_copy(update={"splits": {"train": 10}}))
-    with pytest.raises(ValueError, match=r"data\.val is null"):
+    with pytest.raises(SettingError, match=r"data\.val is null"):
         set_up()
     (stage_folder("prepare") / "dataset.json").unlink()
     with pytest.raises(ArtifactError, match="yolov7 prepare"):
         set_up()
 
 
-def test_only_the_same_search_is_resumed_but_with_any_budget(tmp_path: Path) -> None:
+def test_only_the_same_search_is_resumed_with_any_budget(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    check_resume(set_up(), journal, folder=tmp_path, resume=True)  # there is none: it begins
+    check_resume(set_up(), journal, resume=True)  # there is no interrupted search
     journal.begin({"search": set_up().describe()})
-    with pytest.raises(ValueError, match="`yolov7 tune --resume` goes on with it"):
-        check_resume(set_up(), journal, folder=tmp_path, resume=False)
-    check_resume(set_up(budget="9trials"), journal, folder=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="is another: seed was 0"):
-        check_resume(set_up(seed=1), journal, folder=tmp_path, resume=True)
+    with pytest.raises(SettingError, match="continue it with `yolov7 tune --resume`"):
+        check_resume(set_up(), journal, resume=False)
+    check_resume(set_up(budget="9trials"), journal, resume=True)
+    with pytest.raises(SettingError, match="differs from this one: its seed was 0"):
+        check_resume(set_up(seed=1), journal, resume=True)
+
+
+def test_weights_are_resolved_and_their_content_belongs_to_the_search(tmp_path: Path) -> None:
+    def params() -> Experiment:
+        train = {"image_size": 96, "weights": "given.safetensors"}
+        return parse_experiment({"variants": VARIANTS, "train": train})
+
+    settings = TuneSettings.model_validate({**FEW, "base": "nano"})
+    with pytest.raises(ArtifactError, match=r"train\.weights=given\.safetensors does not exist"):
+        make_setup(params(), settings)
+    Path("given.safetensors").write_bytes(b"one")
+    first = make_setup(params(), settings)
+    job = first.trial_job(first.candidates[0], PLAN, loader_workers=0)
+    assert job.settings.weights == tmp_path / "given.safetensors"  # trials run in other folders
+    assert job.weights_hash == hashlib.sha256(b"one").hexdigest()
+    Path("given.safetensors").write_bytes(b"two")
+    second, journal = make_setup(params(), settings), Journal(tmp_path / "search")
+    assert first.fingerprint != second.fingerprint
+    journal.begin({"search": first.describe()})
+    check_resume(first, journal, resume=True)
+    with pytest.raises(SettingError, match="its weights was"):
+        check_resume(second, journal, resume=True)

@@ -1,17 +1,18 @@
-"""The models of a search: made by the rules, each once, with what they cost."""
+"""The models of a search: made by the rules, each once, with their cost."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.params import TuneSettings
-from pipeline.tuning.budget.costs import Caps
+from pipeline.tuning.budget.costs import JsonCache, counted_costs, within_caps, within_latency
 from pipeline.tuning.search.space import Candidate, Choice, build_model, draw_candidates, list_parts, model_key
-from yolov7.errors import SpecError
+from yolov7.errors import SettingError, SpecError
 from yolov7.nn.cost import Cost, spec_cost
 from yolov7.spec.block_schema import ElanRow
 from yolov7.spec.graph import ModelSpec
@@ -29,7 +30,7 @@ def test_the_parts_of_a_model_are_its_stages_its_neck_and_its_head() -> None:
     }
 
 
-def test_every_part_gets_the_depth_that_was_chosen_for_it() -> None:
+def test_every_part_gets_its_chosen_depth() -> None:
     spec = build_model(NANO, Choice("depth", (0.5, 1.0, 1.5, 2.0, 2.5, 3.0), 1.0, 192, False))
     depths = {name: row.depth for name, row in spec.rows.items() if isinstance(row, ElanRow)}
     assert depths == {"p2": 1, "p3": 2, "p4": 3, "p5": 4, "n4": 5, "n3": 5, "m4": 6, "m5": 6}
@@ -40,7 +41,7 @@ def test_one_factor_for_all_parts_is_plain_scaling(rule: Any, own: Any) -> None:
     assert build_model(NANO, Choice(rule, (1.5,) * 6, 1.0, 192, False)) == scale_spec(NANO, rule=own, depth=1.5)
 
 
-def test_free_scaling_changes_width_and_depth_apart() -> None:
+def test_free_scaling_changes_width_and_depth_independently() -> None:
     spec = build_model(NANO, Choice("free", (2.0,) * 6, 0.5, 192, False))
     assert spec == scale_spec(scale_spec(NANO, rule="depth", depth=2.0), rule="width", width=0.5)
 
@@ -65,7 +66,7 @@ def test_the_same_seed_draws_the_same_models() -> None:
     assert _draw(candidates=8) == _draw(candidates=8)
 
 
-def test_a_model_that_has_no_depth_is_scaled_by_width_only() -> None:
+def test_a_base_without_depth_is_scaled_by_width_only() -> None:
     rows = {"a": {"block": "conv", "out": 16, "s": 2}, "head": {"block": "detect", "anchors": [[1, 2]]}}
     flat = resolve_spec({"rows": rows, "image_size": 64}, name="flat")
     with pytest.raises(SpecError, match="base 'flat' has none; try --rule width"):
@@ -73,25 +74,25 @@ def test_a_model_that_has_no_depth_is_scaled_by_width_only() -> None:
     assert len(_draw(flat, candidates=2, rules=("width",))) == 2
 
 
-def test_caps_leave_out_what_is_too_large_and_offer_one_that_works() -> None:
+def test_caps_exclude_large_models_and_the_message_names_a_cap_that_works() -> None:
     candidates = _draw(candidates=4)
     least = min(candidate.gflops for candidate in candidates)
-    kept = Caps(2 * least, None, None).keep(candidates)
+    kept = within_caps(candidates, max_gflops=2 * least, max_params=None)
     assert 0 < len(kept) < len(candidates)
     assert max(candidate.gflops for candidate in kept) <= 2 * least
-    with pytest.raises(ValueError, match=r"--max-gflops 0\.0001 is met by no model") as caught:
-        Caps(1e-4, None, None).keep(candidates)
-    assert Caps(float(str(caught.value).rpartition(" ")[2]), None, None).keep(candidates)
-    with pytest.raises(ValueError, match=r"--max-params 0\.001 is met by no model"):
-        Caps(None, 1e-3, None).keep(candidates)
+    with pytest.raises(SettingError, match=r"--max-gflops 0\.0001 excludes every model") as caught:
+        within_caps(candidates, max_gflops=1e-4, max_params=None)
+    assert within_caps(candidates, max_gflops=float(str(caught.value).rpartition(" ")[2]), max_params=None)
+    with pytest.raises(SettingError, match=r"--max-params 0\.001 excludes every model"):
+        within_caps(candidates, max_gflops=None, max_params=1e-3)
 
 
-def test_the_cap_on_latency_holds_measured_ones() -> None:
+def test_the_cap_on_latency_excludes_slow_models() -> None:
     candidates = _draw(candidates=2)
     latency = {candidate.key: float(i + 1) for i, candidate in enumerate(candidates)}
-    assert Caps(None, None, 1.5).keep_fast(candidates, latency) == candidates[:1]
-    with pytest.raises(ValueError, match=r"try --max-latency-ms 1$"):
-        Caps(None, None, 0.5).keep_fast(candidates, latency)
+    assert within_latency(candidates, latency, max_latency_ms=1.5) == candidates[:1]
+    with pytest.raises(SettingError, match=r"try --max-latency-ms 1$"):
+        within_latency(candidates, latency, max_latency_ms=0.5)
 
 
 def test_the_cost_is_that_of_the_spec() -> None:
@@ -109,8 +110,21 @@ def test_the_cost_is_that_of_the_spec() -> None:
     assert drawn[0].training_flop(10) == pytest.approx(3 * 2e9 * cost.gflops_built * 10)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"wrong": 1}'])
+def test_counted_costs_are_cached_and_a_damaged_cache_is_counted_anew(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/.costs.json").write_text(content.replace("wrong", f"{model_key(NANO, 64)}-3"))
+    with counted_costs(3) as cost_of:
+        counted = cost_of(NANO, 64)
+    assert counted == spec_cost(NANO, num_classes=3, image_size=64)
+    assert JsonCache("costs").values == {f"{model_key(NANO, 64)}-3": asdict(counted)}
+
+
 def _draw(base: ModelSpec = NANO, **settings: Any) -> tuple[Candidate, ...]:
-    """With a cost that is quick to count: that of all widths and depths."""
+    """Draw models with a cost that is quick to count."""
 
     def cost_of(spec: ModelSpec, size: int) -> Cost:
         figure = sum(getattr(row, "out", 1) * getattr(row, "depth", 1) for row in spec.rows.values()) * size**2 / 1e9

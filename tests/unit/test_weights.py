@@ -1,3 +1,5 @@
+"""Weight files: round trips, atomic writes, and errors for unusable files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -101,5 +103,5 @@ def _resave(source: Path, target: Path, *, drop: str = "", without: str = "", **
 def test_a_checkpoint_of_torch_is_told_apart(tmp_path: Path, model: DetectionModel) -> None:
     for zipped in (True, False):
         torch.save(model.state_dict(), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ArtifactError, match=r"x\.pt: is a checkpoint of torch; .*`yolov7 import-weights`$"):
+        with pytest.raises(ArtifactError, match=r"x\.pt: is a PyTorch checkpoint, not a weight file; import it first$"):
             load_weights(tmp_path / "x.pt")

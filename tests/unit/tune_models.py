@@ -1,4 +1,4 @@
-"""Made-up models for the tests of the search: a small space of depth, width and image size."""
+"""Invented models for the tests of the search: a small space of depth, width and image size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.tuning.search.space import Candidate
 def make_candidate(
     number: int, *, gflops: float, rules: tuple[TuneRule, ...] = ("free",), **features: float
 ) -> Candidate:
-    """A model of which only cost and features matter."""
+    """Make a model of which only cost and features matter."""
     return Candidate(
         key=f"{number:08x}",
         label=f"model {number}",
@@ -29,7 +29,7 @@ def make_candidate(
 
 
 def make_space() -> tuple[Candidate, ...]:
-    """54 models whose cost is what depth, width and image size make it."""
+    """Make 54 models whose cost follows from depth, width and image size."""
     choices = itertools.product((1, 2, 3), (0.5, 0.65, 0.8, 1, 1.25, 1.6), (64, 96, 128))
     return tuple(
         make_candidate(

@@ -1,8 +1,6 @@
 """Label assigners: which cells of a head's maps are positive, and for which object (paper, section 4.2).
 
-A *candidate* is a cell and anchor near an object's centre whose anchor fits the object's shape. Candidates have a
-fixed order, which also decides ties (the first wins): level, then kind of neighbour (own cell, left, upper, right,
-lower), then anchor, then object; or, where duplicates are merged, level, image, anchor, row, column.
+`candidates` says which cells may become positive at all.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,94 +15,54 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from yolov7.boxes import cxcywh_to_xyxy, pairwise_iou
+from yolov7.criterion.candidates import FINE, Anchors, Assignment, distinct_cells, find_candidates
+from yolov7.settings import Guidance
 from yolov7.structures import HeadMaps, Targets
 
-Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
+MAX_K, MAX_K_WITH_AUXILIARY = 10, 20  # how many IoUs are summed to get the number of positives of an object
+LEAD_SPAN, WIDE_SPAN = 2.0, 3.0  # range, in cells, of the decoded centre of a box around the centre of its cell
 
-FINE, COARSE = 0.5, 1.0  # cells between a centre and the neighbours that are candidates too
-MAX_K, MAX_K_WITH_AUXILIARY = 10, 20  # IoUs that are summed to an object's number of positives
-LEAD_SPAN, WIDE_SPAN = 2.0, 3.0  # cells within which a box's centre may lie, around that of its cell
-
-_IOU_WEIGHT = 3.0  # of the box cost beside the class cost
-_MAX_PAIRS = 1 << 22  # objects times candidates (padded) that are compared at once; bounds the memory
+_IOU_WEIGHT = 3.0  # weight of the box cost; the class cost has weight 1
+_MAX_PAIRS = 1 << 22  # pairs of object and candidate (with padding) that are compared at once; limits the memory
 _LOW_BITS = (1 << 32) - 1
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """Cells with the object each belongs to; flat int64 tensors (p,), by ascending level.
-
-    `target` is an index into the batch's Targets. `level`, `image`, `anchor`, `row`, `column` name the cell.
-    """
-
-    level: Tensor
-    image: Tensor
-    anchor: Tensor
-    row: Tensor
-    column: Tensor
-    target: Tensor
-
-    def take(self, index: Tensor) -> Assignment:
-        """The entries of that index, in its order."""
-        fields = (self.level, self.image, self.anchor, self.row, self.column, self.target)
-        return Assignment(*(field[index] for field in fields))
-
-    def per_level(self, num_levels: int) -> tuple[Assignment, ...]:
-        """One assignment a level."""
-        sizes = torch.bincount(self.level, minlength=num_levels).tolist()
-        fields = (self.level, self.image, self.anchor, self.row, self.column, self.target)
-        return tuple(Assignment(*parts) for parts in zip(*(torch.split(field, sizes) for field in fields), strict=True))
-
-    def __len__(self) -> int:
-        return self.level.shape[0]
-
-
 class Assigner(ABC):
-    """Chooses the positive cells of a batch for one head."""
+    """Choose the positive cells of a batch for one head."""
 
     @abstractmethod
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
-        """The positives; `maps` are raw (B, na, H, W, 5 + classes), finest first. Nothing of it has a gradient."""
+        """Return the positives of a batch. They have no gradient.
 
+        Args:
+            maps: Raw maps (B, anchors, H, W, 5 + classes), finest level first.
+            targets: The objects of the images.
 
-@dataclass(frozen=True)
-class Anchors:
-    """The anchors of a head: `px` (nl, na, 2) width and height in pixels, and the stride of each level."""
-
-    px: Tensor
-    strides: tuple[int, ...]
-
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`px` as float32 (nl, na, 2) and the strides (nl,) on a device."""
-        px = self.px.to(device=device, dtype=torch.float32)
-        return px, torch.tensor(self.strides, dtype=torch.float32, device=device)
-
-    def of(self, cells: Assignment) -> Tensor:
-        """The anchors of cells (p, 2), in their cells."""
-        px, strides = self.on(cells.level.device)
-        return (px / strides[:, None, None])[cells.level, cells.anchor]
+        Returns:
+            The positive cells by ascending level.
+        """
 
 
 class AnchorAssigner(Assigner):
-    """Every candidate is positive: matching by anchor shape alone, as YOLOv5 does."""
+    """Make every candidate positive: matching by the shape of the anchor only, as in YOLOv5."""
 
     def __init__(self, anchors: Anchors, *, threshold: float, reach: float = FINE) -> None:
+        """Set the parameters, which are those of `find_candidates`."""
         self._anchors = anchors
         self._threshold = threshold
         self._reach = reach
 
     @torch.no_grad()
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
+        """Return all candidates; see `Assigner`."""
         return find_candidates(targets, maps=maps, anchors=self._anchors, threshold=self._threshold, reach=self._reach)
 
 
 class OtaAssigner(Assigner):
-    """Dynamic-k assignment from the head's own predictions (paper, section 4.2; after SimOTA of YOLOX).
+    """Dynamic-k assignment based on the predictions of the head (section 4.2 of the paper; SimOTA of YOLOX).
 
-    Every object takes its k cheapest candidates, k being the sum of its `max_k` largest IoUs; a candidate that several
-    take goes to the object of the image for which it is cheapest. With `merge_duplicates` a cell is one candidate
-    whichever objects propose it, hence positive for one object at most. Without it, it is one candidate for every
-    proposing object, as in the reference, and may become positive for several. `span`: of the head's decoder, in cells.
+    Every object takes its k cheapest candidates, where k is the sum of its `max_k` largest IoUs. If several objects
+    take the same candidate, it is assigned to the object of the image for which its cost is lowest.
     """
 
     def __init__(
@@ -118,6 +75,18 @@ class OtaAssigner(Assigner):
         reach: float = FINE,
         span: float = LEAD_SPAN,
     ) -> None:
+        """Set the parameters.
+
+        Args:
+            anchors: Anchors and strides of the head.
+            threshold: Largest ratio between a side of an object and of its anchor.
+            merge_duplicates: Whether a cell that several objects propose is one candidate, and so is positive for at
+                most one object. Otherwise it is one candidate per object, as in the reference, and may be positive for
+                several objects.
+            max_k: Number of largest IoUs whose sum is the number of positives of an object.
+            reach: See `find_candidates`.
+            span: Range of the centre in the decoder of the head, in cells.
+        """
         self._anchors = anchors
         self._threshold = threshold
         self._merge_duplicates = merge_duplicates
@@ -127,16 +96,19 @@ class OtaAssigner(Assigner):
 
     @torch.no_grad()
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
+        """Return the cheapest candidates of all objects; see `Assigner`."""
         candidates = find_candidates(
             targets, maps=maps, anchors=self._anchors, threshold=self._threshold, reach=self._reach
         )
         if self._merge_duplicates:
-            candidates = _distinct_cells(candidates, maps=maps)
+            candidates = distinct_cells(candidates, maps=maps)
         predictions = _predict(candidates, maps=maps, anchors=self._anchors, span=self._span)
-        objects = _objects(targets, maps=maps, anchors=self._anchors)
+        height, width = (side * self._anchors.strides[0] for side in maps[0].shape[2:4])
+        scale = targets.boxes_cxcywh.new_tensor([width, height, width, height], dtype=torch.float32)
+        objects = _ObjectBoxes(cxcywh_to_xyxy(targets.boxes_cxcywh.float() * scale), targets.label)
         num_images = maps[0].shape[0]
-        by_candidate = _ByImage.of(candidates.image, num_images=num_images)
-        by_object = _ByImage.of(targets.image, num_images=num_images)
+        by_candidate = _ByImage.group(candidates.image, num_images=num_images)
+        by_object = _ByImage.group(targets.image, num_images=num_images)
         chosen = [candidates.target[:0]]
         owners = [candidates.target[:0]]
         for images in _chunks(by_candidate.sizes, by_object.sizes):
@@ -151,23 +123,34 @@ class OtaAssigner(Assigner):
 
 @dataclass(frozen=True)
 class HeadsAssignment:
-    """The positives of the lead head and of the auxiliary head; the same of both where there is no auxiliary head."""
+    """The positives of both heads. Without an auxiliary head, both are those of the lead head.
+
+    Attributes:
+        lead: The positives of the lead head.
+        auxiliary: The positives of the auxiliary head.
+    """
 
     lead: Assignment
     auxiliary: Assignment
 
 
 class HeadsAssigner:
-    """Which cells the lead and the auxiliary head learn from (paper, section 4.2 and figure 5).
-
-    `lead_guided`: both from one assignment, by the lead's predictions. `coarse_to_fine`: the auxiliary head has one of
-    its own, of coarser candidates, also by the lead's predictions. `independent`: each by its own predictions.
-    `alone` assigns where there is no auxiliary head.
-    """
+    """Choose the cells that the lead and the auxiliary head learn from (section 4.2 and figure 5 of the paper)."""
 
     def __init__(
         self, *, alone: Assigner, lead: Assigner, auxiliary: Assigner, guidance: Guidance = "coarse_to_fine"
     ) -> None:
+        """Combine the assigners of both heads.
+
+        Args:
+            alone: Used if the model has no auxiliary head.
+            lead: Used for the lead head beside an auxiliary head.
+            auxiliary: Used for the auxiliary head, except with `lead_guided`.
+            guidance: `lead_guided`: both heads share one assignment based on the predictions of the lead head.
+                `coarse_to_fine`: the auxiliary head has its own assignment with coarser candidates, also based on the
+                predictions of the lead head. `independent`: each assignment is based on the predictions of its own
+                head.
+        """
         self._alone = alone
         self._lead = lead
         self._auxiliary = auxiliary
@@ -175,7 +158,15 @@ class HeadsAssigner:
 
     @torch.no_grad()
     def __call__(self, maps: HeadMaps, targets: Targets) -> HeadsAssignment:
-        """The positives of a batch."""
+        """Return the positives of a batch.
+
+        Args:
+            maps: Raw maps of both heads.
+            targets: The objects of the images.
+
+        Returns:
+            The positives of both heads.
+        """
         if not maps.auxiliary:
             alone = self._alone(maps.lead, targets)
             return HeadsAssignment(alone, alone)
@@ -189,67 +180,25 @@ class HeadsAssigner:
                 return HeadsAssignment(lead, self._auxiliary(maps.auxiliary, targets))
 
 
-def find_candidates(
-    targets: Targets, *, maps: Sequence[Tensor], anchors: Anchors, threshold: float, reach: float = FINE
-) -> Assignment:
-    """The candidates of all objects, each with the object that proposes it.
-
-    An anchor fits if no side of box and anchor differs by `threshold` times or more. The own cell of the centre is a
-    candidate, and the neighbours nearer than `reach` cells: at most 3 cells for 0.5 (fine), 5 for 1.0 (coarse).
-    """
-    boxes = targets.boxes_cxcywh.float()
-    anchors_px, strides = anchors.on(boxes.device)
-    grid = torch.tensor([(m.shape[3], m.shape[2]) for m in maps], device=boxes.device)  # nl 2, width first
-    grid_f = grid[:, None].float()
-    centre, size = boxes[:, :2] * grid_f, boxes[:, 2:] * grid_f  # nl n 2, in cells
-    ratio = size[:, None] / (anchors_px / strides[:, None, None])[:, :, None]  # nl na n 2
-    fits = torch.maximum(ratio, 1 / ratio).amax(-1) < threshold
-    kinds = _neighbours(centre, grid_f - centre, reach=reach)
-    level, kind, anchor, target = (kinds[:, :, None] & fits[:, None]).nonzero(as_tuple=True)
-    steps = boxes.new_tensor([(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)]) * reach
-    cell = (centre[level, target] - steps[kind]).long().clamp_(min=0)
-    column, row = torch.minimum(cell, grid[level] - 1).unbind(-1)
-    return Assignment(level, targets.image[target], anchor, row, column, target)
-
-
-def _neighbours(
-    from_low: Float[Tensor, "nl n 2"], from_high: Float[Tensor, "nl n 2"], *, reach: float
-) -> Bool[Tensor, "nl 5 n"]:
-    """Which of own, left, upper, right and lower cell a centre takes, from its distances to the grid's borders."""
-    low = (from_low % 1 < reach) & (from_low > 1)
-    high = (from_high % 1 < reach) & (from_high > 1)
-    own = torch.ones_like(low[..., 0])
-    return torch.stack((own, low[..., 0], low[..., 1], high[..., 0], high[..., 1]), dim=1)
-
-
-def _distinct_cells(candidates: Assignment, *, maps: Sequence[Tensor]) -> Assignment:
-    """Every cell once, ordered by level, image, anchor, row, column."""
-    numbers, order = torch.sort(cell_numbers(candidates, maps=maps), stable=True)
-    first = torch.ones_like(numbers, dtype=torch.bool)
-    first[1:] = numbers[1:] != numbers[:-1]
-    return candidates.take(order[first])
-
-
-def cell_numbers(cells: Assignment, *, maps: Sequence[Tensor]) -> Int[Tensor, " p"]:
-    """The place of each cell among all of the maps, counted by level, image, anchor, row, column."""
-    sizes = torch.tensor([m.shape[:4] for m in maps], device=cells.level.device)  # nl 4: B na H W
-    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
-    _, num_anchors, height, width = sizes[cells.level].unbind(1)
-    plane = cells.image * num_anchors + cells.anchor
-    return starts[cells.level] + (plane * height + cells.row) * width + cells.column
-
-
 def centre_in_cell(probability: Float[Tensor, "p 2"], *, span: float) -> Float[Tensor, "p 2"]:
-    """Centres relative to their cell's corner, from sigmoids: a span around the middle of the cell."""
+    """Return centres relative to the corner of their cell.
+
+    Args:
+        probability: Sigmoids (p, 2) of the predicted x and y.
+        span: Range of the centre in cells, around the middle of the cell.
+
+    Returns:
+        Centres (p, 2) in cells.
+    """
     return probability * span - (span - 1) / 2
 
 
 @dataclass(frozen=True)
 class _Predictions:
-    """What the candidates' logits say: boxes (c, 4) xyxy pixels; class cost = negatives (c,) + switch (c, nc)[label].
+    """Decoded candidates: boxes (c, 4) xyxy in pixels, and the class cost negatives (c,) + switch (c, nc)[label].
 
-    With y = sqrt(p(class) p(object)): `negatives` is the sum of -ln(1 - y) over all classes, `switch` is
-    -ln(y) + ln(1 - y), what changes for the class that is the object's.
+    With y = sqrt(p(class) p(object)), `negatives` is the sum of -ln(1 - y) over all classes, and `switch` is
+    -ln(y) + ln(1 - y): the difference that the class of the object makes.
     """
 
     boxes_xyxy: Tensor
@@ -258,15 +207,15 @@ class _Predictions:
 
 
 @dataclass(frozen=True)
-class _Objects:
-    """Boxes (n, 4) xyxy in pixels and labels (n,)."""
+class _ObjectBoxes:
+    """The objects of a batch: boxes (n, 4) xyxy in pixels and labels (n,)."""
 
     boxes_xyxy: Tensor
     labels: Tensor
 
 
 def _predict(candidates: Assignment, *, maps: Sequence[Tensor], anchors: Anchors, span: float) -> _Predictions:
-    """Decodes the candidates only, in float32."""
+    """Decode the candidates, and no other cells, in float32."""
     levels = zip(maps, candidates.per_level(len(maps)), strict=True)
     rows = torch.cat([m[c.image, c.anchor, c.row, c.column].float() for m, c in levels])  # c 5+nc
     anchors_px, strides = anchors.on(rows.device)
@@ -281,37 +230,38 @@ def _predict(candidates: Assignment, *, maps: Sequence[Tensor], anchors: Anchors
 def class_costs(
     classes: Float[Tensor, "c nc"], objectness: Float[Tensor, " c"]
 ) -> tuple[Float[Tensor, " c"], Float[Tensor, "c nc"]]:
-    """Sum of -ln(1 - y) and, a class, -ln(y) + ln(1 - y), of y = sqrt(sigmoid(class) sigmoid(objectness)).
+    """Return the two parts of the class cost, with y = sqrt(sigmoid(class) * sigmoid(objectness)).
 
-    Works on logarithms: no product of probabilities can underflow.
+    It computes with logarithms, so that no product of probabilities can underflow.
+
+    Args:
+        classes: Logits of the classes (c, nc).
+        objectness: Logits of the objectness (c,).
+
+    Returns:
+        The sum of -ln(1 - y) over the classes (c,), and -ln(y) + ln(1 - y) for each class (c, nc).
     """
     log_y = (logsigmoid(classes) + logsigmoid(objectness)[:, None]).mul_(0.5).clamp_(max=-1e-12)
     negative = log_y.expm1().neg_().log_().neg_()
     return negative.sum(1), log_y.add_(negative).neg_()
 
 
-def _objects(targets: Targets, *, maps: Sequence[Tensor], anchors: Anchors) -> _Objects:
-    """The targets in pixels, by the images' width and height."""
-    height, width = (side * anchors.strides[0] for side in maps[0].shape[2:4])
-    scale = targets.boxes_cxcywh.new_tensor([width, height, width, height], dtype=torch.float32)
-    return _Objects(cxcywh_to_xyxy(targets.boxes_cxcywh.float() * scale), targets.label)
-
-
 @dataclass(frozen=True)
 class _ByImage:
-    """Entries grouped by image: `order` (m,) lists them image by image; `starts` and `sizes` of each image."""
+    """Entries grouped by image: `order` (m,) lists them image by image; each image has a start and a size in it."""
 
     order: Tensor
     starts: Tensor
     sizes: tuple[int, ...]
 
     @staticmethod
-    def of(image: Int[Tensor, " m"], *, num_images: int) -> _ByImage:
+    def group(image: Int[Tensor, " m"], *, num_images: int) -> _ByImage:
+        """Group entries by the image index (m,) of each."""
         sizes = torch.bincount(image, minlength=num_images)
         return _ByImage(torch.argsort(image, stable=True), sizes.cumsum(0) - sizes, tuple(sizes.tolist()))
 
     def padded(self, images: Sequence[int]) -> tuple[Int[Tensor, "b most"], Bool[Tensor, "b most"]]:
-        """The entries of those images, one row an image, and which of them are none but padding (False)."""
+        """Return the entries of some images, one row per image, and a mask that is False for padding."""
         sizes = torch.tensor([self.sizes[i] for i in images], device=self.order.device)[:, None]
         position = torch.arange(max(self.sizes[i] for i in images), device=self.order.device)
         starts = self.starts[torch.tensor(images, device=self.order.device)][:, None]
@@ -319,7 +269,7 @@ class _ByImage:
 
 
 def _chunks(num_candidates: Sequence[int], num_objects: Sequence[int]) -> Iterator[list[int]]:
-    """Images that have both, as many together as fit in _MAX_PAIRS; nearly always all at once."""
+    """Yield images that have candidates and objects, as many at once as `_MAX_PAIRS` allows (nearly always all)."""
     images: list[int] = []
     most_candidates = most_objects = 0
     for image, (candidates, objects) in enumerate(zip(num_candidates, num_objects, strict=True)):
@@ -337,12 +287,12 @@ def _chunks(num_candidates: Sequence[int], num_objects: Sequence[int]) -> Iterat
 
 def _match(
     predictions: _Predictions,
-    objects: _Objects,
+    objects: _ObjectBoxes,
     candidates: tuple[Int[Tensor, "b c"], Bool[Tensor, "b c"]],
     targets: tuple[Int[Tensor, "b g"], Bool[Tensor, "b g"]],
     max_k: int,
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """Positive candidates and the object of each, image by image in candidate order."""
+    """Return the positive candidates and the object of each, image by image in the order of the candidates."""
     index, exists = candidates
     target, is_object = targets
     valid = is_object[:, :, None] & exists[:, None]
@@ -359,13 +309,21 @@ def _match(
 
 
 def dynamic_k(iou: Float[Tensor, "b g c"], *, max_k: int) -> Int[Tensor, "b g"]:
-    """How many candidates an object wants: the sum of its largest IoUs, rounded down, at least one."""
+    """Return how many candidates each object takes: the sum of its largest IoUs, rounded down, but at least one.
+
+    Args:
+        iou: IoUs (images, objects, candidates).
+        max_k: Number of IoUs to sum.
+
+    Returns:
+        Counts (images, objects) int64 between 1 and `max_k`.
+    """
     largest = iou.topk(min(max_k, iou.shape[-1]), dim=-1).values
     return largest.sum(-1).long().clamp_(min=1, max=max_k)
 
 
 def _resolve(cost: Float[Tensor, "b g c"], num_wanted: Int[Tensor, "b g"], *, max_k: int) -> Int[Tensor, "b c"]:
-    """The object that gets a candidate, -1 for none: each takes its cheapest, the cheapest of all wins a conflict."""
+    """Return the object of each candidate, -1 for none. The lowest cost decides between objects that take the same."""
     num_candidates = cost.shape[-1]
     cheapest = _cheapest(cost, k=min(max_k, num_candidates))  # b g k
     wanted = torch.arange(cheapest.shape[-1], device=cost.device) < num_wanted[..., None]
@@ -380,9 +338,10 @@ def _resolve(cost: Float[Tensor, "b g c"], num_wanted: Int[Tensor, "b g"], *, ma
 
 
 def _cheapest(cost: Float[Tensor, "b g c"], *, k: int) -> Int[Tensor, "b g k"]:
-    """The k cheapest candidates, ascending, ties by candidate order.
+    """Return the k cheapest candidates, cheapest first; ties are broken by the order of the candidates.
 
-    Costs are not negative, so their bits order as they do; with the position below them every key is unique.
+    Costs are not negative, so their bits have the same order as their values. The position in the low bits makes every
+    key unique.
     """
     position = torch.arange(cost.shape[-1], device=cost.device)
     keys = (cost.clamp(min=0).view(torch.int32).long() << 32).bitwise_or_(position)

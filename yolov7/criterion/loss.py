@@ -1,4 +1,4 @@
-"""The detection loss: CIoU or its kin for boxes, binary cross-entropy for the rest (paper, section 5.1)."""
+"""The detection loss: CIoU or a similar measure for boxes, binary cross-entropy otherwise (paper, section 5.1)."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from yolov7.boxes import box_similarity
 from yolov7.criterion.assigners import (
-    COARSE,
-    FINE,
     LEAD_SPAN,
     MAX_K,
     MAX_K_WITH_AUXILIARY,
     WIDE_SPAN,
     AnchorAssigner,
-    Anchors,
     Assigner,
-    Assignment,
     HeadsAssigner,
     OtaAssigner,
-    cell_numbers,
     centre_in_cell,
 )
+from yolov7.criterion.candidates import COARSE, FINE, Anchors, Assignment, cell_numbers
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
-SumOverRanks = Callable[[Tensor], Tensor]  # adds up a tensor over the processes that share a batch
+SumOverRanks = Callable[[Tensor], Tensor]  # sums a tensor over the processes that share a batch
 _FOCAL_ALPHA = 0.25
 _VARIFOCAL_ALPHA, _VARIFOCAL_GAMMA = 0.75, 2.0
 
 
 class LossParts(NamedTuple):
-    """`total` is what to differentiate: the sum of the parts times the batch size. The parts are detached.
+    """The loss of a batch and its parts, scalar float32 tensors.
 
-    Where processes share a batch each has its addends, which sum up to those of the whole batch.
+    If several processes share a batch, each of them has its own addends. Summed over the processes, they are the loss
+    of the whole batch.
+
+    Attributes:
+        total: The sum of the parts times the batch size. Differentiate this one.
+        box: The part of the boxes, detached.
+        objectness: The part of the objectness, detached.
+        classification: The part of the classes, detached.
     """
 
     total: Tensor
@@ -50,11 +53,10 @@ class LossParts(NamedTuple):
 
 
 class DetectionLoss:
-    """The loss of a head's raw maps for the objects of a batch.
+    """The loss of raw head maps for the objects of a batch (sections 4.2 and 5.1 of the paper).
 
-    `anchors_px` (nl, na, 2). `image_size` is the training size: the objectness gain grows with its area. Works on any
-    device and computes in float32, whatever the maps' type. Where there is an auxiliary head its loss is added, with
-    the settings' `auxiliary_gain` (section 4.2).
+    It works on any device and computes in float32, whatever the type of the maps. The loss of an auxiliary head is
+    multiplied by the `auxiliary_gain` of the settings and added.
     """
 
     def __init__(
@@ -66,6 +68,15 @@ class DetectionLoss:
         image_size: int,
         settings: LossSettings,
     ) -> None:
+        """Make the loss of one model.
+
+        Args:
+            anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels, finest level first.
+            strides: Stride of each level in pixels.
+            num_classes: Number of classes.
+            image_size: Side of the training images in pixels. The objectness gain grows with its square.
+            settings: Gains, the assigner and the kinds of loss.
+        """
         self._anchors = Anchors(anchors_px.detach().float(), strides)
         self._settings = settings
         self._assigner = make_assigner(self._anchors, settings)
@@ -74,13 +85,20 @@ class DetectionLoss:
         self._box_gain = settings.box * share
         self._objectness_gain = settings.objectness * share * (image_size / 640) ** 2
         self._class_gain = settings.classification * share * num_classes / 80
-        self._balance = (4.0, 1.0, 0.4) if len(strides) == 3 else (4.0, 1.0, 0.25, 0.06, 0.02)
+        self._balance = level_balance(len(strides))
 
     def __call__(self, maps: HeadMaps, targets: Targets, *, sum_over_ranks: SumOverRanks | None = None) -> LossParts:
-        """The loss of one batch; an image, or a whole batch, without objects is in order.
+        """Return the loss of one batch. Images without objects are allowed, and so are batches without objects.
 
-        With `sum_over_ranks` these are one process's images of a batch, and means are over those of all: the mean of
-        means would weigh a match the more, the fewer its process has. A process may have no image at all.
+        Args:
+            maps: Raw maps of the head, each (B, anchors, H, W, 5 + classes).
+            targets: The objects of the images.
+            sum_over_ranks: Given if `maps` and `targets` are the share of one process in a larger batch. Means are then
+                taken over the whole batch, because a mean of the means of all processes would weight matches
+                differently. A process may have no images.
+
+        Returns:
+            The total to differentiate and the detached parts.
         """
         found = self._assigner(maps, targets)
         whole = _whole_batch(maps, (found.lead, found.auxiliary), sum_over_ranks=sum_over_ranks)
@@ -97,12 +115,12 @@ class DetectionLoss:
     def _head(
         self, maps: Sequence[Tensor], targets: Targets, cells: Assignment, whole: _WholeBatch, *, span: float
     ) -> Float[Tensor, " 3"]:
-        """Box, objectness and class loss of one head: of each level the mean, summed over the levels."""
+        """Return the box, objectness and class loss of one head: the mean of each level, summed over the levels."""
         rows, objectness = _Select.apply(cells, *maps)  # type: ignore[no-untyped-call]  # (p, 5 + nc), (cells of all,)
         goal = torch.zeros_like(objectness)
         box_loss = class_loss = goal.new_zeros(())
         if len(cells):
-            share = 1 / whole.positives.float()[cells.level]  # of its level's mean, each positive
+            share = 1 / whole.positives.float()[cells.level]  # weight of each positive in the mean of its level
             boxes = decode_cells(rows[:, :4], self._anchors.of(cells), span=span)
             similarity = box_similarity(boxes, _goal_boxes(cells, targets, maps), kind=self._settings.box_loss)
             box_loss = ((1 - similarity) * share).sum()
@@ -117,7 +135,7 @@ class DetectionLoss:
     ) -> Float[Tensor, ""]:
         sizes = [m[..., 4].numel() for m in maps]
         cells = [images * m.shape[1:4].numel() for m in maps]
-        levels = zip(torch.split(logits, sizes), torch.split(goal, sizes), self._balance, cells, strict=False)
+        levels = zip(torch.split(logits, sizes), torch.split(goal, sizes), self._balance, cells, strict=True)
         weight = self._settings.objectness_pos_weight
         kind = self._settings.objectness_loss
         losses = [self._bce(x, wanted, weight, kind=kind) * (balance / n) for x, wanted, balance, n in levels]
@@ -140,7 +158,7 @@ class DetectionLoss:
     def _bce(
         self, logits: Tensor, goal: Tensor, pos_weight: float, *, kind: str, share: Tensor | None = None
     ) -> Float[Tensor, ""]:
-        """Sum of the binary cross-entropy, (vari)focal if the settings say so, with the share of each element."""
+        """Return the sum of the binary cross-entropy, weighted by `share`, in the focal or varifocal form if wanted."""
         positive = None if pos_weight == 1 else logits.new_tensor(pos_weight)
         gamma = self._settings.focal_gamma
         loss = partial(binary_cross_entropy_with_logits, logits, goal, weight=share, pos_weight=positive)
@@ -152,12 +170,13 @@ class DetectionLoss:
 
 
 class _WholeBatch(NamedTuple):
-    """What means are over: a batch's images, and its positives of each head and level (heads, nl) or level (nl,)."""
+    """The denominators of all means: number of images, and positives of each head and level (heads, nl) or (nl,)."""
 
     images: int
     positives: Tensor
 
     def of_head(self, head: int) -> _WholeBatch:
+        """Return the denominators of one head."""
         return self._replace(positives=self.positives[head])
 
 
@@ -170,8 +189,34 @@ def _whole_batch(maps: HeadMaps, heads: Sequence[Assignment], *, sum_over_ranks:
     return _WholeBatch(images, positives.new_tensor(summed).view_as(positives))
 
 
+def level_balance(num_levels: int) -> tuple[float, ...]:
+    """Return the weight of the objectness loss of each level, finest level first.
+
+    Three levels have weights of their own. The reference has five weights for larger models, 4, 1, 0.25, 0.06 and 0.02;
+    each further level has a quarter of the weight of the level before.
+
+    Args:
+        num_levels: Number of levels of the head.
+
+    Returns:
+        One positive weight per level.
+    """
+    if num_levels == 3:
+        return 4.0, 1.0, 0.4
+    further = (0.02 / 4**i for i in range(1, num_levels - 4))
+    return (4.0, 1.0, 0.25, 0.06, 0.02, *further)[:num_levels]
+
+
 def make_assigner(anchors: Anchors, settings: LossSettings) -> HeadsAssigner:
-    """The assigner that the settings name, for a lead head alone or with an auxiliary head."""
+    """Return the assigner that the settings choose, for models with and without an auxiliary head.
+
+    Args:
+        anchors: Anchors and strides of the lead head.
+        settings: The kind of assigner and its parameters.
+
+    Returns:
+        The assigner of both heads.
+    """
     make = partial(_make_single, anchors, settings)
     auxiliary = make(
         reach=COARSE if settings.auxiliary == "coarse_to_fine" else FINE,
@@ -201,18 +246,44 @@ def _make_single(
 
 
 def auxiliary_span(settings: LossSettings) -> float:
-    """The span of the auxiliary decoder: the lead's, or wide enough for a whole coarse neighbour (Table 7)."""
+    """Return the span of the decoder of the auxiliary head in cells (Table 7 of the paper).
+
+    Args:
+        settings: `auxiliary_constraint` selects the span of the lead head; otherwise the span reaches a coarse
+            neighbour completely.
+
+    Returns:
+        The span in cells.
+    """
     return LEAD_SPAN if settings.auxiliary_constraint else WIDE_SPAN
 
 
 def decode_cells(raw: Float[Tensor, "p 4"], anchors_grid: Float[Tensor, "p 2"], *, span: float) -> Float[Tensor, "p 4"]:
-    """Boxes cxcywh in cells, relative to their cell's corner: a span of 2 reaches from -0.5 to 1.5; up to 4 anchors."""
+    """Decode logits to boxes relative to the corner of their cell. Sides reach up to four times the anchor.
+
+    Args:
+        raw: Logits of x, y, w, h (p, 4).
+        anchors_grid: Anchors (p, 2) in cells.
+        span: Range of the centre in cells: a span of 2 reaches from -0.5 to 1.5.
+
+    Returns:
+        Boxes cx, cy, w, h (p, 4) in cells.
+    """
     scaled = raw.sigmoid()
     return torch.cat((centre_in_cell(scaled[:, :2], span=span), (2 * scaled[:, 2:]).square() * anchors_grid), dim=1)
 
 
 def focal_weight(logits: Float[Tensor, "*n"], goal: Float[Tensor, "*n"], *, gamma: float) -> Float[Tensor, "*n"]:
-    """Weight of each element in the focal loss: more for what is predicted badly."""
+    """Return the weight of each element in the focal loss: the worse its prediction, the higher the weight.
+
+    Args:
+        logits: Predictions before the sigmoid.
+        goal: Targets in 0..1, of the same shape.
+        gamma: Exponent of the focal loss.
+
+    Returns:
+        Weights of the same shape.
+    """
     probability = logits.sigmoid()
     right = goal * probability + (1 - goal) * (1 - probability)
     alpha = goal * _FOCAL_ALPHA + (1 - goal) * (1 - _FOCAL_ALPHA)
@@ -220,16 +291,24 @@ def focal_weight(logits: Float[Tensor, "*n"], goal: Float[Tensor, "*n"], *, gamm
 
 
 def varifocal_weight(logits: Float[Tensor, "*n"], goal: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Weight of each element in the varifocal loss (Zhang et al., 2021, equation 2).
+    """Return the weight of each element in the varifocal loss (Zhang et al., 2021, equation 2).
 
-    A positive's is its goal, the quality of the box; a negative's is the less, the surer it is predicted to be none.
+    Positives are weighted by their goal, the quality of their box. Easy negatives are down-weighted by
+    `alpha * p**gamma`.
+
+    Args:
+        logits: Predictions before the sigmoid.
+        goal: Quality of the boxes of positives in 0..1, and 0 for negatives; of the same shape.
+
+    Returns:
+        Weights of the same shape.
     """
     negative = _VARIFOCAL_ALPHA * logits.sigmoid() ** _VARIFOCAL_GAMMA
     return torch.where(goal > 0, goal, negative)
 
 
 def _goal_boxes(cells: Assignment, targets: Targets, maps: Sequence[Tensor]) -> Float[Tensor, "p 4"]:
-    """The objects' boxes cxcywh in cells, relative to the corner of the assigned cell."""
+    """Return the boxes cxcywh of the objects in cells, relative to the corner of the assigned cell."""
     boxes = targets.boxes_cxcywh[cells.target].float()
     grid = torch.tensor([(m.shape[3], m.shape[2]) * 2 for m in maps], dtype=torch.float32, device=boxes.device)
     boxes = boxes * grid[cells.level]
@@ -238,7 +317,7 @@ def _goal_boxes(cells: Assignment, targets: Targets, maps: Sequence[Tensor]) -> 
 
 
 def _put_last(goal: Float[Tensor, " n"], numbers: Int[Tensor, " p"], values: Float[Tensor, " p"]) -> None:
-    """Writes the values at their cells; of several at one cell the last one stays, on every device."""
+    """Write the values at their cells. If a cell has several values, the last one is used on every device."""
     position = torch.arange(len(numbers), device=goal.device)
     last = torch.zeros(goal.shape, dtype=torch.int64, device=goal.device)
     last.scatter_reduce_(0, numbers, position, "amax")
@@ -246,13 +325,14 @@ def _put_last(goal: Float[Tensor, " n"], numbers: Int[Tensor, " p"], values: Flo
 
 
 class _Select(torch.autograd.Function):
-    """The rows of some cells (p, 5 + nc) and the objectness of all, level after level, both float32.
+    """Select the rows of some cells (p, 5 + nc) and the objectness of all cells, level by level, both float32.
 
-    A single function, so that the backward pass fills one buffer of each map's size.
+    This is a single function so that the backward pass fills only one buffer of the size of each map.
     """
 
     @staticmethod
     def forward(ctx: Any, cells: Assignment, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows and the objectness."""
         levels = cells.per_level(len(maps))
         ctx.levels = levels
         ctx.maps = [m.detach() for m in maps]
@@ -261,13 +341,14 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of each map."""
         rows = torch.split(gradients[0], [len(cells) for cells in ctx.levels])
         objectness = torch.split(gradients[1], [m[..., 4].numel() for m in ctx.maps])
         return None, *map(_spread, ctx.maps, ctx.levels, rows, objectness)
 
 
 def _spread(like: Tensor, cells: Assignment, rows: Tensor, objectness: Tensor) -> Tensor:
-    """The gradient of a map: of some cells' rows, and of the objectness of all."""
+    """Return the gradient of a map from the gradients of the selected rows and of the objectness of all cells."""
     gradient = _zeros_like(like)
     gradient[..., 4] = objectness.view(like.shape[:4])
     numbers = ((cells.image * like.shape[1] + cells.anchor) * like.shape[2] + cells.row) * like.shape[3] + cells.column
@@ -276,7 +357,7 @@ def _spread(like: Tensor, cells: Assignment, rows: Tensor, objectness: Tensor) -
 
 
 def _zeros_like(like: Tensor) -> Tensor:
-    """Zeros, contiguous; on the CPU from numpy, which asks the system for huge, zeroed pages: a fifth of the time."""
+    """Return contiguous zeros. On the CPU, numpy requests large zeroed pages, which takes a fifth of the time."""
     if like.device.type != "cpu" or not like.numel():
         return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
     return torch.from_numpy(np.zeros(like.nbytes, np.uint8)).view(like.dtype).view(like.shape)

@@ -1,4 +1,4 @@
-"""Decoded images, kept in memory or in a file, filled and read by all processes that share it."""
+"""Decoded images, kept in memory or in a file."""
 
 from __future__ import annotations
 
@@ -14,22 +14,34 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.data.augment.geometry import Size
+from yolov7.data.augment.letterbox import Size
 from yolov7.data.images import Image
 from yolov7.data.index import ImageIndex
-from yolov7.errors import DataError
+from yolov7.errors import SettingError
 
 CacheMode = Literal["auto", "memory", "disk", "none"]
-MEMORY_SHARE = 0.25  # of the available memory, up to which `auto` keeps images
-DISK_SHARE = 0.5  # of what is free and of what older caches hold, up to which `disk` does
+MEMORY_SHARE = 0.25  # of the available memory, which the caches of `auto` on one machine may take together
+DISK_SHARE = 0.5  # of the free space and of what older cache files occupy, which the files of `disk` may take
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @final
 class ImageCache:
-    """Images (H, W, 3) of given sizes in one mapping; processes forked later, or that map the same file, share it."""
+    """Images of given sizes in one memory mapping.
+
+    Processes that are forked later, or that map the same file, share the content: each reads what any of them wrote.
+    """
 
     def __init__(self, sizes: Sequence[Size], *, file: Path | None = None) -> None:
+        """Reserve the space for all images; none is filled unless an earlier process filled the file.
+
+        Args:
+            sizes: Width and height of each image, pixels.
+            file: The file to keep them in; None for memory.
+
+        Raises:
+            OSError: If the file cannot be written or the disk has not enough space.
+        """
         self._sizes = sizes
         lengths = np.array([width * height * 3 for width, height in sizes], np.int64)
         self._offsets = len(sizes) + np.concatenate([[0], np.cumsum(lengths)])
@@ -37,12 +49,24 @@ class ImageCache:
         self._filled, self._content = content[: len(sizes)], content
 
     def get(self, i: int) -> Image | None:
-        """Image i, not to be written to; None where nobody has put it there yet."""
+        """Return an image.
+
+        Args:
+            i: Number of the image.
+
+        Returns:
+            The image (H, W, 3), uint8, which must not be written to; None if it was not stored yet.
+        """
         return self._view(i) if self._filled[i] else None
 
     def put(self, i: int, image: Image) -> None:
-        """Keeps image i."""
-        self._view(i)[:] = image  # two processes may write the same bytes
+        """Store an image.
+
+        Args:
+            i: Number of the image.
+            image: The image (H, W, 3), uint8, of the size that was given for it.
+        """
+        self._view(i)[:] = image  # two processes may write the same bytes at the same time
         self._filled[i] = 1
 
     def _view(self, i: int) -> Image:
@@ -52,26 +76,63 @@ class ImageCache:
 
 
 def make_cache(
-    index: ImageIndex, sizes: Sequence[Size], *, mode: CacheMode, folder: Path | None = None
+    index: ImageIndex, sizes: Sequence[Size], *, mode: CacheMode, folder: Path | None = None, processes: int = 1
 ) -> ImageCache | None:
-    """The cache of a split's images at these sizes; None for no cache.
+    """Make the cache of the images of a split.
 
-    `auto`: in memory where that is little of what is available. `disk`: in a file of `folder`, which later runs on the
-    same images and sizes find filled; older files give way to it. DataError where the disk has no room.
+    Args:
+        index: The images.
+        sizes: Width and height at which each image is kept, pixels.
+        mode: `auto`: in memory if the caches of all processes take at most a quarter of what is available. `memory`: in
+            memory. `disk`: in a file of `folder`, which all processes share and which later runs with the same images
+            and sizes find filled; older files are deleted to make space. `none`: no cache.
+        folder: Folder of the cache files; needed for `disk`.
+        processes: Number of processes of this machine that make a cache in memory of their own.
+
+    Returns:
+        The cache; None for no cache.
+
+    Raises:
+        SettingError: If the mode is `memory` or `disk` and there is not enough memory or disk space.
+        OSError: If the folder cannot be written.
     """
+    if mode == "none" or not sizes:
+        return None
     needed = sum(width * height * 3 + 1 for width, height in sizes)
-    match mode:
-        case "memory":
-            return ImageCache(sizes) if sizes else None
-        case "auto":
-            return ImageCache(sizes) if sizes and needed <= MEMORY_SHARE * _available_memory() else None
-        case "disk" if folder is not None and sizes:
-            file = folder / f"{_key(index, sizes)}.images"
-            if not file.is_file():
-                _make_room(folder, needed)
-            return ImageCache(sizes, file=file)
-        case _:
-            return None
+    if mode == "disk":
+        if folder is None:
+            raise ValueError("cache='disk' needs a folder")
+        file = folder / f"{_key(index, sizes)}.images"
+        if not file.is_file():
+            _make_space(folder, needed)
+        return ImageCache(sizes, file=file)
+    available, together = available_memory(), processes * needed
+    if mode == "auto":
+        return ImageCache(sizes) if together <= MEMORY_SHARE * available else None
+    if together > available:
+        each = f" for each of {processes} workers on this machine" if processes > 1 else ""
+        raise SettingError(
+            f"cache_images='memory' needs {needed / 1e9:.1f} GB for decoded images{each}, but only "
+            f"{available / 1e9:.1f} GB of memory are available; use cache_images: disk, which workers share, or none"
+        )
+    return ImageCache(sizes)
+
+
+def available_memory() -> int:
+    """Return how many bytes this process may still use: of the machine, and of its control group if that is limited.
+
+    Returns:
+        Bytes.
+    """
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return min(available, max(limit - used, 0))
 
 
 def _map(file: Path | None, *, length: int) -> mmap.mmap:
@@ -86,7 +147,7 @@ def _map(file: Path | None, *, length: int) -> mmap.mmap:
 
 
 def _reserve(descriptor: int, length: int, *, file: Path) -> None:
-    """Takes the room now: a disk that is full only when an image is put there would end the process."""
+    """Reserve the disk space now: if it ran out while an image is written, the process would be killed."""
     try:
         os.posix_fallocate(descriptor, 0, length)
     except OSError as error:
@@ -94,39 +155,26 @@ def _reserve(descriptor: int, length: int, *, file: Path) -> None:
 
 
 def _key(index: ImageIndex, sizes: Sequence[Size]) -> str:
-    """Of images and sizes; of the boot too, since a crash may lose pixels that are marked as there."""
+    """Return a hash of images, sizes and boot: after a crash, pixels may be missing that are marked as filled."""
     boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
     digest = hashlib.blake2b("\n".join((*index.hashes, boot)).encode(), digest_size=12)
     digest.update(np.array(sizes, np.int64).tobytes())
     return digest.hexdigest()
 
 
-def _make_room(folder: Path, needed: int) -> None:
-    """Deletes the caches that were opened longest ago until one more may be made."""
+def _make_space(folder: Path, needed: int) -> None:
+    """Delete the cache files that were opened longest ago until another one of `needed` bytes is allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     files = sorted(folder.glob("*.images"), key=lambda path: path.stat().st_mtime)
     taken = {path: path.stat().st_blocks * 512 for path in files}
     allowed = DISK_SHARE * (shutil.disk_usage(folder).free + sum(taken.values()))
     if needed > allowed:
-        raise DataError(
-            f"cache_images=disk needs {needed / 1e9:.1f} GB for decoded images and may take {allowed / 1e9:.1f} GB "
-            f"of {folder}; use cache_images: none, a smaller image_size or a larger disk"
+        raise SettingError(
+            f"cache_images='disk' needs {needed / 1e9:.1f} GB for decoded images but may take only "
+            f"{allowed / 1e9:.1f} GB of {folder}; use cache_images: none, a smaller image_size or a larger disk"
         )
     for path in files:
         if sum(taken.values()) + needed <= allowed:
             return
         path.unlink(missing_ok=True)  # a run that has it open keeps it until its end
         del taken[path]
-
-
-def _available_memory() -> int:
-    """Bytes that this process may still use: of the machine, and of its control group where that has a limit."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return min(available, max(limit - used, 0))

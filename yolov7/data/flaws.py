@@ -1,4 +1,4 @@
-"""What may be wrong with a data set, and what is treated alike; imports nothing heavy, as params.yaml names it."""
+"""The kinds of flaws that a data set may have, and what becomes of each; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,75 +7,99 @@ from enum import StrEnum
 
 
 class FlawGroup(StrEnum):
-    """Flaws that are treated alike; `data.flaws` in params.yaml says how."""
+    """Flaws that a setting makes fatal together."""
 
     BOXES = "boxes"
     OUTLINES = "outlines"
     IDS = "ids"
     SIZES = "sizes"
     LEAKS = "leaks"
-    IMAGES = "images"  # allowed up to a share of them
+    IMAGES = "images"  # allowed up to a share of the images
 
 
 class FlawKind(StrEnum):
-    """One kind of flaw; the text is what the health report shows."""
+    """One kind of flaw; the text is shown in reports and messages."""
 
     NO_AREA = "box without area"
     NOT_FINITE = "box that is not numbers"
+    SHARES = "box in shares of its image (0 to 1)"
     OUTSIDE = "box outside its image"
     CLIPPED = "box reaching outside its image"
     UNKNOWN_CATEGORY = "unknown category"
     DUPLICATE_BOX = "box given twice"
+    CROWD_VALUE = "iscrowd that is neither 0 nor 1"
     NO_POLYGON = "outline that is no polygon"
     OUTLINE_CLIPPED = "outline reaching outside its image"
-    OUTLINE_ELSEWHERE = "outline that is not its box's"
+    OUTLINE_ELSEWHERE = "outline that does not fit its box"
+    AREA = "area that is not a positive number"
     MASK = "mask in place of an outline"
+    TURNED = "rotated rectangle"
     UNKNOWN_IMAGE = "annotation of an unknown image"
     DUPLICATE_ID = "id given twice"
+    DUPLICATE_IMAGE = "image given twice"
+    COPY = "copy of another image of the split"
     SIZE = "image of another size than annotated"
     LEAK = "image that is in train too"
     MISSING = "missing image"
     UNREADABLE = "unreadable image"
+    LOW_RANGE = "16-bit image of low range"
     NO_ANNOTATION = "missing or damaged annotation"
+    UNUSED_ROOT = "category without annotations that is only a supercategory"
     BACKGROUND = "image without boxes"
 
     @property
     def group(self) -> FlawGroup | None:
-        """What it is treated alike with; None for what is worth telling but no flaw."""
+        """The group that it belongs to; None for a remark that is no flaw."""
         return _TREATED[self][0]
 
     @property
     def outcome(self) -> str:
-        """What becomes of it where it is not fatal."""
+        """What becomes of the data that have it, unless it is fatal."""
         return _TREATED[self][1]
 
 
 _TREATED: dict[FlawKind, tuple[FlawGroup | None, str]] = {
     FlawKind.NO_AREA: (FlawGroup.BOXES, "left out"),
     FlawKind.NOT_FINITE: (FlawGroup.BOXES, "left out"),
+    FlawKind.SHARES: (FlawGroup.BOXES, "left out; multiply x by the width and y by the height of the image"),
     FlawKind.OUTSIDE: (FlawGroup.BOXES, "left out"),
     FlawKind.CLIPPED: (FlawGroup.BOXES, "clipped"),
     FlawKind.UNKNOWN_CATEGORY: (FlawGroup.BOXES, "left out"),
     FlawKind.DUPLICATE_BOX: (FlawGroup.BOXES, "the first is kept"),
+    FlawKind.CROWD_VALUE: (FlawGroup.BOXES, "kept, as a single object"),
     FlawKind.NO_POLYGON: (FlawGroup.OUTLINES, "the box is kept"),
     FlawKind.OUTLINE_CLIPPED: (FlawGroup.OUTLINES, "clipped"),
     FlawKind.OUTLINE_ELSEWHERE: (FlawGroup.OUTLINES, "the box is kept"),
+    FlawKind.AREA: (FlawGroup.OUTLINES, "the area of the outline or the box is used"),
     FlawKind.MASK: (None, "the box is kept"),
+    FlawKind.TURNED: (None, "the upright box around it is used"),
     FlawKind.UNKNOWN_IMAGE: (FlawGroup.BOXES, "left out"),
-    FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "of images, the first is kept; boxes all"),
+    FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "of images the first is kept, of boxes all"),
+    FlawKind.DUPLICATE_IMAGE: (FlawGroup.IDS, "one image with the objects of all entries"),
+    FlawKind.COPY: (None, "kept"),
     FlawKind.SIZE: (FlawGroup.SIZES, "kept"),
     FlawKind.LEAK: (FlawGroup.LEAKS, "kept"),
     FlawKind.MISSING: (FlawGroup.IMAGES, "left out"),
     FlawKind.UNREADABLE: (FlawGroup.IMAGES, "left out"),
+    FlawKind.LOW_RANGE: (None, "kept, but dark in 8 bits; stretch the values of the files"),
     FlawKind.NO_ANNOTATION: (FlawGroup.IMAGES, "left out"),
+    FlawKind.UNUSED_ROOT: (None, "left out"),
     FlawKind.BACKGROUND: (None, "kept, as background"),
 }
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """One thing wrong: its kind, the file it was found in, and the value."""
+    """One flaw that was found.
+
+    Attributes:
+        kind: What is wrong.
+        file: The file that has the flaw.
+        detail: The value, and where it stands in the file.
+        boxes: How many boxes are left out because of it.
+    """
 
     kind: FlawKind
     file: str
     detail: str
+    boxes: int = 0

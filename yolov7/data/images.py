@@ -1,9 +1,8 @@
-"""Reading image files: always 8-bit RGB, upright and a single one, whatever the file holds."""
+"""Reading of image files: the result is always 8-bit RGB, upright, and a single picture."""
 
 from __future__ import annotations
 
 import hashlib
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,93 +10,154 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov7.data.image_headers import FORMATS, Header, find_damage, read_header
 from yolov7.errors import DataError, one_line
+from yolov7.system.files import open_regular
 
 Image = NDArray[np.uint8]  # H W 3, RGB
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+MAX_PIXELS = 178_956_970  # of 8 bits a sample, half a gigabyte as RGB; deeper images may have proportionally fewer
+MAX_BYTES = 2**30  # of an image file
+_MAX_SIDE = 1_000_000  # pixels
+_MAX_DECODED = 4 * 10**9  # pixels that the scans of a progressive JPEG file may go over
+_LOW_RANGE = 2**14  # a 16-bit image whose values are all below becomes darker than a quarter of full brightness
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # grey only where no colour is asked for beside it
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+}  # these flags mean grey only if no colour is requested with them
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Size in pixels after the EXIF rotation, and a hash of the file's bytes."""
+    """What is known of an image file after it was decoded once.
+
+    Attributes:
+        width: Columns in pixels, after the EXIF rotation.
+        height: Rows in pixels, after the EXIF rotation.
+        content_hash: Hash of the bytes of the file.
+        largest_value: The largest sample of a 16-bit image that uses only a small part of its range, so that it is
+            almost black in 8 bits; None for all other images.
+    """
 
     width: int
     height: int
     content_hash: str
+    largest_value: int | None = None
 
 
 def read_image(path: Path, *, reduce: int = 1) -> Image:
-    """The image as (H, W, 3) uint8 RGB; grey, 16-bit, palette and CMYK files are converted, EXIF rotation applied.
+    """Read an image file.
 
-    `reduce` (1, 2, 4 or 8): a JPEG file is decoded at that fraction of its sides, rounded up, which is as much quicker.
-    DataError when the file is missing, truncated or not an image.
+    Grey, 16-bit, palette and CMYK files are converted to RGB, and the EXIF rotation is applied.
+
+    Args:
+        path: The image file.
+        reduce: 1, 2, 4 or 8. A JPEG file is decoded at this fraction of its sides, rounded up, which is faster.
+
+    Returns:
+        The image as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: If the file is missing, truncated, not an image, or larger than `MAX_PIXELS`.
     """
     image, _ = _read(path, reduce=reduce)
     return image
 
 
 def inspect_image(path: Path) -> ImageFacts:
-    """Decodes the whole file, so that what passes here can be trained on; DataError as `read_image`."""
+    """Decode a whole image file, so that a file that passes can be trained on.
+
+    Args:
+        path: The image file.
+
+    Returns:
+        The size, the hash of the content and the range of the image.
+
+    Raises:
+        DataError: As `read_image`.
+    """
     image, content = _read(path)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    return ImageFacts(width=image.shape[1], height=image.shape[0], content_hash=digest)
+    height, width = image.shape[:2]
+    return ImageFacts(width=width, height=height, content_hash=digest, largest_value=_low_range(content, image))
 
 
 def decode_image(content: bytes, *, reduce: int = 1) -> Image | None:
-    """An image file's bytes as (H, W, 3) uint8 RGB, of an animation its first frame; None where they are not whole."""
-    if _damage(content):
+    """Decode the bytes of an image file; of an animation the first frame.
+
+    Args:
+        content: The bytes of the file.
+        reduce: As in `read_image`.
+
+    Returns:
+        The image as (H, W, 3) uint8 RGB, or None if `explain_refusal` says why there is none.
+    """
+    if _refusal(content) is not None:
         return None
     flags = cv2.IMREAD_COLOR_RGB
-    if reduce > 1 and content.startswith(_JPEG_START):  # other formats would be decoded whole and then thinned out
+    if reduce > 1 and content.startswith(b"\xff\xd8\xff"):  # other formats would be decoded whole and then thinned out
         flags |= _REDUCED[reduce]
+    return _decode(content, flags)
+
+
+def explain_refusal(content: bytes) -> str:
+    """Return why `decode_image` refuses a file.
+
+    Args:
+        content: The bytes of a file that `decode_image` refused.
+
+    Returns:
+        The end of a sentence that starts with the name of the file.
+    """
+    return _refusal(content) or "is not an image that can be decoded"
+
+
+def _refusal(content: bytes) -> str | None:
+    """Return what is wrong with a file as far as it is visible without decoding."""
+    damage = find_damage(content)
+    if damage is not None:
+        return damage
+    header = read_header(content)
+    if header is None:
+        return f"is not an image of a known format ({FORMATS})"
+    pixels = header.width * header.height
+    allowed = MAX_PIXELS * 8 // max(8, header.bits)
+    if pixels > allowed or max(header.width, header.height) > _MAX_SIDE:
+        return f"has {header.width} x {header.height} pixels, and {allowed:,} are allowed"
+    if pixels * header.scans > _MAX_DECODED:
+        return f"goes {header.scans} times over its {header.width} x {header.height} pixels, which takes too long"
+    return None
+
+
+def _decode(content: bytes, flags: int) -> Image | None:
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags)  # type: ignore[return-value]
-    except cv2.error:
+    except (cv2.error, MemoryError):
         return None
 
 
 def _read(path: Path, *, reduce: int = 1) -> tuple[Image, bytes]:
     try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # a path that no file can have is a ValueError
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError, MemoryError) as error:  # a path that no file can have is a ValueError
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise DataError(
-            f"image {path} cannot be read ({reason}); restore the file or run `yolov7 prepare` again"
-        ) from None
+        raise DataError(f"image {path} cannot be read ({reason}); restore the file") from None
+    if len(content) > MAX_BYTES:
+        raise DataError(f"image {path} has more than {MAX_BYTES:,} bytes; replace the file by a smaller one")
     image = decode_image(content, reduce=reduce)
     if image is None:
-        what = _damage(content) or "is not an image"
+        what = explain_refusal(content)
         raise DataError(f"image {path} {what} ({len(content)} bytes); replace the file or remove it from the split")
     return image, content
 
 
-def _damage(content: bytes) -> str | None:
-    """What can be seen without decoding: the decoder fills with grey what is missing, or complains by itself."""
-    if not content:
-        return "is empty"
-    if content.startswith(_JPEG_START):
-        end = content.rfind(_JPEG_END)  # searched for from behind, which takes no time where it stands at the end
-        return "is truncated" if end < 0 or content.find(_JPEG_SCAN, end) >= 0 else None
-    return _png_damage(memoryview(content)) if content.startswith(_PNG_START) else None
-
-
-def _png_damage(content: memoryview) -> str | None:
-    """Follows the chunks: length, kind, data, checksum; a small letter begins the kind of those that can be spared."""
-    start = len(_PNG_START)
-    while start + 12 <= len(content):
-        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
-        if end > len(content):
-            break
-        kind, checksum = bytes(content[start + 4 : start + 8]), int.from_bytes(content[end - 4 : end], "big")
-        if kind[:1].isupper() and zlib.crc32(content[start + 4 : end - 4]) != checksum:
-            return "is damaged"
-        if kind == _PNG_END:
-            return None
-        start = end
-    return "is truncated"
+def _low_range(content: bytes, image: Image) -> int | None:
+    """Return the largest value of a 16-bit image that becomes dark in 8 bits although it may not be dark."""
+    header = read_header(content) or Header(0, 0)
+    if header.bits <= 8 or image.max(initial=0) >= _LOW_RANGE >> 8:
+        return None
+    deep = _decode(content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    if deep is None or deep.dtype.itemsize < 2 or not 0 < (largest := int(deep.max(initial=0))) < _LOW_RANGE:
+        return None
+    return largest

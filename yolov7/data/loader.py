@@ -1,4 +1,4 @@
-"""Batches for training and validation, made by worker processes ahead of their use."""
+"""Batches for training and validation, prepared ahead of their use by worker processes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from yolov7.data.augment.geometry import Letterbox, Sample
+from yolov7.data.augment.letterbox import Letterbox
+from yolov7.data.augment.tile import Sample
 from yolov7.data.balance import balanced_order, repeat_factors
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
+from yolov7.errors import DataError, SettingError
 from yolov7.structures import Batch, Targets
 from yolov7.system.memory import keep_memory
 
-PREFETCH = 2  # batches that a worker makes ahead
-_SHUFFLE = 1 << 32  # keeps the shuffling generator apart from those of the samples
+PREFETCH = 2  # batches that each worker process prepares ahead
+_SHUFFLE = 1 << 32  # separates the generator of the order from those of the samples
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class BatchKey:
-    """All that a batch depends on; the only thing sent to a worker."""
+    """Everything that determines a batch; nothing else is sent to a worker process.
+
+    Attributes:
+        epoch: Number of the epoch.
+        mosaic: Whether mosaic, mixup and pasted objects are allowed.
+        indices: Positions of the images in the index.
+    """
 
     epoch: int
     mosaic: bool
@@ -41,7 +49,13 @@ class BatchKey:
 
 @dataclass(frozen=True)
 class ValBatch:
-    """Letterboxed images (B, 3, S, S) uint8 RGB, their positions in the index, and the way back to their pixels."""
+    """Letterboxed images.
+
+    Attributes:
+        images: The images (B, 3, S, S), uint8 RGB.
+        index: Positions of the images in the index (B).
+        geometry: How each image was letterboxed (B).
+    """
 
     images: Tensor
     index: tuple[int, ...]
@@ -51,11 +65,10 @@ class ValBatch:
 class TrainLoader:
     """The training batches of one rank.
 
-    `batch_size` counts the images of a step over all ranks: rank r has every `world_size`-th of them, so that the
-    images of a step do not depend on how many workers share it, and an epoch goes on where it was left with any number
-    of them. Shares of a step differ by an image at most; in an epoch's last step, which is smaller, some may be empty.
-    With `balance`, images of classes that are in a smaller share of them come more often than others. Images come in
-    the memory format channels_last.
+    Rank r has every `world_size`-th image of each step. The images of a step therefore do not depend on the number of
+    ranks, and an epoch can be continued with another number of them. The ranks' shares of a step differ by at most one
+    image; in the last step of an epoch, which is smaller, some may be empty. Images have the memory format
+    channels_last.
     """
 
     def __init__(
@@ -69,21 +82,48 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        """Prepare the loader; worker processes start with the first epoch.
+
+        Args:
+            dataset: The samples.
+            batch_size: Number of images of a step, over all ranks.
+            seed: Seed of the order of the images.
+            balance: Threshold of `repeat_factors`; 0 for every image once per epoch.
+            num_workers: Number of worker processes; 0 to prepare batches in this process.
+            rank: Number of this rank.
+            world_size: Number of ranks.
+
+        Raises:
+            DataError: If the split has no images.
+            SettingError: If the batch size is smaller than the number of ranks.
+        """
         if not len(dataset):
-            raise ValueError("the training split has no images; run `yolov7 prepare` and read its health report")
+            raise DataError("the training split has no images; look for the reasons in the data's health report")
         if batch_size < world_size:
-            raise ValueError(f"batch_size={batch_size} must be at least an image for each of {world_size} workers")
+            raise SettingError(f"batch_size={batch_size} must be at least {world_size}, one image for each worker")
         self._num_images, self._batch_size, self._seed = len(dataset), batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._factors = repeat_factors(dataset.index, threshold=balance) if balance else None
         self._keys = _Keys()
-        self._batches: DataLoader[Batch] = _make_loader(_TrainBatches(dataset), self._keys, num_workers)
+        self._batches: DataLoader[Batch] = _make_loader(
+            _TrainBatches(dataset), self._keys, num_workers, persistent=True
+        )
 
     def __len__(self) -> int:
+        """Return the number of steps of an epoch."""
         return -(-self._num_images // self._batch_size)
 
     def epoch(self, epoch: int, *, mosaic: bool = True, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on; `mosaic=False` as in the last epochs."""
+        """Return the batches of an epoch.
+
+        Args:
+            epoch: Number of the epoch.
+            mosaic: Whether mosaic, mixup and pasted objects are allowed; False in the last epochs of a training.
+            start: Number of the first step.
+
+        Returns:
+            An iterator over this rank's share of each step.
+        """
         self._keys.keys = [BatchKey(epoch, mosaic, indices) for indices in self._shares(epoch)][start:]
         return iter(self._batches)
 
@@ -99,9 +139,9 @@ class TrainLoader:
 
 
 class ValLoader:
-    """The letterboxed images of a split, or of every n-th of them, in order; may be iterated again and again.
+    """The letterboxed images of a split in order; may be iterated several times.
 
-    Ranks have whole batches, rank r every `world_size`-th: what a batch is does not depend on how many share them.
+    Rank r has every `world_size`-th batch, so that the content of a batch does not depend on the number of ranks.
     """
 
     def __init__(
@@ -115,22 +155,46 @@ class ValLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        """Prepare the loader; worker processes run only during an iteration.
+
+        Args:
+            index: The images of the split.
+            image_size: Side of the letterboxed images, pixels.
+            batch_size: Number of images of a batch.
+            every: Use only every n-th image.
+            num_workers: Number of worker processes; 0 to prepare batches in this process.
+            rank: Number of this rank.
+            world_size: Number of ranks.
+        """
         images = range(0, len(index), every)
         starts = range(rank * batch_size, len(images), world_size * batch_size)
         keys = _Keys([BatchKey(0, False, tuple(images[start : start + batch_size])) for start in starts])
         dataset = DetectionDataset(index, image_size=image_size, cache="none")
         self._num_batches = len(keys)
-        self._batches: DataLoader[ValBatch] = _make_loader(_ValBatches(dataset), keys, num_workers)
+        num_workers = min(num_workers, len(keys))
+        self._batches: DataLoader[ValBatch] = _make_loader(_ValBatches(dataset), keys, num_workers, persistent=False)
 
     def __len__(self) -> int:
+        """Return the number of this rank's batches."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[ValBatch]:
+        """Iterate over this rank's batches."""
         return iter(self._batches)
 
 
 def make_batch(dataset: DetectionDataset, indices: Sequence[int], *, epoch: int = 0, mosaic: bool = True) -> Batch:
-    """The samples of some images, drawn into one tensor; there may be none."""
+    """Draw the samples of some images into one tensor.
+
+    Args:
+        dataset: The samples.
+        indices: Positions of the images in the index; may be empty.
+        epoch: Number of the epoch.
+        mosaic: Whether mosaic, mixup and pasted objects are allowed.
+
+    Returns:
+        The batch.
+    """
     images = np.empty((len(indices), dataset.image_size, dataset.image_size, 3), np.uint8)
     samples = [
         dataset.sample(i, epoch=epoch, mosaic=mosaic, out=image) for i, image in zip(indices, images, strict=True)
@@ -139,7 +203,16 @@ def make_batch(dataset: DetectionDataset, indices: Sequence[int], *, epoch: int 
 
 
 def collate(samples: Sequence[Sample], images: NDArray[np.uint8], *, indices: Sequence[int]) -> Batch:
-    """Samples as a batch; `images` (B, S, S, 3) are theirs."""
+    """Combine samples into a batch.
+
+    Args:
+        samples: The samples (B), for their objects.
+        images: Their images (B, S, S, 3), uint8 RGB.
+        indices: Positions of the images in the index (B).
+
+    Returns:
+        The batch, with images (B, 3, S, S) in the memory format channels_last.
+    """
     counts = [len(sample.labels) for sample in samples]
     targets = Targets(
         image=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
@@ -152,7 +225,7 @@ def collate(samples: Sequence[Sample], images: NDArray[np.uint8], *, indices: Se
 
 
 def _as_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """(B, 3, H, W) in the memory format channels_last: the pixels stay as they were drawn."""
+    """Return images (B, 3, H, W) in the memory format channels_last, which needs no copy of the pixels."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
@@ -174,7 +247,7 @@ class _ValBatches(Dataset[ValBatch]):
 
 
 class _Keys(Sampler[BatchKey]):
-    """The keys of the epoch to come; sampled in the parent, so that lasting workers need no word of the epoch."""
+    """The keys of the next epoch; as the main process samples them, persistent workers need not know the epoch."""
 
     def __init__(self, keys: Sequence[BatchKey] = ()) -> None:
         self.keys = keys
@@ -186,8 +259,8 @@ class _Keys(Sampler[BatchKey]):
         return len(self.keys)
 
 
-def _make_loader(batches: Dataset[Any], keys: _Keys, num_workers: int) -> DataLoader[Any]:
-    """Forked workers share the decoded images with this process; where there is no fork, this process does the work."""
+def _make_loader(batches: Dataset[Any], keys: _Keys, num_workers: int, *, persistent: bool) -> DataLoader[Any]:
+    """Return a loader whose forked workers share the cached images with this process; without fork it has none."""
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     workers = num_workers if can_fork else 0
     return DataLoader(
@@ -198,12 +271,12 @@ def _make_loader(batches: Dataset[Any], keys: _Keys, num_workers: int) -> DataLo
         worker_init_fn=_begin_worker if workers else None,
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=PREFETCH if workers else None,
-        persistent_workers=workers > 0,
+        persistent_workers=persistent and workers > 0,
     )
 
 
 def _begin_worker(_: int) -> None:
-    """One thread a worker, no interrupts of its own, and an end with the parent's."""
+    """Use one thread, leave interrupts to the main process, and end together with it."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     keep_memory()

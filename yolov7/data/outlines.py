@@ -1,8 +1,8 @@
-"""Outlines of objects: polygons, one or several each; how they are stored, filled, and seen through a transform."""
+"""Outlines of objects as polygons: how they are stored, measured, filled, and clipped to what an output shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,22 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.float32]  # (n, 2): x, y
-Outline = tuple[Points, ...]  # the parts of one object; () where its outline is not known
+Outline = tuple[Points, ...]  # the polygons of one object; () if its outline is not known
 Planes = NDArray[np.float64]  # (k, 3): half-planes a x + b y + c >= 0
 
-_ON_EDGE = 0.01  # pixels that count as within
-_SLIVER = 0.5  # pixels: what is left of a part and is thinner, nobody sees
+MIN_DEPTH = 0.1  # of a perspective; points nearer to the horizon would be enlarged more than ten times and are left out
+_ON_EDGE = 0.01  # pixels that a point may lie outside a half-plane and still count as inside
+_SLIVER = 0.5  # pixels: thinner remains of a polygon count as invisible
 
-_Seen = tuple[Points, NDArray[np.float64], NDArray[np.float64]]  # a polygon, and the lower and upper corner of its box
+_Seen = tuple[Points, NDArray[np.float64], NDArray[np.float64]]  # a polygon, the lower and upper corner of its box
 _NOTHING: _Seen = np.zeros((0, 2), np.float32), np.full(2, np.inf), np.full(2, -np.inf)
 
 
 @dataclass(frozen=True)
 class OutlineTable:
-    """The outlines of m objects, with q parts and p points in all.
+    """The outlines of m objects in columns: q polygons ("parts") and p points in all.
 
-    `points`: (p, 2) float32, absolute pixels. `part_offsets`: (q + 1,) int64, part j has the points from offset j to
-    offset j + 1. `object_offsets`: (m + 1,) int64, in the same way the parts of each object.
+    Attributes:
+        points: (p, 2) float32, absolute pixels.
+        part_offsets: (q + 1,) int64; part j has the points from offset j to offset j + 1.
+        object_offsets: (m + 1,) int64; object i has the parts from offset i to offset i + 1.
     """
 
     points: Points
@@ -35,7 +38,15 @@ class OutlineTable:
     object_offsets: NDArray[np.int64]
 
     def between(self, start: int, stop: int) -> tuple[Outline, ...]:
-        """The outlines of the objects from `start` to `stop`."""
+        """Return the outlines of some neighbouring objects.
+
+        Args:
+            start: The first object.
+            stop: The object behind the last one.
+
+        Returns:
+            `stop - start` outlines.
+        """
         objects = self.object_offsets[start : stop + 1].tolist()
         first = objects[0]
         offsets = self.part_offsets[first : objects[-1] + 1].tolist()
@@ -43,14 +54,90 @@ class OutlineTable:
         return tuple(tuple(parts[low - first : high - first]) for low, high in pairwise(objects))
 
     def is_whole(self, num_objects: int) -> bool:
-        """Whether the columns fit each other and that many objects."""
+        """Return whether the columns fit each other and `num_objects` objects."""
         ends = (self.object_offsets, len(self.part_offsets) - 1), (self.part_offsets, len(self.points))
         rising = all(len(o) and o[0] == 0 and o[-1] == end and (np.diff(o) >= 0).all() for o, end in ends)
         return rising and len(self.object_offsets) == num_objects + 1 and self.points.shape[1:] == (2,)
 
+    def select(self, objects: NDArray[np.int64], *, has_outline: NDArray[np.bool_]) -> OutlineTable:
+        """Return the outlines of some objects.
+
+        Args:
+            objects: (k,) the objects, in the order of the result.
+            has_outline: (k,) whether the outline is kept; the result has none for the other objects.
+
+        Returns:
+            A table of k objects.
+        """
+        all_counts = np.diff(self.object_offsets)
+        counts = np.where(has_outline, all_counts[objects], 0)
+        if np.array_equal(counts, all_counts) and np.array_equal(objects, np.arange(len(all_counts))):
+            return self
+        parts = _ranges(self.object_offsets[objects], counts)
+        sizes = np.diff(self.part_offsets)[parts]
+        points = self.points[_ranges(self.part_offsets[parts], sizes)]
+        return OutlineTable(points, _offsets(sizes), _offsets(counts))
+
+    def replace(self, changed: Mapping[int, Outline]) -> OutlineTable:
+        """Return the same table with other outlines of some objects.
+
+        Args:
+            changed: The new outline of each object that changes.
+
+        Returns:
+            A table of the same number of objects.
+        """
+        if not changed:
+            return self
+        parts = [part for outline in changed.values() for part in outline]
+        both = OutlineTable(
+            np.concatenate([self.points, *parts]).astype(np.float32),
+            np.concatenate([self.part_offsets, self.part_offsets[-1] + np.cumsum([len(part) for part in parts])]),
+            np.concatenate(
+                [self.object_offsets, self.object_offsets[-1] + np.cumsum([len(o) for o in changed.values()])]
+            ),
+        )
+        count = len(self.object_offsets) - 1
+        objects = np.arange(count)
+        objects[list(changed)] = count + np.arange(len(changed))
+        return both.select(objects, has_outline=np.ones(count, np.bool_))
+
+    def bounds(self) -> NDArray[np.float64]:
+        """Return the box (m, 4) around each object, corners; NaN for objects without an outline."""
+        boxes = np.full((len(self.object_offsets) - 1, 4), np.nan)
+        has, first = self._objects_with_parts()
+        if len(first):
+            low = np.minimum.reduceat(self.points, self.part_offsets[:-1])
+            high = np.maximum.reduceat(self.points, self.part_offsets[:-1])
+            boxes[has] = np.concatenate([np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)], axis=1)
+        return boxes
+
+    def areas(self) -> NDArray[np.float64]:
+        """Return the area (m,) of all parts of each object, in square pixels; 0 for objects without an outline."""
+        areas = np.zeros(len(self.object_offsets) - 1)
+        has, first = self._objects_with_parts()
+        if len(first):
+            following = np.arange(1, len(self.points) + 1)
+            following[self.part_offsets[1:] - 1] = self.part_offsets[:-1]
+            x, y = self.points.T.astype(np.float64)
+            crossed = x * y[following] - y * x[following]
+            areas[has] = np.add.reduceat(np.abs(np.add.reduceat(crossed, self.part_offsets[:-1])), first) / 2
+        return areas
+
+    def _objects_with_parts(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        has = np.diff(self.object_offsets) > 0
+        return has, self.object_offsets[:-1][has]
+
 
 def tabulate(outlines: Sequence[Outline]) -> OutlineTable | None:
-    """The outlines of objects as columns; None where none of them has any."""
+    """Return the outlines of objects in columns.
+
+    Args:
+        outlines: One outline for each object.
+
+    Returns:
+        The table, or None if no object has an outline.
+    """
     parts = [part for outline in outlines for part in outline]
     if not parts:
         return None
@@ -64,7 +151,16 @@ def tabulate(outlines: Sequence[Outline]) -> OutlineTable | None:
 def move(
     outlines: Sequence[Outline], *, scale: tuple[float, float] = (1.0, 1.0), shift: tuple[float, float] = (0.0, 0.0)
 ) -> tuple[Outline, ...]:
-    """The outlines scaled by (x, y), then shifted by (x, y)."""
+    """Scale outlines, then shift them.
+
+    Args:
+        outlines: Outlines in pixels.
+        scale: Factors on x and y.
+        shift: Pixels that are added to x and y after the scaling.
+
+    Returns:
+        As many outlines.
+    """
     if not outlines:
         return ()
     by, to = np.array(scale, np.float32), np.array(shift, np.float32)
@@ -72,13 +168,13 @@ def move(
 
 
 def bounds(outline: Outline) -> NDArray[np.float32]:
-    """The box (4,) around all parts, corners."""
+    """Return the box (4,) around all parts of an outline, corners."""
     points = np.concatenate(outline)
     return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
 def area(outline: Outline) -> float:
-    """The area of all parts, in square pixels."""
+    """Return the area of all parts of an outline, in square pixels."""
     total = 0.0
     for part in outline:
         x, y = part.astype(np.float64).T
@@ -87,34 +183,67 @@ def area(outline: Outline) -> float:
 
 
 def fill(outline: Outline, *, width: int, height: int) -> NDArray[np.bool_]:
-    """A mask (height, width) of the pixels whose centres lie within the outline; parts may overlap."""
+    """Return the pixels whose centres lie within an outline.
+
+    Args:
+        outline: Polygons in pixels; they may overlap.
+        width: Columns of the mask.
+        height: Rows of the mask.
+
+    Returns:
+        A mask (height, width).
+    """
     mask = np.zeros((height, width), np.bool_)
     rows = np.arange(height) + 0.5
     for part in outline:
         (ax, ay), (bx, by) = part.T.astype(np.float64), _following(part).T.astype(np.float64)
         edge, row = np.nonzero((ay[:, None] > rows) != (by[:, None] > rows))
         x = ax[edge] + (rows[row] - ay[edge]) * (bx - ax)[edge] / (by - ay)[edge]
-        first = np.ceil(x - 0.5).clip(0, width).astype(np.int64)  # pixel to the right of the crossing
+        first = np.ceil(x - 0.5).clip(0, width).astype(np.int64)  # the pixel to the right of the crossing
         crossings = np.bincount(row * (width + 1) + first, minlength=height * (width + 1)).reshape(height, -1)
         mask |= crossings.cumsum(axis=1)[:, :width] % 2 == 1
     return mask
 
 
 def frame_planes(width: float, height: float) -> Planes:
-    """The half-planes of the points from (0, 0) to (width, height)."""
+    """Return the half-planes (4, 3) whose common part is the rectangle from (0, 0) to (`width`, `height`)."""
     return np.array([[1, 0, 0], [0, 1, 0], [-1, 0, width], [0, -1, height]], np.float64)
 
 
-def clip_polygon(points: NDArray[Any], planes: Planes) -> NDArray[np.float64]:
-    """The part of a polygon (n, 2) within all half-planes (Sutherland and Hodgman, 1974), without points if none is.
+def view_planes(matrix: NDArray[np.float64], *, size: int) -> Planes:
+    """Return the half-planes of an image's points that are visible in a sample, and in front of the horizon.
 
-    What a concave polygon loses may leave edges along the border, to and fro, which hold no area.
+    Args:
+        matrix: Transform (3, 3) from the image to the sample.
+        size: Side of the square sample, pixels.
+
+    Returns:
+        Half-planes (5, 3) in the image, so that horizons do not matter, in pixels of the image.
+    """
+    x, y, depth = matrix
+    planes = np.stack([x, y, size * depth - x, size * depth - y, depth - [0.0, 0.0, MIN_DEPTH]])
+    normalised: Planes = planes / np.sqrt(planes[:, :1] ** 2 + planes[:, 1:2] ** 2).clip(1e-9)
+    return normalised
+
+
+def clip_polygon(points: NDArray[Any], planes: Planes) -> NDArray[np.float64]:
+    """Clip a polygon to the common part of half-planes.
+
+    Source: Sutherland and Hodgman, "Reentrant polygon clipping", 1974. Where several pieces of a concave polygon
+    remain, they are joined by edges along the border, which enclose no area.
+
+    Args:
+        points: (n, 2) the polygon.
+        planes: (k, 3) the half-planes.
+
+    Returns:
+        The clipped polygon (j, 2); without points if nothing remains.
     """
     polygon = points.astype(np.float64)
     for plane in planes:
         if not len(polygon):
             break
-        here = polygon @ plane[:2] + plane[2]
+        here = _distances(polygon, plane[None])[:, 0]
         if (here >= 0).all():
             continue
         following, there = _following(polygon), _following(here)
@@ -133,10 +262,18 @@ def see(
     image_size: tuple[int, int],
     size: int,
 ) -> tuple[tuple[Outline, ...], NDArray[np.float32]]:
-    """What an output of `size` x `size` shows of outlines in an image, laid into it by `matrix` (3, 3).
+    """Return the visible parts of outlines after a transform, and the boxes around them.
 
-    `boxes_xyxy` (k, 4) are the boxes in the output. Returns the visible outlines, and the boxes with those around what
-    is visible of an object that has an outline; without area where nothing is.
+    Args:
+        outlines: k outlines in pixels of the image.
+        boxes_xyxy: (k, 4) the boxes in pixels of the output.
+        matrix: (3, 3) the transform from the image to the output.
+        image_size: Width and height of the image.
+        size: Side of the square output, pixels.
+
+    Returns:
+        The k visible outlines in pixels of the output, and the boxes (k, 4). The box of an object that has an outline
+        is the one around its visible parts, and has no area if nothing is visible.
     """
     parts = [part for outline in outlines for part in outline]
     if not parts:
@@ -165,34 +302,46 @@ def see(
 
 
 class _View:
-    """An image of some width and height, seen through a matrix in an output of `size` x `size`."""
+    """An image as an output of `size` x `size` pixels shows it after a transform."""
 
     def __init__(self, matrix: NDArray[np.float64], image_size: tuple[int, int], size: int) -> None:
         self._matrix, self._image_size = matrix, image_size
-        x, y, depth = matrix
-        through = np.stack([x, y, size * depth - x, size * depth - y])  # in the image, so that horizons do not matter
-        through /= np.linalg.norm(through[:, :2], axis=1, keepdims=True).clip(1e-9)  # to pixels of the image
-        self._planes = np.concatenate([frame_planes(*image_size), through])
+        self._planes = np.concatenate([frame_planes(*image_size), view_planes(matrix, size=size)])
 
     def distances(
         self, points: NDArray[np.float64], starts: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The least and the greatest (q, planes) of what the points of each of q parts are within each half-plane."""
+        """Return the least and the greatest distance (q, planes) of the points of each of q parts to each half-plane.
+
+        Args:
+            points: (n, 2) the points of all parts, in pixels of the image.
+            starts: (q,) the first point of each part.
+
+        Returns:
+            Two arrays (q, planes); distances are positive inside.
+        """
         within = _distances(points, self._planes)
         return np.minimum.reduceat(within, starts), np.maximum.reduceat(within, starts)
 
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points (n, 2) of the image in the output; what is not seen may come out anywhere."""
-        seen = points @ self._matrix[:2, :2].T + self._matrix[:2, 2]
+        """Return points (n, 2) of the image in pixels of the output; invisible points may land anywhere."""
+        seen = _distances(points, self._matrix)
         if self._matrix[2, 0] or self._matrix[2, 1]:
-            seen /= np.maximum(points @ self._matrix[2, :2, None] + self._matrix[2, 2], 1e-9)
-        return seen
+            seen[:, :2] /= np.maximum(seen[:, 2:], 1e-9)
+        return seen[:, :2]
 
     def cut(self, part: Points, crossed: NDArray[np.bool_]) -> _Seen:
-        """What is seen of a part of an outline, and its box; `crossed` are the planes that not all of it is within.
+        """Clip a polygon to the view.
 
-        What several planes leave of a concave polygon also goes along the border where nothing is, so that its box is
-        then around the edges that are seen and the corners of the view that lie within the outline.
+        Clipping a concave polygon by several half-planes leaves edges along the border. The box is then the one around
+        the visible edges and those corners of the view that lie within the polygon.
+
+        Args:
+            part: (n, 2) the polygon, in pixels of the image.
+            crossed: (planes,) the half-planes that do not contain the whole polygon.
+
+        Returns:
+            The visible polygon, and the lower and the upper corner of its box, in pixels of the output.
         """
         planes = self._planes[crossed]
         visible = extremes = self.project(clip_polygon(part, planes))
@@ -205,13 +354,13 @@ class _View:
 
     @cached_property
     def _corners(self) -> NDArray[np.float64]:
-        """Those of what is seen of the image, in its pixels."""
+        """The corners of the visible part of the image, in its pixels."""
         width, height = self._image_size
         return clip_polygon(np.array([[0, 0], [width, 0], [width, height], [0, height]]), self._planes)
 
 
 def _clip_edges(polygon: NDArray[np.float64], planes: Planes) -> NDArray[np.float64]:
-    """The ends (2 n, 2) of those parts of a polygon's edges that lie within all half-planes (Cyrus and Beck, 1978)."""
+    """Return the ends (2 n, 2) of the parts of edges within all half-planes (Cyrus and Beck, 1978)."""
     following = _following(polygon)
     here, there = _distances(polygon, planes), _distances(following, planes)
     share = here / np.where(here == there, 1.0, here - there)
@@ -223,7 +372,7 @@ def _clip_edges(polygon: NDArray[np.float64], planes: Planes) -> NDArray[np.floa
 
 
 def _is_inside(points: NDArray[np.float64], polygon: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether each point (k, 2) lies in a polygon (n, 2): an odd number of edges is to its right."""
+    """Return whether each point (k, 2) lies in a polygon (n, 2): an odd number of edges is to its right."""
     x, y = points[:, :1], points[:, 1:]
     (ax, ay), (bx, by) = polygon.T.astype(np.float64), _following(polygon).T.astype(np.float64)
     crosses = (ay > y) != (by > y)
@@ -232,15 +381,22 @@ def _is_inside(points: NDArray[np.float64], polygon: NDArray[Any]) -> NDArray[np
 
 
 def _distances(points: NDArray[np.float64], planes: Planes) -> NDArray[np.float64]:
-    """How far each point (n, 2) is within each half-plane: (n, k), where the planes' normals are of length 1."""
-    distances: NDArray[np.float64] = points @ planes[:, :2].T + planes[:, 2]
+    """Return how far each point (n, 2) lies inside each half-plane (n, k), for normals of length 1."""
+    x, y = points[:, :1], points[:, 1:]  # a matrix product would depend on the processor in its last bit
+    distances: NDArray[np.float64] = x * planes[:, 0] + y * planes[:, 1] + planes[:, 2]
     return distances
 
 
 def _following(values: NDArray[Any]) -> NDArray[Any]:
-    """Each one's next, the last one's the first."""
+    """Return the successor of each value; the last one is followed by the first."""
     return np.concatenate([values[1:], values[:1]])
 
 
-def _offsets(counts: Sequence[int]) -> NDArray[np.int64]:
+def _offsets(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers from each start on, `counts` of them, one range behind the other."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(counts.sum())

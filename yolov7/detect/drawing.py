@@ -1,4 +1,4 @@
-"""Pictures: boxes with legible labels, cells of a head's maps, captions, and contact sheets."""
+"""Drawings: boxes with legible labels, cells of head maps, captions and contact sheets."""
 
 from __future__ import annotations
 
@@ -12,32 +12,39 @@ from numpy.typing import NDArray
 
 from yolov7.data.images import Image
 from yolov7.data.outlines import Outline
+from yolov7.detect.text import Colour, TextStyle, drawable_names, measure_text, write_text
 from yolov7.structures import Detections
 
-Colour = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_GOLDEN = 0.618034  # steps of the hue by it are never near each other
-_SMALLEST = 480  # pixels of the longer side; smaller images are enlarged, so that a label does not hide what it names
-_PAPER: Colour = (255, 255, 255)
+_GOLDEN = 0.618034  # hues that are multiples of the golden ratio apart are never close to each other
+_SMALLEST = 480  # pixels of the longer side; smaller images are enlarged, so that labels do not hide the objects
+_WHITE: Colour = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class _Pen:
-    """Sizes that suit an image: line width and text height in pixels."""
+    """Line width and text height in pixels."""
 
     line: int
     text: int
 
     @staticmethod
     def for_image(image: Image) -> _Pen:
+        """Choose sizes that suit an image."""
         side = max(image.shape[:2])
         return _Pen(line=max(1, round(side / 300)), text=max(9, round(side / 42)))
 
 
 def class_colour(label: int) -> Colour:
-    """The colour of a class, RGB; the same in every picture, and far from its neighbours'."""
+    """Return the colour of a class. It is the same in every picture and differs clearly from neighbouring classes.
+
+    Args:
+        label: Number of the class.
+
+    Returns:
+        The colour, RGB.
+    """
     hue = (0.02 + label * _GOLDEN) % 1.0
     brightness = (0.95, 0.75, 0.85)[label % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, brightness)
@@ -45,14 +52,21 @@ def class_colour(label: int) -> Colour:
 
 
 def draw_detections(image: Image, detections: Detections, class_names: Sequence[str]) -> Image:
-    """A copy of the image with a box for each detection, and its class and score; small images are enlarged.
+    """Draw detections with their classes and scores on a copy of an image. Small images are enlarged.
 
-    The surest are drawn last, on top.
+    Args:
+        image: Image (H, W, 3) uint8 RGB.
+        detections: Detections in pixels of the image. Those with the highest scores are drawn on top.
+        class_names: Names by label. Names without an installed font are drawn as `#3` for label 3.
+
+    Returns:
+        The drawing (H', W', 3) uint8 RGB.
     """
     canvas, scale = enlarge(image)
     labels, scores = detections.labels.tolist(), detections.scores.tolist()
     order = np.argsort(scores, kind="stable")
-    names = [class_names[label] if label < len(class_names) else str(label) for label in labels]
+    known = drawable_names(tuple(class_names))
+    names = [known[label] if label < len(known) else f"#{label}" for label in labels]
     return draw_boxes(
         canvas,
         detections.boxes_xyxy.cpu().numpy()[order] * scale,
@@ -64,9 +78,18 @@ def draw_detections(image: Image, detections: Detections, class_names: Sequence[
 def draw_boxes(
     image: Image, boxes_xyxy: NDArray[np.floating], *, texts: Sequence[str], colours: Sequence[Colour]
 ) -> Image:
-    """A copy of the image with boxes (k, 4), in pixels, each with its text and in its colour; the last are on top.
+    """Draw boxes with texts on a copy of an image.
 
-    Texts stand above their box, or where nothing is hidden; an empty one is left out. Those on top are placed first.
+    Texts are placed above their boxes, or where they hide no other text. Texts of boxes on top are placed first.
+
+    Args:
+        image: Image (H, W, 3) uint8 RGB.
+        boxes_xyxy: Corners (k, 4) in pixels. Later boxes are drawn on top.
+        texts: Text of each box; empty for none.
+        colours: Colour of each box, RGB.
+
+    Returns:
+        The drawing (H, W, 3) uint8 RGB.
     """
     canvas = np.ascontiguousarray(image).copy()
     pen = _Pen.for_image(canvas)
@@ -81,7 +104,16 @@ def draw_boxes(
 
 
 def draw_outlines(image: Image, outlines: Sequence[Outline], *, colours: Sequence[Colour]) -> Image:
-    """A copy of the image with outlines, in pixels, in their colours; () has nothing drawn."""
+    """Draw outlines on a copy of an image.
+
+    Args:
+        image: Image (H, W, 3) uint8 RGB.
+        outlines: Outlines in pixels; an empty outline is skipped.
+        colours: Colour of each outline, RGB.
+
+    Returns:
+        The drawing (H, W, 3) uint8 RGB.
+    """
     canvas = np.ascontiguousarray(image).copy()
     for outline, colour in zip(outlines, colours, strict=True):
         parts = [np.round(part).astype(np.int32) for part in outline]
@@ -92,9 +124,16 @@ def draw_outlines(image: Image, outlines: Sequence[Outline], *, colours: Sequenc
 def draw_cells(
     image: Image, cells_xyxy: NDArray[np.floating], *, colours: Sequence[Colour], strengths: Sequence[float]
 ) -> Image:
-    """A copy of the image, pale, with cells (k, 4), in pixels, laid over it; of strength 1 a cell hides what it covers.
+    """Draw cells on a pale copy of an image.
 
-    The last are on top.
+    Args:
+        image: Image (H, W, 3) uint8 RGB.
+        cells_xyxy: Corners (k, 4) in pixels. Later cells are drawn on top.
+        colours: Colour of each cell, RGB.
+        strengths: Opacity of each cell in 0..1.
+
+    Returns:
+        The drawing (H, W, 3) uint8 RGB.
     """
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     canvas = np.asarray(cv2.addWeighted(image, 0.35, grey, 0.35, 60.0), np.uint8)
@@ -108,18 +147,33 @@ def draw_cells(
 
 
 def captioned(image: Image, text: str) -> Image:
-    """The image below a line of text, dark on white, as large as fits."""
+    """Add a line of dark text on white above an image, as large as its width allows.
+
+    Args:
+        image: Image (H, W, 3) uint8 RGB.
+        text: The text.
+
+    Returns:
+        The higher image (H', W, 3) uint8 RGB.
+    """
     height = max(22, round(image.shape[1] / 20))
     scale = 0.6 * height / 22
-    (width, _), _ = cv2.getTextSize(text, _FONT, scale, 1)
-    scale *= min(1.0, 0.98 * image.shape[1] / max(width, 1))
-    strip = np.full((height, image.shape[1], 3), _PAPER, np.uint8)
-    cv2.putText(strip, text, (1, round(height * 0.72)), _FONT, scale, (30, 30, 30), 1, cv2.LINE_AA)
+    width, _ = measure_text(text, TextStyle(scale))
+    style = TextStyle(scale * min(1.0, 0.98 * image.shape[1] / max(width, 1)))
+    strip = np.full((height, image.shape[1], 3), _WHITE, np.uint8)
+    write_text(strip, text, (1, round(height * 0.72)), style, (30, 30, 30))
     return np.concatenate([strip, image])
 
 
 def enlarge(image: Image) -> tuple[Image, float]:
-    """A copy whose longer side has 480 pixels at least, so that what is drawn is legible, and by how much it grew."""
+    """Enlarge an image if its longer side is shorter than 480 pixels, so that drawings are legible.
+
+    Args:
+        image: Image (H, W, 3) uint8 RGB.
+
+    Returns:
+        A copy and the factor by which its sides are larger.
+    """
     scale = max(1.0, _SMALLEST / max(image.shape[:2]))
     if scale == 1.0:
         return np.ascontiguousarray(image).copy(), scale
@@ -128,7 +182,20 @@ def enlarge(image: Image) -> tuple[Image, float]:
 
 
 def contact_sheet(images: Sequence[Image], columns: int, *, cell: int = 480, margin: int = 12) -> Image:
-    """The images side by side on white, each fitted into a cell of that many pixels and centred in it."""
+    """Arrange images in a grid on white, each fitted into a square cell and centred in it.
+
+    Args:
+        images: Images (H, W, 3) uint8 RGB, at least one.
+        columns: Largest number of columns.
+        cell: Side of a cell in pixels.
+        margin: Distance between cells in pixels.
+
+    Returns:
+        The sheet (H', W', 3) uint8 RGB.
+
+    Raises:
+        ValueError: If there is no image.
+    """
     if not images:
         raise ValueError("a contact sheet needs at least one image")
     columns = max(1, min(columns, len(images)))
@@ -136,7 +203,7 @@ def contact_sheet(images: Sequence[Image], columns: int, *, cell: int = 480, mar
     rows = [fitted[start : start + columns] for start in range(0, len(fitted), columns)]
     heights = [max(image.shape[0] for image in row) for row in rows]
     width = max(image.shape[1] for image in fitted)
-    sheet = np.full((sum(heights) + margin * (len(rows) + 1), columns * (width + margin) + margin, 3), _PAPER, np.uint8)
+    sheet = np.full((sum(heights) + margin * (len(rows) + 1), columns * (width + margin) + margin, 3), _WHITE, np.uint8)
     top = margin
     for row, height in zip(rows, heights, strict=True):
         for column, image in enumerate(row):
@@ -150,23 +217,22 @@ def contact_sheet(images: Sequence[Image], columns: int, *, cell: int = 480, mar
 def _write_label(
     canvas: Image, text: str, box: list[int], colour: Colour, pen: _Pen, tags: Sequence[_Rectangle]
 ) -> _Rectangle:
-    """The text on its colour, clear of the other tags where that is possible; where it now stands."""
-    scale = pen.text / 22  # the font's capitals are 22 pixels high at scale 1
-    thickness = max(1, round(scale * 1.6))
-    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, scale, thickness)
+    """Write the text on its colour, where it overlaps no other tag if possible, and return the rectangle it takes."""
+    scale = pen.text / 22  # capitals are 22 pixels high at scale 1
+    style = TextStyle(scale, thickness=max(1, round(scale * 1.6)))
+    text_width, text_height = measure_text(text, style)
     pad = max(2, pen.text // 4)
     tag = _place(box, text_width + 2 * pad, text_height + 2 * pad, frame=canvas, pen=pen, tags=tags)
     left, top, right, bottom = tag
     cv2.rectangle(canvas, (left, top), (right, bottom), colour, cv2.FILLED)
-    start = (left + pad, top + pad + text_height)
-    cv2.putText(canvas, text, start, _FONT, scale, _ink_on(colour), thickness, cv2.LINE_AA)
+    write_text(canvas, text, (left + pad, top + pad + text_height), style, _ink_on(colour))
     return tag
 
 
 def _place(
     box: list[int], width: int, height: int, *, frame: Image, pen: _Pen, tags: Sequence[_Rectangle]
 ) -> _Rectangle:
-    """Where a tag of that size goes: above, below or inside its box, the first place in the frame that is free."""
+    """Return the first free rectangle of this size within the frame: above, inside or below the box."""
     most_left, lowest = max(frame.shape[1] - width, 0), max(frame.shape[0] - height, 0)
     left = min(max(box[0] - pen.line // 2, 0), most_left)
     right = min(max(box[2] - width, 0), most_left)
@@ -183,16 +249,16 @@ def _meet(a: _Rectangle, b: _Rectangle) -> bool:
 
 
 def _ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever reads better on a colour."""
+    """Return black or white, whichever is easier to read on the colour."""
     red, green, blue = colour
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
 def _fit(image: Image, cell: int) -> Image:
-    """The image with its longer side of `cell` pixels."""
+    """Resize an image so that its longer side has `cell` pixels."""
     scale = cell / max(image.shape[:2])
     if scale == 1.0:
         return image
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=method), np.uint8)

@@ -1,4 +1,4 @@
-"""COCO's evaluation of boxes, by one of two libraries with the same figures: hotcoco, the fast one, or pycocotools."""
+"""COCO's evaluation of boxes by one of two libraries with equal figures: hotcoco, which is fast, or pycocotools."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import coco, cocoeval
 
-from yolov7.data.index import ImageIndex
+from yolov7.data.index import ImageIndex, to_xywh
 from yolov7.settings import COCO_ENGINE, CocoEngine
 from yolov7.structures import Detections
 
 
 @dataclass(frozen=True)
 class CocoCurves:
-    """What COCO's figures are means of; -1 where a split has no objects of a class and size.
+    """The values whose means are COCO's figures; -1 for a class and size without objects.
 
-    `precision` (IoU, recall, class, size, limit) and `recall` (IoU, class, size, limit), of 10 IoUs .50 to .95, 101
-    recalls, the sizes all, small (below 32 x 32 pixels), medium and large (above 96 x 96), and at most 1, 10 and 100
-    detections an image and class.
+    The axes are: 10 IoU thresholds from .50 to .95; 101 recalls; the classes; the sizes all, small (below 32 x 32
+    pixels), medium and large (above 96 x 96); at most 1, 10 and 100 detections for an image and class.
+
+    Attributes:
+        precision: (IoU, recall, class, size, limit).
+        recall: (IoU, class, size, limit).
     """
 
     precision: NDArray[np.float64]
@@ -33,7 +36,7 @@ class CocoCurves:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Boxes one below the other: `image` (n,) positions, `boxes_xywh` (n, 4), `areas`, `labels`, `scores` (n,)."""
+    """The boxes of all images: `image` (n,) ids, `boxes_xywh` (n, 4), `areas`, `labels`, `scores` (n,)."""
 
     image: NDArray[Any]
     boxes_xywh: NDArray[np.float64]
@@ -43,12 +46,23 @@ class _Columns:
 
 
 def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = COCO_ENGINE) -> CocoCurves:
-    """Compares the detections of every image of a split, in its order and its images' pixels, with its objects.
+    """Compare detections with the objects of a split.
 
-    An object is small, medium or large by `index.object_areas`, a detection by its box.
+    The boxes and areas of the objects are those that the annotation file states. Where scores tie, images count in the
+    order of their ids. The figures are therefore those of pycocotools on the annotation file, if no box and no image
+    of the file was left out.
+
+    Args:
+        index: The split.
+        detections: The detections of each image, in its pixels.
+        engine: The library that computes the figures.
+
+    Returns:
+        The curves.
     """
     assert len(detections) == len(index), f"{len(detections)} detections for {len(index)} images"
-    found, objects = _detected(detections), _objects(index)
+    order = _rank(index)
+    found, objects = _detected(detections, order), _objects(index, order)
     match engine:
         case "hotcoco":
             evaluation = _with_hotcoco(index, objects, found)
@@ -60,32 +74,41 @@ def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: 
 def columns(
     detections: Sequence[Detections],
 ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Image (n,), boxes xyxy (n, 4), scores (n,) and labels (n,) of all detections, one below the other."""
+    """Return the detections of all images in columns.
+
+    Args:
+        detections: The detections of each image.
+
+    Returns:
+        Of n detections: the place of the image (n,), boxes x, y, width, height (n, 4), scores (n,) and labels (n,).
+    """
     images = np.repeat(np.arange(len(detections)), [len(found) for found in detections])
     boxes = torch.cat([torch.zeros(0, 4), *(found.boxes_xyxy.cpu().float() for found in detections)])
     scores = torch.cat([torch.zeros(0), *(found.scores.cpu().float() for found in detections)])
     labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(found.labels.cpu() for found in detections)])
-    return images, boxes.double().numpy(), scores.double().numpy(), labels.numpy()
+    return images, to_xywh(boxes.numpy()), scores.double().numpy(), labels.numpy()
 
 
-def _detected(detections: Sequence[Detections]) -> _Columns:
+def _rank(index: ImageIndex) -> NDArray[np.int64]:
+    """Return the place of each image in the order of the ids, numbers before text."""
+    order = sorted(range(len(index)), key=lambda i: (isinstance(index.image_ids[i], str), index.image_ids[i]))
+    rank = np.empty(len(index), np.int64)
+    rank[order] = np.arange(len(index))
+    return rank
+
+
+def _detected(detections: Sequence[Detections], rank: NDArray[np.int64]) -> _Columns:
     images, boxes, scores, labels = columns(detections)
-    boxes = _xywh(boxes)
-    return _Columns(images, boxes, boxes[:, 2:].prod(1), labels, scores)
+    return _Columns(rank[images], boxes, boxes[:, 2:].prod(1), labels, scores)
 
 
-def _objects(index: ImageIndex) -> _Columns:
-    images = np.repeat(np.arange(len(index)), np.diff(index.box_offsets))
-    return _Columns(images, _xywh(index.boxes_xyxy), index.object_areas, index.labels, np.zeros(len(images)))
-
-
-def _xywh(boxes_xyxy: NDArray[Any]) -> NDArray[np.float64]:
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]  # before they are widened: the index's are float32
-    return np.concatenate((boxes_xyxy[:, :2], sides), axis=1).astype(np.float64)
+def _objects(index: ImageIndex, rank: NDArray[np.int64]) -> _Columns:
+    images = np.repeat(rank, np.diff(index.box_offsets))
+    return _Columns(images, index.objects_xywh, index.object_areas, index.labels, np.zeros(len(images)))
 
 
 def _images_and_categories(index: ImageIndex) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Their ids are their positions."""
+    """Return the tables with the ranks of the images and the labels as ids."""
     return [{"id": i} for i in range(len(index))], [{"id": k, "name": n} for k, n in enumerate(index.class_names)]
 
 
@@ -117,7 +140,7 @@ def _with_pycocotools(index: ImageIndex, objects: _Columns, found: _Columns) -> 
 
 
 def _table(index: ImageIndex, boxes: _Columns, *, crowd: list[int]) -> Any:
-    """A table of pycocotools; the ids of boxes start at 1."""
+    """Return a table of pycocotools; the ids of boxes start at 1, since 0 would count as no match."""
     images, categories = _images_and_categories(index)
     rows = zip(
         boxes.image.tolist(),
@@ -138,7 +161,7 @@ def _table(index: ImageIndex, boxes: _Columns, *, crowd: list[int]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences pycocotools' prints alone: redirecting the standard output would silence other threads too."""
+    """Silence the prints of pycocotools only; redirecting the standard output would silence other threads too."""
     modules: tuple[Any, ...] = (coco, cocoeval)
     for module in modules:
         module.print = lambda *_: None

@@ -1,4 +1,4 @@
-"""How good detections are: COCO's figures, precision over recall, and what is taken for what."""
+"""Measures of detections: COCO's figures, precision over recall, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,16 +18,26 @@ from yolov7.structures import Detections
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's order
 _RECALLS = np.linspace(0.0, 1.0, 101)
-_NUM_COCO_CLASSES = 80
-_IDS_WITHOUT_OBJECTS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})  # of COCO's 90 categories
 
 
 @dataclass(frozen=True)
 class CocoFigures:
-    """COCO's twelve figures as fractions, and AP of each class; None where the split has no objects for it.
+    """COCO's twelve figures as fractions, and the AP of each class; None if the split has no objects for a figure.
 
-    AP is the mean over IoU .50 to .95. Sizes: small below 32 x 32 pixels, large above 96 x 96. AR1: recall with
-    at most one detection an image.
+    Attributes:
+        AP: Average precision, the mean over the IoU thresholds .50 to .95.
+        AP50: Average precision at IoU .50.
+        AP75: Average precision at IoU .75.
+        APs: AP of small objects, below 32 x 32 pixels.
+        APm: AP of medium objects.
+        APl: AP of large objects, above 96 x 96 pixels.
+        AR1: Average recall with at most one detection for an image and class.
+        AR10: Average recall with at most ten.
+        AR100: Average recall with at most a hundred.
+        ARs: AR100 of small objects.
+        ARm: AR100 of medium objects.
+        ARl: AR100 of large objects.
+        per_class_AP: AP of each class by name.
     """
 
     AP: float | None
@@ -45,13 +55,19 @@ class CocoFigures:
     per_class_AP: dict[str, float | None]
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures by name."""
+        """Return the figures by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Precision at IoU .5: `precision` (101, classes) at the recalls `recall` (101,); NaN for absent classes."""
+    """Precision over recall at IoU .5.
+
+    Attributes:
+        recall: (101,) recalls from 0 to 1.
+        precision: (101, classes) precision at these recalls; NaN for classes without objects.
+        class_names: The names of the classes.
+    """
 
     recall: NDArray[np.float64]
     precision: NDArray[np.float64]
@@ -61,13 +77,30 @@ class PrecisionRecall:
 def coco_metrics(
     index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = COCO_ENGINE
 ) -> CocoFigures:
-    """The figures of the detections of every image of a split, in its order and in its images' pixels."""
+    """Compute COCO's figures of the detections of a split.
+
+    Args:
+        index: The split.
+        detections: The detections of each image, in its pixels.
+        engine: The library that computes the figures.
+
+    Returns:
+        The figures.
+    """
     return coco_figures(coco_curves(index, detections, engine=engine), index.class_names)
 
 
 def coco_figures(curves: CocoCurves, class_names: Sequence[str]) -> CocoFigures:
-    """The means that COCO reports of these curves, and the AP of each class."""
-    precision, recall = curves.precision, curves.recall  # IoU, recall, class, size, limit; without recall
+    """Return the means that COCO reports.
+
+    Args:
+        curves: The curves of a split.
+        class_names: The names of the classes, by label.
+
+    Returns:
+        The figures.
+    """
+    precision, recall = curves.precision, curves.recall
     per_class = {name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(class_names)}
     return CocoFigures(
         AP=_mean(precision[..., 0, 2]),
@@ -87,7 +120,15 @@ def coco_figures(curves: CocoCurves, class_names: Sequence[str]) -> CocoFigures:
 
 
 def precision_recall(curves: CocoCurves, class_names: tuple[str, ...]) -> PrecisionRecall:
-    """The precision of each class at 101 recalls, for objects of all sizes at IoU .5."""
+    """Return the precision of each class at 101 recalls, for objects of all sizes at IoU .5.
+
+    Args:
+        curves: The curves of a split.
+        class_names: The names of the classes, by label.
+
+    Returns:
+        Precision over recall.
+    """
     precision = curves.precision[0, :, :, 0, 2]
     return PrecisionRecall(_RECALLS, np.where(precision < 0, np.nan, precision), class_names)
 
@@ -95,10 +136,20 @@ def precision_recall(curves: CocoCurves, class_names: tuple[str, ...]) -> Precis
 def confusion_matrix(
     index: ImageIndex, detections: Sequence[Detections], *, confidence: float = 0.25, iou: float = 0.5
 ) -> NDArray[np.int64]:
-    """Counts (classes + 1, classes + 1): rows are the truth, columns the predictions, the last of each is background.
+    """Count which class is detected as which.
 
-    Detections of at least `confidence` and objects are paired by falling IoU, above `iou`, whichever their classes.
-    What is left and lies in a crowd region, by a share of more than `iou`, counts as nothing.
+    Detections and objects are paired by descending IoU, whichever their classes. A detection that is not paired and
+    lies in a crowd region does not count.
+
+    Args:
+        index: The split.
+        detections: The detections of each image, in its pixels.
+        confidence: The lowest score of a detection that counts.
+        iou: The IoU that a pair must exceed, and the share of a detection that must lie in a crowd region.
+
+    Returns:
+        Counts (classes + 1, classes + 1): rows are the truth, columns the detections, and the last of each is the
+        background.
     """
     background = len(index.class_names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
@@ -119,28 +170,33 @@ def confusion_matrix(
 
 
 def coco_results(index: ImageIndex, detections: Sequence[Detections]) -> list[dict[str, Any]]:
-    """The detections in COCO's results format: boxes x, y, w, h to the thousandth of a pixel.
+    """Return detections in COCO's results format.
 
-    An image's id is the number that its file is named by, where all are, else its place in the split, from 1;
-    a category's id is COCO's own for the 80 classes of COCO, else the label + 1.
+    Ids are those of the annotation file. Numbers are written with all their digits, so that pycocotools computes the
+    same figures from them.
+
+    Args:
+        index: The split.
+        detections: The detections of each image, in its pixels.
+
+    Returns:
+        A mapping for each detection: image_id, category_id, bbox (x, y, width, height in pixels) and score.
     """
-    image_ids, category_ids = _image_ids(index), _category_ids(index.class_names)
     images, boxes, scores, labels = columns(detections)
-    boxes[:, 2:] -= boxes[:, :2]
     rows = zip(images.tolist(), boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
     return [
         {
-            "image_id": image_ids[image],
-            "category_id": category_ids[label],
-            "bbox": [round(value, 3) for value in box],
-            "score": round(score, 5),
+            "image_id": index.image_ids[image],
+            "category_id": index.category_ids[label],
+            "bbox": box,
+            "score": score,
         }
         for image, box, score, label in rows
     ]
 
 
 def _pair(overlaps: NDArray[np.float64], *, above: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of the entries above a value, the largest first, each row and column once at most."""
+    """Return rows and columns of entries above a value, the largest first, each row and column at most once."""
     rows, columns = np.nonzero(overlaps > above)
     order = np.argsort(-overlaps[rows, columns], kind="stable")
     taken: dict[int, int] = {}
@@ -151,7 +207,7 @@ def _pair(overlaps: NDArray[np.float64], *, above: float) -> tuple[NDArray[np.in
 
 
 def _share_inside(boxes: NDArray[np.float64], regions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The largest share of each box xyxy that lies in one of the regions xyxy."""
+    """Return the largest share of each box xyxy that lies in one of the regions xyxy."""
     low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
     inside = (high - low).clip(min=0).prod(-1)  # boxes x regions
@@ -159,21 +215,7 @@ def _share_inside(boxes: NDArray[np.float64], regions: NDArray[np.float64]) -> N
     return np.asarray(inside.max(axis=1, initial=0.0) / area)
 
 
-def _image_ids(index: ImageIndex) -> list[int]:
-    stems = [path.stem for path in index.paths]
-    if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
-        return [int(stem) for stem in stems]
-    return list(range(1, len(stems) + 1))
-
-
-def _category_ids(class_names: tuple[str, ...]) -> list[int]:
-    is_coco = len(class_names) == _NUM_COCO_CLASSES and class_names[0] == "person" and class_names[-1] == "toothbrush"
-    skipped = _IDS_WITHOUT_OBJECTS if is_coco else frozenset()
-    ids = (number for number in range(1, len(class_names) + len(skipped) + 1) if number not in skipped)
-    return list(ids)
-
-
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """The mean of what is defined; None where there are no objects, of which COCO says -1."""
+    """Return the mean of the defined values; None if there are none. COCO marks undefined values by -1."""
     known = values[values > -1]
     return float(known.mean()) if known.size else None

@@ -1,4 +1,4 @@
-"""A model over a whole split: its detections in each image's own pixels, and their COCO figures."""
+"""Detection on all images of a split, and the COCO figures of the result."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from yolov7.settings import COCO_ENGINE, CocoEngine, NmsSettings
 from yolov7.structures import Detections
 from yolov7.system.precision import resolve_precision
 
-Found = list[list[Detections]]  # of each image of each batch
+Found = list[list[Detections]]  # for each batch, for each image
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """The detections of every image of a split, in its order, their curves, and the figures that these come to."""
+    """The result of a model on a split.
+
+    Attributes:
+        detections: The detections of each image, on the CPU, in the pixels of the original image.
+        curves: The values whose means are the figures.
+        figures: COCO's figures.
+    """
 
     detections: tuple[Detections, ...]
     curves: CocoCurves
@@ -39,17 +45,40 @@ def evaluate_split(
     engine: CocoEngine = COCO_ENGINE,
     rank: int = 0,
     world_size: int = 1,
+    loader_workers: int = 0,
     gather: Callable[[Found], list[Found]] = lambda mine: [mine],
 ) -> SplitResult:
-    """Detects on all images of a split, letterboxed to `image_size` pixels, and measures COCO figures with a library.
+    """Detect objects in all images of a split, and compute COCO's figures.
 
-    The detections are on the CPU, in the pixels of the original images. Processes may share the work, batch by batch;
-    `gather` then hands on what every rank found, and all have the result of one process.
+    Several processes may share the work batch by batch. All of them return the result of a single process.
+
+    Args:
+        model: The model; it is in the same mode afterwards as before.
+        index: The split.
+        image_size: Side of the square that images are letterboxed to, pixels.
+        batch_size: Images in a batch.
+        nms: Settings of the suppression.
+        precision: `float32`, `bfloat16`, `float16` or `auto`.
+        engine: The library that computes the figures.
+        rank: The number of this process.
+        world_size: The number of processes.
+        loader_workers: Processes that read and letterbox images; 0: this process does.
+        gather: Collects what every process found, in the order of their ranks.
+
+    Returns:
+        The detections and figures.
     """
     was_training = model.training
     model.eval()
     dtype = resolve_precision(precision, next(model.parameters()).device)
-    batches = ValLoader(index, image_size=image_size, batch_size=batch_size, rank=rank, world_size=world_size)
+    batches = ValLoader(
+        index,
+        image_size=image_size,
+        batch_size=batch_size,
+        num_workers=loader_workers,
+        rank=rank,
+        world_size=world_size,
+    )
     mine = [detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype) for batch in batches]
     model.train(was_training)
     found = list(chain.from_iterable(chain.from_iterable(zip_longest(*gather(mine), fillvalue=()))))

@@ -1,4 +1,4 @@
-"""One batch, from letterboxed pixels to detections in the images' own: what detector and evaluation share."""
+"""From a batch of letterboxed images to detections in pixels of the original images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from yolov7.data.augment.geometry import Letterbox
+from yolov7.data.augment.letterbox import Letterbox
 from yolov7.inference.nms import non_max_suppression
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
@@ -24,9 +24,17 @@ def detect_batch(
     nms: NmsSettings,
     dtype: torch.dtype,
 ) -> list[Detections]:
-    """The detections of each image, in the pixels of the original and clipped to it, on the CPU.
+    """Detect objects in a batch.
 
-    `images` (B, 3, S, S) uint8 RGB, letterboxed as `geometry` says; the model is in evaluation mode.
+    Args:
+        model: The model in evaluation mode.
+        images: Letterboxed images (B, 3, S, S) uint8 RGB.
+        geometry: How each image was letterboxed.
+        nms: Thresholds and limits.
+        dtype: Floating-point type of the forward pass.
+
+    Returns:
+        The detections of each image, in pixels of the original and clipped to it, on the CPU.
     """
     device = next(model.parameters()).device
     scaled = images.to(device, non_blocking=True).float() / 255
@@ -37,6 +45,14 @@ def detect_batch(
 
 
 def to_original(detections: Detections, geometry: Letterbox) -> Detections:
-    """Detections of a letterboxed image in the pixels of the original one, clipped to it, on the CPU."""
+    """Map detections of a letterboxed image to the original image.
+
+    Args:
+        detections: Detections in pixels of the letterboxed image.
+        geometry: How the image was letterboxed.
+
+    Returns:
+        Detections in pixels of the original image, clipped to it, on the CPU.
+    """
     boxes = geometry.to_original(detections.boxes_xyxy.float().cpu().numpy())
     return Detections(torch.from_numpy(boxes), detections.scores.cpu(), detections.labels.cpu())

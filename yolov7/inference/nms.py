@@ -1,10 +1,8 @@
-"""From decoded predictions to detections: thresholds and greedy non-maximum suppression."""
+"""From decoded predictions to detections: score thresholds and greedy non-maximum suppression."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,18 +13,27 @@ from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
 
 _BLOCK = 512  # candidates that are compared with each other at once
-_FEW = 1024  # boxes that may stay and be compared with whatever comes after, whichever its class
-_GROUP_STEP = 4096.0  # pixels between the classes
+_FEW = 1024  # up to this limit, all kept boxes are compared with each new block, whatever their group
+_REFERENCE_STEP = 4096.0  # pixels by which the reference implementation shifts the boxes of successive classes
+_REFERENCE_EXTENT = 2.0**19  # up to this coordinate, float32 resolves 1/32 pixel
 
 
 @torch.no_grad()
 def non_max_suppression(
     decoded: Float[Tensor, "b n channels"], *, settings: NmsSettings, classes: Sequence[int] | None = None
 ) -> list[Detections]:
-    """The detections of every image, in the frame of the decoded boxes.
+    """Return the detections of every image, in the frame of the decoded boxes.
 
-    A row holds cx, cy, w, h, objectness and the classes' probabilities. The score is objectness times class, or
-    objectness alone where there is one class. `classes` keeps only those labels.
+    The score of a candidate is its objectness times its class probability, or its objectness alone if there is only
+    one class.
+
+    Args:
+        decoded: Predictions (batch, boxes, 5 + classes): cx, cy, w, h in pixels, objectness and class probabilities.
+        settings: Thresholds and limits.
+        classes: Labels to keep; None keeps all of them.
+
+    Returns:
+        One `Detections` for each image, by descending score.
     """
     return [_detect(rows, settings=settings, classes=classes) for rows in decoded]
 
@@ -44,7 +51,7 @@ def _detect(rows: Float[Tensor, "n channels"], *, settings: NmsSettings, classes
 
 
 def _score(rows: Tensor, *, settings: NmsSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes cxcywh (c, 4), labels (c,) and scores (c,) above the confidence: of every class, or of the best one."""
+    """Return boxes cxcywh (c, 4), labels (c,) and scores (c,) above the confidence: of all classes or of the best."""
     rows = rows.float()
     boxes, objectness, classes = rows[:, :4], rows[:, 4], rows[:, 5:]
     if classes.shape[1] == 1:
@@ -59,7 +66,15 @@ def _score(rows: Tensor, *, settings: NmsSettings) -> tuple[Tensor, Tensor, Tens
 
 
 def best_first(scores: Float[Tensor, " c"], *, limit: int) -> Int[Tensor, " k"]:
-    """The order by descending score, equal ones as they come; the first `limit`."""
+    """Return the indices of the `limit` highest scores in descending order; equal scores keep their order.
+
+    Args:
+        scores: Scores (c,).
+        limit: Largest number of indices to return.
+
+    Returns:
+        Indices (min(c, limit),) int64.
+    """
     if len(scores) <= limit:
         return torch.sort(scores, descending=True, stable=True).indices
     enough = (scores >= scores.topk(limit).values[-1]).nonzero()[:, 0]
@@ -69,63 +84,80 @@ def best_first(scores: Float[Tensor, " c"], *, limit: int) -> Int[Tensor, " k"]:
 def suppress(
     boxes_xyxy: Float[Tensor, "c 4"], *, groups: Int[Tensor, " c"], threshold: float, limit: int
 ) -> Int[Tensor, " k"]:
-    """Greedy suppression of boxes that come best first: the first `limit` that stay.
+    """Return the boxes that greedy non-maximum suppression keeps.
 
-    A box goes if its IoU with one that stays, of the same group, is above the threshold.
+    A box is removed if its IoU with a kept box of the same group that precedes it is above the threshold. Boxes of
+    different groups never suppress each other, whatever their coordinates and however many groups there are.
+
+    Args:
+        boxes_xyxy: Corners (c, 4) in pixels, ordered by descending score.
+        groups: Group of each box (c,), its class for instance; int64, not negative.
+        threshold: Largest IoU at which both boxes are kept.
+        limit: Largest number of boxes to keep.
+
+    Returns:
+        Indices (k,) int64 of the kept boxes in ascending order.
     """
     if not len(boxes_xyxy):
         return groups
-    boxes = _apart(boxes_xyxy, groups)
-    kernel = _compiled_kernel()
-    if kernel is not None:
-        ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
-        return kernel(boxes, ranks, threshold)[:limit]
+    boxes = _round_as_reference(boxes_xyxy, groups)
     if limit <= _FEW:
-        return _suppress_in_blocks(boxes, threshold=threshold, limit=limit)
-    return _suppress_by_group(boxes, groups=groups, threshold=threshold)[:limit]
+        return _suppress_in_blocks(boxes, groups, threshold=threshold, limit=limit)
+    return _suppress_by_group(boxes, groups, threshold=threshold)[:limit]
 
 
-def _apart(boxes_xyxy: Float[Tensor, "c 4"], groups: Int[Tensor, " c"]) -> Float[Tensor, "c 4"]:
-    """The boxes, each group moved to where it meets no other.
+def _round_as_reference(boxes_xyxy: Float[Tensor, "c 4"], groups: Int[Tensor, " c"]) -> Float[Tensor, "c 4"]:
+    """Shift boxes by the reference's 4096 pixels per class while float32 resolves the result to 1/32 pixel.
 
-    The step is the reference's, whose rounding in float32 decides IoUs at the very threshold. Boxes that do not fit
-    in it, of larger images, are moved as far as they need, in float64.
+    The shift separates nothing here, because group numbers are compared as well. But its rounding decides which box is
+    kept where an IoU almost equals the threshold, and detections must be those of the reference up to about 120
+    classes. Boxes of later classes and boxes with larger coordinates are not shifted, because the rounding would change
+    their IoUs visibly.
     """
-    span = boxes_xyxy.max() - boxes_xyxy.min()
-    if span < _GROUP_STEP:
-        return boxes_xyxy + groups[:, None] * _GROUP_STEP
-    return boxes_xyxy.double() + groups[:, None] * (span.double() + 1)
+    shift = groups * _REFERENCE_STEP
+    is_fine = shift + boxes_xyxy.abs().max() < _REFERENCE_EXTENT
+    return boxes_xyxy + (shift * is_fine)[:, None]
 
 
 def _suppress_by_group(
-    boxes_xyxy: Float[Tensor, "c 4"], *, groups: Int[Tensor, " c"], threshold: float
+    boxes_xyxy: Float[Tensor, "c 4"], groups: Int[Tensor, " c"], *, threshold: float
 ) -> Int[Tensor, " k"]:
-    """All boxes that stay: where so many may stay that comparing each with the same group's only pays off."""
+    """Suppress each group on its own, without a limit. This is faster if many boxes are kept."""
     order = torch.argsort(groups, stable=True)
-    members = torch.split(order, groups.bincount().tolist())
-    kept = [group[_suppress_in_blocks(boxes_xyxy[group], threshold=threshold, limit=len(group))] for group in members]
+    sizes = groups.unique(return_counts=True)[1]  # type: ignore[no-untyped-call]
+    members = torch.split(order, sizes.tolist())
+    kept = [
+        group[_suppress_in_blocks(boxes_xyxy[group], groups[group], threshold=threshold, limit=len(group))]
+        for group in members
+    ]
     return torch.cat(kept).sort().values
 
 
-def _suppress_in_blocks(boxes_xyxy: Float[Tensor, "c 4"], *, threshold: float, limit: int) -> Int[Tensor, " k"]:
-    """Greedy suppression, block after block, until `limit` boxes stay."""
+def _suppress_in_blocks(
+    boxes_xyxy: Float[Tensor, "c 4"], groups: Int[Tensor, " c"], *, threshold: float, limit: int
+) -> Int[Tensor, " k"]:
+    """Suppress greedily, block after block, until `limit` boxes are kept."""
+
+    def overlap(first: Tensor, second: Tensor) -> Bool[Tensor, "f s"]:
+        high = pairwise_iou(boxes_xyxy[first], boxes_xyxy[second]) > threshold
+        return high.logical_and_(groups[first][:, None] == groups[second])
+
     kept = torch.zeros(0, dtype=torch.int64, device=boxes_xyxy.device)
     for start in range(0, len(boxes_xyxy), _BLOCK):
         block = torch.arange(start, min(start + _BLOCK, len(boxes_xyxy)), device=kept.device)
         if len(kept):
-            block = block[~(pairwise_iou(boxes_xyxy[kept], boxes_xyxy[block]) > threshold).any(0)]
-        beats = (pairwise_iou(boxes_xyxy[block], boxes_xyxy[block]) > threshold).triu_(1)
-        kept = torch.cat((kept, block[_survivors(beats)]))
+            block = block[~overlap(kept, block).any(0)]
+        kept = torch.cat((kept, block[_survivors(overlap(block, block).triu_(1))]))
         if len(kept) >= limit:
             break
     return kept[:limit]
 
 
 def _survivors(beats: Bool[Tensor, "n n"]) -> Bool[Tensor, " n"]:
-    """What greedy suppression leaves, if box i, while it stays, removes every later j with beats[i, j].
+    """Return which boxes greedy suppression keeps if a kept box i removes every later box j with beats[i, j].
 
-    Starting from all, each round settles at least the next box of every chain of overlaps, so the fixed point is
-    reached after as many rounds as the longest chain has boxes, and it is the greedy result.
+    All boxes are kept at first. Each round settles at least the next box of every chain of overlaps. The fixed point is
+    therefore reached after at most as many rounds as the longest chain has boxes, and it equals the greedy result.
     """
     weights = beats.float()
     stays = torch.ones(len(beats), device=beats.device)
@@ -134,14 +166,3 @@ def _survivors(beats: Bool[Tensor, "n n"]) -> Bool[Tensor, " n"]:
         if torch.equal(after, stays):
             return after.bool()
         stays = after
-
-
-@functools.cache
-def _compiled_kernel() -> Callable[[Tensor, Tensor, float], Tensor] | None:
-    """torchvision's kernel, where torchvision is installed and fits this torch."""
-    try:
-        kernel: Callable[[Tensor, Tensor, float], Tensor] = importlib.import_module("torchvision.ops").nms
-        kernel(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except (ImportError, RuntimeError, AttributeError):
-        return None
-    return kernel

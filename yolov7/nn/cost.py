@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a spec, counted on the model itself, which is built on the meta device for it."""
+"""Parameters and FLOPs of a specification, counted on the model, which is built on the meta device for this purpose."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from yolov7.spec.spec_files import ModelSpec
 
 @dataclass(frozen=True)
 class Cost:
-    """`gflops`: 2 x multiply-accumulate of all convolutions of the deployed graph; `gflops_built`: of the training one.
+    """Cost of a model. One multiply-accumulate operation counts as two FLOPs.
 
-    The training graph has all branches and the auxiliary head. `..._with_bias` count one bias addition for every
-    output element too, as the paper does, whether or not the graph has biases. `gflops_unfolded` counts the training
-    graph with 2 multiply-accumulates for every element of a batch norm, and one for every bias that it has.
+    The training graph has all branches and the auxiliary head. The deployed graph is fused.
+
+    Attributes:
+        parameters: Parameters of the training graph.
+        parameters_deployed: Parameters of the deployed graph.
+        gflops: Operations of all convolutions of the deployed graph.
+        gflops_with_bias: `gflops` and one bias addition per output element, as the paper counts most models.
+        gflops_built: Operations of all convolutions of the training graph.
+        gflops_built_with_bias: `gflops_built` and one bias addition per output element, with or without biases.
+        gflops_unfolded: `gflops_built`, two operations per element of a batch norm, and one per element of a map that
+            has a bias.
     """
 
     parameters: int
@@ -33,8 +41,13 @@ class Cost:
 
 
 class Operations(NamedTuple):
-    """Of one forward: multiply-accumulates of all convolutions, their output elements, those that get a bias, and the
-    elements of all batch norms.
+    """Operations of one forward pass.
+
+    Attributes:
+        macs: Multiply-accumulate operations of all convolutions.
+        outputs: Output elements of all convolutions.
+        biases: Output elements of the convolutions that have a bias.
+        norm_elements: Elements of all batch norms.
     """
 
     macs: int
@@ -44,14 +57,32 @@ class Operations(NamedTuple):
 
 
 def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None = None) -> Cost:
-    """The cost for one square image, by default of the spec's own size in pixels."""
+    """Count the cost of a specification for one square image.
+
+    Args:
+        spec: The specification.
+        num_classes: Number of classes.
+        image_size: Side of the image in pixels; the image size of the specification by default.
+
+    Returns:
+        The cost.
+    """
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=num_classes).eval()
         return model_cost(model, fuse(model), image_size=image_size or spec.image_size)
 
 
 def model_cost(model: DetectionModel, deployed: DetectionModel, *, image_size: int) -> Cost:
-    """The cost of a model on the meta device and of what `fuse` made of it, for one square image."""
+    """Count the cost of a model for one square image.
+
+    Args:
+        model: The training graph on the meta device.
+        deployed: The result of `fuse` for this model.
+        image_size: Side of the image in pixels.
+
+    Returns:
+        The cost.
+    """
     images = torch.empty(1, 3, image_size, image_size, device="meta")
     before, after = count_operations(model, images), count_operations(deployed, images)
     return Cost(
@@ -66,13 +97,28 @@ def model_cost(model: DetectionModel, deployed: DetectionModel, *, image_size: i
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Elements of all parameters."""
+    """Count parameters.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Number of elements of all parameters.
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
 def count_operations(model: DetectionModel, images: Tensor) -> Operations:
-    """What one forward computes, the auxiliary head included if there is one."""
+    """Count the operations of one forward pass, an auxiliary head included.
+
+    Args:
+        model: The model.
+        images: Images (B, 3, H, W).
+
+    Returns:
+        The operations.
+    """
     with _Counter() as counter:
         model(images, auxiliary=True)
     return Operations(*(sum(column) for column in zip(*counter.counts, strict=True)))
@@ -80,7 +126,7 @@ def count_operations(model: DetectionModel, images: Tensor) -> Operations:
 
 @final
 class _Counter(TorchFunctionMode):
-    """Notes what convolutions and batch norms compute; the latter are left out, as shapes are all that matters."""
+    """Record the operations of convolutions and batch norms; norms are skipped, because only shapes matter."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Re-parameterisation: a trained model to an equivalent one of plain convolutions (the paper's section 4.1, 4.3)."""
+"""Re-parameterisation: from a trained model to an equal one of plain convolutions (sections 4.1 and 4.3)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ KernelAndBias = tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def fuse(model: DetectionModel) -> DetectionModel:
-    """A new model, in evaluation mode, whose outputs are this one's: batch norms, branches and implicit vectors folded.
+    """Return an equal model with batch norms, branches and implicit vectors folded into plain convolutions.
 
-    It has no auxiliary head. The model itself stays as it is. A fused model comes back as a copy.
+    Args:
+        model: The model, which stays unchanged.
+
+    Returns:
+        A new model in evaluation mode, without an auxiliary head; a copy if the model is fused already.
     """
     fused = (copy.deepcopy(model) if model.spec.head.auxiliary is None else strip_auxiliary(model)).eval()
     _fuse_children(fused)
@@ -30,13 +34,29 @@ def fuse(model: DetectionModel) -> DetectionModel:
 
 
 def strip_auxiliary(model: DetectionModel) -> DetectionModel:
-    """A copy without the auxiliary head, which only training needs; its spec has none either."""
+    """Return a copy without the auxiliary head, which only training needs.
+
+    Args:
+        model: The model, which stays unchanged.
+
+    Returns:
+        The copy; its specification has no auxiliary head either.
+    """
     state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("head.auxiliary_")}
     return rebuild(model, spec=without_auxiliary(model.spec), state=state)
 
 
 def rebuild(model: DetectionModel, *, spec: ModelSpec, state: Mapping[str, Tensor]) -> DetectionModel:
-    """A model of another spec with these tensors, for the same classes; fused and in training mode as this one is."""
+    """Build a model of another specification for the same classes from given tensors.
+
+    Args:
+        model: The model whose classes, anchors, mode and fused state are taken over.
+        spec: The specification of the new model.
+        state: Its tensors, which are not copied.
+
+    Returns:
+        The new model.
+    """
     with torch.device("meta"):
         new = DetectionModel(spec, num_classes=model.num_classes)
         if model.fused:
@@ -47,22 +67,44 @@ def rebuild(model: DetectionModel, *, spec: ModelSpec, state: Mapping[str, Tenso
 
 
 def fold_norm(kernel: Tensor, norm: nn.BatchNorm2d) -> KernelAndBias:
-    """Kernel (out, in, k, k) and bias (out,) of a convolution without bias followed by a batch norm, in float64."""
+    """Fold a batch norm into the convolution without bias before it.
+
+    Args:
+        kernel: Kernel (out, in, k, k).
+        norm: The batch norm.
+
+    Returns:
+        Kernel (out, in, k, k) and bias (out,) in float64.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     if kernel.is_meta:
-        return kernel, norm.bias  # only the shapes count there
+        return kernel, norm.bias  # on the meta device, only shapes matter
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return kernel.double() * scale.view(-1, 1, 1, 1), norm.bias.double() - norm.running_mean.double() * scale
 
 
 def fuse_conv(block: ConvBnAct) -> ConvAct:
-    """The convolution with its batch norm folded into it."""
+    """Fold the batch norm of a block.
+
+    Args:
+        block: The block in evaluation mode.
+
+    Returns:
+        The fused block.
+    """
     return ConvAct(_with_bias(block.conv, *fold_norm(block.conv.weight, block.bn)), block.act)
 
 
 def fuse_rep_conv(block: RepConv) -> ConvAct:
-    """The sum of all branches as one 3x3 convolution; the 1x1 kernels lie in its centre."""
+    """Add all branches to one 3x3 convolution; the 1x1 kernels are in its centre.
+
+    Args:
+        block: The block in evaluation mode.
+
+    Returns:
+        The fused block.
+    """
     dense, pointwise = (_conv_and_norm(branch) for branch in (block.dense, block.pointwise))
     kernel, bias = fold_norm(dense[0].weight, dense[1])
     kernel_1x1, bias_1x1 = fold_norm(pointwise[0].weight, pointwise[1])
@@ -78,7 +120,14 @@ def fuse_rep_conv(block: RepConv) -> ConvAct:
 
 
 def fuse_detect(head: Detect) -> Detect:
-    """The same head, its implicit vectors folded into the convolutions: b' = (b + W ia) im, W' = W im."""
+    """Fold the implicit vectors of a head into its convolutions: b' = (b + W ia) im, W' = W im.
+
+    Args:
+        head: The head, which is changed in place.
+
+    Returns:
+        The same head.
+    """
     for i in range(len(head.ia)):
         conv = head.convs[i]
         assert isinstance(conv, nn.Conv2d)
@@ -111,7 +160,7 @@ def _conv_and_norm(branch: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
 
 
 def _with_bias(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A convolution like this one, of its precision, with another kernel and a bias."""
+    """Make a convolution of the same form and precision with another kernel and a bias."""
     (side, _), (stride, _) = conv.kernel_size, conv.stride
     new = nn.Conv2d(conv.in_channels, conv.out_channels, side, stride, side // 2, groups=conv.groups, device="meta")
     new.weight = nn.Parameter(kernel.to(conv.weight.dtype), requires_grad=False)

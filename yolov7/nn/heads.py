@@ -12,47 +12,64 @@ from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.spec.block_schema import DetectRow
-from yolov7.spec.row import Shape
+from yolov7.spec.row import MapShape
 from yolov7.structures import HeadMaps
 
-_PRIOR_OBJECTS = 8.0  # objects that an image of _PRIOR_SIDE pixels is taken to hold, before training
+_PRIOR_OBJECTS = 8.0  # assumed number of objects in an image of _PRIOR_SIDE pixels before training
 _PRIOR_SIDE = 640.0
 _PRIOR_CLASS = 0.6
 
 
 @final
 class Detect(nn.Module):
-    """One 1x1 convolution a level, within implicit knowledge where wanted: im * (W (x + ia) + b) (section 4.3).
+    """One 1x1 convolution per level, with optional implicit knowledge: im * (W (x + ia) + b) (section 4.3).
 
-    The auxiliary head, if the row has one, has a 3x3 convolution before each of its own, and no implicit knowledge.
-    Lead maps, then auxiliary ones, (B, C, H, W) -> HeadMaps of (B, anchors, H, W, 5 + classes).
+    The auxiliary head has an additional 3x3 convolution per level and no implicit knowledge.
     """
 
     def __init__(
         self,
         row: DetectRow,
-        levels: Sequence[Shape],
-        taps: Sequence[Shape] = (),
+        levels: Sequence[MapShape],
+        taps: Sequence[MapShape] = (),
         *,
         num_classes: int,
         activation: str = "silu",
     ) -> None:
+        """Make the head.
+
+        Args:
+            row: The row of the head.
+            levels: Shapes of the maps of the lead head.
+            taps: Shapes of the maps of the auxiliary head; empty to build no auxiliary head.
+            num_classes: Number of classes.
+            activation: Name of the activation of the auxiliary head.
+        """
         super().__init__()
         self.num_anchors = len(row.anchors[0]) // 2
         outputs = self.num_anchors * (5 + num_classes)
         widths = (row.auxiliary.out if row.auxiliary else None) or [level.channels for level in levels]
-        stems = [ConvBnAct(tap.channels, n, activation=activation) for tap, n in zip(taps, widths, strict=False)]
+        assert len(taps) in (0, len(widths))
+        stems = [ConvBnAct(tap.channels, widths[i], activation=activation) for i, tap in enumerate(taps)]
         self.auxiliary_stems = nn.ModuleList(stems)
         self.convs = nn.ModuleList(nn.Conv2d(level.channels, outputs, 1) for level in levels)
         self.auxiliary_convs = nn.ModuleList(nn.Conv2d(stem.conv.out_channels, outputs, 1) for stem in stems)
         implicit = levels if row.implicit else ()
         self.ia = nn.ParameterList(_implicit(level.channels, mean=0.0) for level in implicit)
         self.im = nn.ParameterList(_implicit(outputs, mean=1.0) for _ in implicit)
-        for convs in (self.convs, self.auxiliary_convs):
-            self._init_biases(convs, [level.stride for level in levels], num_classes)
+        for heads in (self.convs, self.auxiliary_convs):
+            for conv, level in zip(heads, levels[: len(heads)], strict=True):
+                self._init_bias(conv, level.stride, num_classes)
 
     def forward(self, *maps: Tensor) -> HeadMaps:
-        """Without the auxiliary head's maps, only the lead's are computed."""
+        """Compute the raw maps.
+
+        Args:
+            *maps: Maps (B, C, H, W) of the lead head, followed by those of the auxiliary head if it is wanted.
+
+        Returns:
+            Raw maps (B, anchors, H, W, 5 + classes).
+        """
         levels = len(self.convs)
         lead = tuple(self._level(i, x) for i, x in enumerate(maps[:levels]))
         return HeadMaps(lead, tuple(self._auxiliary(i, x) for i, x in enumerate(maps[levels:])))
@@ -70,14 +87,13 @@ class Detect(nn.Module):
         return split.permute(0, 1, 3, 4, 2).contiguous()
 
     @torch.no_grad()
-    def _init_biases(self, convs: nn.ModuleList, strides: Sequence[int], num_classes: int) -> None:
-        """Objectness and classes start near how often they occur, so that the first steps are not spent on it."""
-        for conv, stride in zip(convs, strides, strict=False):
-            assert isinstance(conv, nn.Conv2d)
-            assert conv.bias is not None
-            bias = conv.bias.view(self.num_anchors, -1)
-            bias[:, 4] += math.log(_PRIOR_OBJECTS / (_PRIOR_SIDE / stride) ** 2)
-            bias[:, 5:] += math.log(_PRIOR_CLASS / (num_classes - 0.99))
+    def _init_bias(self, conv: nn.Module, stride: int, num_classes: int) -> None:
+        """Start objectness and classes near their frequencies, so that the first steps need not learn these."""
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        bias = conv.bias.view(self.num_anchors, -1)
+        bias[:, 4] += math.log(_PRIOR_OBJECTS / (_PRIOR_SIDE / stride) ** 2)
+        bias[:, 5:] += math.log(_PRIOR_CLASS / (num_classes - 0.99))
 
 
 def decode_maps(
@@ -86,14 +102,25 @@ def decode_maps(
     anchors_px: Float[Tensor, "levels anchors 2"],
     strides: Sequence[int],
 ) -> Float[Tensor, "batch boxes outputs"]:
-    """Raw maps to cx, cy, w, h in input pixels and probabilities; levels in order, anchor-major inside; >= float32."""
+    """Decode raw maps.
+
+    Args:
+        maps: Raw maps (B, anchors, H, W, 5 + classes), finest level first.
+        anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels.
+        strides: Stride of each level in pixels.
+
+    Returns:
+        Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities, in float32 at
+        least. Boxes are ordered by level, anchor, row and column.
+    """
     levels = zip(maps, anchors_px, strides, strict=True)
     return torch.cat([_decode_level(raw, anchors, stride) for raw, anchors, stride in levels], dim=1)
 
 
 def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
     batch, num_anchors, height, width, outputs = raw.shape
-    s = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()  # half precision has no exact grid
+    # Half precision cannot represent the grid exactly.
+    s = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
     rows = torch.arange(height, device=raw.device, dtype=s.dtype)
     columns = torch.arange(width, device=raw.device, dtype=s.dtype)
     cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # H W 2: x, y
@@ -103,6 +130,6 @@ def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
 
 
 def _implicit(width: int, *, mean: float) -> nn.Parameter:
-    # drawn on the CPU: on the meta device, drawing first loads seconds of decompositions
+    # Random numbers are drawn on the CPU, because on the meta device this first imports modules for seconds.
     drawn = mean + 0.02 * torch.randn(1, width, 1, 1, device="cpu")
     return nn.Parameter(drawn.to(torch.get_default_device()))

@@ -1,4 +1,4 @@
-"""The detection model: a spec's rows as modules, run in one loop."""
+"""The detection model: the rows of a specification as modules, which one loop runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from yolov7.nn.blocks import (
     MpTransition,
     Reorg,
     RepConv,
-    Spp,
-    Sppcspc,
-    SppTiny,
     Upsample,
     UpTransition,
 )
 from yolov7.nn.elan import EElan, Elan, add, make_elan
 from yolov7.nn.heads import Detect, decode_maps
+from yolov7.nn.pooling import Spp, Sppcspc, SppTiny
 from yolov7.spec.block_schema import (
     BottleneckRow,
     ConvRow,
@@ -41,15 +39,15 @@ from yolov7.spec.block_schema import (
     UpRow,
     UpsampleRow,
 )
-from yolov7.spec.graph import IMAGE, ModelSpec, infer_shapes, row_of, what_meets
-from yolov7.spec.row import Shape, own_width
+from yolov7.spec.graph import IMAGE, ModelSpec, find_destination, infer_shapes, row_of
+from yolov7.spec.row import MapShape, own_width
 from yolov7.structures import HeadMaps
 
 
 class _Step(NamedTuple):
-    """One turn of the loop: a row, the maps it takes, and those that no later row needs.
+    """One iteration of the loop: a row, the maps that it takes, and the maps that no later row needs.
 
-    `branches`: the names of its branches that are taken before it adds them up.
+    `branches` are the names of its branches that other rows take before it adds them.
     """
 
     name: str
@@ -60,14 +58,30 @@ class _Step(NamedTuple):
 
 @final
 class DetectionModel(nn.Module):
-    """The model of a spec. `strides` in pixels, `anchors_px` (levels, anchors, 2) in pixels, both finest level first.
+    """The model of a specification.
 
-    `fused` tells whether it is a training graph or what `reparam.fuse` made of it.
+    Attributes:
+        spec: The specification.
+        num_classes: Number of classes.
+        fused: Whether `fuse` made it; otherwise it is a training graph.
+        strides: Stride of each level in pixels, finest first.
+        rows: The modules of the rows by name.
+        head: The detection head.
+        anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels.
     """
 
     anchors_px: Tensor
 
     def __init__(self, spec: ModelSpec, *, num_classes: int) -> None:
+        """Build the model with random weights.
+
+        Args:
+            spec: The specification.
+            num_classes: Number of classes, at least 1.
+
+        Raises:
+            SpecError: If the number of classes or the name of a row cannot be used.
+        """
         super().__init__()
         if num_classes < 1:
             raise SpecError(f"num_classes={num_classes} of spec {spec.name!r} must be at least 1")
@@ -79,16 +93,21 @@ class DetectionModel(nn.Module):
         self.strides = tuple(level.stride for level in levels)
         self.rows = nn.ModuleDict(_build_rows(spec, shapes))
         self.head = Detect(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
-        # on the CPU even while the model is built on the meta device: they are the spec's, not weights
+        # Anchors are on the CPU even if the model is built on the meta device, because they are no weights.
         anchors = torch.tensor(spec.head.anchors, dtype=torch.float32, device="cpu").view(len(levels), -1, 2)
         self.register_buffer("anchors_px", anchors, persistent=False)
         self._lead_steps = _plan(spec, wanted=spec.head.sources)
         self._all_steps = _plan(spec, wanted=spec.head.all_sources)
 
     def forward(self, images: Tensor, *, auxiliary: bool = False) -> HeadMaps:
-        """Images (B, 3, H, W) in 0..1, sides multiples of the largest stride -> raw maps.
+        """Compute the raw maps of the heads.
 
-        The auxiliary head's maps are computed in training mode, otherwise only if they are asked for.
+        Args:
+            images: Images (B, 3, H, W) in 0..1; their sides are multiples of the largest stride.
+            auxiliary: Whether to compute the maps of the auxiliary head outside of training mode too.
+
+        Returns:
+            Raw maps (B, anchors, H, W, 5 + classes) of each level.
         """
         everything = auxiliary or self.training
         maps = {IMAGE: images}
@@ -102,7 +121,7 @@ class DetectionModel(nn.Module):
         return heads
 
     def _run(self, step: _Step, inputs: Sequence[Tensor], maps: dict[str, Tensor]) -> None:
-        """Adds the row's map, and those of its branches that are wanted alone."""
+        """Add the map of the row, and the maps of its branches that other rows take."""
         row = self.rows[step.name]
         if not step.branches:
             maps[step.name] = row(*inputs)
@@ -113,27 +132,40 @@ class DetectionModel(nn.Module):
         maps[step.name] = add(branches)
 
     def decode(self, maps: HeadMaps) -> Tensor:
-        """Raw maps -> (B, N, 5 + classes): cx, cy, w, h in input pixels, then probabilities."""
+        """Decode the raw maps of the lead head.
+
+        Args:
+            maps: Raw maps.
+
+        Returns:
+            Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities.
+        """
         return decode_maps(maps.lead, anchors_px=self.anchors_px, strides=self.strides)
 
 
-def _build_rows(spec: ModelSpec, shapes: dict[str, Shape]) -> dict[str, nn.Module]:
+def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Module]:
     rows: dict[str, nn.Module] = {}
     for name, row in spec.rows.items():
         if hasattr(nn.ModuleDict, name):
-            raise SpecError(f"{name}: torch needs this name for itself; choose another one for the row")
+            raise SpecError(f"{name}: this name is reserved by torch; rename the row")
         if not isinstance(row, DetectRow):
             inputs = [shapes[source] for source in row.sources]
-            meets = what_meets(spec, name, shapes=shapes)
-            rows[name] = build_row(row, inputs, activation=spec.activation, meets=meets)
+            feeds = find_destination(spec, name, shapes=shapes)
+            rows[name] = build_row(row, inputs, activation=spec.activation, feeds=feeds)
     return rows
 
 
-def build_row(row: Row, inputs: Sequence[Shape], *, activation: str, meets: str = "") -> nn.Module:
-    """The module of a row other than the head, for sources of these shapes.
+def build_row(row: Row, inputs: Sequence[MapShape], *, activation: str, feeds: str = "") -> nn.Module:
+    """Build the module of a row other than the head.
 
-    `meets`: the concatenation or addition that its output goes into as it is, where a RepConv must have no identity
-    branch.
+    Args:
+        row: The row.
+        inputs: Shapes of the maps of its sources.
+        activation: Name of the activation.
+        feeds: The concatenation or addition that the output enters unchanged; a RepConv then has no identity branch.
+
+    Returns:
+        The module.
     """
     channels = inputs[0].channels
     match row:
@@ -153,14 +185,14 @@ def build_row(row: Row, inputs: Sequence[Shape], *, activation: str, meets: str 
             spp = {"sppcspc": Sppcspc, "spp_tiny": SppTiny, "spp": Spp}[row.block]
             return spp(channels, row.out, activation=activation)
         case RepConvRow():
-            (place,) = row.rep_places(inputs, meets=meets)
-            return RepConv(channels, row.out, row.stride, identity=place.identity, activation=activation)
+            (planned,) = row.planned_rep_convs(inputs, feeds=feeds)
+            return RepConv(channels, row.out, row.stride, identity=planned.identity, activation=activation)
         case DetectRow():
             raise AssertionError("the head is built by the model")
 
 
 def _build_transition(
-    row: ConvRow | DownRow | UpRow | UpsampleRow, inputs: Sequence[Shape], *, activation: str
+    row: ConvRow | DownRow | UpRow | UpsampleRow, inputs: Sequence[MapShape], *, activation: str
 ) -> nn.Module:
     channels = inputs[0].channels
     width = own_width(row, out=row.out, inputs=inputs) // row.num_parts
@@ -177,7 +209,7 @@ def _build_transition(
 
 
 def _plan(spec: ModelSpec, *, wanted: Sequence[str]) -> tuple[_Step, ...]:
-    """The loop's turns that lead to the wanted maps; a map is dropped with its last use."""
+    """Return the steps that compute the wanted maps; a map is dropped after its last use."""
     users = {name: row.sources for name, row in spec.rows.items()} | {spec.head_name: tuple(wanted)}
     last_use = {source: name for name, sources in users.items() for source in sources}
     return tuple(

@@ -1,4 +1,4 @@
-"""E-ELAN's two forms, one into the other: ELANs side by side, and group convolutions (the paper's section 3.1)."""
+"""Conversion between the two forms of E-ELAN: ELANs side by side and group convolutions (section 3.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from yolov7.spec.graph import ModelSpec
 
 
 def regroup(model: DetectionModel, *, grouped: bool) -> DetectionModel:
-    """A new model with the same outputs, its E-ELANs as group convolutions or side by side; trained or fused.
+    """Return a model with the same outputs and all its E-ELANs in the given form.
 
-    Expand, shuffle and merge cardinality: a group's kernels lie behind one another along the output channels.
+    The kernels of the groups are concatenated along the output channels.
+
+    Args:
+        model: The model, before or after fusing; it stays unchanged.
+        grouped: Whether to use group convolutions instead of ELANs side by side.
+
+    Returns:
+        The new model.
     """
     spec = regroup_spec(model.spec, grouped=grouped)
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -32,9 +39,16 @@ def regroup(model: DetectionModel, *, grouped: bool) -> DetectionModel:
 
 
 def faster_form(model: DetectionModel, images: Tensor) -> DetectionModel:
-    """The model with its E-ELANs in the form that is faster for such images (B, 3, H, W), where they and the model are.
+    """Return the model with its E-ELANs in the form that is faster on its device.
 
-    On a CPU that is side by side; elsewhere both are measured. A model without E-ELAN comes back as it is, at once.
+    On a CPU this is always the form side by side. On other devices, both forms are measured.
+
+    Args:
+        model: The model.
+        images: Images (B, 3, H, W) of the intended size, on the device of the model.
+
+    Returns:
+        The faster model; the same one if it has no E-ELAN.
     """
     side_by_side = model if regroup_spec(model.spec, grouped=False) == model.spec else regroup(model, grouped=False)
     if not images.is_cuda or not any(row.num_branches > 1 for row in model.spec.rows.values()):
@@ -43,14 +57,31 @@ def faster_form(model: DetectionModel, images: Tensor) -> DetectionModel:
 
 
 def fastest(models: Sequence[DetectionModel], images: Tensor, *, rounds: int = 5) -> DetectionModel:
-    """The model whose best round is the shortest; they take turns, and the first turn does not count."""
+    """Return the model with the shortest time. The models take turns, and the first round is not counted.
+
+    Args:
+        models: Models to compare.
+        images: Images (B, 3, H, W) on their device.
+        rounds: Number of rounds.
+
+    Returns:
+        The fastest model.
+    """
     times = [[_measure(model, images) for model in models] for _ in range(rounds + 1)][1:]
     seconds = [min(column) for column in zip(*times, strict=True)]
     return models[seconds.index(min(seconds))]
 
 
 def regroup_spec(spec: ModelSpec, *, grouped: bool) -> ModelSpec:
-    """The spec with all its E-ELANs in this form."""
+    """Return a specification with all its E-ELANs in the given form.
+
+    Args:
+        spec: The specification.
+        grouped: Whether to use group convolutions.
+
+    Returns:
+        The changed specification.
+    """
     rows = {
         name: row.model_copy(update={"grouped": grouped}) if isinstance(row, ElanRow) and row.cardinality > 1 else row
         for name, row in spec.rows.items()
@@ -60,7 +91,7 @@ def regroup_spec(spec: ModelSpec, *, grouped: bool) -> ModelSpec:
 
 @torch.inference_mode()
 def _measure(model: DetectionModel, images: Tensor) -> float:
-    """Seconds of one forward."""
+    """Return the seconds of one forward pass."""
     started = time.perf_counter()
     model(images)
     if images.is_cuda:
@@ -69,7 +100,7 @@ def _measure(model: DetectionModel, images: Tensor) -> float:
 
 
 def _join(state: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """`elans.0.a.conv.weight`, `elans.1.a.conv.weight` -> `a.conv.weight`; counters are equal in all."""
+    """Join `elans.0.a.conv.weight`, `elans.1.a.conv.weight`, ... to `a.conv.weight`; counters are equal in all."""
     first = [key.removeprefix("elans.0.") for key in state if key.startswith("elans.0.")]
     parts = {key: [state[f"elans.{i}.{key}"] for i in range(number)] for key in first}
     return {key: torch.cat(values) if values[0].ndim else values[0] for key, values in parts.items()}

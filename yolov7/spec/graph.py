@@ -1,39 +1,56 @@
-"""The block graph of a model: its rows in order; validation of names, channels and strides. Imports no torch."""
+"""The block graph of a model: its rows in order, and the validation of names, channels, strides and size.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from yolov7.errors import SpecError, one_line, shown, suggest
-from yolov7.spec.block_schema import Count, DetectRow, Row, keys_of_block, list_blocks
-from yolov7.spec.row import RepPlace, RowBase, Shape
+from yolov7.spec.block_schema import DetectRow, Row, keys_of_block, list_blocks
+from yolov7.spec.row import Count, MapShape, PlannedRepConv, RowBase
 
-IMAGE = "image"  # the name by which rows take the network's input
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+IMAGE = "image"  # the name by which rows refer to the input of the network
+MAX_ROWS = 500
+MAX_CONVOLUTIONS = 5_000  # the largest packaged model has about 250
+MAX_PARAMETERS = 2_000_000_000  # 8 GB in float32
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 @final
 class ModelSpec(BaseModel):
-    """A model, fully resolved: its rows in the order of computation, the last one its detection head.
+    """A fully resolved model specification.
 
-    `image_size` is the side of its training images in pixels, unless the training says otherwise.
+    Attributes:
+        name: Name of the model, for messages.
+        activation: Activation behind every batch norm.
+        image_size: Side of the training images in pixels, unless the training settings name another size.
+        rows: The rows in the order of computation; the last one is the detection head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
+    name: Annotated[str, Field(max_length=500)]
     activation: Literal["silu", "leaky_relu"] = "silu"
     image_size: Count = 640
-    rows: dict[str, Row]
+    rows: Annotated[dict[str, Row], Field(max_length=MAX_ROWS)]
 
     @model_validator(mode="after")
     def _check_graph(self) -> ModelSpec:
+        for name in self.rows:
+            if not _NAME.fullmatch(name) or name == IMAGE:
+                raise ValueError(
+                    f"{shown(name)}: the name of a row must start with a small letter, contain only small letters, "
+                    f"digits and _, have at most 64 characters and not be {IMAGE!r}; rename the row"
+                )
         shapes = infer_shapes(self)
         _check_head(self)
+        _check_size(self)
         largest = max(shape.stride for shape in shapes.values())
         if self.image_size % largest:
             raise ValueError(f"image_size={self.image_size} must be a multiple of {largest}, the largest stride")
@@ -41,23 +58,43 @@ class ModelSpec(BaseModel):
 
     @property
     def head_name(self) -> str:
-        """The name of the detection head's row."""
+        """Name of the row of the detection head."""
         return next(reversed(self.rows))
 
     @property
     def head(self) -> DetectRow:
-        """The detection head's row."""
+        """Row of the detection head."""
         head = self.rows[self.head_name]
         assert isinstance(head, DetectRow)
         return head
 
 
-def infer_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """The shape of every map, `image` included (of the head: its anchors); ValueError where rows do not fit.
+class ModelSize(NamedTuple):
+    """Size of the training graph of a model, without the 1x1 convolutions of its heads.
 
-    The branches of an E-ELAN have their own entries: `n3.1`, `n3.2` beside `n3`.
+    Attributes:
+        convolutions: Number of convolutions, each branch and each group counted.
+        parameters: Number of parameters, without batch norms of identity branches of `rep_conv` rows.
     """
-    shapes = {IMAGE: Shape(3, 1)}
+
+    convolutions: int
+    parameters: int
+
+
+def infer_shapes(spec: ModelSpec) -> dict[str, MapShape]:
+    """Return the shape of every map.
+
+    Args:
+        spec: The specification.
+
+    Returns:
+        Shapes by row name, `image` included. The entry of the head holds its number of anchors per level. Branches of
+        E-ELANs have their own entries: `n3.1` and `n3.2` beside `n3`.
+
+    Raises:
+        ValueError: If rows do not fit each other.
+    """
+    shapes = {IMAGE: MapShape(3, 1)}
     for name, row in spec.rows.items():
         for source in row.all_sources:
             _check_source(source, of=name, known=shapes, rows=spec.rows)
@@ -73,32 +110,80 @@ def infer_shapes(spec: ModelSpec) -> dict[str, Shape]:
 
 
 def row_of(source: str) -> str:
-    """The name of the row whose map, or a branch of it, this is."""
+    """Return the name of the row that computes a map.
+
+    Args:
+        source: Name of a map, for instance `n3` or `n3.2`.
+
+    Returns:
+        The name of the row, for instance `n3`.
+    """
     return source.partition(".")[0]
 
 
-def what_meets(spec: ModelSpec, name: str, *, shapes: Mapping[str, Shape]) -> str:
-    """What a row's map goes into just as it is: `a concatenation in e4`, `a residual addition in b2`, or nothing."""
+def find_destination(spec: ModelSpec, name: str, *, shapes: Mapping[str, MapShape]) -> str:
+    """Return the concatenation or addition that the map of a row enters unchanged.
+
+    Args:
+        spec: The specification.
+        name: Name of the row.
+        shapes: The shapes of all maps.
+
+    Returns:
+        A text such as `a concatenation in e4` or `a residual addition in b2`; empty if there is none.
+    """
     for user, row in spec.rows.items():
-        inputs = [shapes[source] for source in row.sources]
-        for position, source in enumerate(row.sources):
-            if source == name and (what := row.source_meets(position, inputs)):
-                return f"{what} in {user}"
+        if name in row.sources:
+            inputs = [shapes[source] for source in row.sources]
+            for position, source in enumerate(row.sources):
+                if source == name and (feeds := row.source_feeds(position, inputs)):
+                    return f"{feeds} in {user}"
     return ""
 
 
-def plan_rep_convs(spec: ModelSpec) -> dict[str, tuple[RepPlace, ...]]:
-    """Of every row that has any, its re-parameterised convolutions with what was planned (the paper's section 4.1)."""
+def plan_rep_convs(spec: ModelSpec) -> dict[str, tuple[PlannedRepConv, ...]]:
+    """Return the plan of all re-parameterised convolutions (section 4.1 of the paper).
+
+    Args:
+        spec: The specification.
+
+    Returns:
+        The planned convolutions by the name of their row; rows without any are left out.
+    """
     shapes = infer_shapes(spec)
     plan = {
-        name: row.rep_places([shapes[source] for source in row.sources], meets=what_meets(spec, name, shapes=shapes))
+        name: row.planned_rep_convs(
+            [shapes[source] for source in row.sources], feeds=find_destination(spec, name, shapes=shapes)
+        )
         for name, row in spec.rows.items()
     }
-    return {name: places for name, places in plan.items() if places}
+    return {name: planned for name, planned in plan.items() if planned}
+
+
+def count_size(spec: ModelSpec) -> ModelSize:
+    """Return the size of a model without building it.
+
+    Args:
+        spec: The specification.
+
+    Returns:
+        The size of the training graph.
+    """
+    return ModelSize(*(sum(column) for column in zip(*_row_sizes(spec).values(), strict=True)))
 
 
 def build_spec(data: Mapping[str, Any]) -> ModelSpec:
-    """A ModelSpec from plain values, `from` filled in where a row has none; SpecError, in one line, for every fault."""
+    """Validate a specification of plain values.
+
+    Args:
+        data: The keys of a `ModelSpec`. Rows without `from` take the map of the row above.
+
+    Returns:
+        The specification.
+
+    Raises:
+        SpecError: If anything is wrong; the message is one line and names the row and the key.
+    """
     rows = data.get("rows")
     filled = dict(data) | ({"rows": _fill_sources(rows)} if isinstance(rows, Mapping) else {})
     try:
@@ -109,35 +194,41 @@ def build_spec(data: Mapping[str, Any]) -> ModelSpec:
 
 
 def describe(error: ValidationError, *, keys: Iterable[str] = ()) -> str:
-    """The first fault of a validation in one line, such as `p2.elan.hiden: unknown key; did you mean 'hidden'?`.
+    """Describe the first error of a validation in one line.
 
-    `keys` are those known outside of rows.
+    Args:
+        error: The error of pydantic.
+        keys: Known keys outside of rows, for suggestions.
+
+    Returns:
+        A line such as `p2.elan.hiden: unknown key; did you mean 'hidden'?`.
     """
     return one_line(_describe(error.errors(include_url=False)[0], keys))
 
 
 def _describe(first: ErrorDetails, keys: Iterable[str]) -> str:
-    place = ".".join(one_line(part, limit=80) for part in first["loc"] if part != "rows")
+    place = ".".join(one_line(part, limit=80) for part in first["loc"] if part != "rows" or len(first["loc"]) == 1)
     match first["type"]:
         case "extra_forbidden":
             known = keys_of_block(str(first["loc"][-2])) if len(first["loc"]) > 2 else keys
-            return f"{place}: unknown key{suggest(str(first['loc'][-1]), known)}"
+            fault = f"unknown key{suggest(str(first['loc'][-1]), known)}"
         case "missing":
-            return f"{place}: missing"
+            fault = "missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            return f"{place}: {_describe_block(first)}"
+            fault = _describe_block(first)
         case "value_error":
-            return f"{place}: {first['ctx']['error']}".removeprefix(": ")
+            fault = str(first["ctx"]["error"])
         case _:
-            return f"{place}: {first['msg']}, not {shown(first['input'])}"
+            fault = f"{first['msg']}, not {shown(first['input'])}"
+    return f"{place}: {fault}" if place else fault
 
 
 def _describe_block(error: ErrorDetails) -> str:
     known = list_blocks()
     given = error["input"].get("block") if isinstance(error["input"], Mapping) else None
     if given is None:
-        return f"names no block; one of {', '.join(known)}"
-    return f"unknown block {shown(given)}{suggest(str(given), known)} (there are {', '.join(known)})"
+        return f"the key `block` is missing; it must be one of {', '.join(known)}"
+    return f"unknown block {shown(given)}{suggest(str(given), known)} (the blocks are {', '.join(known)})"
 
 
 def _fill_sources(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,27 +240,46 @@ def _fill_sources(rows: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _check_source(source: str, *, of: str, known: Mapping[str, Shape], rows: Mapping[str, RowBase]) -> None:
+def _check_source(source: str, *, of: str, known: Mapping[str, MapShape], rows: Mapping[str, RowBase]) -> None:
     if source in known:
         return
     if source in rows:
-        raise ValueError(
-            f"{of}: takes {source!r}, which is not above it; order the rows so that none needs a later one"
-        )
+        raise ValueError(f"{of}: takes {source!r}, which is not above it; move {source!r} above {of!r}")
+    name = shown(source)
     if row_of(source) in known and row_of(source) in rows:
         number = rows[row_of(source)].num_branches
-        raise ValueError(f"{of}: takes {source!r}, but {row_of(source)} has {number} branch{'es' * (number > 1)}")
-    raise ValueError(f"{of}: takes {source!r}, but there is no such row{suggest(source, known)}")
+        raise ValueError(f"{of}: takes {name}, but {row_of(source)} has {number} branch{'es' * (number > 1)}")
+    raise ValueError(f"{of}: takes {name}, but there is no such row{suggest(source, known)}")
 
 
 def _check_head(spec: ModelSpec) -> None:
     heads = [name for name, row in spec.rows.items() if isinstance(row, DetectRow)]
-    if heads != list(spec.rows)[-1:] or not heads:
-        raise ValueError(f"the last row, and no other, must be a detect row; found {heads or 'none'}")
-    for name in spec.rows:
-        if not _NAME.fullmatch(name) or name == IMAGE:
-            raise ValueError(f"{name}: a row's name is made of small letters, digits and _, and is not {IMAGE!r}")
+    if len(heads) != 1 or heads != list(spec.rows)[-1:]:
+        raise ValueError(f"the last row must be the only detect row; the detect rows are {shown(heads)}")
     used = {row_of(source) for row in spec.rows.values() for source in row.all_sources}
     unused = [name for name in list(spec.rows)[:-1] if name not in used]
     if unused:
         raise ValueError(f"{unused[0]}: no row takes its map; use it or remove it")
+
+
+def _row_sizes(spec: ModelSpec) -> dict[str, ModelSize]:
+    shapes = infer_shapes(spec)
+    sizes: dict[str, ModelSize] = {}
+    for name, row in spec.rows.items():
+        convolutions = row.convolutions([shapes[source] for source in row.all_sources])
+        sizes[name] = ModelSize(sum(c.repeats for c in convolutions), sum(c.parameters for c in convolutions))
+    return sizes
+
+
+def _check_size(spec: ModelSpec) -> None:
+    """Refuse models that would exhaust the memory or take hours to build, before anything is built."""
+    total, limit = count_size(spec), ModelSize(MAX_CONVOLUTIONS, MAX_PARAMETERS)
+    for what in ModelSize._fields:
+        found, allowed = getattr(total, what), getattr(limit, what)
+        if found > allowed:
+            sizes = _row_sizes(spec)
+            largest = max(sizes, key=lambda name: getattr(sizes[name], what))
+            raise ValueError(
+                f"{largest}: the model would have {found:,} {what}, more than the limit of {allowed:,}; "
+                "reduce the depth, cardinality or width of this row, which has most of them"
+            )

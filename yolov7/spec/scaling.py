@@ -1,4 +1,7 @@
-"""Scaling of a spec: compound, width only, depth only (the paper's section 3.2). Imports no torch."""
+"""Scaling of a specification: compound, width only, depth only (section 3.2 of the paper).
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,34 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
-from yolov7.errors import SpecError, suggest
+from yolov7.errors import SpecError, one_line, suggest
 from yolov7.spec.block_schema import Auxiliary, ComputationalRow, DetectRow, ElanRow
 from yolov7.spec.graph import ModelSpec, build_spec, infer_shapes, row_of
-from yolov7.spec.row import RowBase, Shape, own_width
+from yolov7.spec.row import MapShape, RowBase, own_width
 
 Rule = Literal["compound", "width", "depth", "both"]
-Depth = float | Mapping[str, float]  # one factor, or factors by row
-MULTIPLE = 8  # widths are rounded up to a multiple of this
+DepthFactor = float | Mapping[str, float]  # one factor, or factors by row name
+MULTIPLE = 8  # scaled widths are rounded up to a multiple of this
 MAX_FACTOR = 100
 
 
-def scale_spec(spec: ModelSpec, *, rule: Rule, depth: Depth = 1.0, width: float = 1.0) -> ModelSpec:
-    """A deeper or wider spec of the same name; SpecError for factors that do not go with the rule.
+def scale_spec(spec: ModelSpec, *, rule: Rule, depth: DepthFactor = 1.0, width: float = 1.0) -> ModelSpec:
+    """Return a deeper or wider specification of the same name.
 
-    `depth` multiplies the depth of every computational block, or of the rows that it names, and leaves all widths.
-    `width` multiplies every width; `both` does both, as models before had it. `compound` multiplies the depth; the
-    width of each block's output, and of the transitions that follow it, grows as the block's concatenation does, by
-    (k' + 2) / (k + 2), while the hidden widths stay.
+    Args:
+        spec: The specification to scale.
+        rule: `compound` multiplies the depth; the width of the output of each block, and of the transitions that follow
+            it, grows as the concatenation of the block does, by (k' + 2) / (k + 2), and hidden widths stay. `depth`
+            multiplies the depth and leaves all widths. `width` multiplies every width. `both` multiplies depth and
+            width by given factors, as models before YOLOv7 did.
+        depth: Factor for the depth of every computational block, or factors for the named rows.
+        width: Factor for widths.
+
+    Returns:
+        The scaled specification.
+
+    Raises:
+        SpecError: If the factors do not fit the rule or the result is not a valid specification.
     """
     _check_factors(rule, depth=depth, width=width)
     depths = _scaled_depths(spec, depth)
@@ -36,10 +49,17 @@ def scale_spec(spec: ModelSpec, *, rule: Rule, depth: Depth = 1.0, width: float 
 
 
 def concat_growth(spec: ModelSpec, depths: Mapping[str, int]) -> dict[str, Fraction]:
-    """The factor on every row's width when its computational blocks get these depths.
+    """Return the factor for the width of every row if computational blocks get new depths.
 
-    A block's own is the growth of its concatenation; any other row has that of its first source, and rows before the
-    first block have that block's.
+    The factor of a block is the growth of its concatenation. Any other row has the factor of its first source. Rows
+    before the first block have the factor of that block.
+
+    Args:
+        spec: The specification.
+        depths: New depth of each row that has one.
+
+    Returns:
+        Factors by row name.
     """
     growth: dict[str, Fraction] = {}
     stem: list[str] = []
@@ -57,40 +77,46 @@ def concat_growth(spec: ModelSpec, depths: Mapping[str, int]) -> dict[str, Fract
 
 
 def round_width(width: Fraction, *, multiple: int = MULTIPLE) -> int:
-    """The width rounded up to the multiple, as the released models have it."""
+    """Round a width up to a multiple, as in the released models.
+
+    Args:
+        width: The exact width.
+        multiple: What the result is a multiple of.
+
+    Returns:
+        The rounded width.
+    """
     return math.ceil(width / multiple) * multiple
 
 
-def _check_factors(rule: Rule, *, depth: Depth, width: float) -> None:
+def _check_factors(rule: Rule, *, depth: DepthFactor, width: float) -> None:
     factors = depth if isinstance(depth, Mapping) else {"depth": depth}
     for name, factor in (*factors.items(), ("width", width)):
         if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-            raise SpecError(f"scale {name}={factor} must lie between {1 / MAX_FACTOR} and {MAX_FACTOR}")
+            raise SpecError(
+                f"scale {one_line(name, limit=80)}={factor} must be between {1 / MAX_FACTOR} and {MAX_FACTOR}"
+            )
     if rule == "width" and set(factors.values()) != {1.0}:
-        raise SpecError(f"scale depth={depth} does not go with rule 'width'; use 'compound', 'depth' or 'both'")
+        raise SpecError(f"scale depth={depth} has no effect with rule 'width'; use 'compound', 'depth' or 'both'")
     if rule in ("compound", "depth") and width != 1:
-        raise SpecError(f"scale width={width} does not go with rule {rule!r}, which needs none; leave it out")
+        raise SpecError(f"scale width={width} has no effect with rule {rule!r}; leave it out")
 
 
-def _scaled_depths(spec: ModelSpec, factor: Depth) -> dict[str, int]:
-    """The new depth of every row that has one."""
+def _scaled_depths(spec: ModelSpec, factor: DepthFactor) -> dict[str, int]:
+    """Return the new depth of every row that has one, rounded to the nearest integer and at least 1."""
     old = {name: row.depth for name, row in spec.rows.items() if isinstance(row, ComputationalRow)}
-    if isinstance(factor, Mapping):
-        for name in factor:
-            if name not in old:
-                raise SpecError(f"scale depth.{name}: no row of spec {spec.name!r} with a depth{suggest(name, old)}")
-        return {name: _scaled_depth(depth, factor.get(name, 1.0)) for name, depth in old.items()}
-    return {name: _scaled_depth(depth, factor) for name, depth in old.items()}
-
-
-def _scaled_depth(depth: int, factor: float) -> int:
-    return max(1, math.floor(depth * factor + 0.5))
+    factors = factor if isinstance(factor, Mapping) else dict.fromkeys(old, factor)
+    for name in factors:
+        if name not in old:
+            near = suggest(name, old)
+            raise SpecError(f"scale depth.{one_line(name, limit=80)}: no row of spec {spec.name!r} with a depth{near}")
+    return {name: max(1, math.floor(depth * factors.get(name, 1.0) + 0.5)) for name, depth in old.items()}
 
 
 def _widen(
     spec: ModelSpec, *, growth: Mapping[str, Fraction], hidden: Fraction, depths: Mapping[str, int]
 ) -> ModelSpec:
-    """The spec with each row's own width times its growth, hidden widths times `hidden`, and these depths."""
+    """Multiply the own width of each row by its growth and hidden widths by `hidden`, and set the depths."""
     old = infer_shapes(spec)
     new = dict(old)
     rows: dict[str, Any] = {}
@@ -111,18 +137,20 @@ def _widen(
 
 
 def _scaled_auxiliary(auxiliary: Auxiliary | None, factor: Fraction) -> Auxiliary | None:
-    """Widths of its own change by a factor that was given; compound scaling leaves them (W6 has those of E6)."""
+    """Scale explicit widths by a given factor. Compound scaling keeps them, because those of W6 are those of E6."""
     if auxiliary is None or auxiliary.out is None:
         return auxiliary
     return auxiliary.model_copy(update={"out": tuple(_scaled_width(width, factor) for width in auxiliary.out)})
 
 
-def _scaled_out(row: RowBase, *, factor: Fraction, out: int, before: Sequence[Shape], after: Sequence[Shape]) -> int:
+def _scaled_out(
+    row: RowBase, *, factor: Fraction, out: int, before: Sequence[MapShape], after: Sequence[MapShape]
+) -> int:
     own = own_width(row, out=out, inputs=before)
     laterals = -own_width(row, out=0, inputs=after)
     return _scaled_width(own, factor, parts=row.num_parts) + laterals
 
 
 def _scaled_width(width: int, factor: Fraction, *, parts: int = 1) -> int:
-    """Rounded part by part; a width that does not change is not rounded either."""
+    """Round each of the equal parts of a width; a width whose factor is 1 is not rounded."""
     return width if factor == 1 else round_width(width * factor, multiple=MULTIPLE * parts)

@@ -1,6 +1,6 @@
-"""Reading and writing of specs: the packaged ones by name, others by path; bases, swaps and scales resolved.
+"""Reading and writing of specifications: packaged ones by name, others by path; bases, swaps and scales are resolved.
 
-Imports no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from yolov7.errors import SpecError, one_line, shown, suggest
+from yolov7.errors import SettingError, SpecError, one_line, shown, suggest
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
-from yolov7.spec.block_schema import keys_of_block
+from yolov7.spec.block_schema import Count, keys_of_block
 from yolov7.spec.graph import IMAGE, ModelSpec, build_spec, describe
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.system.files import is_file
@@ -25,26 +25,27 @@ from yolov7.system.yaml_files import read_yaml
 
 __all__ = ["ModelSpec", "list_specs", "load_spec", "resolve_spec", "spec_from_json", "spec_to_json", "spec_to_yaml"]
 
+_MAX_BASES = 16  # bases of bases that are followed
 _FOLDER = Path(str(resources.files("yolov7"))) / "spec" / "models"
 
 
 class _Scale(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     rule: Rule
     depth: float | dict[str, float] = 1.0
     width: float = 1.0
 
 
 class _SpecFile(BaseModel):
-    """A spec as it is written: rows, or a base with the rows that differ, and a scale over the result.
+    """A specification as it is written: rows, or a base with changed rows, and a scale that applies to the result.
 
-    `auxiliary`: with an auxiliary head or without; left out, as the rows or the base have it.
+    `auxiliary` adds or removes the auxiliary head. If it is left out, the rows or the base decide.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     base: str | None = None
     activation: str | None = None
-    image_size: int | None = None
+    image_size: Count | None = None
     rows: dict[str, Any] | None = None
     swap: dict[str, dict[str, Any]] = {}
     scale: _Scale | None = None
@@ -52,27 +53,66 @@ class _SpecFile(BaseModel):
 
 
 def list_specs() -> tuple[str, ...]:
-    """The names of the packaged specs."""
+    """Return the names of the packaged specifications.
+
+    Returns:
+        The names in alphabetical order.
+    """
     return tuple(sorted(path.stem for path in _FOLDER.rglob("*.yaml")))
 
 
 def load_spec(name_or_path: str) -> ModelSpec:
-    """The packaged spec of this name, or that of a YAML file; SpecError for every fault, in one line."""
+    """Load a specification.
+
+    Args:
+        name_or_path: Name of a packaged specification, or path of a YAML file.
+
+    Returns:
+        The resolved specification.
+
+    Raises:
+        SpecError: If it does not exist or is not valid; the message is one line.
+    """
     return _load(_find(name_or_path, beside=Path()), within=())
 
 
 def resolve_spec(data: Mapping[str, Any], *, name: str) -> ModelSpec:
-    """The spec that these values, of a spec file's form, describe."""
+    """Resolve the values of a specification file.
+
+    Args:
+        data: The keys of a specification file.
+        name: Name of the result.
+
+    Returns:
+        The resolved specification.
+
+    Raises:
+        SpecError: If the values are not valid; the message is one line.
+    """
     return _resolve(data, name=name, beside=Path(), within=())
 
 
 def spec_to_json(spec: ModelSpec) -> str:
-    """The resolved spec as JSON; `spec_from_json` is its inverse."""
+    """Write a specification as JSON; `spec_from_json` is the inverse.
+
+    Args:
+        spec: The specification.
+
+    Returns:
+        The JSON text.
+    """
     return spec.model_dump_json(by_alias=True)
 
 
 def spec_to_yaml(spec: ModelSpec) -> str:
-    """The resolved spec in the form of a spec file, a line a row, without what goes without saying."""
+    """Write a specification in the form of a specification file, one line per row, without default values.
+
+    Args:
+        spec: The specification.
+
+    Returns:
+        The YAML text.
+    """
     plain = spec.model_dump(by_alias=True, exclude_defaults=True, mode="json")
     lines = [f"{key}: {value}" for key, value in plain.items() if key not in ("name", "rows")]
     above = IMAGE
@@ -85,11 +125,21 @@ def spec_to_yaml(spec: ModelSpec) -> str:
 
 
 def spec_from_json(text: str) -> ModelSpec:
-    """The spec that `spec_to_json` wrote; SpecError where it is not one."""
+    """Read a specification that `spec_to_json` wrote.
+
+    Args:
+        text: The JSON text.
+
+    Returns:
+        The specification.
+
+    Raises:
+        SpecError: If the text is not a valid specification; the message is one line.
+    """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"the spec is not JSON: {one_line(error)}") from None
+        raise SpecError(f"the spec is not valid JSON: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise SpecError("the spec is not a JSON object")
     return build_spec(data)
@@ -103,29 +153,31 @@ def _find(name: str, *, beside: Path) -> Path:
     if path.suffix in {".yaml", ".yml"}:
         if is_file(path):
             return path
-        raise SpecError(one_line(f"spec file {path} does not exist"))
+        raise SpecError(one_line(f"spec file {path} does not exist or is not a regular file; check its name"))
     known = ", ".join(sorted(packaged))
-    raise SpecError(f"no spec {shown(name)}{suggest(name, packaged)} (there are {known}; or give a .yaml file)")
+    raise SpecError(f"no spec {shown(name)}{suggest(name, packaged)} (use one of {known}, or the path of a .yaml file)")
 
 
 def _load(path: Path, *, within: tuple[Path, ...]) -> ModelSpec:
     if path.resolve() in within:
-        raise SpecError(f"spec {path} is its own base, by way of {within[-1]}")
+        raise SpecError(one_line(f"spec {path} is its own base (through {within[-1]}); name another base"))
+    if len(within) == _MAX_BASES:
+        raise SpecError(one_line(f"spec {path} is reached through {_MAX_BASES} bases; use fewer bases"))
     try:
         data = read_yaml(path)
-    except ValueError as error:
+    except SettingError as error:
         raise SpecError(one_line(f"spec file {error}")) from None
     return _resolve(data, name=path.stem, beside=path.parent, within=(*within, path.resolve()))
 
 
 def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[Path, ...]) -> ModelSpec:
-    """Base first, then the swaps, then the scale over all of it, then the auxiliary head."""
+    """Resolve the base, then the swaps, then the scale of the whole, then the auxiliary head."""
     try:
         file = _SpecFile.model_validate(dict(data))
     except ValidationError as error:
         raise SpecError(f"{describe(error, keys=list(_SpecFile.model_fields))} (spec {name})") from None
     if (file.base is None) == (file.rows is None):
-        raise SpecError(f"give either `rows` or a `base` (spec {name})")
+        raise SpecError(f"give either `rows` or `base`, and not both (spec {one_line(name, limit=80)})")
     plain: dict[str, Any] = {"name": name}
     if file.base is not None:
         plain = _load(_find(file.base, beside=beside), within=within).model_dump(by_alias=True) | plain
@@ -143,7 +195,7 @@ def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[
 
 
 def _swapped(rows: Mapping[str, Any], swap: Mapping[str, Mapping[str, Any]], *, name: str) -> dict[str, Any]:
-    """Rows with the named ones changed key by key; where a block changes, keys that the new one shares are kept."""
+    """Change rows key by key. If the block of a row changes, the keys that the new block also has are kept."""
     unknown = [row for row in swap if row not in rows]
     if unknown:
         raise SpecError(f"swap.{one_line(unknown[0], limit=80)}: no such row{suggest(unknown[0], rows)} (spec {name})")

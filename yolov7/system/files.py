@@ -1,23 +1,62 @@
-"""Files that appear whole or not at all."""
+"""Files that are complete at any time."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; False also for a path that none can have, such as one too long."""
+    """Return whether a path is a regular file; False also for a path that cannot exist, such as one too long.
+
+    Args:
+        path: Any path.
+    """
     try:
         return path.is_file()
     except OSError:
         return False
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Writes through a draft beside the file, so that no reader and no interruption sees half of it.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
 
-    `durable`: on disk when this returns, which takes a moment; without it a power cut may lose the newest content.
+    A device or a pipe may block or deliver bytes without end, and a link to one looks like any other path. It is
+    therefore opened without blocking, and refused.
+
+    Args:
+        path: The file; links are followed.
+
+    Returns:
+        The file, open for reading bytes.
+
+    Raises:
+        OSError: If the file cannot be opened or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "Not a regular file"
+        raise OSError(number, reason, str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def write_whole(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
+    """Replace a file at once: readers and interruptions see either the old or the new content.
+
+    Args:
+        path: The file to write; missing parent folders are created.
+        content: The new content.
+        durable: Whether the content must be on disk when this returns, which takes some milliseconds. Without it, a
+            power failure may lose the newest content.
+
+    Raises:
+        OSError: The file cannot be written. The error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -28,7 +67,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         draft.replace(path)
-    except OSError as error:  # a full disk does not say which file it was full for
+    except OSError as error:  # for a full disk, the original error names no file
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         draft.unlink(missing_ok=True)

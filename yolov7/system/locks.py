@@ -1,4 +1,4 @@
-"""Locks between processes: a file that one of them holds until it lets go or ends, however it ends."""
+"""Locks between processes: a process holds a file until it releases it or ends, in whatever way it ends."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from typing import IO
 
 from yolov7.errors import ArtifactError
 
-_LOOK_AGAIN = 0.1  # seconds
+_RETRY_SECONDS = 0.1
 
 
 @contextmanager
 def exclusive(path: Path, *, what: str, patience: float = 0.0) -> Iterator[None]:
-    """Holds the lock `path`; ArtifactError where another process still holds it after `patience` seconds.
+    """Hold a lock during a `with` statement.
 
-    `what` names the thing that is locked, for the message. The file stays behind; only the lock on it counts.
+    Args:
+        path: The lock file. It remains afterwards; only the lock on it counts.
+        what: The name of what is locked, for the error message.
+        patience: How many seconds to wait if another process holds the lock.
+
+    Raises:
+        ArtifactError: Another process still holds the lock after `patience` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("a+", encoding="utf-8", errors="replace") as file:
         _acquire(file, what=what, until=time.monotonic() + patience)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -39,10 +45,11 @@ def _acquire(file: IO[str], *, what: str, until: float, kind: int | None = None)
         except BlockingIOError:
             if time.monotonic() >= until:
                 file.seek(0)
+                process = file.read(20) or "unknown"
                 raise ArtifactError(
-                    f"{what} is in use by another process ({file.read() or 'unknown'}); wait for it, or end it"
+                    f"{what} is in use by another process ({process}); wait for it, or end it"
                 ) from None
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_RETRY_SECONDS)
 
 
 @contextmanager

@@ -1,19 +1,22 @@
-"""How this process gets its memory from the system; matters on the CPU, where tensors come from the C library."""
+"""How this process gets memory from the system. It matters on the CPU, where tensors come from the C library."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # options of mallopt(3)
 _BLOCK = 1 << 30  # bytes; larger blocks are mapped one by one
 
 
 def keep_memory() -> bool:
-    """Keeps freed memory for the next tensors instead of giving it back; False where the C library cannot (no glibc).
+    """Keep freed memory for the next tensors instead of returning it to the system.
 
-    Else every large tensor is mapped anew, page by page, which takes a quarter of a training step on the CPU. The
-    process stays at its peak size.
+    Otherwise every large tensor is mapped anew, page by page, which takes a quarter of a training step on the CPU. The
+    process then keeps its peak size until it ends.
+
+    Returns:
+        Whether the C library supports this; only glibc does.
     """
     if sys.platform != "linux":
         return False

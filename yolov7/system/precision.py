@@ -1,46 +1,91 @@
-"""Which device, which floating-point type: `auto` takes what is fast here."""
+"""Choice of the device and of the floating-point type."""
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from yolov7.errors import SettingError
+from yolov7.errors import SettingError, shown, suggest
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto`: the first GPU where there is one, else the CPU; ValueError for a device that is not there."""
+    """Return the device of a name.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the first GPU if there is one, else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        SettingError: If the name is not one of these, or if the machine does not have the device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"device={name!r}: no GPU is visible to torch; use 'cpu' or 'auto'")
-    return device
+    named = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", str(name))
+    if not named:
+        raise SettingError(f"device={shown(name)} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if named[0] == "cpu":
+        return torch.device("cpu")
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not number:
+        raise SettingError(f"device={shown(name)} is not available: torch finds no GPU; use 'cpu' or 'auto'")
+    if int(named[1] or 0) >= number:
+        raise SettingError(f"device={shown(name)} is not available: the last GPU is 'cuda:{number - 1}'; use that one")
+    return torch.device(named[0])
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the device multiplies it in hardware (recent GPUs, CPUs with AMX), else float32."""
-    if precision != "auto":
+    """Return the floating-point type of a name.
+
+    Args:
+        precision: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 if the device multiplies it in
+            hardware (recent GPUs, CPUs with AMX); otherwise it is float16 on GPUs and float32 on CPUs.
+        device: Where the model runs.
+
+    Returns:
+        The type.
+
+    Raises:
+        SettingError: If the name is not one of these.
+    """
+    if precision in _DTYPES:
         return _DTYPES[precision]
+    if precision != "auto":
+        names = ", ".join(repr(name) for name in ("auto", *_DTYPES))
+        near = suggest(str(precision), _DTYPES)
+        raise SettingError(f"precision={shown(precision)} is unknown; use one of {names}{near}")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if _cpu_has_amx() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Mixed precision in that type; nothing for float32."""
+    """Return a context for mixed precision; it has no effect for float32.
+
+    Args:
+        dtype: Type of the convolutions and matrix products.
+        device: Where the model runs.
+
+    Returns:
+        The context manager.
+    """
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device_type=device.type, dtype=dtype)
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """`float32`, `bfloat16` or `float16`."""
+    """Return the name of a type.
+
+    Args:
+        dtype: A floating-point type of torch.
+
+    Returns:
+        `float32`, `bfloat16` or `float16`.
+    """
     return str(dtype).removeprefix("torch.")
-
-
-def _cpu_has_amx() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())

@@ -1,4 +1,4 @@
-"""Timing several things so that they compare: in interleaved rounds, each with the same share of every minute."""
+"""Comparable timing of several functions: they take turns, so that disturbances affect all of them alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True)
 class Rounds:
-    """How long to measure. `seconds`: of each subject in each round; `warmup_seconds`: of each before the first."""
+    """How long to measure.
+
+    Attributes:
+        count: Number of rounds.
+        seconds: Duration of the turn of each subject in each round.
+        warmup_seconds: Duration for which each subject runs before the first round.
+    """
 
     count: int
     seconds: float
@@ -24,7 +30,15 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Latency:
-    """What many samples come to, milliseconds."""
+    """Statistics of samples, in milliseconds.
+
+    Attributes:
+        p50_ms: Median.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile.
+        mean_ms: Mean.
+        samples: Number of samples.
+    """
 
     p50_ms: float
     p90_ms: float
@@ -41,10 +55,20 @@ def measure_interleaved(
     on_turn: Callable[[int], None] = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[Sample]]:
-    """The samples of every subject over all rounds; what slows the machine for a while slows them all.
+    """Run all subjects in interleaved rounds, so that a temporary slowdown of the machine affects all of them.
 
-    Each round takes the subjects in another order. `on_turn` hears the index of a subject before its turn. The first
-    call of a turn is not counted: the caches hold what the last subject left there.
+    Each round runs the subjects in another order. The first call of a turn is not recorded, because the caches still
+    contain the data of the previous subject.
+
+    Args:
+        subjects: Functions that return one sample per call.
+        rounds: How long to measure.
+        generator: Source of the random order.
+        on_turn: Called with the index of a subject before its turn.
+        clock: Current time in seconds.
+
+    Returns:
+        The samples of each subject.
     """
     samples: list[list[Sample]] = [[] for _ in subjects]
     for index, subject in enumerate(subjects):
@@ -59,13 +83,20 @@ def measure_interleaved(
 
 
 def summarise(seconds: Sequence[float]) -> Latency:
-    """Percentiles over all samples."""
+    """Return statistics of samples.
+
+    Args:
+        seconds: Durations in seconds, at least one.
+
+    Returns:
+        The statistics in milliseconds.
+    """
     p50, p90, p99 = np.percentile(seconds, [50, 90, 99]) * 1000
     return Latency(float(p50), float(p90), float(p99), float(np.mean(seconds) * 1000), len(seconds))
 
 
 def _repeat(subject: Callable[[], Sample], seconds: float, clock: Callable[[], float]) -> list[Sample]:
-    """Calls at least once, and until the time is over."""
+    """Call the subject until the time is over, but at least once."""
     until = clock() + seconds
     samples = [subject()]
     while clock() < until:

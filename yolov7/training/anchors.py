@@ -1,4 +1,4 @@
-"""Anchors and the data: how many boxes they can be assigned to, and anchors fitted to boxes. Imports no torch."""
+"""How well anchors fit the boxes of a data set, and anchors that are fitted to the boxes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,31 +12,51 @@ from yolov7.data.index import ImageIndex
 from yolov7.settings import AnchorMode
 from yolov7.spec.graph import ModelSpec
 
-WANTED_RECALL = 0.98  # below it anchors are fitted, if that is left to the program
-SMALLEST_SIDE = 2.0  # pixels: smaller boxes are dropped by augmentation
-_ENOUGH_BOXES = 20_000  # to fit to; more change nothing but the time
-_ROUNDS, _STARTS = 60, 4
+WANTED_RECALL = 0.98  # `auto` fits anchors if the spec's have a lower recall
+SMALLEST_SIDE = 2.0  # pixels; augmentation drops boxes with a shorter side
+_ENOUGH_BOXES = 20_000  # more boxes take more time but do not change the fit
+_ROUNDS, _STARTS = 60, 4  # of k-means
 
 Sides = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class AnchorFit:
-    """How anchors suit boxes: the share of boxes that any anchor fits, and how many anchors fit a box on average.
+    """How well anchors fit boxes.
 
-    An anchor fits a box if no side of the two differs by the threshold or more; a box that none fits is never learned.
+    An anchor fits a box if the ratio of their widths and the ratio of their heights are below the threshold. A box that
+    no anchor fits is never learned.
+
+    Attributes:
+        recall: The share of boxes that at least one anchor fits; None if there are no boxes.
+        anchors_per_box: How many anchors fit a box on average; None if there are no boxes.
     """
 
-    recall: float
-    anchors_per_box: float
+    recall: float | None
+    anchors_per_box: float | None
+
+    @property
+    def is_sufficient(self) -> bool:
+        """Whether the recall is high enough to keep the anchors, or unknown."""
+        return self.recall is None or self.recall >= WANTED_RECALL
 
     def __str__(self) -> str:
-        return f"recall {self.recall:.4f}, {self.anchors_per_box:.1f} anchors a box"
+        """Return both values in words."""
+        if self.recall is None or self.anchors_per_box is None:
+            return "recall unknown, as there are no boxes"
+        return f"recall {self.recall:.4f}, {self.anchors_per_box:.1f} anchors per box"
 
 
 @dataclass(frozen=True)
 class AnchorChoice:
-    """The spec's own anchors, and fitted ones (levels, anchors, 2) in pixels; which of the two are used."""
+    """The comparison of a spec's anchors with fitted ones.
+
+    Attributes:
+        own: How well the spec's anchors fit.
+        fitted: How well the fitted anchors fit.
+        fitted_px: The fitted anchors (levels, anchors, 2) in pixels.
+        uses_fitted: Whether the fitted anchors are used.
+    """
 
     own: AnchorFit
     fitted: AnchorFit
@@ -44,36 +64,75 @@ class AnchorChoice:
     uses_fitted: bool
 
     def __str__(self) -> str:
-        used = "the fitted ones are used" if self.uses_fitted else "the spec's are used"
-        return f"anchors of the spec: {self.own}; fitted to the boxes: {self.fitted}; {used}"
+        """Return the comparison and the choice in words."""
+        used = "the fitted anchors are used" if self.uses_fitted else "the spec's anchors are used"
+        return f"anchors of the spec: {self.own}; anchors fitted to the boxes: {self.fitted}; {used}"
 
 
 def box_sizes(index: ImageIndex, *, image_size: int) -> Sides:
-    """Width and height (n, 2) of a split's boxes in pixels of training images, whose long side is `image_size`.
+    """Measure the boxes of a split that can be learned.
 
-    Without crowd regions and what is too small to be learned.
+    Args:
+        index: The split.
+        image_size: The length in pixels to which the long side of an image is scaled.
+
+    Returns:
+        Widths and heights (n, 2) in pixels of the scaled images, without crowd regions and without boxes that are too
+        small.
     """
-    scale = image_size / np.maximum(index.widths, index.heights).astype(np.float64)
-    per_box = np.repeat(scale, np.diff(index.box_offsets))
-    sizes = (index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]).astype(np.float64) * per_box[:, None]
-    kept: Sides = sizes[~index.crowd & (sizes >= SMALLEST_SIDE).all(axis=1)]
+    sizes = _scaled_sizes(index, image_size=image_size)
+    kept: Sides = sizes[(sizes >= SMALLEST_SIDE).all(axis=1)]
     return kept
 
 
+def count_small_boxes(index: ImageIndex, *, image_size: int, smallest: float) -> tuple[int, int]:
+    """Count the boxes of a split that are too small to be learned.
+
+    Args:
+        index: The split.
+        image_size: The length in pixels to which the long side of an image is scaled.
+        smallest: The shortest side in pixels that a box may have.
+
+    Returns:
+        The number of boxes with a shorter side, and the number of all boxes, both without crowd regions.
+    """
+    sizes = _scaled_sizes(index, image_size=image_size)
+    return int((sizes < smallest).any(axis=1).sum()), len(sizes)
+
+
 def measure_anchors(sizes: Sides, anchors_px: Sides, *, threshold: float) -> AnchorFit:
-    """How anchors (..., 2) suit boxes (n, 2)."""
+    """Measure how well anchors fit boxes.
+
+    Args:
+        sizes: Widths and heights (n, 2) of the boxes in pixels.
+        anchors_px: Widths and heights (..., 2) of the anchors in pixels.
+        threshold: The ratio of sides from which on an anchor does not fit.
+
+    Returns:
+        The recall and the number of anchors per box.
+    """
     if not len(sizes):
-        return AnchorFit(recall=1.0, anchors_per_box=0.0)
+        return AnchorFit(recall=None, anchors_per_box=None)
     ratio = sizes[:, None] / anchors_px.reshape(1, -1, 2)  # n k 2
-    fits = np.maximum(ratio, 1 / ratio).max(axis=2) < threshold  # as the assigner asks
+    fits = np.maximum(ratio, 1 / ratio).max(axis=2) < threshold  # the assigner's condition
     return AnchorFit(recall=float(fits.any(axis=1).mean()), anchors_per_box=float(fits.sum(axis=1).mean()))
 
 
 def fit_anchors(sizes: Sides, *, num_levels: int, per_level: int, threshold: float, seed: int = 0) -> Sides:
-    """Anchors (levels, per level, 2) from the boxes (n, 2) by k-means, the smallest on the finest level.
+    """Fit anchors to boxes by k-means.
 
-    Distances are those of the sides' logarithms, since what decides whether an anchor fits is the ratio of sides. Of
-    several starts the one is taken with the highest recall, then with the nearest anchors.
+    Distances are those between logarithms of sides, because the ratio of sides decides whether an anchor fits. Of
+    several starts, the one with the highest recall is used, and among equals the one with the nearest anchors.
+
+    Args:
+        sizes: Widths and heights (n, 2) of the boxes in pixels.
+        num_levels: The number of levels of the head.
+        per_level: The number of anchors per level.
+        threshold: The ratio of sides from which on an anchor does not fit.
+        seed: The seed of the starts.
+
+    Returns:
+        Anchors (levels, per level, 2) in pixels, the smallest on the finest level.
     """
     count = num_levels * per_level
     generator = default_rng(seed)
@@ -90,37 +149,68 @@ def fit_anchors(sizes: Sides, *, num_levels: int, per_level: int, threshold: flo
 def choose_anchors(
     spec: ModelSpec, index: ImageIndex, *, image_size: int, threshold: float, mode: AnchorMode
 ) -> AnchorChoice:
-    """Compares the spec's anchors with fitted ones; `auto` takes these where the spec's miss too many boxes.
+    """Compare the spec's anchors with fitted ones and choose between them.
 
-    Fitted anchors that miss more boxes than the spec's are not taken, unless `mode` is `fit`.
+    Args:
+        spec: The spec.
+        index: The training split.
+        image_size: The side of the training images in pixels.
+        threshold: The ratio of sides from which on an anchor does not fit.
+        mode: `spec` and `fit` choose the spec's and the fitted anchors. `auto` chooses the fitted ones if the recall
+            of the spec's is too low and that of the fitted ones is higher.
+
+    Returns:
+        The comparison and the choice. If there are too few different boxes to fit anchors to, the spec's are chosen.
     """
     sizes = box_sizes(index, image_size=image_size)
     own_px = np.array(spec.head.anchors, np.float64).reshape(len(spec.head.anchors), -1, 2)
     own = measure_anchors(sizes, own_px, threshold=threshold)
-    if len(np.unique(sizes, axis=0)) < own_px[..., 0].size:  # too few boxes to say anything
+    if len(np.unique(sizes, axis=0)) < own_px[..., 0].size:
         return AnchorChoice(own, own, own_px, uses_fitted=False)
     num_levels, per_level = own_px.shape[:2]
     fitted_px = fit_anchors(sizes, num_levels=num_levels, per_level=per_level, threshold=threshold)
     fitted = measure_anchors(sizes, fitted_px, threshold=threshold)
-    better = own.recall < WANTED_RECALL and fitted.recall > own.recall
-    return AnchorChoice(own, fitted, fitted_px, uses_fitted=mode == "fit" or (mode == "auto" and better))
+    is_better = not own.is_sufficient and (fitted.recall or 0.0) > (own.recall or 0.0)
+    return AnchorChoice(own, fitted, fitted_px, uses_fitted=mode == "fit" or (mode == "auto" and is_better))
 
 
 def with_anchors(spec: ModelSpec, anchors_px: Sides) -> ModelSpec:
-    """The spec with other anchors (levels, anchors, 2)."""
+    """Replace the anchors of a spec.
+
+    Args:
+        spec: The spec.
+        anchors_px: Anchors (levels, anchors, 2) in pixels.
+
+    Returns:
+        A spec that differs in its anchors only.
+    """
     levels = tuple(tuple(float(side) for side in level.ravel()) for level in anchors_px)
     head = spec.head.model_copy(update={"anchors": levels})
     return ModelSpec.model_validate({**dict(spec), "rows": spec.rows | {spec.head_name: head}})
 
 
 def differ_in_anchors_only(first: ModelSpec, second: ModelSpec) -> bool:
-    """Whether two specs are the same but for their anchors, which training may have fitted."""
+    """Return whether two specs are equal except for their anchors, which training may have fitted.
+
+    Args:
+        first: A spec.
+        second: Another spec.
+    """
     head = second.head.model_copy(update={"anchors": first.head.anchors})
     return first == second.model_copy(update={"rows": second.rows | {second.head_name: head}})
 
 
+def _scaled_sizes(index: ImageIndex, *, image_size: int) -> Sides:
+    """Return widths and heights (n, 2) of all boxes but crowd regions, in pixels of the scaled images."""
+    scale = image_size / np.maximum(index.widths, index.heights).astype(np.float64)
+    per_box = np.repeat(scale, np.diff(index.box_offsets))
+    sizes = (index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]).astype(np.float64) * per_box[:, None]
+    kept: Sides = sizes[~index.crowd]
+    return kept
+
+
 def _k_means(points: Sides, count: int, generator: Generator) -> Sides:
-    """Centres (count, 2) of points (n, 2), begun at points that lie far apart (k-means++)."""
+    """Find centres (count, 2) of points (n, 2), starting from points that are far apart (k-means++)."""
     centres: Sides = points[generator.integers(len(points))][None]
     while len(centres) < count:
         distance = _squares(points, centres).min(axis=1)
@@ -144,12 +234,12 @@ def _misfit(points: Sides, centres: Sides, threshold: float) -> tuple[float, flo
 
 
 def _distances(points: Sides, centres: Sides) -> Sides:
-    """The largest difference of a side's logarithm, (n, k)."""
+    """Return the larger difference (n, k) of the two sides' logarithms."""
     difference: Sides = np.abs(points[:, None] - centres[None]).max(axis=2)
     return difference
 
 
 def _squares(points: Sides, centres: Sides) -> Sides:
-    """Squared distances (n, k)."""
+    """Return squared distances (n, k)."""
     squares: Sides = np.square(points[:, None] - centres[None]).sum(axis=2)
     return squares

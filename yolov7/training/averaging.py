@@ -1,8 +1,9 @@
-"""Averages of models: of one run at different iterations, or of runs from the same starting weights.
+"""Averages of the weights of models: of one run at different epochs, or of runs that started from the same weights.
 
-The paper's section 2.2 calls both model-level re-parameterisation. Weights average well only where training kept them
-in one basin, as it does from common starting weights (Wortsman et al., Model soups, 2022). The statistics of batch norm
-do not average at all: they are counted anew, on training images, for the averaged weights (Izmailov et al., 2018).
+The paper's section 2.2 calls both model-level re-parameterisation. Averaging weights works only if training has kept
+the models in one basin of the loss, as it does from common starting weights (Wortsman et al., Model soups, 2022). The
+statistics of batch norm must not be averaged. They are computed again, on training images, for the averaged weights
+(Izmailov et al., 2018).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from yolov7.nn.model import DetectionModel
 
@@ -24,9 +26,14 @@ Score = Callable[[DetectionModel], float]
 
 
 def average_models(models: Sequence[DetectionModel]) -> DetectionModel:
-    """A new model with the mean of each weight, summed in float64; the models must be of one spec, and at least one.
+    """Compute the mean of each weight, summed in float64.
 
-    Its batch norm has the mean of the models' statistics, which are not yet its own: see `recount_batch_norm`.
+    Args:
+        models: At least one model, all of the same spec.
+
+    Returns:
+        A new model. Its batch norm has the mean of the models' statistics, which must be replaced by those of the new
+        weights (`recount_batch_norm`).
     """
     average = copy.deepcopy(models[0])
     states = [model.state_dict() for model in models]
@@ -34,32 +41,29 @@ def average_models(models: Sequence[DetectionModel]) -> DetectionModel:
     return average
 
 
-@torch.no_grad()
 def recount_batch_norm(model: DetectionModel, images: Iterable[Tensor]) -> None:
-    """Sets every batch norm's mean and variance to those over all batches of images (B, 3, H, W) in 0..1.
+    """Replace the mean and variance of every batch norm by those over images.
 
-    Every batch counts the same, so they should be of one size. Without any batch nothing changes.
+    Args:
+        model: The model, which is changed.
+        images: Batches (B, 3, H, W) in 0..1 on the model's device. Every batch has the same influence, so all should
+            have the same size. Without any batch, nothing changes.
     """
     batches = iter(images)
     first = next(batches, None)
-    if first is None:
-        return
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    was_training, momenta = model.training, [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch then takes the mean of all batches
-    model.train()
-    for batch in chain([first], batches):
-        model(batch)
-    model.train(was_training)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    if first is not None:
+        update_bn(chain([first], batches), model)
 
 
 @dataclass(frozen=True)
 class GreedySoup:
-    """`chosen`: the places of the models that went in, in that order; `scores`: of the soup after each of them."""
+    """The result of `greedy_soup`.
+
+    Attributes:
+        model: The average of the chosen models.
+        chosen: The places of the chosen models, in the order in which they were added.
+        scores: The score of the average after each addition.
+    """
 
     model: DetectionModel
     chosen: tuple[int, ...]
@@ -67,10 +71,16 @@ class GreedySoup:
 
 
 def greedy_soup(models: Sequence[DetectionModel], scores: Sequence[float], *, mix: Mix, score: Score) -> GreedySoup:
-    """Begins with the best model and adds each next one, by falling score, if the average does not get worse by it.
+    """Average the best model with every further one that does not make the average worse.
 
-    `mix` makes the average of a sequence of models, with its batch norm in order; `score` measures it. The result is
-    never worse, by that score, than the best model.
+    Args:
+        models: Models that started from the same weights.
+        scores: The score of each model.
+        mix: Computes the average of models, with the right statistics of batch norm.
+        score: Measures a model; higher is better.
+
+    Returns:
+        The average, whose score is at least that of the best model.
     """
     order = sorted(range(len(models)), key=lambda i: -scores[i])
     chosen, reached, soup = [order[0]], [scores[order[0]]], models[order[0]]
@@ -85,7 +95,14 @@ def greedy_soup(models: Sequence[DetectionModel], scores: Sequence[float], *, mi
 
 
 def weights_id(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits that name the weights of a model; other weights have others."""
+    """Identify the weights of a model by sixteen hexadecimal digits, a hash of all names, shapes, types and values.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The digits.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -94,15 +111,27 @@ def weights_id(model: nn.Module) -> str:
 
 
 def lineage(model: nn.Module, training: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ids of the weights that these were trained from, oldest first, and at the end their own.
+    """List the ids of the weights that a model was trained from, and its own id.
 
-    `training` is the metadata of a weight file, which has the former under `ancestors`.
+    Args:
+        model: The model.
+        training: The training metadata of its weight file, whose `ancestors` are the ids it was trained from.
+
+    Returns:
+        The ids, oldest first, the model's own last.
     """
     return (*(str(ancestor) for ancestor in training.get("ancestors", ())), weights_id(model))
 
 
 def common_ancestor(lineages: Sequence[Sequence[str]]) -> str | None:
-    """The youngest weights from which all were trained; None where there are none."""
+    """Find the youngest weights that all models were trained from.
+
+    Args:
+        lineages: The lineage of each model, from `lineage`.
+
+    Returns:
+        The id of the weights; None if there are none.
+    """
     shared = set(lineages[0]).intersection(*lineages[1:])
     return next((ancestor for ancestor in reversed(lineages[0]) if ancestor in shared), None)
 

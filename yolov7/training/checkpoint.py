@@ -1,12 +1,13 @@
-"""Training checkpoints: everything that going on exactly where a run stopped needs."""
+"""Training checkpoints: everything that is needed to continue a run exactly where it stopped."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
+import struct
 import threading
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +15,36 @@ from typing import Any, final
 
 import torch
 
-from yolov7.errors import ArtifactError
+from yolov7.errors import ArtifactError, one_line
 from yolov7.system.files import write_whole
 
 _NAME = "checkpoint-{:09d}.pt"
 _PATIENCE = 60.0  # seconds in which storage shows a new file to every node
-_DAMAGE = (OSError, RuntimeError, EOFError, TypeError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+_CHUNK = 2**24  # bytes
+_DIGEST = 64  # hexadecimal digits at the end of the file
+_END_OF_ZIP = 22  # bytes of a zip's last record; the last two of them are the length of its comment
+# what torch raises for files that are intact but of another version or kind
+_UNREADABLE = (RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run right after the optimizer moved; tensors on the CPU, in plain containers.
+    """The state of a run right after a step of the optimizer, as plain containers with tensors on the CPU.
 
-    Augmentation and sampling draw from generators made of (seed, epoch, image), so how far the run is says all of them.
+    Augmentation and sampling draw from generators that are made of (seed, epoch, image), so the progress of a run
+    determines their state.
+
+    Attributes:
+        fingerprint: Identifies the data and settings that the checkpoint belongs to.
+        progress: The fields of `Progress` as plain values.
+        model: The state dict of the model.
+        ema: The state dict of the moving average.
+        ema_updates: How many updates the moving average has had.
+        optimizer: The state dict of the optimizer.
+        scaler: The state dict of the gradient scaler.
     """
 
-    fingerprint: str  # of the data and settings that it belongs to
+    fingerprint: str
     progress: dict[str, Any]
     model: dict[str, Any]
     ema: dict[str, Any]
@@ -39,74 +54,135 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """The number of completed steps."""
         return int(self.progress["step"])
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; the file at `path` is always whole."""
+    """Write a checkpoint. The file at `path` is complete at any time, either the old one or the new one.
+
+    The file is what `torch.save` writes, with a digest of its content as the comment of the zip archive.
+
+    Args:
+        path: The file to write.
+        checkpoint: The state to save.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     buffer = io.BytesIO()
     torch.save({name: getattr(checkpoint, name) for name in _FIELDS}, buffer)
-    write_whole(path, buffer.getvalue())
+    buffer.seek(-2, io.SEEK_END)
+    buffer.write(struct.pack("<H", _DIGEST))
+    with buffer.getbuffer() as content:
+        digest = hashlib.blake2b(content, digest_size=_DIGEST // 2).hexdigest()
+    buffer.write(digest.encode())
+    with buffer.getbuffer() as content:  # not a copy: a checkpoint can have gigabytes
+        write_whole(path, content)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint, tensors and plain containers only; ArtifactError for a damaged one."""
+    """Read a checkpoint. Only tensors and plain containers are loaded, and only if the digest is right.
+
+    Args:
+        path: A file that `save_checkpoint` wrote.
+
+    Returns:
+        The saved state.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
     try:
-        _check_sums(path)
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    except _DAMAGE as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ArtifactError(f"checkpoint {path} is damaged ({reason})") from None
+        _check_digest(path)
+        checkpoint = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        if not isinstance(checkpoint.progress, dict) or not isinstance(checkpoint.progress.get("step"), int):
+            raise ValueError("it does not say how far the run was")
+        return checkpoint
+    except OSError as error:
+        raise ArtifactError(f"checkpoint {path} cannot be read ({error.strerror or one_line(error)})") from None
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(f"checkpoint {path} is damaged ({one_line(reason, limit=120)})") from None
 
 
 @final
 class Checkpoints:
-    """The last checkpoints of a run, in files named by their step; a thread of its own writes them.
+    """The last checkpoints of a run, in files that are named by their step and written by a separate thread.
 
-    Several are `kept`: where the last is damaged, the one before serves.
+    Several are kept, so that the one before the last can be used if the last one is damaged.
     """
 
-    def __init__(self, folder: Path, *, kept: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, *, kept: int, report: Callable[[str], None]) -> None:
+        """Manage the checkpoints of a folder.
+
+        Args:
+            folder: The folder of the run.
+            kept: How many checkpoints are kept.
+            report: Called with a line of text if a damaged checkpoint is found.
+        """
         self._folder, self._kept = folder, kept
-        self._say = say  # tells the user what went wrong
+        self._report = report
         self._writing: threading.Thread | None = None
         self._failure: Exception | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Begins to write a checkpoint and returns; waits only for the one before, and raises what became of it."""
+        """Start writing a checkpoint, after the one before it is written.
+
+        Args:
+            checkpoint: The state to save; it must not change while it is written.
+
+        Raises:
+            OSError: The checkpoint before this one could not be written.
+        """
         self.wait()
         self._writing = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint")
         self._writing.start()
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk; OSError where it could not be written."""
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            OSError: It could not be written.
+        """
         if self._writing is not None:
             self._writing.join()
         self._writing, failure, self._failure = None, self._failure, None
         if failure is not None:
             raise failure
 
-    def newest(self, *, fingerprint: str) -> Checkpoint | None:
-        """The newest whole checkpoint; None where there is none, or it is of other data or settings.
+    def newest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is not damaged.
 
-        ArtifactError where all are damaged.
+        Returns:
+            The checkpoint; None if there is none.
+
+        Raises:
+            ArtifactError: All checkpoints are damaged.
         """
         damage = None
         for path in self._paths():
             try:
-                checkpoint = load_checkpoint(path)
+                return load_checkpoint(path)
             except ArtifactError as error:
                 damage = error
-                self._say(f"{error}; the one before it is used")
-                continue
-            return checkpoint if checkpoint.fingerprint == fingerprint else None
+                self._report(f"{error}; the checkpoint before it is used")
         if damage is not None:
-            raise ArtifactError(f"{damage}, and no other is left; delete {self._folder} to train from the start")
+            raise ArtifactError(f"{damage}, and no other is left; delete {self._folder} to train from the beginning")
         return None
 
     def of_step(self, step: int) -> Checkpoint:
-        """The checkpoint of a step, which another process saw; ArtifactError where it does not come to be seen."""
+        """Read the checkpoint of a step that another process has found, waiting for storage to show it.
+
+        Args:
+            step: The step that names the checkpoint.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            ArtifactError: The file does not appear within a minute, or is damaged.
+        """
         path = self._folder / _NAME.format(step)
         until = time.monotonic() + _PATIENCE
         while not path.is_file() and time.monotonic() < until:
@@ -114,12 +190,12 @@ class Checkpoints:
         return load_checkpoint(path)
 
     def clear(self) -> None:
-        """Deletes all checkpoints."""
+        """Delete all checkpoints."""
         for path in self._paths():
             path.unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Deletes the drafts of files that a killed process was writing."""
+    def delete_drafts(self) -> None:
+        """Delete the incomplete files that a killed process left."""
         for path in self._folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -128,27 +204,35 @@ class Checkpoints:
         try:
             save_checkpoint(path, checkpoint)
             self._delete_all_but_last(path)
-        except Exception as error:  # `wait` raises it in the thread that trains
+        except Exception as error:  # `wait` raises it in the training thread
             self._failure = error
 
     def _delete_all_but_last(self, last: Path) -> None:
-        """Deletes old ones, and those of later steps: the run went back from there, or they are damaged."""
+        """Delete old checkpoints, and those of later steps, which are damaged or from before a rollback."""
         paths = self._paths()
         place = paths.index(last)
         for path in [*paths[:place], *paths[place + self._kept :]]:
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
-        """Newest first."""
+        """Return the files, the newest first."""
         return sorted(self._folder.glob("checkpoint-*.pt"), reverse=True)
 
 
-def _check_sums(path: Path) -> None:
-    """torch itself does not look at the sums that it writes."""
-    with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
-    if broken is not None:
-        raise zipfile.BadZipFile(f"{broken} has another sum than when it was written")
+def _check_digest(path: Path) -> None:
+    """Raise ValueError if a bit of the file has changed; torch does not verify even the checksums that it writes."""
+    size = path.stat().st_size - _DIGEST
+    if size < _END_OF_ZIP or not path.is_file():
+        raise ValueError("the file is incomplete")
+    digest = hashlib.blake2b(digest_size=_DIGEST // 2)
+    with path.open("rb") as file:
+        left = size
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+        found = file.read()
+    if found != digest.hexdigest().encode():
+        raise ValueError("its content does not match its digest")
 
 
 _FIELDS = tuple(Checkpoint.__dataclass_fields__)

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights (paper, section 2.2 and 4.3: what is evaluated)."""
+"""The exponential moving average of a model's weights, which is what is evaluated (paper, sections 2.2 and 4.3)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,24 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @final
 class Ema(Generic[Model]):
-    """A copy of a model whose floating-point state follows it.
+    """An exponential moving average of the weights and buffers of a model.
 
-    After update u the decay is `decay * (1 - exp(-u / ramp))`, so that early weights are soon forgotten.
+    After update number u the decay is `decay * (1 - exp(-u / ramp))`, so that the first weights lose their influence
+    quickly.
+
+    Attributes:
+        model: The average, in evaluation mode and without gradients.
+        updates: The number of updates so far.
     """
 
     def __init__(self, model: Model, *, decay: float, ramp: float) -> None:
+        """Start an average.
+
+        Args:
+            model: The model to follow; the average starts as a copy of it.
+            decay: The share of the average that an update keeps in the long run.
+            ramp: The number of updates over which the decay grows.
+        """
         self.model = copy.deepcopy(model)
         self.model.eval().requires_grad_(False)
         self.updates = 0
@@ -28,14 +40,21 @@ class Ema(Generic[Model]):
         self._ramp = ramp
 
     def decay_at(self, updates: int) -> float:
-        """The share of the average that update number `updates` keeps."""
+        """Return the share of the average that an update keeps.
+
+        Args:
+            updates: The number of the update, counted from 1.
+        """
         return self._decay * (1 - math.exp(-updates / self._ramp))
 
     @torch.no_grad()
     def update(self, model: Model) -> None:
-        """Moves the average towards the model's weights and buffers, all tensors at once.
+        """Move the average towards a model.
 
-        In the reference's order of roundings, to which a fused multiply and add would not keep.
+        The operations round in the same order as the reference implementation; a fused multiply-add would not.
+
+        Args:
+            model: The model that the average follows.
         """
         self.updates += 1
         decay = self.decay_at(self.updates)
@@ -45,5 +64,5 @@ class Ema(Generic[Model]):
 
 
 def _floating_state(model: nn.Module) -> list[torch.Tensor]:
-    tensors = itertools.chain(model.parameters(), model.buffers())  # much quicker than a state_dict
+    tensors = itertools.chain(model.parameters(), model.buffers())  # much faster than a state_dict
     return [tensor for tensor in tensors if tensor.is_floating_point()]

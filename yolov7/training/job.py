@@ -1,4 +1,4 @@
-"""What a training run is: plain values that can travel to another process or node."""
+"""The description of a training run: plain values that can be sent to another process or machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolov7.settings import Settings, TrainSettings
 from yolov7.spec.spec_files import ModelSpec, spec_from_json
 from yolov7.system.locks import exclusive
 
-# Settings that do not affect what is learned. A recipe is expanded into its keys; of weights, the content counts.
+# Settings that do not affect the result. A recipe is expanded into its keys; weights are identified by their content.
 NO_EFFECT = {
     "recipe",
     "weights",
@@ -21,32 +21,47 @@ NO_EFFECT = {
     "cache_images",
 }
 
-_PATIENCE = 30.0  # seconds that an orphaned worker of an earlier start may take to end
+_PATIENCE = 30.0  # seconds that a worker process of an earlier start may take to end
 
 
 class TrainJob(Settings):
-    """One run: a model, its settings, a seed, where the prepared data are and where the run keeps its state."""
+    """One training run.
+
+    Attributes:
+        spec_json: The resolved spec of the model, as JSON.
+        settings: The settings that decide the result.
+        seed: The seed of all random numbers.
+        data_folder: The absolute path of the folder with `train.npz` and, if there is a validation split, `val.npz`.
+        data_hash: Identifies the prepared images and boxes.
+        weights_hash: Identifies the weights that training starts from; empty if there are none.
+        run_folder: The absolute path of the folder for checkpoints and results, on storage that every worker sees.
+    """
 
     spec_json: str
     settings: TrainSettings
     seed: int
-    data_folder: Path  # absolute; holds train.npz and, where there is one, val.npz
-    data_hash: str  # of the prepared images and boxes
-    weights_hash: str = ""  # of the weights that it starts from, if there are any; their path is absolute
-    run_folder: Path  # absolute, on storage that every worker sees
+    data_folder: Path
+    data_hash: str
+    weights_hash: str = ""
+    run_folder: Path
 
     @property
     def spec(self) -> ModelSpec:
+        """The spec of the model."""
         return spec_from_json(self.spec_json)
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when the data or any parameter that the result hangs on does."""
+        """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
         settings = self.settings.model_dump_json(exclude=NO_EFFECT)
         parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def sole_writer(self) -> AbstractContextManager[None]:
-        """The lock of the run folder, beside it: the folder itself may be emptied."""
+        """Return a context manager that holds the lock of the run folder.
+
+        The lock file is beside the folder, because the folder itself may be deleted. Entering the context raises
+        ArtifactError if another process still holds the lock after 30 seconds.
+        """
         lock = self.run_folder.with_name(f"{self.run_folder.name}.lock")
         return exclusive(lock, what=f"the run folder {self.run_folder}", patience=_PATIENCE)

@@ -1,6 +1,6 @@
-"""The training loop: one process of a run; several of them form a run over many devices.
+"""The training loop of one process. Several processes can share a run, one per device.
 
-Mutable state lives in `TrainState` and in the run's folder, and nowhere else.
+The only mutable state is `TrainState` and the run's folder.
 """
 
 from __future__ import annotations
@@ -9,57 +9,66 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import islice
-from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
 
-from yolov7.data.dataset import DetectionDataset
-from yolov7.data.index import ImageIndex, load_index
-from yolov7.data.loader import TrainLoader
-from yolov7.evaluation.split import evaluate_split
+from yolov7.data.index import load_index
+from yolov7.errors import TrainingError
 from yolov7.nn.model import DetectionModel
-from yolov7.settings import COCO_NMS
 from yolov7.structures import Batch
 from yolov7.system.memory import keep_memory
 from yolov7.system.precision import precision_name, resolve_precision
+from yolov7.training.batches import build_loader, first_plain_epoch, statistics_batches
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
+from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_schedule
-from yolov7.training.outcome import Outcome
-from yolov7.training.record import Record, read_epochs
-from yolov7.training.start import begin, set_training
+from yolov7.training.record import RunRecord, read_epochs
+from yolov7.training.start import build_start, set_training
 from yolov7.training.state import Progress, TrainState
 from yolov7.training.steps import DivergedError, Stepper
+from yolov7.training.validation import Validator
 from yolov7.training.worker import Worker
 from yolov7.weights.weight_files import save_weights
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
-_MOST_ROLLBACKS = 3
-_Asked = Callable[[], bool]
-_HURRIED_PAUSE = 5.0  # seconds between checkpoints before the process is taken away
-_VAL_BATCH = 16  # images, at most: small enough that many workers have batches to share
-_BATCHES_FOR_STATISTICS = 64  # of training images, for the batch norm of averaged weights
+_MAX_ROLLBACKS = 3
+_Question = Callable[[], bool]
+_HURRIED_SECONDS = 5.0  # between checkpoints if the process may be ended at any time
 
 
 def _no() -> bool:
     return False
 
 
-def fit(job: TrainJob, worker: Worker, *, should_stop: _Asked = _no, should_hurry: _Asked = _no) -> bool:
-    """Trains until the job's last epoch, from its last checkpoint where there is one, and leaves the weights.
+def fit(job: TrainJob, worker: Worker, *, should_stop: _Question = _no, should_hurry: _Question = _no) -> bool:
+    """Train until the last epoch, continuing from the last checkpoint if there is one, and write the weights.
 
-    The run folder then holds `weights.safetensors`, `epochs.jsonl` and the last checkpoints. `should_stop` is asked
-    after every step; once it says so, a checkpoint is written and the answer is False: the run is not complete.
-    While `should_hurry` says so, there is a checkpoint every few seconds, for the process may end at any time.
+    Afterwards the run folder holds `weights.safetensors`, `epochs.jsonl` and the last checkpoints.
+
+    Args:
+        job: The run.
+        worker: This process.
+        should_stop: Called after every step. Once it returns True, a checkpoint is written and training stops.
+        should_hurry: While it returns True, a checkpoint is written every few seconds, because the process may be
+            ended at any time.
+
+    Returns:
+        Whether the run is complete; False if it was stopped.
+
+    Raises:
+        TrainingError: Training diverges even with lower learning rates.
+        SettingError: The settings do not fit the data.
+        ArtifactError: A file that the run needs is missing or damaged, or another process trains in the folder.
+        SpecError: The settings name a row that the model does not have.
+        OSError: The run folder cannot be written.
     """
     if worker.device.type == "cpu":
         keep_memory()
-    with job.sole_writer() if worker.leads else nullcontext():
+    with job.sole_writer() if worker.is_lead else nullcontext():
         trainer = Trainer(job, worker, should_stop=should_stop, should_hurry=should_hurry)
         trainer.resume()
         while not trainer.is_complete:
@@ -75,18 +84,34 @@ def fit(job: TrainJob, worker: Worker, *, should_stop: _Asked = _no, should_hurr
 
 @final
 class Trainer:
-    """A run in one process."""
+    """A run in one process.
 
-    def __init__(self, job: TrainJob, worker: Worker, *, should_stop: _Asked = _no, should_hurry: _Asked = _no) -> None:
+    Attributes:
+        is_complete: Whether all epochs are trained, or the run has ended early because AP did not improve.
+    """
+
+    def __init__(
+        self, job: TrainJob, worker: Worker, *, should_stop: _Question = _no, should_hurry: _Question = _no
+    ) -> None:
+        """Prepare a run; `resume` must be called before it is trained.
+
+        Args:
+            job: The run.
+            worker: This process.
+            should_stop: See `fit`.
+            should_hurry: See `fit`.
+
+        Raises:
+            SettingError: The settings need a validation split, and there is none.
+            ArtifactError: A file that the run needs is missing or damaged.
+        """
         torch.manual_seed(job.seed)
         settings = job.settings
         self._job, self._worker = job, worker
         self._should_stop, self._should_hurry = should_stop, should_hurry
         self._train_index = load_index(job.data_folder / "train.npz")
-        self._val_index = _optional_index(job.data_folder / "val.npz")
-        if settings.patience and self._val_index is None:
-            raise ValueError(f"train.patience={settings.patience} needs a val split to watch; name one in data.val")
-        self._loader = _build_loader(job, worker, self._train_index)
+        self._validator = Validator(job.data_folder, settings)
+        self._loader = build_loader(job, worker, self._train_index)
         schedule = build_schedule(
             settings.optim,
             batch_size=settings.batch_size,
@@ -94,22 +119,24 @@ class Trainer:
             epochs=settings.epochs,
         )
         self._total_steps = schedule.total_steps
-        self._start = begin(job, self._train_index)
+        self._start = build_start(job, self._train_index)
         model = self._start.model.to(worker.device)
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = resolve_precision(settings.precision, worker.device)
         self._precision = precision_name(dtype)
         self._state = TrainState(
-            _in_memory_format(model, channels_last=settings.channels_last),
+            model,
             settings=settings,
             schedule=schedule,
             scales_loss=dtype == torch.float16 and worker.device.type == "cuda",
             device=worker.device,
         )
         self._stepper = Stepper(job, worker, self._state, schedule=schedule, dtype=dtype)
-        self._record = Record(job.run_folder) if worker.leads else None
-        self._outcome = Outcome(job.run_folder, settings, class_names=self._train_index.class_names)
+        self._record = RunRecord(job.run_folder) if worker.is_lead else None
+        self._final_weights = FinalWeights(job.run_folder, settings, class_names=self._train_index.class_names)
         self.is_complete = False
-        self._checkpoints = Checkpoints(job.run_folder, kept=settings.checkpoints_kept, say=self._say)
+        self._checkpoints = Checkpoints(job.run_folder, kept=settings.checkpoints_kept, report=self._report)
         self._clock = self._saved = time.monotonic()
 
     @property
@@ -118,24 +145,33 @@ class Trainer:
         return self._state.progress
 
     def resume(self) -> None:
-        """Takes up the run's last whole checkpoint; those of other data or settings are deleted."""
-        if self._worker.leads:
-            self._checkpoints.sweep()
+        """Continue from the last intact checkpoint; one of other data or settings is deleted, and this is reported.
+
+        Raises:
+            ArtifactError: There are checkpoints, but all are damaged.
+            OSError: The run folder cannot be written.
+        """
+        if self._worker.is_lead:
+            self._checkpoints.delete_drafts()
         checkpoint = self._last_checkpoint()
         if checkpoint is not None:
             self._state.restore(checkpoint)
         if self._record:
             self._record.start_after(self._epochs_trained)
         if checkpoint is None:
-            self._begin()
+            self._save_beginning()
         elif checkpoint.step:
-            together = f" with {self._worker.world_size} workers" if self._worker.world_size > 1 else ""
-            self._say(f"goes on after step {checkpoint.step} of {self._total_steps}{together}", level=logging.INFO)
-        self._judge()
+            workers = f" with {self._worker.world_size} workers" if self._worker.world_size > 1 else ""
+            self._report(f"continues after step {checkpoint.step} of {self._total_steps}{workers}", level=logging.INFO)
+        self._check_completion()
         self._clock = time.monotonic()
 
     def run_epoch(self) -> None:
-        """Trains the rest of an epoch, saves and validates where that is due, and records what was measured."""
+        """Train the rest of an epoch, save and validate if that is due, and record what was measured.
+
+        Raises:
+            DivergedError: Training cannot continue from the current state.
+        """
         set_training(self._state.model, frozen=self._job.settings.freeze)
         for batch in self._timed_batches():
             self._stepper.step(batch)
@@ -143,93 +179,103 @@ class Trainer:
         self._stepper.end_epoch()
         epoch, last = self.progress.epoch + 1, self._job.settings.epochs
         if epoch % self._job.settings.checkpoint_every == 0 or epoch == last:
-            self._save()  # written while the model is validated
-        self._measure(epoch)
+            self._save()  # it is written while the model is validated
+        self._validate_and_record(epoch)
         self.progress.end_epoch()
-        self._stepper.settle()
-        self._judge()
+        self._stepper.set_restore_point()
+        self._check_completion()
 
     def roll_back(self, reason: DivergedError) -> None:
-        """Goes back to the last checkpoint with a lower learning rate; ValueError where that did not help before."""
+        """Return to the last checkpoint and halve the learning rate.
+
+        Args:
+            reason: Why training cannot continue from the current state.
+
+        Raises:
+            TrainingError: The run has returned to a checkpoint too often, or there is none.
+        """
         lr, rollbacks = self._stepper.lr(self.progress.step), self.progress.rollbacks + 1
         skipped = self.progress.skipped_steps
-        if rollbacks > _MOST_ROLLBACKS:
-            raise ValueError(
-                f"{reason}, also after {_MOST_ROLLBACKS} rollbacks and with a learning rate of {lr:.2g}; "
-                f"lower train.optim.lr0={self._job.settings.optim.lr0} or use train.precision: float32"
+        if rollbacks > _MAX_ROLLBACKS:
+            raise TrainingError(
+                f"{reason}, also after {_MAX_ROLLBACKS} returns to a checkpoint and with a learning rate of {lr:.2g}; "
+                f"lower optim.lr0={self._job.settings.optim.lr0} or use precision: float32"
             )
-        self._settle_checkpoint()
+        self._wait_for_checkpoint()
         self._worker.wait_for_all()
         checkpoint = self._last_checkpoint()
         if checkpoint is None:
-            raise ValueError(f"{reason}, and there is no checkpoint to go back to in {self._job.run_folder}")
+            raise TrainingError(f"{reason}, and there is no checkpoint to return to in {self._job.run_folder}")
         self._state.restore(checkpoint)
         self._stepper.reset()
         self.progress.rollbacks, self.progress.skipped_steps = rollbacks, skipped
-        self._stepper.settle()
+        self._stepper.set_restore_point()
         if self._record:
             self._record.start_after(self._epochs_trained)
-        self._say(f"{reason}: back to the checkpoint of step {checkpoint.step}, with half the learning rate")
+        self._report(
+            f"{reason}: training returns to the checkpoint of step {checkpoint.step}, with half the learning rate"
+        )
 
     def finish(self) -> None:
-        """Writes the weights that are the result of the run."""
+        """Write the final weights of the run.
+
+        Raises:
+            OSError: They cannot be written.
+            ArtifactError: Stored weights of an epoch are damaged.
+        """
         if self._record:
-            best = self._outcome.best(read_epochs(self._job.run_folder))
+            best = self._final_weights.load_best(read_epochs(self._job.run_folder))
             training = {"fingerprint": self._job.fingerprint, "epochs": self.progress.epoch, "seed": self._job.seed}
             save_weights(
                 self._job.run_folder / WEIGHTS,
-                best or self._mean_of_last_epochs(self._record) or self._state.ema.model,
+                best or self._average_last_epochs(self._record) or self._state.ema.model,
                 class_names=self._train_index.class_names,
                 image_size=self._job.settings.image_size,
                 training={**training, "ancestors": list(self._start.ancestors)},
             )
-        self._settle_checkpoint()
+        self._wait_for_checkpoint()
 
-    def _mean_of_last_epochs(self, record: Record) -> DetectionModel | None:
-        """Where it is wanted; the last line of the record then has its figures."""
-        mean = self._outcome.mean(self._plain_images(), device=self._worker.device)
+    def _average_last_epochs(self, record: RunRecord) -> DetectionModel | None:
+        """Return the mean of the last epochs' weights if the settings ask for it, and put its AP into the record."""
+        mean = self._final_weights.average_last_epochs(
+            statistics_batches(self._loader, self._job, self._worker), device=self._worker.device
+        )
         if mean is None:
             return None
         before = read_epochs(self._job.run_folder)[-1].get("AP")
-        figures = self._validate(mean, Worker(device=self._worker.device))  # the others are not asked
+        alone = Worker(device=self._worker.device, loader_workers=self._worker.loader_workers)
+        figures = self._validator.measure(mean, alone)
         record.amend(figures)
         if figures.get("AP") is not None and before is not None:
-            epochs = self._job.settings.swa_epochs
-            self._say(
-                f"AP {figures['AP']:.4f} of the mean of {epochs} epochs' weights, {before:.4f} of the moving average"
+            self._report(
+                f"AP {figures['AP']:.4f} with the mean of the weights of {self._job.settings.swa_epochs} epochs, "
+                f"{before:.4f} with the moving average"
             )
         return mean
 
-    def _plain_images(self) -> Iterator[Tensor]:
-        """Batches of training images (B, 3, S, S) in 0..1 without mosaic, of one size."""
-        batches = self._loader.epoch(self._job.settings.epochs, mosaic=False)
-        size = -(-self._job.settings.batch_size // self._worker.world_size)
-        for batch in islice(batches, _BATCHES_FOR_STATISTICS):
-            if len(batch.index) == size:
-                yield batch.images.to(self._worker.device).float() / 255
-
-    def _judge(self) -> None:
-        """Ends the run where its epochs are over, or AP on val has not grown for too long."""
+    def _check_completion(self) -> None:
+        """End the run if all epochs are trained, or if AP on the validation split has not improved for too long."""
         epoch, settings = self.progress.epoch, self._job.settings
-        tired = self._worker.leads and self._outcome.is_out_of_patience(read_epochs(self._job.run_folder))
-        if tired and epoch < settings.epochs:
-            self._say(
-                f"ends after epoch {epoch}: AP on val has not grown for {settings.patience} epochs", level=logging.INFO
+        ends_early = self._worker.is_lead and self._final_weights.is_out_of_patience(read_epochs(self._job.run_folder))
+        if ends_early and epoch < settings.epochs:
+            self._report(
+                f"ends after epoch {epoch}: AP on the validation split has not improved for {settings.patience} epochs",
+                level=logging.INFO,
             )
-        (self.is_complete,) = self._worker.any_of(tired or epoch >= settings.epochs)
+        (self.is_complete,) = self._worker.any_of(ends_early or epoch >= settings.epochs)
 
-    def _begin(self) -> None:
-        """A checkpoint of the beginning: something to go back to, and whether the folder can be written shows now."""
-        if self._worker.leads:
+    def _save_beginning(self) -> None:
+        """Write a first checkpoint, to return to, and to find out now whether the folder can be written."""
+        if self._worker.is_lead:
             self._checkpoints.clear()
             self._checkpoints.save(self._state.checkpoint(fingerprint=self._job.fingerprint))
             self._checkpoints.wait()
             for note in self._start.notes:
-                self._say(note)
+                self._report(note)
 
     def _timed_batches(self) -> Iterator[Batch]:
         progress = self.progress
-        mosaic = progress.epoch < self._first_plain_epoch
+        mosaic = progress.epoch < first_plain_epoch(self._job.settings)
         batches = self._loader.epoch(progress.epoch, mosaic=mosaic, start=progress.batch)
         while True:
             asked = time.monotonic()
@@ -241,81 +287,78 @@ class Trainer:
 
     def _after_step(self) -> None:
         self._add_time()
-        stop, due = self._worker.any_of(self._should_stop(), self._worker.leads and self._is_checkpoint_due())
+        stop, due = self._worker.any_of(self._should_stop(), self._worker.is_lead and self._is_checkpoint_due())
         if self._record:
-            self._record.show(self._shown(), now=stop)
+            self._record.show(self._current_values(), now=stop)
         if stop or due:
             self._save()
         if stop:
-            self._settle_checkpoint()
+            self._wait_for_checkpoint()
             raise _Stopped
 
     def _is_checkpoint_due(self) -> bool:
-        pause = _HURRIED_PAUSE if self._should_hurry() else 60 * self._job.settings.checkpoint_minutes
+        pause = _HURRIED_SECONDS if self._should_hurry() else 60 * self._job.settings.checkpoint_minutes
         return time.monotonic() - self._saved >= pause
 
     def _save(self) -> None:
-        """Copies the state, to be written while training goes on; not where it is in doubt."""
-        if not self._stepper.is_steady:
+        """Copy the state, which is written while training continues; do nothing after a skipped step."""
+        if not self._stepper.last_step_succeeded:
             return
         if not self._state.is_finite():
             raise DivergedError("the weights are not finite")
         self._saved = time.monotonic()
-        if self._worker.leads:
-            self._settle_checkpoint()
+        if self._worker.is_lead:
+            self._wait_for_checkpoint()
             self._checkpoints.save(self._state.checkpoint(fingerprint=self._job.fingerprint))
 
     def _last_checkpoint(self) -> Checkpoint | None:
-        """The newest whole one. The leading worker says which that is: storage may show files to others later."""
-        leads = self._worker.leads
-        mine = self._checkpoints.newest(fingerprint=self._job.fingerprint) if leads else None
-        step = self._worker.gather(mine.step if mine else None)[0]
-        return mine if leads or step is None else self._checkpoints.of_step(step)
+        """Read the newest intact checkpoint of this run.
 
-    def _settle_checkpoint(self) -> None:
+        The leading worker decides which one it is, because storage may show new files to other machines later.
+        """
+        is_lead = self._worker.is_lead
+        own = self._newest_of_this_run() if is_lead else None
+        step = self._worker.gather(own.step if own else None)[0]
+        return own if is_lead or step is None else self._checkpoints.of_step(step)
+
+    def _newest_of_this_run(self) -> Checkpoint | None:
+        newest = self._checkpoints.newest()
+        if newest is None or newest.fingerprint == self._job.fingerprint:
+            return newest
+        self._report(
+            f"an earlier run in this folder, trained up to step {newest.step}, had other settings, data or starting "
+            "weights; it is not continued, and training starts from the beginning"
+        )
+        return None
+
+    def _wait_for_checkpoint(self) -> None:
         try:
             self._checkpoints.wait()
         except OSError as error:
-            self._say(f"a checkpoint could not be written ({error}); the one before it stays")
+            self._report(f"a checkpoint could not be written ({error}); the one before it is kept")
 
-    def _measure(self, epoch: int) -> None:
-        """Validates where that is due and records; what the run measured before it was interrupted stays."""
+    def _validate_and_record(self, epoch: int) -> None:
+        """Validate if that is due, and record the epoch unless it was recorded before an interruption."""
         rates = self.progress.rates()
         is_new = self._record is not None and self._record.last_epoch < epoch
-        due = epoch % self._job.settings.validate_every == 0 or epoch == self._job.settings.epochs
-        figures = self._validate_together() if due and any(self._worker.any_of(is_new)) else {}
+        is_due = epoch % self._job.settings.validate_every == 0 or epoch == self._job.settings.epochs
+        figures = self._evaluate_average() if is_due and any(self._worker.any_of(is_new)) else {}
         if self._record and is_new:
             self._add_time()
-            line = {**self._line(epoch), **rates, **figures}
+            line = {**self._epoch_line(epoch), **rates, **figures}
             earlier = read_epochs(self._job.run_folder)
-            self._outcome.keep(line, earlier=earlier, model=self._state.model, ema=self._state.ema.model)
+            self._final_weights.store_epoch(line, earlier=earlier, model=self._state.model, ema=self._state.ema.model)
             self._record.add_epoch(line)
-            self._record.show(self._shown(), now=True)
+            self._record.show(self._current_values(), now=True)
         self._worker.wait_for_all()
 
-    def _validate_together(self) -> dict[str, float | None]:
-        """The moving average's figures; its batch norm is the leading worker's, as in a checkpoint."""
+    def _evaluate_average(self) -> dict[str, float | None]:
+        """Evaluate the moving average, with the batch norm of the leading worker, as in a checkpoint."""
         ema = self._state.ema.model
-        self._worker.follow_lead(ema.state_dict().values())
-        return self._validate(ema, self._worker)
+        self._worker.broadcast_from_lead(ema.state_dict().values())
+        return self._validator.measure(ema, self._worker)
 
-    def _validate(self, model: DetectionModel, worker: Worker) -> dict[str, float | None]:
-        if self._val_index is None:
-            return {}
-        figures = evaluate_split(
-            model,
-            self._val_index,
-            image_size=self._job.settings.image_size,
-            batch_size=min(self._job.settings.batch_size, _VAL_BATCH),
-            nms=COCO_NMS,
-            precision=self._job.settings.precision,
-            rank=worker.rank,
-            world_size=worker.world_size,
-            gather=worker.gather,
-        ).figures
-        return {"AP": figures.AP, "AP50": figures.AP50}
-
-    def _line(self, epoch: int) -> dict[str, float | str]:
+    def _epoch_line(self, epoch: int) -> dict[str, float | str]:
         progress = self.progress
         return {
             "epoch": epoch,
@@ -330,12 +373,12 @@ class Trainer:
             "workers": self._worker.world_size,
         }
 
-    def _shown(self) -> dict[str, float]:
+    def _current_values(self) -> dict[str, float]:
         progress = self.progress
         place = {"epochs_done": progress.epoch, "step": progress.step, "total_steps": self._total_steps}
         return {**place, **progress.mean_losses(), **progress.rates()}
 
-    def _say(self, text: str, *, level: int = logging.WARNING) -> None:
+    def _report(self, text: str, *, level: int = logging.WARNING) -> None:
         log.log(level, "%s", text)
         if self._record:
             self._record.add_note(text)
@@ -347,46 +390,9 @@ class Trainer:
 
     @property
     def _epochs_trained(self) -> int:
-        """Also one whose steps are done, but which may still have to be validated."""
+        """Epochs whose steps are completed, including one that may still have to be validated."""
         return self.progress.epoch + (self.progress.batch == len(self._loader))
 
-    @property
-    def _first_plain_epoch(self) -> int:
-        """The first epoch without mosaic and mixup: the last `close_mosaic`, at most a fifth of the run."""
-        epochs = self._job.settings.epochs
-        return epochs - min(self._job.settings.close_mosaic, epochs // 5)
 
-
-class _Stopped(Exception):  # noqa: N818  (no error)
+class _Stopped(Exception):  # noqa: N818  # it is not an error
     """The run was asked to stop, and its checkpoint is written."""
-
-
-def _optional_index(path: Path) -> ImageIndex | None:
-    return load_index(path) if path.is_file() else None
-
-
-def _build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoader:
-    settings = job.settings
-    dataset = DetectionDataset(
-        index,
-        image_size=settings.image_size,
-        augment=settings.augment,
-        seed=job.seed,
-        cache=settings.cache_images,
-        cache_folder=job.run_folder.parents[1] / ".cache",  # beside the variants' folders, for all of their runs
-    )
-    return TrainLoader(
-        dataset,
-        batch_size=settings.batch_size,
-        seed=job.seed,
-        balance=settings.class_balance,
-        num_workers=worker.loader_workers,
-        rank=worker.rank,
-        world_size=worker.world_size,
-    )
-
-
-def _in_memory_format(model: DetectionModel, *, channels_last: bool) -> DetectionModel:
-    if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model

@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups, and the schedule of learning rates, momentum and gradient accumulation."""
+"""The optimizer and its parameter groups; the schedule of learning rates, momentum and gradient accumulation."""
 
 from __future__ import annotations
 
@@ -15,17 +15,31 @@ from yolov7.settings import OptimSettings
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What holds at one step."""
+    """The values of a schedule at one step.
+
+    Attributes:
+        lr: The learning rate of all parameters but the biases.
+        bias_lr: The learning rate of the biases.
+        momentum: The momentum of SGD, or the first beta of AdamW.
+        accumulate: How many steps' gradients are summed for one step of the optimizer.
+    """
 
     lr: float
     bias_lr: float
     momentum: float
-    accumulate: int  # steps whose gradients are summed before the optimizer moves
+    accumulate: int
 
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """Rates, momentum and gradient accumulation, step by step: a warm-up, then a cosine to `lr0 * lr_final`."""
+    """Learning rates, momentum and gradient accumulation by step: a warm-up, then a cosine to `lr0 * lr_final`.
+
+    Attributes:
+        settings: The settings of the optimizer.
+        batch_size: Images per step, over all workers.
+        steps_per_epoch: Steps per epoch.
+        epochs: Epochs of the run.
+    """
 
     settings: OptimSettings
     batch_size: int
@@ -34,49 +48,62 @@ class Schedule(ABC):
 
     @property
     def total_steps(self) -> int:
+        """The number of steps of the run."""
         return self.steps_per_epoch * self.epochs
 
     @property
     def accumulate(self) -> int:
-        """Steps that make up the nominal batch after the warm-up."""
+        """How many steps make up the nominal batch after the warm-up."""
         return max(1, round(self.settings.nominal_batch / self.batch_size))
 
     @property
     @abstractmethod
-    def warmup_steps(self) -> int: ...
+    def warmup_steps(self) -> int:
+        """The number of steps of the warm-up."""
 
     @abstractmethod
     def at(self, step: int) -> StepPlan:
-        """The plan of a step, counted from 0 over the whole run."""
+        """Return the values at a step.
+
+        Args:
+            step: The number of the step, counted from 0 over the whole run.
+        """
 
     @abstractmethod
-    def moves(self, step: int, *, waiting: int) -> bool:
-        """Whether the optimizer moves after a step, where the gradients of `waiting` steps are summed."""
+    def is_optimizer_step(self, step: int, *, pending: int) -> bool:
+        """Return whether the optimizer takes a step after a training step.
+
+        Args:
+            step: The number of the training step.
+            pending: How many steps' gradients are summed, this step's included.
+        """
 
     @property
     @abstractmethod
-    def moves_at_epoch_end(self) -> bool:
-        """Whether no gradient is carried over into the next epoch."""
+    def steps_at_epoch_end(self) -> bool:
+        """Whether the optimizer also takes a step at the end of an epoch, so that no gradient is carried over."""
 
     def _cosine(self, progress: float) -> float:
-        """The share of `lr0` when `progress` of the run, from 0 to 1, is over."""
+        """Return the learning rate as a share of `lr0` after a share of the run, from 0 to 1."""
         return 1 + (self.settings.lr_final - 1) * (1 - math.cos(math.pi * progress)) / 2
 
 
 @final
 @dataclass(frozen=True)
 class ScaledSchedule(Schedule):
-    """The warm-up takes `warmup_epochs`, but never more than `warmup_share` of the run; the cosine falls every step.
+    """A schedule whose warm-up takes `warmup_epochs`, at most `warmup_share` of the run; the cosine changes every step.
 
-    The reference's warm-up takes at least 1000 steps however short the run is, so that small data sets never leave it.
+    The reference's warm-up takes at least 1000 steps, so that short runs on small data sets never leave it.
     """
 
     @property
     def warmup_steps(self) -> int:
+        """The number of steps of the warm-up."""
         wanted = self.settings.warmup_epochs * self.steps_per_epoch
         return int(min(wanted, self.settings.warmup_share * self.total_steps))
 
     def at(self, step: int) -> StepPlan:
+        """Return the values at a step, counted from 0 over the whole run."""
         settings = self.settings
         lr = settings.lr0 * self._cosine(step / max(1, self.total_steps - 1))
         if step >= self.warmup_steps:
@@ -89,27 +116,34 @@ class ScaledSchedule(Schedule):
             accumulate=max(1, round(_between(1, self.accumulate, share))),
         )
 
-    def moves(self, step: int, *, waiting: int) -> bool:
-        return waiting >= self.at(step).accumulate
+    def is_optimizer_step(self, step: int, *, pending: int) -> bool:
+        """Return whether the optimizer takes a step after a training step with `pending` summed gradients."""
+        return pending >= self.at(step).accumulate
 
     @property
-    def moves_at_epoch_end(self) -> bool:
+    def steps_at_epoch_end(self) -> bool:
+        """Whether the optimizer also takes a step at the end of an epoch."""
         return True
 
 
 @final
 @dataclass(frozen=True)
 class ReferenceSchedule(Schedule):
-    """The reference's: a warm-up of at least 1000 steps, then a cosine that falls once an epoch, one epoch late."""
+    """The reference implementation's schedule: a warm-up of at least 1000 steps, then a cosine that changes by epoch.
+
+    The cosine lags one epoch behind if the warm-up has ended within an epoch.
+    """
 
     @property
     def warmup_steps(self) -> int:
+        """The number of steps of the warm-up."""
         return max(round(self.settings.warmup_epochs * self.steps_per_epoch), 1000)
 
     def at(self, step: int) -> StepPlan:
+        """Return the values at a step, counted from 0 over the whole run."""
         settings, epoch = self.settings, step // self.steps_per_epoch
         if step > self.warmup_steps:
-            late = epoch > self.warmup_steps // self.steps_per_epoch  # the warm-up's last rate holds to its epoch's end
+            late = epoch > self.warmup_steps // self.steps_per_epoch  # the epoch of the warm-up's end keeps its rate
             lr = settings.lr0 * self._cosine((epoch - late) / self.epochs)
             return StepPlan(lr=lr, bias_lr=lr, momentum=settings.momentum, accumulate=self.accumulate)
         share = step / self.warmup_steps
@@ -121,25 +155,46 @@ class ReferenceSchedule(Schedule):
             accumulate=max(1, round(_between(1, settings.nominal_batch / self.batch_size, share))),
         )
 
-    def moves(self, step: int, *, waiting: int) -> bool:
+    def is_optimizer_step(self, step: int, *, pending: int) -> bool:
+        """Return whether the optimizer takes a step after a training step with `pending` summed gradients."""
         return step % self.at(step).accumulate == 0
 
     @property
-    def moves_at_epoch_end(self) -> bool:
+    def steps_at_epoch_end(self) -> bool:
+        """Whether the optimizer also takes a step at the end of an epoch."""
         return False
 
 
 def build_schedule(settings: OptimSettings, *, batch_size: int, steps_per_epoch: int, epochs: int) -> Schedule:
-    """The schedule that the settings name."""
+    """Build the schedule that the settings name.
+
+    Args:
+        settings: The settings of the optimizer.
+        batch_size: Images per step, over all workers.
+        steps_per_epoch: Steps per epoch.
+        epochs: Epochs of the run.
+
+    Returns:
+        The schedule of the whole run.
+    """
     kind = ReferenceSchedule if settings.schedule == "reference" else ScaledSchedule
     return kind(settings=settings, batch_size=batch_size, steps_per_epoch=steps_per_epoch, epochs=epochs)
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Schedule) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW, over three groups: convolution weights, everything else, biases.
+    """Build SGD with Nesterov momentum, or AdamW.
 
-    Only convolution weights decay; batch norm's scale and implicit vectors do not. The decay is for the
-    nominal batch and grows with the batch that is really summed.
+    There are three groups of parameters: convolution weights, others (batch norm and implicit vectors), and biases.
+    Weight decay applies to convolution weights only. The setting holds for the nominal batch and is scaled with the
+    batch that is really summed.
+
+    Args:
+        model: The model; parameters that need no gradient are left out.
+        settings: The settings of the optimizer.
+        schedule: The schedule, which tells how many images are summed.
+
+    Returns:
+        The optimizer; its last group holds the biases.
     """
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
@@ -168,7 +223,13 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Sche
 
 
 def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan, *, share: float = 1.0) -> None:
-    """Sets momentum and that share of the learning rates; the biases' group is the last one."""
+    """Set the momentum and the learning rates of an optimizer.
+
+    Args:
+        optimizer: An optimizer from `build_optimizer`.
+        plan: The values to set.
+        share: A factor on both learning rates.
+    """
     for group in optimizer.param_groups:
         group["lr"] = share * plan.lr
         if "betas" in group:

@@ -1,93 +1,191 @@
-"""The record of a run on disk: a line per epoch, what happened to it, and where it is now.
+"""The record of a run on disk: a line per epoch, notes for the user, and the current progress.
 
-It is the truth that trackers copy.
+Experiment trackers copy it; they are not needed to read it.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from yolov7.system.files import write_whole
+from yolov7.errors import ArtifactError, one_line
+from yolov7.system.files import is_file, write_whole
 
-PROGRESS = "progress.json"  # where it is now; gone until a start's first step, if whoever starts it deletes it
+PROGRESS = "progress.json"  # the current progress; it exists after the first step of a start that deletes it before
 NOTES = "notes.txt"  # a line for everything that the user should know; whoever starts a run may delete it
+_EPOCHS = "epochs.jsonl"
 
-# what an epoch's line says beside its number, if it was measured
+# the measured values of an epoch's line; some may be missing or null
 FIGURES = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+_SHOWN = ("step", "total_steps", "epochs_done", "box", "objectness", "classification", "images_per_second")
 
 
-class Record:
-    """Appends to `epochs.jsonl` and `notes.txt` and refreshes `progress.json` in a run's folder."""
+@final
+class RunRecord:
+    """Writer of the files `epochs.jsonl`, `notes.txt` and `progress.json` in a run's folder.
+
+    Attributes:
+        last_epoch: The number of the last recorded epoch; 0 if there is none.
+    """
 
     def __init__(self, folder: Path, *, refresh_seconds: float = 0.5) -> None:
+        """Open the record of a run.
+
+        Args:
+            folder: The folder of the run, which is created if it is missing.
+            refresh_seconds: The shortest time between two writes of the progress.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self._epochs = folder / "epochs.jsonl"
-        self._notes = folder / NOTES
-        self._progress = folder / PROGRESS
+        self._folder = folder
         self.last_epoch = 0
         self._refresh_seconds = refresh_seconds
         self._refreshed = 0.0
 
     def start_after(self, epoch: int) -> None:
-        """Drops the lines of epochs that will be done again."""
-        kept = [line for line in read_epochs(self._epochs.parent) if line["epoch"] <= epoch]
-        write_whole(self._epochs, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Delete the lines of epochs that will be trained again.
+
+        Args:
+            epoch: The last epoch whose line is kept.
+
+        Raises:
+            ArtifactError: The record is damaged. If no epoch is kept, a damaged record is deleted instead.
+        """
+        kept = [line for line in read_epochs(self._folder) if line["epoch"] <= epoch] if epoch else []
+        self._write_epochs(kept)
         self.last_epoch = kept[-1]["epoch"] if kept else 0
 
-    def add_epoch(self, line: dict[str, Any]) -> None:
-        """Adds what an epoch measured; `line` holds `epoch`, counted from 1."""
-        with self._epochs.open("a", encoding="utf-8") as file:
+    def add_epoch(self, line: Mapping[str, Any]) -> None:
+        """Append the line of an epoch.
+
+        Args:
+            line: The measured values; `epoch` is the number of the epoch, counted from 1.
+        """
+        with (self._folder / _EPOCHS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.last_epoch = line["epoch"]
 
-    def amend(self, figures: dict[str, Any]) -> None:
-        """Puts other figures into the last epoch's line, all at once."""
-        lines = read_epochs(self._epochs.parent)
+    def amend(self, figures: Mapping[str, Any]) -> None:
+        """Replace values of the last epoch's line.
+
+        Args:
+            figures: The new values.
+        """
+        lines = read_epochs(self._folder)
         lines[-1] |= figures
-        write_whole(self._epochs, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._write_epochs(lines)
 
     def add_note(self, text: str) -> None:
-        """Adds a line about something that the user should know."""
-        with self._notes.open("a", encoding="utf-8") as file:
+        """Append a line that the user should see.
+
+        Args:
+            text: The note; line breaks become spaces.
+        """
+        with (self._folder / NOTES).open("a", encoding="utf-8") as file:
             file.write(" ".join(text.split()) + "\n")
 
-    def show(self, progress: dict[str, Any], *, now: bool = False) -> None:
-        """Refreshes the progress, at most every `refresh_seconds` unless asked to do it now."""
+    def show(self, progress: Mapping[str, float], *, now: bool = False) -> None:
+        """Write the current progress, unless it was written a moment ago.
+
+        Args:
+            progress: The values to show.
+            now: Whether to write in any case.
+        """
         if now or time.monotonic() - self._refreshed > self._refresh_seconds:
             self._refreshed = time.monotonic()
-            write_whole(self._progress, json.dumps(progress).encode(), durable=False)
+            write_whole(self._folder / PROGRESS, json.dumps(progress).encode(), durable=False)
+
+    def _write_epochs(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        write_whole(self._folder / _EPOCHS, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a record; a last line that was cut short is left out."""
-    path = folder / "epochs.jsonl"
-    if not path.is_file():
+    """Read the lines of a record.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        One mapping per epoch, in order; an incomplete last line, which may be in the middle of being written, is left
+        out.
+
+    Raises:
+        ArtifactError: A line is damaged.
+    """
+    path = folder / _EPOCHS
+    if not is_file(path):
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return list(_parse_lines(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path}: is damaged ({one_line(error, limit=120)}); delete {folder} to train from the beginning"
+        ) from None
 
 
 def best_line(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The epoch with the highest AP on val, of several the first; None where AP was not measured."""
+    """Find the epoch with the highest AP on the validation split.
+
+    Args:
+        lines: The lines of a record.
+
+    Returns:
+        The first of the best lines; None if AP was never measured.
+    """
     measured = [line for line in lines if line.get("AP") is not None]
     return max(measured, key=lambda line: float(line["AP"]), default=None)
 
 
 def read_notes(folder: Path) -> list[str]:
-    """What the user should know, oldest first."""
+    """Read the notes of a run.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        The notes, oldest first.
+    """
     path = folder / NOTES
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if is_file(path) else []
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
-    """The latest progress; empty before there is any."""
-    path = folder / PROGRESS
+def read_progress(folder: Path) -> dict[str, float]:
+    """Read the current progress of a run.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        The last written values; empty if there are none, or if the file is damaged. They are for display only.
+    """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads((folder / PROGRESS).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return content
+    if not isinstance(content, dict) or not all(_is_number(value) for value in content.values()):
+        return {}
+    return content if all(name in content for name in _SHOWN) else {}
+
+
+def _parse_lines(text: str) -> Iterator[dict[str, Any]]:
+    last = 0
+    for number, encoded in enumerate(text.split("\n")[:-1], start=1):
+        line = json.loads(encoded)
+        if not isinstance(line, dict) or not all(isinstance(v, (int, float, str, type(None))) for v in line.values()):
+            raise ValueError(f"line {number} is not a mapping of names to numbers and texts")
+        epoch = line.get("epoch")
+        if type(epoch) is not int or epoch <= last:
+            raise ValueError(f"line {number} does not have the number of a later epoch than the line before")
+        for name in FIGURES:
+            value = line.get(name)
+            if value is not None and not (_is_number(value) and (0 <= value <= 1 or not name.startswith("AP"))):
+                raise ValueError(f"{name} of line {number} is not a possible value")
+        last = epoch
+        yield line
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is a float, also infinity or NaN, or an integer that a float can hold."""
+    return isinstance(value, float) or (type(value) is int and value.bit_length() < 64)

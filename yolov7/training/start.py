@@ -1,4 +1,4 @@
-"""What a run starts from: a model with anchors that suit the data, and with other weights if the settings name some."""
+"""The model that a run starts from: its anchors, its initial weights, and which of its rows are trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolov7.errors import SpecError, suggest
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
-from yolov7.training.anchors import WANTED_RECALL, choose_anchors, with_anchors
+from yolov7.training.anchors import SMALLEST_SIDE, choose_anchors, count_small_boxes, with_anchors
 from yolov7.training.averaging import lineage, weights_id
 from yolov7.training.job import TrainJob
 from yolov7.weights.transfer import transfer
@@ -20,17 +20,37 @@ from yolov7.weights.weight_files import load_weights
 
 @dataclass(frozen=True)
 class Start:
-    """`ancestors`: the ids of the weights that the model comes from, oldest first. `notes`: what a user should know."""
+    """The start of a run.
+
+    Attributes:
+        model: The initial model, on the CPU.
+        ancestors: The ids of the weights that the model comes from, oldest first (see `averaging.lineage`).
+        notes: What the user should know about the data and the anchors.
+    """
 
     model: DetectionModel
     ancestors: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
-def begin(job: TrainJob, index: ImageIndex) -> Start:
-    """The model of a job, on the CPU; its random weights are those of torch's generator as it is."""
+def build_start(job: TrainJob, index: ImageIndex) -> Start:
+    """Build the model that a run starts from.
+
+    Weights that no file provides are random and drawn from torch's global generator.
+
+    Args:
+        job: The run.
+        index: The training split.
+
+    Returns:
+        The model and what to say about it.
+
+    Raises:
+        ArtifactError: The weights to start from cannot be used.
+        SpecError: The last row to freeze does not exist.
+    """
     settings = job.settings
-    spec, notes = _suit(job.spec, index, settings)
+    spec, anchor_notes = _choose_spec(job.spec, index, settings)
     model = DetectionModel(spec, num_classes=len(index.class_names))
     if settings.weights is None:
         ancestors: tuple[str, ...] = (weights_id(model),)
@@ -39,40 +59,87 @@ def begin(job: TrainJob, index: ImageIndex) -> Start:
         ancestors = lineage(source.model, source.training)
         transfer(model, source.model, weights=settings.weights)
     freeze(model, last=settings.freeze)
-    return Start(model, ancestors, notes)
+    return Start(model, ancestors, (*describe_small_boxes(index, settings), *anchor_notes))
+
+
+def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[str, ...]:
+    """Say how many boxes are too small to be learned.
+
+    Args:
+        index: The training split.
+        settings: The settings of the run.
+
+    Returns:
+        One sentence; nothing if no box is too small.
+    """
+    small, total = count_small_boxes(index, image_size=settings.image_size, smallest=SMALLEST_SIDE)
+    if not small:
+        return ()
+    share = "" if small == total else f" ({small / total:.1%})"
+    return (
+        f"{small} of {total} boxes{share} are smaller than {SMALLEST_SIDE:g} pixels at "
+        f"image_size={settings.image_size} and are not learned; raise image_size",
+    )
 
 
 def freeze(model: DetectionModel, *, last: str | None) -> None:
-    """Keeps the weights of all rows up to and including this one from being trained; SpecError where it is no row."""
+    """Exclude the weights of the first rows from training.
+
+    Args:
+        model: The model.
+        last: The last row that is frozen; None freezes nothing.
+
+    Raises:
+        SpecError: The model has no such row.
+    """
     for row in frozen_rows(model, last=last):
         row.requires_grad_(False)
 
 
 def set_training(model: DetectionModel, *, frozen: str | None) -> None:
-    """Training mode, in which the batch norm of frozen rows keeps its statistics."""
+    """Set the model to training mode, except for frozen rows, whose batch norm keeps its statistics.
+
+    Args:
+        model: The model.
+        frozen: The last row that is frozen; None if none is.
+
+    Raises:
+        SpecError: The model has no such row.
+    """
     model.train()
     for row in frozen_rows(model, last=frozen):
         row.eval()
 
 
 def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:
-    """The modules of the rows from the image to this one; none for None."""
+    """List the modules of the frozen rows.
+
+    Args:
+        model: The model.
+        last: The last row that is frozen; None if none is.
+
+    Returns:
+        The modules from the first row to this one.
+
+    Raises:
+        SpecError: The model has no such row.
+    """
     if last is None:
         return []
     names = list(model.rows)
     if last not in names:
         raise SpecError(
-            f"train.freeze={last!r} is no row of spec {model.spec.name!r}{suggest(last, names)}; name one of its rows"
+            f"freeze={last!r} is not a row of spec {model.spec.name!r}{suggest(last, names)}; name one of its rows"
         )
     return [model.rows[name] for name in names[: names.index(last) + 1]]
 
 
-def _suit(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> tuple[ModelSpec, tuple[str, ...]]:
-    """The spec, with other anchors where the settings want them, and what is to be said of it."""
+def _choose_spec(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Return the spec with the anchors that are trained, and what to say about them."""
     if settings.anchors == "spec":
         return spec, ()
     threshold = settings.loss.anchor_threshold
     choice = choose_anchors(spec, index, image_size=settings.image_size, threshold=threshold, mode=settings.anchors)
     if choice.uses_fitted:
         return with_anchors(spec, choice.fitted_px), (str(choice),)
-    return spec, (str(choice),) if choice.own.recall < WANTED_RECALL else ()
+    return spec, () if choice.own.is_sufficient else (str(choice),)

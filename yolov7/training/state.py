@@ -1,4 +1,4 @@
-"""All that a training run changes as it goes, and the way from there to a checkpoint and back."""
+"""The mutable state of a training run, and its conversion to and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,49 +18,77 @@ from yolov7.training.optim import Schedule, build_optimizer
 
 @dataclass
 class Progress:
-    """How far a run is: with the seed it says which batches are still to come. And the sums of the epoch under way."""
+    """How far a run is, which together with the seed determines its next batches; and sums over the current epoch.
 
-    losses: Tensor  # box, objectness, classification, summed over the epoch's steps
-    epoch: int = 0  # epochs that are done
-    batch: int = 0  # steps of the epoch under way that are done, whatever the number of workers
-    step: int = 0  # steps since the beginning
-    images: int = 0  # of the epoch under way
-    wait: float = 0.0  # seconds of it that steps waited for the loader
+    Attributes:
+        losses: Box, objectness and classification loss (3,), summed over the steps of the current epoch.
+        epoch: Completed epochs.
+        batch: Completed steps of the current epoch, counted once for all workers.
+        step: Completed steps since the beginning.
+        images: Images of the current epoch so far.
+        wait: Seconds of the current epoch in which training waited for the loader.
+        epoch_seconds: Seconds of training in the current epoch.
+        seconds: Seconds of training since the beginning.
+        skipped_steps: Steps whose loss or gradient was not finite.
+        rollbacks: How often the run returned to a checkpoint because it had diverged.
+    """
+
+    losses: Tensor
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    wait: float = 0.0
     epoch_seconds: float = 0.0
-    seconds: float = 0.0  # of training since the beginning
+    seconds: float = 0.0
     skipped_steps: int = 0
     rollbacks: int = 0
 
     def add_time(self, seconds: float) -> None:
+        """Add training time.
+
+        Args:
+            seconds: The time since the last call.
+        """
         self.epoch_seconds += seconds
         self.seconds += seconds
 
     def end_epoch(self) -> None:
+        """Count the current epoch as completed and reset its sums."""
         self.epoch += 1
         self.losses = torch.zeros_like(self.losses)
         self.batch, self.images, self.wait, self.epoch_seconds = 0, 0, 0.0, 0.0
 
     def mean_losses(self) -> dict[str, float]:
-        """Over the epoch's steps."""
+        """Return the mean of each loss over the steps of the current epoch, by name."""
         names = ("box", "objectness", "classification")
         return dict(zip(names, (self.losses / max(self.batch, 1)).tolist(), strict=True))
 
     def rates(self) -> dict[str, float]:
+        """Return the speed of the current epoch and the share of its time that was spent waiting for the loader."""
         seconds = max(self.epoch_seconds, 1e-9)
         return {"images_per_second": self.images / seconds, "loader_wait_share": self.wait / seconds}
 
     def plain(self) -> dict[str, Any]:
-        """Numbers and a list."""
+        """Return all fields, with the losses as a list of numbers."""
         return {**vars(self), "losses": self.losses.tolist()}
 
 
 @final
 class TrainState:
-    """Model, average, optimizer and progress.
+    """Model, moving average, optimizer, gradient scaler and progress.
 
-    `mark` remembers a moment in which no gradient waits for the optimizer. Until the next one only the model's buffers
-    (the statistics of batch norm) and the progress move, so that keeping these two is enough to go back to it: a
-    checkpoint is always of the last mark, and a skipped step leaves no trace.
+    A restore point is a moment in which no accumulated gradient waits for the optimizer. Until the next restore point,
+    only the model's buffers (the statistics of batch norm) and the progress change. Copies of these two are therefore
+    enough to return to it. Checkpoints always hold the state at the last restore point, and a skipped step leaves no
+    trace.
+
+    Attributes:
+        model: The model that is trained.
+        ema: The moving average of its weights.
+        optimizer: The optimizer.
+        scaler: The scaler of the loss, which does nothing unless the precision is float16.
+        progress: How far the run is.
     """
 
     def __init__(
@@ -72,38 +100,54 @@ class TrainState:
         scales_loss: bool,
         device: torch.device,
     ) -> None:
+        """Create the state of a run at its beginning.
+
+        Args:
+            model: The initial model, on the device.
+            settings: The settings of the run.
+            schedule: The schedule of learning rates.
+            scales_loss: Whether the loss is scaled, as float16 needs it.
+            device: The device that training runs on.
+        """
         self.model = model
         self.ema = Ema(model, decay=settings.optim.ema_decay, ramp=settings.optim.ema_ramp)
         self.optimizer = build_optimizer(model, settings.optim, schedule=schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales_loss)
         self.progress = Progress(losses=torch.zeros(3, device=device))
         self._buffers = dict(model.named_buffers())
-        self._marked_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        self._marked_progress = dataclasses.replace(self.progress)
+        self._saved_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        self._saved_progress = dataclasses.replace(self.progress)
 
-    def mark(self) -> None:
-        """No gradient waits now."""
-        torch._foreach_copy_(list(self._marked_buffers.values()), list(self._buffers.values()))
-        self._marked_progress = dataclasses.replace(self.progress)
+    def set_restore_point(self) -> None:
+        """Make this moment the restore point. No accumulated gradient may wait for the optimizer."""
+        torch._foreach_copy_(list(self._saved_buffers.values()), list(self._buffers.values()))
+        self._saved_progress = dataclasses.replace(self.progress)
 
-    def put_buffers_back(self) -> None:
-        """Undoes what the model's passes since the last mark did to its buffers."""
-        torch._foreach_copy_(list(self._buffers.values()), list(self._marked_buffers.values()))
+    def restore_buffers(self) -> None:
+        """Return the model's buffers to their values at the restore point."""
+        torch._foreach_copy_(list(self._buffers.values()), list(self._saved_buffers.values()))
 
     def is_finite(self) -> bool:
-        """Whether training can go on from these weights."""
+        """Return whether all weights and all values of the optimizer are finite."""
         tensors = [parameter.detach() for parameter in self.model.parameters()]
         for state in self.optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
         return bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors, float("inf")))).all())
 
     def checkpoint(self, *, fingerprint: str) -> Checkpoint:
-        """A copy of the state at the last mark, on the CPU."""
+        """Copy the state at the restore point to the CPU.
+
+        Args:
+            fingerprint: Identifies the run.
+
+        Returns:
+            A checkpoint that shares no memory with the state.
+        """
         model = self.model.state_dict()
-        model.update({name: value for name, value in self._marked_buffers.items() if name in model})
+        model.update({name: value for name, value in self._saved_buffers.items() if name in model})
         return Checkpoint(
             fingerprint=fingerprint,
-            progress=self._marked_progress.plain(),
+            progress=self._saved_progress.plain(),
             model=_on_cpu(model),
             ema=_on_cpu(self.ema.model.state_dict()),
             ema_updates=self.ema.updates,
@@ -112,7 +156,11 @@ class TrainState:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes to the state of a checkpoint."""
+        """Change the state to that of a checkpoint.
+
+        Args:
+            checkpoint: A checkpoint of a run with the same fingerprint.
+        """
         losses = torch.tensor(checkpoint.progress["losses"], device=self.progress.losses.device)
         self.progress = Progress(**{**checkpoint.progress, "losses": losses})
         self.model.load_state_dict(checkpoint.model)
@@ -121,11 +169,11 @@ class TrainState:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.optimizer.zero_grad()
         self.scaler.load_state_dict(checkpoint.scaler)
-        self.mark()
+        self.set_restore_point()
 
 
 def _on_cpu(value: Any) -> Any:
-    """A copy of nested containers whose tensors are copies too."""
+    """Copy nested containers with copies of their tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""One training step: forward, loss, backward and, when the batch is together, the optimizer. And what is skipped."""
+"""One training step: forward pass, loss, backward pass and, if enough gradients are summed, a step of the optimizer."""
 
 from __future__ import annotations
 
@@ -24,28 +24,37 @@ from yolov7.training.worker import Worker
 
 log = logging.getLogger(__name__)
 
-MOST_SKIPPED_IN_A_ROW = 20
-_RATE_AFTER_ROLLBACK = 0.5  # going on as before would lead to the same place
+MAX_SKIPPED_IN_A_ROW = 20
+_RATE_AFTER_ROLLBACK = 0.5  # an unchanged rate would diverge at the same step again
 
 
 class DivergedError(Exception):
-    """Training cannot go on from where it is; the message says why."""
+    """Training cannot continue from the current state; the message gives the reason."""
 
 
 @final
 class Stepper:
-    """Moves a state step by step.
+    """Takes training steps.
 
-    A step whose loss or gradients are not finite is skipped and counted; DivergedError after many in a row.
+    A step whose loss or gradient is not finite is skipped and counted.
     """
 
     def __init__(
         self, job: TrainJob, worker: Worker, state: TrainState, *, schedule: Schedule, dtype: torch.dtype
     ) -> None:
+        """Prepare training steps.
+
+        Args:
+            job: The run.
+            worker: This process.
+            state: The state, which steps change.
+            schedule: The schedule of learning rates.
+            dtype: The type of activations in the forward pass.
+        """
         model, settings = state.model, job.settings
         self._job, self._worker, self._state, self._schedule, self._dtype = job, worker, state, schedule, dtype
-        self._shared = _share(model, worker) if worker.world_size > 1 else None
-        runner = self._shared or model
+        self._distributed = _distribute(model, worker) if worker.world_size > 1 else None
+        runner = self._distributed or model
         self._runner: nn.Module = torch.compile(runner) if settings.compile else runner  # type: ignore[assignment]
         self._stride = max(model.strides)
         self._loss = DetectionLoss(
@@ -55,118 +64,140 @@ class Stepper:
             image_size=settings.image_size,
             settings=settings.loss,
         )
-        self._waiting = 0  # steps whose gradients wait for the optimizer
-        self._is_summed = True  # the gradients that wait, over all workers
+        self._pending = 0  # steps whose gradients wait for the optimizer
+        self._is_summed = True  # whether the pending gradients are summed over all workers
         self._skipped_in_a_row = 0
 
     @property
-    def is_steady(self) -> bool:
-        """Whether the last step was a good one."""
+    def last_step_succeeded(self) -> bool:
+        """Whether the last step was not skipped."""
         return self._skipped_in_a_row == 0
 
     def lr(self, step: int) -> float:
-        """The learning rate of most parameters at a step."""
+        """Return the learning rate of all parameters but the biases.
+
+        Args:
+            step: The number of a step, counted from 0 over the whole run.
+        """
         return self._schedule.at(step).lr * self._rate_share
 
     def step(self, batch: Batch) -> None:
-        """One step on a batch of this worker's."""
+        """Take one step.
+
+        Args:
+            batch: This worker's share of the batch, which may be empty if there are several workers.
+
+        Raises:
+            DivergedError: Many steps in a row had to be skipped.
+        """
         progress = self._state.progress
         plan = self._schedule.at(progress.step)
         apply_plan(self._state.optimizer, plan, share=self._rate_share)
         self._add_gradients(batch)
-        due = self._schedule.moves(progress.step, waiting=self._waiting)
+        is_due = self._schedule.is_optimizer_step(progress.step, pending=self._pending)
         progress.step += 1
         progress.batch += 1
-        if due:
-            self._move()
-        self.settle()
+        if is_due:
+            self._step_optimizer()
+        self.set_restore_point()
 
     def end_epoch(self) -> None:
-        """Uses up the gradients that wait, where the schedule wants none carried over."""
-        if self._schedule.moves_at_epoch_end:
-            self._move()
-            self.settle()
+        """Use the pending gradients at the end of an epoch, unless the schedule carries them over.
 
-    def settle(self) -> None:
-        """Marks the state as one to go back to, if it is."""
-        if self._waiting == 0:
-            self._state.mark()
+        Raises:
+            DivergedError: Many steps in a row had to be skipped.
+        """
+        if self._schedule.steps_at_epoch_end:
+            self._step_optimizer()
+            self.set_restore_point()
+
+    def set_restore_point(self) -> None:
+        """Make this moment the restore point of the state, if no gradients are pending."""
+        if self._pending == 0:
+            self._state.set_restore_point()
 
     def reset(self) -> None:
-        """Forgets what led to where the state no longer is."""
-        self._waiting = self._skipped_in_a_row = 0
+        """Forget pending gradients and skipped steps, after the state was restored from a checkpoint."""
+        self._pending = self._skipped_in_a_row = 0
         self._is_summed = True
 
     def _add_gradients(self, batch: Batch) -> None:
-        progress, worker, comes_last = self._state.progress, self._worker, self._comes_last()
-        with self._gradients_kept_back(not comes_last):
+        progress, worker, is_last = self._state.progress, self._worker, self._is_last_of_sum()
+        with self._without_communication(not is_last):
             parts = self._loss(
-                self._maps(batch),
+                self._forward(batch),
                 batch.targets.to(worker.device),
-                sum_over_ranks=worker.sum_of if worker.world_size > 1 else None,
+                sum_over_ranks=worker.sum_over_workers if worker.world_size > 1 else None,
             )
-            mine = [parts.total.detach(), parts.box, parts.objectness, parts.classification]
-            total, *losses, images = worker.sum_of(torch.stack([*mine, parts.total.new_tensor(len(batch.index))]))
+            own = [parts.total.detach(), parts.box, parts.objectness, parts.classification]
+            total, *losses, images = worker.sum_over_workers(
+                torch.stack([*own, parts.total.new_tensor(len(batch.index))])
+            )
             progress.images += int(images)
-            if not torch.isfinite(total):  # on no worker then
+            if not torch.isfinite(total):  # the same on all workers
                 self._skip("the loss", steps=1)
                 return
-            # DDP averages gradients over processes; the sum over all images is what the schedule is made for
+            # DDP averages gradients over processes, but the schedule expects the sum over all images
             scaled: Tensor = self._state.scaler.scale(parts.total * worker.world_size)
             scaled.backward()  # type: ignore[no-untyped-call]
-        self._waiting += 1
-        self._is_summed = comes_last
-        progress.losses = progress.losses + torch.stack(losses)  # the mark keeps the old one
+        self._pending += 1
+        self._is_summed = is_last
+        progress.losses = progress.losses + torch.stack(losses)  # not in place: the restore point keeps the old tensor
 
-    def _comes_last(self) -> bool:
-        """Whether the optimizer is to move after this step."""
+    def _is_last_of_sum(self) -> bool:
+        """Return whether the optimizer is due after this step."""
         progress, schedule = self._state.progress, self._schedule
         ends_epoch = progress.batch + 1 == schedule.steps_per_epoch
-        return schedule.moves(progress.step, waiting=self._waiting + 1) or (ends_epoch and schedule.moves_at_epoch_end)
+        is_due = schedule.is_optimizer_step(progress.step, pending=self._pending + 1)
+        return is_due or (ends_epoch and schedule.steps_at_epoch_end)
 
-    def _gradients_kept_back(self, keep: bool) -> AbstractContextManager[None]:
-        """A backward pass whose gradients are added to those that wait, without a word to the other workers."""
-        return self._shared.no_sync() if keep and self._shared is not None else nullcontext()
+    def _without_communication(self, condition: bool) -> AbstractContextManager[None]:
+        """Let a backward pass add its gradients to the pending ones without summing them over the workers."""
+        return self._distributed.no_sync() if condition and self._distributed is not None else nullcontext()
 
-    def _maps(self, batch: Batch) -> HeadMaps:
-        """Of the batch's images; none where this worker has no share of a step, which it takes with the others."""
+    def _forward(self, batch: Batch) -> HeadMaps:
+        """Compute the maps of the batch's images.
+
+        A worker whose share is empty computes those of a black image, because all workers must take part in a step,
+        and returns maps of no image.
+        """
         count = len(batch.index)
         images = self._prepare(batch.images if count else batch.images.new_zeros(1, *batch.images.shape[1:]))
         has_statistics = count > 1 or (count == 1 and images.shape[-1] > self._stride)  # one cell has no variance
         with (
             autocast(self._dtype, self._worker.device),
-            nullcontext() if has_statistics else _fixed_statistics(self._runner),
+            nullcontext() if has_statistics else _running_statistics(self._runner),
         ):
             maps = HeadMaps(*self._runner(images))
         return maps if count else HeadMaps(*(tuple(m[:0] for m in head) for head in maps))
 
-    def _move(self) -> None:
-        if self._waiting == 0:
+    def _step_optimizer(self) -> None:
+        if self._pending == 0:
             return
-        state, waiting, self._waiting = self._state, self._waiting, 0
+        state, pending, self._pending = self._state, self._pending, 0
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-        if not self._is_summed:  # the step that was to come last was skipped
-            self._worker.average(gradients)
+        if not self._is_summed:  # because the last step of the sum was skipped
+            self._worker.average_in_place(gradients)
             self._is_summed = True
         state.scaler.unscale_(state.optimizer)
-        finite = bool(torch.isfinite(nn.utils.get_total_norm(gradients)))  # the same on all workers
-        if finite:
+        is_finite = bool(torch.isfinite(nn.utils.get_total_norm(gradients)))  # the same on all workers
+        if is_finite:
             state.scaler.step(state.optimizer)
             state.ema.update(state.model)
         state.scaler.update()
         state.optimizer.zero_grad()
-        if finite:
+        if is_finite:
             self._skipped_in_a_row = 0
         else:
-            self._skip("the gradient", steps=waiting)
+            self._skip("the gradient", steps=pending)
 
     def _skip(self, what: str, *, steps: int) -> None:
         progress = self._state.progress
         progress.skipped_steps += steps
         self._skipped_in_a_row += steps
-        self._state.put_buffers_back()  # not finite either
+        self._state.restore_buffers()  # the statistics of batch norm may not be finite either
         log.info("step %d skipped: %s is not finite", progress.step, what)
-        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise DivergedError(f"{what} was not finite in {self._skipped_in_a_row} steps in a row")
 
     @property
@@ -192,8 +223,11 @@ class Stepper:
 
 
 @contextmanager
-def _fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm with its running statistics, left as they are; not where it waits for what other workers have."""
+def _running_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch norm use its running statistics without changing them.
+
+    Synchronised batch norm is not affected, because it must exchange statistics with the other workers.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     for norm in norms:
         norm.eval()
@@ -204,8 +238,8 @@ def _fixed_statistics(model: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def _share(model: DetectionModel, worker: Worker) -> DistributedDataParallel:
-    """The model with gradients, and statistics if wanted, over all workers; its tensors stay the model's own."""
+def _distribute(model: DetectionModel, worker: Worker) -> DistributedDataParallel:
+    """Wrap the model so that gradients, and statistics if wanted, are combined over all workers."""
     if worker.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # in place
     return DistributedDataParallel(model, device_ids=[worker.device.index] if worker.device.type == "cuda" else None)

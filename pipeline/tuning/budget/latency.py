@@ -1,7 +1,8 @@
-"""Latency of models that are not trained yet: it hangs on the structure alone."""
+"""Latency of models before any training; it depends only on their structure."""
 
 from __future__ import annotations
 
+import platform
 import random
 import time
 from collections.abc import Sequence
@@ -17,9 +18,18 @@ _ROUNDS = Rounds(count=5, seconds=0.1, warmup_seconds=0.1)
 
 
 def measure_latency(models: Sequence[tuple[str, int]], *, num_classes: int, threads: int, cuda: bool) -> list[float]:
-    """The median milliseconds of each model, given as (spec as JSON, image size), at batch 1.
+    """Measure the latency of deployed models with random weights at batch 1, without suppression.
 
-    The models are deployed ones with random weights, without suppression, measured in interleaved rounds.
+    The models are measured in interleaved rounds, so that a slow moment of the machine affects all of them.
+
+    Args:
+        models: Each model's spec as JSON and its image size in pixels.
+        num_classes: The number of classes that the models detect.
+        threads: The number of CPU threads.
+        cuda: Whether to measure on the GPU.
+
+    Returns:
+        The median milliseconds of each model.
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if cuda else "cpu")
@@ -29,14 +39,12 @@ def measure_latency(models: Sequence[tuple[str, int]], *, num_classes: int, thre
 
 
 def device_name(*, cuda: bool, threads: int) -> str:
-    """What a latency belongs to."""
-    import platform
-
+    """Return the name of the device that a latency was measured on."""
     return torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {threads} threads"
 
 
 class _Subject:
-    """One model, ready to run; a call gives the seconds of one image."""
+    """A model whose call processes one image and returns the seconds it took."""
 
     def __init__(self, spec_json: str, image_size: int, *, num_classes: int, device: torch.device) -> None:
         self._model = fuse(DetectionModel(spec_from_json(spec_json), num_classes=num_classes).eval()).to(device)

@@ -1,4 +1,4 @@
-"""What a budget holds: how fast models train here, how long each trial trains, and which trials still fit."""
+"""What a budget allows: how long each trial trains, what it takes of the budget, and which trials still fit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from typing import NamedTuple
 from pipeline.tuning.budget.amount import Budget, show_amount
 from pipeline.tuning.search.search import Trial
 from pipeline.tuning.search.space import Candidate
+from yolov7.errors import SettingError
 
 Strata = Sequence[Sequence[Candidate]]
 
-_VAL_COST = 0.5  # an image validated, in images trained; corrected by what trials take
-_WRAP_UP = 20.0  # seconds that the results may take at the end, at most a tenth of the budget
+_VAL_COST = 0.5  # cost of validating an image relative to training on one; corrected by the durations of trials
+_RESULTS_SECONDS = 20.0  # time that is reserved for writing the results, at most a tenth of the budget
 
 
-class Probe(NamedTuple):
-    """A few steps of training one model: its training GFLOPs, seconds before the first step, seconds an image."""
+class SpeedSample(NamedTuple):
+    """Measurement of a few training steps of one model.
+
+    Attributes:
+        training_gflops: GFLOPs of one forward pass of the model as it is trained.
+        startup: Seconds before the first step.
+        per_image: Seconds of training per image.
+    """
 
     training_gflops: float
     startup: float
@@ -28,55 +35,70 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a trial: `startup`, and for each image `per_image` plus `per_gflop` for each GFLOP of a forward."""
+    """Linear model of a trial's duration.
+
+    Attributes:
+        startup: Seconds before the first step.
+        per_image: Seconds per image that do not depend on the model.
+        per_gflop: Seconds per image and GFLOP of a forward pass.
+    """
 
     startup: float
     per_image: float
     per_gflop: float
 
 
-def fit_speed(probes: Sequence[Probe]) -> Speed:
-    """From a cheap and a dear model, which ran side by side as trials do."""
-    cheap, dear = min(probes), max(probes)
-    extent = dear.training_gflops - cheap.training_gflops
-    per_gflop = max((dear.per_image - cheap.per_image) / extent, 0.0) if extent > 0 else 0.0
+def fit_speed(samples: Sequence[SpeedSample]) -> Speed:
+    """Fit a speed to a cheap and an expensive model that were measured side by side, as trials run."""
+    cheap, expensive = min(samples), max(samples)
+    extent = expensive.training_gflops - cheap.training_gflops
+    per_gflop = max((expensive.per_image - cheap.per_image) / extent, 0.0) if extent > 0 else 0.0
     per_image = max(cheap.per_image - per_gflop * cheap.training_gflops, 0.0)
-    return Speed(max(cheap.startup, dear.startup), per_image, per_gflop)
+    return Speed(max(cheap.startup, expensive.startup), per_image, per_gflop)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How each trial trains: epochs, between how many of them it validates, images an epoch, and trials at once."""
+class TrialPlan:
+    """How every trial of a search trains.
+
+    Attributes:
+        epochs: Epochs of a whole trial.
+        train_images: Images of an epoch.
+        val_images: Images of a validation.
+        batch_size: Images of a step.
+        concurrent_trials: Number of trials that run at the same time.
+        speed: How fast models train; None if the budget is not a time.
+    """
 
     epochs: int
     train_images: int
     val_images: int
     batch_size: int
-    at_once: int
-    speed: Speed | None = None  # None: where time does not count
+    concurrent_trials: int
+    speed: Speed | None = None
 
     @property
     def validate_every(self) -> int:
-        """At every eighth of a trial, or every epoch."""
+        """Epochs between two validations: an eighth of a trial, at least one."""
         return max(1, self.epochs // 8)
 
     @property
     def images(self) -> int:
-        """That a whole trial trains on."""
+        """Images that a whole trial trains on."""
         return self.epochs * self.train_images
 
     @property
     def steps(self) -> int:
-        """Of a whole trial."""
+        """Steps of a whole trial."""
         return self.epochs * math.ceil(self.train_images / self.batch_size)
 
     def compute(self, candidate: Candidate, *, steps: int | None = None) -> float:
-        """Training compute of so many steps, or of a whole trial; floating point operations."""
+        """Return the training compute of a number of steps, or of a whole trial, in floating point operations."""
         share = 1.0 if steps is None else steps / self.steps
         return candidate.training_flop(self.images) * share
 
     def seconds(self, candidate: Candidate) -> float:
-        """A whole trial, as the probes have it."""
+        """Return the predicted duration of a whole trial in seconds; 0 if the speed is unknown."""
         if self.speed is None:
             return 0.0
         images = self.images + _VAL_COST * self.val_images * math.ceil(self.epochs / self.validate_every)
@@ -84,19 +106,25 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """The budget, and what of it is used. `amount`: usable; of a time, without what the results take at the end."""
+class BudgetAccount:
+    """A budget, and what trials take of it.
+
+    Attributes:
+        budget: The whole budget.
+        plan: How every trial trains.
+    """
 
     budget: Budget
-    plan: Plan
+    plan: TrialPlan
 
     @property
     def amount(self) -> float:
-        wrap_up = min(_WRAP_UP, self.budget.amount / 10) if self.budget.kind == "seconds" else 0.0
-        return self.budget.amount - wrap_up
+        """The part of the budget that trials may use: all of it, except for the time that the results take."""
+        results = min(_RESULTS_SECONDS, self.budget.amount / 10) if self.budget.kind == "seconds" else 0.0
+        return self.budget.amount - results
 
     def price(self, candidate: Candidate) -> float:
-        """What a whole trial takes of the budget while all devices are busy."""
+        """Return what a whole trial takes of the budget while all devices are busy."""
         match self.budget.kind:
             case "seconds":
                 return self.plan.seconds(candidate)
@@ -106,7 +134,12 @@ class Ledger:
                 return 1.0
 
     def spent(self, trials: Collection[Trial], *, seconds: float) -> float:
-        """Of the budget, what running trials will still need included."""
+        """Return what is spent of the budget, including what running trials have reserved.
+
+        Args:
+            trials: All trials that were started.
+            seconds: Seconds that the search has used.
+        """
         match self.budget.kind:
             case "seconds":
                 return seconds
@@ -116,71 +149,106 @@ class Ledger:
                 return sum(trial.reserved if trial.status == "running" else trial.compute for trial in trials)
 
     def affords(self, candidate: Candidate, trials: Collection[Trial], *, seconds: float) -> bool:
-        """Whether a whole trial of this model still fits."""
+        """Return whether a whole trial of a model still fits into the budget.
+
+        Args:
+            candidate: The model.
+            trials: All trials that were started.
+            seconds: Seconds that the search has used.
+        """
         price = self.price(candidate)
         if self.budget.kind == "seconds":
             price *= self._correction(trials)
         return self.spent(trials, seconds=seconds) + price <= self.amount * (1 + 1e-9)
 
     def expected_trials(self, strata: Strata, *, seconds: float) -> int:
-        """About how many trials fit when all strata are filled alike, those left out of which no model fits."""
+        """Estimate how many trials fit if all strata are filled equally; strata of which no model fits are ignored.
+
+        Args:
+            strata: The models by range of cost.
+            seconds: Seconds that the search has used.
+        """
         most = sum(map(len, strata))
         if self.budget.kind == "trials":
             return min(int(self.budget.amount), most)
         means = [fmean(map(self.price, stratum)) for stratum in strata]
-        fitting = [mean for mean in means if mean <= self._room(seconds)]
-        at_once = self.plan.at_once if self.budget.kind == "seconds" else 1
-        return max(1, min(int(self._room(seconds) * at_once / fmean(fitting)), most)) if fitting else 1
+        fitting = [mean for mean in means if mean <= self._left(seconds)]
+        if not fitting:
+            return 1
+        return max(1, min(int(self._left(seconds) * self._parallel_trials / fmean(fitting)), most))
 
     def holds(self, trials: int, strata: Strata, *, seconds: float) -> bool:
-        """Whether so many trials of the mean cost fit."""
-        at_once = self.plan.at_once if self.budget.kind == "seconds" else 1
-        mean = fmean(fmean(map(self.price, stratum)) for stratum in strata)
-        return trials * mean <= self._room(seconds) * at_once and max(map(self.price, strata[-1])) <= self._room(
-            seconds
-        )
+        """Return whether a number of trials of average cost fits, and one trial of the most expensive model.
 
-    def _room(self, seconds: float) -> float:
+        Args:
+            trials: The number of trials.
+            strata: The models by range of cost, the cheapest range first.
+            seconds: Seconds that the search has used.
+        """
+        mean, left = fmean(fmean(map(self.price, stratum)) for stratum in strata), self._left(seconds)
+        return trials * mean <= left * self._parallel_trials and max(map(self.price, strata[-1])) <= left
+
+    @property
+    def _parallel_trials(self) -> int:
+        """Trials that share each unit of the budget: those that run at the same time share the time."""
+        return self.plan.concurrent_trials if self.budget.kind == "seconds" else 1
+
+    def _left(self, seconds: float) -> float:
         return self.amount - (seconds if self.budget.kind == "seconds" else 0.0)
 
     def _correction(self, trials: Collection[Trial]) -> float:
-        """What complete trials took, as a multiple of what the probes promised."""
-        taken = [
+        """Return the median ratio of the durations of whole trials to their predictions."""
+        ratios = [
             trial.seconds / self.plan.seconds(trial.candidate)
             for trial in trials
-            if trial.status == "complete" and trial.seconds
+            if trial.status == "complete" and trial.epochs >= self.plan.epochs and trial.seconds
         ]
-        return median(taken) if taken else 1.0
+        return median(ratios) if ratios else 1.0
 
 
-def choose_epochs(ledger: Ledger, strata: Strata, *, trials: int, seconds: float) -> Ledger:
-    """The ledger with as many epochs a trial, at most the plan's, as leave room for so many trials; at least one.
+def choose_epochs(account: BudgetAccount, strata: Strata, *, trials: int, seconds: float) -> BudgetAccount:
+    """Reduce the epochs of each trial until a number of trials fits into the budget.
 
-    ValueError where not even the cheapest model fits.
+    Args:
+        account: The budget with the largest number of epochs. A budget that is a number of trials is not changed.
+        strata: The models by range of cost.
+        trials: The number of trials that should fit.
+        seconds: Seconds that the search has used.
+
+    Returns:
+        The budget with the chosen number of epochs, at least one.
+
+    Raises:
+        SettingError: If not even one trial of the cheapest model fits.
     """
-    if ledger.budget.kind == "trials":
-        return ledger
-    fewer = range(ledger.plan.epochs, 0, -1)
-    plans = [replace(ledger, plan=replace(ledger.plan, epochs=epochs)) for epochs in fewer]
-    chosen = next((plan for plan in plans if plan.holds(trials, strata, seconds=seconds)), plans[-1])
+    if account.budget.kind == "trials":
+        return account
+    fewer = range(account.plan.epochs, 0, -1)
+    options = [replace(account, plan=replace(account.plan, epochs=epochs)) for epochs in fewer]
+    chosen = next((option for option in options if option.holds(trials, strata, seconds=seconds)), options[-1])
     check_fits(chosen, strata, seconds=seconds)
     return chosen
 
 
-def check_fits(ledger: Ledger, strata: Strata, *, seconds: float) -> None:
-    """ValueError where the budget is smaller than one trial of the cheapest model."""
-    cheapest = min((candidate for stratum in strata for candidate in stratum), key=ledger.price)
-    if ledger.affords(cheapest, (), seconds=seconds):
+def check_fits(account: BudgetAccount, strata: Strata, *, seconds: float) -> None:
+    """Check that the budget holds at least one trial of the cheapest model.
+
+    Args:
+        account: The budget.
+        strata: The models by range of cost.
+        seconds: Seconds that the search has used.
+
+    Raises:
+        SettingError: If it does not; the message names a budget that does.
+    """
+    cheapest = min((candidate for stratum in strata for candidate in stratum), key=account.price)
+    if account.affords(cheapest, (), seconds=seconds):
         return
-    kind, epochs = ledger.budget.kind, ledger.plan.epochs
-    price = ledger.price(cheapest)
-    needed = (price + seconds) / 0.9 if kind == "seconds" else price
-    raise ValueError(
-        f"budget {ledger.budget} is less than one trial of the cheapest model, {cheapest.label}, takes with {epochs} "
-        f"epoch{'s' * (epochs != 1)} ({show_amount(kind, price)}); try --budget {_option(kind, needed)}"
+    kind, epochs = account.budget.kind, account.plan.epochs
+    price = account.price(cheapest)
+    enough_seconds = math.ceil((price + seconds) / 0.9 / 30) * 30
+    enough = f"{enough_seconds}s" if kind == "seconds" else f"{price * 1.05:.1e}flop"
+    raise SettingError(
+        f"budget {account.budget} is less than one trial of the cheapest model takes ({cheapest.label}, {epochs} "
+        f"epoch{'s' * (epochs != 1)}: {show_amount(kind, price)}); try --budget {enough}"
     )
-
-
-def _option(kind: str, amount: float) -> str:
-    """An amount, rounded up, in the form that the option has."""
-    return f"{math.ceil(amount / 30) * 30}s" if kind == "seconds" else f"{amount * 1.05:.1e}flop"

@@ -1,4 +1,4 @@
-"""A search in MLflow: one run for it, and below that one for each trial."""
+"""A search in MLflow: one run for the search, and a child run for each trial."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from pipeline.tuning.setup import Setup
 
 @final
 class TrackedSearch:
-    """The runs of one search, in an experiment of their own; nothing here raises."""
+    """The MLflow runs of one search; failures of tracking raise nothing."""
 
     def __init__(self, tracker: Tracker, parent: TrackedRun, setup: Setup) -> None:
+        """Keep the open run of the search.
+
+        Args:
+            tracker: The tracker of the experiment.
+            parent: The run of the search.
+            setup: What is searched.
+        """
         self._tracker, self._parent, self._setup = tracker, parent, setup
 
     def log_trial(self, trial: Trial) -> None:
-        """What parallel coordinates show: the model as parameters, AP and costs as metrics."""
+        """Log a trial as a run of its own: the model as parameters, its AP and costs as metrics."""
         candidate, setup = trial.candidate, self._setup
         fingerprint = f"{setup.fingerprint}-{candidate.key}"
         key = RunKey(variant=candidate.label, seed=setup.settings.seed, fingerprint=fingerprint)
@@ -41,14 +48,25 @@ class TrackedSearch:
             )
 
     def log_results(self, folder: Path, trials: Sequence[Trial]) -> None:
-        """The table and the plots."""
+        """Log the folder of results and the number of trials by status.
+
+        Args:
+            folder: The folder of results.
+            trials: All trials.
+        """
         self._parent.log_artifact(folder, "tune")
         self._parent.log_metrics({f"tune/{name}": number for name, number in count_by_status(trials).items()})
 
 
 @contextmanager
 def track_search(experiment: str, setup: Setup, *, epochs: int) -> Iterator[TrackedSearch]:
-    """The search's run while it goes on."""
+    """Open the run of a search, in an experiment of its own.
+
+    Args:
+        experiment: The experiment of the project; the search's experiment has the same name followed by `-tune`.
+        setup: What is searched.
+        epochs: Epochs of a whole trial.
+    """
     key = RunKey(variant=f"tune {setup.base_name}", seed=setup.settings.seed, fingerprint=setup.fingerprint)
     with Tracker(f"{experiment}-tune") as tracker, tracker.run(key) as parent:
         parent.log_params(setup.settings.model_dump() | {"base": setup.base_name, "epochs": epochs})

@@ -1,26 +1,40 @@
-"""The search itself, as a plain object: asked for the next model, told what became of it. It knows no Ray, no clock."""
+"""The search as a plain object that is asked for the next model and told the results; it knows neither Ray nor time."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
 from pipeline.params import TuneRule, TuneSettings
 from pipeline.tuning.search.halving import RUNGS, Halving
-from pipeline.tuning.search.sampler import make_sampler
+from pipeline.tuning.search.kriging import FEWEST_RESULTS, Kriging
 from pipeline.tuning.search.space import Candidate
 
-# complete: trained to its end; stopped: by halving; cut: by the end of the budget; failed: see its error
+# "complete": trained to its end; "stopped": by halving; "cut": by the end of the budget; "failed": see the error
 Status = Literal["running", "complete", "stopped", "cut", "failed"]
 
 
 @dataclass
 class Trial:
-    """One model and what became of it. `compute`: floating point operations of its training so far; `AP`: the best."""
+    """The training of one model during a search.
+
+    Attributes:
+        candidate: The model.
+        stratum: Index of its range of GFLOPs.
+        status: Whether the trial is running, or how it ended.
+        AP: The AP of the weights that a complete trial left; otherwise the best AP so far, None before the first.
+        epochs: The last epoch whose AP was reported.
+        compute: Training compute used so far, floating point operations.
+        reserved: Training compute that the trial may use, floating point operations.
+        seconds: Duration of the trial.
+        error: Why the trial failed, in one line.
+        warm_start: Key of the trial whose weights this trial started from, or an empty string.
+        curve: Each reported epoch with its AP.
+    """
 
     candidate: Candidate
     stratum: int
@@ -28,19 +42,19 @@ class Trial:
     AP: float | None = None
     epochs: int = 0
     compute: float = 0.0
-    reserved: float = 0.0  # compute that it may use
+    reserved: float = 0.0
     seconds: float = 0.0
     error: str = ""
-    donor: str = ""  # the trial whose tensors it began with
-    curve: list[tuple[int, float]] = field(default_factory=list)  # epoch, AP
+    warm_start: str = ""
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
 
 @final
 class Search:
-    """Fills strata of cost in turn; in each, one model by every rule first, then what the sampler chooses.
+    """Choose models so that all ranges of cost are searched equally.
 
-    Those first ones are trained to their end whatever their AP, so that each rule has a curve. `full_compute`: the
-    training compute of a whole trial.
+    The range with the fewest trials is next. In each range, one model of every rule is trained first, and always to
+    its end, so that there is a curve for each rule. Then the sampler of the settings chooses.
     """
 
     def __init__(
@@ -50,10 +64,19 @@ class Search:
         *,
         full_compute: Callable[[Candidate], float],
     ) -> None:
+        """Split the models into ranges of cost.
+
+        Args:
+            candidates: All models that may be trained.
+            settings: The settings `tune`.
+            full_compute: Returns the training compute of a whole trial of a model, floating point operations.
+        """
         self._settings, self._full_compute = settings, full_compute
         self.strata = split_strata(candidates, settings.strata)
+        self.trials: dict[str, Trial] = {}
         self._stratum_of = {candidate.key: i for i, stratum in enumerate(self.strata) for candidate in stratum}
-        self._sampler = make_sampler(settings.sampler, self.strata)
+        self._kriging = Kriging(candidates) if settings.sampler == "kriging" else None
+        self._first: set[str] = set()  # trials that halving does not stop
         self._halvings = [
             Halving(
                 [share * min(full_compute(candidate) for candidate in stratum) for share in RUNGS],
@@ -61,19 +84,25 @@ class Search:
             )
             for stratum in self.strata
         ]
-        self._first: set[str] = set()
-        self.trials: dict[str, Trial] = {}
 
     def ask(self, allowed: Callable[[Candidate], bool] = lambda _: True) -> Trial | None:
-        """The next trial, now running; None where no untried model is allowed."""
-        for stratum in self._by_need():
+        """Start the next trial.
+
+        Args:
+            allowed: Returns whether the budget allows a model.
+
+        Returns:
+            The trial, whose status is "running", or None if no untried model is allowed.
+        """
+        counts = Counter(trial.stratum for trial in self.trials.values())
+        for stratum in sorted(range(len(self.strata)), key=lambda i: (counts[i], i)):
             untried = [c for c in self.strata[stratum] if c.key not in self.trials and allowed(c)]
             if untried:
                 return self.start(self._choose(stratum, untried))
         return None
 
     def start(self, candidate: Candidate) -> Trial:
-        """Marks a model as running."""
+        """Mark a model as running and return its trial."""
         stratum = self._stratum_of[candidate.key]
         if self._missing_rules(stratum) & set(candidate.rules):
             self._first.add(candidate.key)
@@ -81,52 +110,66 @@ class Search:
         return trial
 
     def report(self, key: str, *, epoch: int, compute: float, AP: float) -> bool:
-        """Whether the trial goes on."""
+        """Record the AP of an epoch and return whether the trial continues.
+
+        An epoch that was reported before is ignored; it was repeated after an interruption.
+
+        Args:
+            key: The trial.
+            epoch: The epoch, counted from 1.
+            compute: Training compute used so far, floating point operations.
+            AP: The AP on val after the epoch.
+        """
         trial = self.trials[key]
         if epoch <= trial.epochs:
-            return True  # an epoch that was done again after an interruption
+            return True
         trial.epochs, trial.compute = epoch, compute
         trial.AP = max(AP, trial.AP or 0.0)
         trial.curve.append((epoch, AP))
-        goes_on = self._halvings[trial.stratum].report(key, compute=compute, AP=AP) or key in self._first
-        trial.status = "running" if goes_on else "stopped"
-        return goes_on
+        continues = self._halvings[trial.stratum].report(key, compute=compute, AP=AP) or key in self._first
+        trial.status = "running" if continues else "stopped"
+        return continues
 
-    def end(self, key: str, status: Status, *, seconds: float = 0.0, error: str = "") -> None:
-        """Says what became of a trial."""
+    def end(self, key: str, status: Status, *, AP: float | None = None, seconds: float = 0.0, error: str = "") -> None:
+        """Record how a trial ended.
+
+        Args:
+            key: The trial.
+            status: How it ended.
+            AP: The AP of its weights if it is known; the best AP so far is kept otherwise.
+            seconds: Duration of the trial.
+            error: Why it failed, in one line.
+        """
         trial = self.trials[key]
         trial.status, trial.seconds, trial.error = status, seconds, error
-        if status == "complete" and trial.curve:
-            trial.AP = trial.curve[-1][1]
-
-    def complete(self) -> Iterator[Trial]:
-        """The trials that were trained to their end, which compare."""
-        return (trial for trial in self.trials.values() if trial.status == "complete" and trial.AP is not None)
+        if AP is not None:
+            trial.AP = AP
 
     def nearest(self, candidate: Candidate) -> Trial | None:
-        """The complete trial whose model is most like this one, of the same image size."""
-        others = [trial for trial in self.complete() if trial.candidate.image_size == candidate.image_size]
-        mine = dict(candidate.features)
+        """Return the complete trial of the same image size whose model is most similar, or None."""
+        others = [trial for trial in self._complete() if trial.candidate.image_size == candidate.image_size]
+        features = dict(candidate.features)
 
         def distance(trial: Trial) -> float:
-            return sum((value - mine[name]) ** 2 for name, value in trial.candidate.features)
+            return sum((value - features[name]) ** 2 for name, value in trial.candidate.features)
 
         return min(others, key=distance, default=None)
 
-    def _by_need(self) -> list[int]:
-        """The strata, the one with the fewest trials first, cheap ones before dear ones."""
-        counts = Counter(trial.stratum for trial in self.trials.values())
-        return sorted(range(len(self.strata)), key=lambda stratum: (counts[stratum], stratum))
+    def _complete(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.status == "complete" and trial.AP is not None]
 
     def _choose(self, stratum: int, untried: Sequence[Candidate]) -> Candidate:
-        generator = random.Random(f"{self._settings.seed} {len(self.trials)}")  # also the same after an interruption
+        # The seed depends on the number of trials, so that a resumed search makes the same choices.
+        generator = random.Random(f"{self._settings.seed} {len(self.trials)}")
         missing = self._missing_rules(stratum)
         first = [candidate for candidate in untried if missing & set(candidate.rules)]
         if first:
             return generator.choice(first)
-        results = [(trial.candidate, trial.AP) for trial in self.complete() if trial.AP is not None]
+        results = [(trial.candidate, trial.AP) for trial in self._complete() if trial.AP is not None]
+        if self._kriging is None or len(results) < FEWEST_RESULTS:
+            return generator.choice(untried)
         pending = [trial.candidate for trial in self.trials.values() if trial.status == "running"]
-        return self._sampler.choose(untried, results=results, pending=pending, generator=generator)
+        return self._kriging.choose(untried, results=results, pending=pending)
 
     def _missing_rules(self, stratum: int) -> set[TuneRule]:
         tried = [trial.candidate.rules for trial in self.trials.values() if trial.stratum == stratum]
@@ -134,9 +177,18 @@ class Search:
 
 
 def split_strata(candidates: Sequence[Candidate], number: int) -> tuple[tuple[Candidate, ...], ...]:
-    """The candidates by cost, in up to so many ranges of GFLOPs of equal ratio; none is empty."""
+    """Split models into ranges of GFLOPs whose upper and lower ends have the same ratio.
+
+    Args:
+        candidates: The models, at least one.
+        number: The number of ranges.
+
+    Returns:
+        The models of each range, the cheapest range first. Empty ranges are left out.
+    """
     costs = [math.log2(candidate.gflops) for candidate in candidates]
     low, extent = min(costs), max(max(costs) - min(costs), 1e-9)
-    places = [min(int((cost - low) / extent * number), number - 1) for cost in costs]
-    strata = [tuple(c for c, place in zip(candidates, places, strict=True) if place == i) for i in range(number)]
-    return tuple(stratum for stratum in strata if stratum)
+    strata: list[list[Candidate]] = [[] for _ in range(number)]
+    for candidate, cost in zip(candidates, costs, strict=True):
+        strata[min(int((cost - low) / extent * number), number - 1)].append(candidate)
+    return tuple(tuple(stratum) for stratum in strata if stratum)

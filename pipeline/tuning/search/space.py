@@ -1,11 +1,11 @@
-"""The models that a search may train: of one family, made by the scaling rules, their cost known beforehand."""
+"""The models that a search may train: scaled from one base, with their cost counted before any training."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import log2
 from typing import NamedTuple
@@ -19,19 +19,27 @@ from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import spec_to_json
 
-DEPTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # factors that every part of a model may get
+DEPTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # factors on the depth of each part of a model
 WIDTHS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 1.75, 2.0)
 _RULES: Mapping[TuneRule, Rule] = {"compound": "compound", "width": "width", "depth": "depth", "free": "both"}
-_DRAWS = 20  # tries for every model that is wanted, since different factors may give the same model
+_DRAWS = 20  # attempts for each wanted model, because different factors may give the same model
 
-CostOf = Callable[[ModelSpec, int], Cost]  # of a spec at an image size
+CostOf = Callable[[ModelSpec, int], Cost]  # counts the cost of a spec at an image size in pixels
 
 
 class Choice(NamedTuple):
-    """One way to make a model of the base: a factor on the depth of each part, one on the width, and the rest."""
+    """One way to scale the base.
+
+    Attributes:
+        rule: The scaling rule.
+        depths: A factor on the depth of each part of the base, in the order of `list_parts`.
+        width: The factor on all widths; the rule "compound" derives the width from the depths instead.
+        image_size: Side of the images, pixels.
+        auxiliary: Whether the model is trained with an auxiliary head.
+    """
 
     rule: TuneRule
-    depths: tuple[float, ...]  # by part of the base, in their order
+    depths: tuple[float, ...]
     width: float
     image_size: int
     auxiliary: bool
@@ -39,9 +47,20 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that a search may train. `rules`: all by which it can be had; `features`: what a sampler sees of it.
+    """A model that a search may train.
 
-    `gflops` counts the deployed model as the paper does, `training_gflops` one forward of the model that is trained.
+    Attributes:
+        key: Eight hexadecimal digits that identify the model, see `model_key`.
+        label: How the model was scaled, for people.
+        rules: All rules that can make this model.
+        spec_json: The spec of the model.
+        image_size: Side of the images, pixels.
+        auxiliary: Whether the model is trained with an auxiliary head.
+        features: Names and values that describe the model to a sampler.
+        gflops: GFLOPs of the deployed model, counted as in the paper.
+        training_gflops: GFLOPs of one forward pass of the model as it is trained.
+        parameters: Number of parameters as it is trained.
+        parameters_deployed: Number of parameters after re-parameterisation.
     """
 
     key: str
@@ -57,28 +76,34 @@ class Candidate:
     parameters_deployed: int
 
     def training_flop(self, images: int) -> float:
-        """Of training on so many images: a forward and a backward pass, which costs twice the forward one."""
+        """Return the floating point operations of training on a number of images.
+
+        A backward pass costs twice as much as a forward pass.
+        """
         return 3e9 * self.training_gflops * images
 
 
 def list_parts(spec: ModelSpec) -> dict[str, tuple[str, ...]]:
-    """The parts of a model with a depth of their own: each stage of the backbone, the neck, the head; with their rows.
+    """List the parts of a model that have a depth of their own: each stage of the backbone, the neck, and the head.
 
-    The neck begins with the first map that is upsampled, the head with the first that is downsampled again.
+    The neck starts with the first upsampled feature map, the head with the first one that is downsampled again.
+
+    Returns:
+        The names of the computational blocks of each part.
     """
-    shapes, parts, place = infer_shapes(spec), dict[str, list[str]](), "backbone"
+    shapes, parts, section = infer_shapes(spec), dict[str, list[str]](), "backbone"
     for name, row in spec.rows.items():
         if isinstance(row, UpRow | UpsampleRow):
-            place = "neck"
-        elif place == "neck" and shapes[name].stride > shapes[row.sources[0]].stride:
-            place = "head"
+            section = "neck"
+        elif section == "neck" and shapes[name].stride > shapes[row.sources[0]].stride:
+            section = "head"
         if isinstance(row, ComputationalRow):
-            parts.setdefault(name if place == "backbone" else place, []).append(name)
+            parts.setdefault(name if section == "backbone" else section, []).append(name)
     return {part: tuple(rows) for part, rows in parts.items()}
 
 
 def build_model(base: ModelSpec, choice: Choice) -> ModelSpec:
-    """The spec that a choice describes."""
+    """Return the spec of a choice."""
     depth = {row: factor for rows, factor in zip(list_parts(base).values(), choice.depths, strict=True) for row in rows}
     spec = base
     if choice.rule == "width":
@@ -86,15 +111,6 @@ def build_model(base: ModelSpec, choice: Choice) -> ModelSpec:
     elif depth:
         spec = scale_spec(base, rule=_RULES[choice.rule], depth=depth, width=choice.width)
     return with_auxiliary(spec) if choice.auxiliary else without_auxiliary(spec)
-
-
-def check_base(base: ModelSpec, rules: Iterable[TuneRule]) -> None:
-    """SpecError where a rule cannot scale the base."""
-    needing = [rule for rule in rules if rule != "width"]
-    if needing and not list_parts(base):
-        raise SpecError(
-            f"rule {needing[0]} scales the depth of blocks, but base {base.name!r} has none; try --rule width"
-        )
 
 
 def draw_candidates(
@@ -106,8 +122,27 @@ def draw_candidates(
     cost_of: CostOf,
     generator: random.Random,
 ) -> tuple[Candidate, ...]:
-    """Different models, about `settings.candidates` by each rule: first the family of one factor, then random ones."""
-    check_base(base, settings.rules)
+    """Draw different models for each rule: first the family with one common factor, then random ones.
+
+    Args:
+        base: The spec that is scaled.
+        settings: Which rules to use, and how many models to draw for each of them.
+        image_sizes: Image sizes to choose from, pixels; the family uses the first one.
+        auxiliary: Whether to train with an auxiliary head: the options to choose from; the family uses the first one.
+        cost_of: Counts the cost of a spec.
+        generator: Source of randomness.
+
+    Returns:
+        At most `settings.candidates` models for each rule. A model that several rules can make occurs once.
+
+    Raises:
+        SpecError: If the base has no blocks whose depth a rule could scale.
+    """
+    needing_depth = [rule for rule in settings.rules if rule != "width"]
+    if needing_depth and not list_parts(base):
+        raise SpecError(
+            f"rule {needing_depth[0]} scales the depth of blocks, but base {base.name!r} has none; try --rule width"
+        )
     found: dict[str, Candidate] = {}
     for rule in settings.rules:
         by_rule: set[str] = set()
@@ -126,7 +161,7 @@ def draw_candidates(
 
 
 def model_key(spec: ModelSpec, image_size: int) -> str:
-    """Eight hexadecimal digits that two choices share if they train the same model."""
+    """Return eight hexadecimal digits that are equal for choices that train the same model."""
     rows = json.loads(spec_to_json(spec))["rows"]
     return hashlib.sha256(json.dumps([rows, spec.activation, image_size]).encode()).hexdigest()[:8]
 
@@ -134,7 +169,7 @@ def model_key(spec: ModelSpec, image_size: int) -> str:
 def _choices(
     rule: TuneRule, parts: int, sizes: tuple[int, ...], auxiliary: tuple[bool, ...], generator: random.Random
 ) -> Iterator[Choice]:
-    """The one-factor family at the first image size, then random choices without end."""
+    """Yield the family with one common factor, then random choices without end."""
     for factor in WIDTHS if rule == "width" else DEPTHS:
         depth, width = (1.0, factor) if rule == "width" else (factor, 1.0)
         yield Choice(rule, (depth,) * parts, width, sizes[0], auxiliary[0])
@@ -145,7 +180,7 @@ def _choices(
 
 
 def _drawn_depths(parts: int, generator: random.Random) -> Iterator[float]:
-    """Around a common factor, so that models of every cost are drawn, not only those of the mean."""
+    """Yield depths around a common factor, so that models of every cost are drawn and not only average ones."""
     centre = generator.randrange(len(DEPTHS))
     for _ in range(parts):
         yield DEPTHS[min(max(centre + generator.choice((-1, 0, 0, 1)), 0), len(DEPTHS) - 1)]
@@ -168,7 +203,7 @@ def _candidate(base: ModelSpec, spec: ModelSpec, choice: Choice, *, key: str, co
 
 
 def _label(base: ModelSpec, choice: Choice) -> str:
-    """`compound p2 1.5, neck 2`."""
+    """Return a label such as `compound p2 1.5, neck 2`."""
     if choice.rule == "width" or not choice.depths:
         changed = [f"{choice.width:g}"]
     elif len(set(choice.depths)) == 1:
@@ -181,8 +216,8 @@ def _label(base: ModelSpec, choice: Choice) -> str:
 
 
 def _features(base: ModelSpec, spec: ModelSpec, choice: Choice) -> dict[str, float]:
-    """Of the model itself, not of the way to it: depths, mean growth of the widths (doublings), image size."""
-    depths = {part: float(spec.rows[rows[0]].depth) for part, rows in list_parts(base).items()}  # type: ignore[union-attr]
+    """Describe the resulting model: depths, mean growth of the widths in doublings, image size, auxiliary head."""
+    depths = {name: float(row.depth) for name, row in spec.rows.items() if isinstance(row, ComputationalRow)}
     old, new = infer_shapes(base), infer_shapes(spec)
     names = [name for name, row in spec.rows.items() if not isinstance(row, DetectRow)]
     width = sum(log2(new[name].channels / old[name].channels) for name in names) / len(names)
@@ -192,7 +227,7 @@ def _features(base: ModelSpec, spec: ModelSpec, choice: Choice) -> dict[str, flo
         if isinstance(before, ElanRow) and isinstance(after, ElanRow)
     ]
     return {
-        **{f"depth_{part}": depth for part, depth in depths.items()},
+        **{f"depth_{part}": depths[rows[0]] for part, rows in list_parts(base).items()},
         "width": width,
         "hidden": sum(hidden) / max(len(hidden), 1),
         "image_size": float(choice.image_size),

@@ -1,7 +1,6 @@
-"""Ray Tune around the search: the one module beside `distributed` that knows Ray.
+"""Run trials with Ray Tune, each as a plain function in a process of its own.
 
-Trials are plain functions, one process each. What to train next, what to stop and when the budget ends is decided by
-`pipeline.tuning`, which Ray Tune asks through its own interfaces: a searcher and a scheduler.
+Ray is imported inside the functions, after `set_environment` has set the variables that Ray reads on import.
 """
 
 from __future__ import annotations
@@ -11,203 +10,198 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
-import ray
 import torch
-from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
-from ray.tune import report as report_to_tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
-from pipeline.ray.trainer import first_cause
+from pipeline.ray.placement import Node
+from pipeline.ray.worker import first_cause
 from pipeline.tuning.budget.latency import device_name, measure_latency
-from pipeline.tuning.budget.plan import Probe
-from pipeline.tuning.trial.driver import ERROR, STOP, Driver
-from pipeline.tuning.trial.training import TrialTask, probe, train_trial
-from yolov7.errors import is_mendable
+from pipeline.tuning.budget.plan import SpeedSample
+from pipeline.tuning.trial.driver import ERROR_FILE, STOP_SECONDS, Driver
+from pipeline.tuning.trial.resources import TrialResources, choose_resources
+from pipeline.tuning.trial.training import TrialTask, measure_speed, train_trial
+from yolov7.errors import TrainingError, is_mendable, one_line
 from yolov7.training.job import TrainJob
 from yolov7.training.worker import Worker
 
 _TICK_SECONDS = 0.5
-_STOP_SECONDS = 20.0  # that trials have for the step under way and their checkpoints
-_QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
+_CLEANUP_SECONDS = 10.0  # that Ray Tune has to end after it was told to stop all trials
+_ENVIRONMENT = {
+    # Do not start a cluster when Ray is called after `ray.shutdown`, as Ray Tune's thread may do.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    # Do not write CSV, JSON and TensorBoard logs; the journal is the record of a search.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ask for one new trial at a time, so that each choice knows the results of all earlier trials.
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    # Do not warn about slow steps of Ray Tune before they take a minute.
     "TUNE_WARN_THRESHOLD_S": "60",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "2",  # a trial that is to end has nothing left to do
+    # Kill the process of a stopped trial after two seconds; it has nothing left to save.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "2",
+    # Use the classic output, which prints nothing with `verbose=0`.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
-@dataclass(frozen=True)
-class Share:
-    """What of a cluster a trial has, and how many trials run at once."""
-
-    cpus: int
-    gpus: float
-    at_once: int
-
-    @property
-    def resources(self) -> dict[str, float]:
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
-
-    @property
-    def loader_workers(self) -> int:
-        """Processes that prepare samples: none where a trial has one CPU to itself."""
-        return min(self.cpus - 1, 8)
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus else "cpu"
+def set_environment() -> None:
+    """Set the environment variables of Ray and Ray Tune; values that the user has set are kept."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
-def share_of_cluster(*, trials_per_gpu: float) -> Share:
-    """Of the cluster that this process is connected to: GPUs in fractions where there are any, else a CPU a trial."""
-    found = ray.cluster_resources()
-    cpus, gpus = int(found.get("CPU", 1)), found.get("GPU", 0.0)
-    if not gpus:
-        return Share(cpus=1, gpus=0.0, at_once=max(1, cpus))
-    at_once = max(1, int(gpus * trials_per_gpu))
-    return Share(cpus=max(1, cpus // at_once), gpus=1 / trials_per_gpu, at_once=at_once)
+def cluster_resources(*, trials_per_gpu: int) -> TrialResources:
+    """Choose the resources of a trial in the cluster that this process is connected to.
 
+    Args:
+        trials_per_gpu: How many trials share a GPU.
 
-def run_probes(jobs: Sequence[tuple[TrainJob, float]], share: Share) -> list[Probe]:
-    """A few steps of each training, given with its GFLOPs; side by side, as trials run."""
-    start, now = ray.remote(**_remote(share))(_probe), time.time()
-    return list(ray.get([start.remote(job.model_dump(mode="json"), gflops, share, now) for job, gflops in jobs]))
-
-
-def device_of(share: Share) -> str:
-    """What latencies belong to."""
-    return str(ray.get(ray.remote(**_whole(share))(device_name).remote(cuda=share.gpus > 0, threads=_threads(share))))
-
-
-def run_latency(models: Sequence[tuple[str, int]], share: Share, *, num_classes: int) -> list[float]:
-    """Milliseconds of each model, given as (spec as JSON, image size), alone on the device."""
-    start = ray.remote(**_whole(share))(measure_latency)
-    found = ray.get(start.remote(models, num_classes=num_classes, threads=_threads(share), cuda=share.gpus > 0))
-    return [float(value) for value in found]
-
-
-def _threads(share: Share) -> int:
-    """All of one machine's, or a trial's share beside a GPU."""
-    return share.cpus if share.gpus else min(int(ray.cluster_resources().get("CPU", 1)), os.cpu_count() or 1)
-
-
-def _whole(share: Share) -> dict[str, float]:
-    return {"num_cpus": _threads(share), "num_gpus": 1 if share.gpus else 0}
-
-
-def run_trials(driver: Driver, share: Share, *, folder: Path, max_failures: int, on_tick: Callable[[], None]) -> None:
-    """Trains trials until the driver has no more; at its deadline whatever still runs is left behind.
-
-    KeyboardInterrupt after SIGINT and SIGTERM, when trials have left checkpoints.
+    Raises:
+        SettingError: If no node has room for a trial.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    import ray
+
+    alive = [(node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [Node(name, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0)) for name, offered in alive]
+    return choose_resources(nodes, trials_per_gpu=trials_per_gpu)
+
+
+def sample_speed(jobs: Sequence[tuple[TrainJob, float]], resources: TrialResources) -> list[SpeedSample]:
+    """Measure a few steps of several trainings side by side, as trials run.
+
+    Args:
+        jobs: Each training with the GFLOPs of one forward pass of its model.
+        resources: The resources of a trial.
+    """
+    import ray
+
+    measure = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_measure_speed)
+    now = time.time()
+    return list(ray.get([measure.remote(job.model_dump(mode="json"), gflops, resources, now) for job, gflops in jobs]))
+
+
+def name_device(resources: TrialResources) -> str:
+    """Return the name of the device that `sample_latency` measures on."""
+    import ray
+
+    name = ray.remote(**_whole_device(resources))(device_name)
+    return str(ray.get(name.remote(cuda=resources.gpus > 0, threads=resources.device_threads)))
+
+
+def sample_latency(models: Sequence[tuple[str, int]], resources: TrialResources, *, num_classes: int) -> list[float]:
+    """Measure the latency of models that have the device to themselves.
+
+    Args:
+        models: Each model's spec as JSON and its image size in pixels.
+        resources: The resources of a trial.
+        num_classes: The number of classes that the models detect.
+
+    Returns:
+        Milliseconds of each model.
+    """
+    import ray
+
+    measure = ray.remote(**_whole_device(resources))(measure_latency)
+    threads, cuda = resources.device_threads, resources.gpus > 0
+    return list(ray.get(measure.remote(models, num_classes=num_classes, threads=threads, cuda=cuda)))
+
+
+def run_trials(
+    driver: Driver, resources: TrialResources, *, folder: Path, max_failures: int, on_tick: Callable[[], None]
+) -> None:
+    """Run trials until the driver has no more, or until the budget is used up.
+
+    Args:
+        driver: The driver of the search.
+        resources: The resources of a trial.
+        folder: The folder of the search.
+        max_failures: How often the process of a trial is restarted.
+        on_tick: Is called about twice per second.
+
+    Raises:
+        KeyboardInterrupt: After SIGINT or SIGTERM, when the trials have written checkpoints.
+        TrainingError: If Ray Tune fails.
+    """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            _fit(driver, resources, folder=folder, max_failures=max_failures)
+            done.set_result(None)
+        except BaseException as error:  # raised again by `done.result`
+            done.set_exception(error)
+
+    # A thread of its own, because in the main thread Ray Tune would handle SIGINT and leave no checkpoints. It is
+    # awaited through a future: `Thread.join` may return early once a signal has interrupted it (CPython issue 90882).
+    threading.Thread(target=run, name="ray-tune", daemon=True).start()
+    try:
+        while not done.done() and not driver.must_stop:
+            wait([done], timeout=_TICK_SECONDS)
+            on_tick()
+    except BaseException:
+        driver.interrupt()
+        wait([done], timeout=STOP_SECONDS + _CLEANUP_SECONDS)
+        raise
+    if wait([done], timeout=_CLEANUP_SECONDS).done and (error := done.exception()) is not None:
+        if not type(error).__module__.startswith("ray."):
+            raise error
+        raise TrainingError(f"Ray Tune failed: {one_line(error)}; continue with `yolov7 tune --resume`") from error
+    driver.end_all()
+
+
+def _fit(driver: Driver, resources: TrialResources, *, folder: Path, max_failures: int) -> None:
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
+
+    from pipeline.tuning.trial.tune_adapters import DriverScheduler, DriverSearcher, DriverStopper
+
     tuner = Tuner(
-        with_resources(_train, share.resources),
+        with_resources(_train, {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})),
         tune_config=TuneConfig(
-            search_alg=_Searcher(driver, share),
-            scheduler=_Halver(driver),
+            search_alg=DriverSearcher(driver, asdict(resources)),
+            scheduler=DriverScheduler(driver),
             num_samples=-1,
-            max_concurrent_trials=share.at_once,
+            max_concurrent_trials=resources.concurrent_trials,
         ),
         run_config=RunConfig(
             name=f"ray-{os.getpid()}",
             storage_path=str(folder.resolve()),
+            stop=DriverStopper(driver),
             failure_config=FailureConfig(max_failures=max_failures),
             verbose=0,
         ),
     )
-    thread = threading.Thread(target=tuner.fit, name="ray-tune", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive() and not _is_over(driver):
-            thread.join(_TICK_SECONDS)
-            on_tick()
-    except KeyboardInterrupt:
-        driver.interrupted = True
-        (folder / STOP).touch()
-        thread.join(_STOP_SECONDS)
-        raise
-    driver.cut_all()
+    tuner.fit()
 
 
-def _is_over(driver: Driver) -> bool:
-    """Past the deadline, at which trials end by themselves, by what a validation under way may take at most."""
-    return driver.deadline is not None and time.time() > driver.deadline + driver.grace
+def _whole_device(resources: TrialResources) -> dict[str, float]:
+    return {"num_cpus": resources.device_threads, "num_gpus": 1 if resources.gpus else 0}
 
 
-def _remote(share: Share) -> dict[str, float]:
-    return {"num_cpus": share.cpus, "num_gpus": share.gpus}
+def _worker(resources: TrialResources) -> Worker:
+    torch.set_num_threads(resources.cpus)
+    return Worker(
+        device=torch.device(resources.device),
+        loader_workers=resources.loader_workers,
+        processes_on_machine=resources.concurrent_trials,  # at most; trials may be on several machines
+    )
 
 
-def _worker(share: Share) -> Worker:
-    torch.set_num_threads(share.cpus)
-    return Worker(device=torch.device(share.device), loader_workers=share.loader_workers)
-
-
-def _probe(job: dict[str, Any], gflops: float, share: Share, began: float) -> Probe:
-    return probe(TrainJob.model_validate(job), _worker(share), training_gflops=gflops, began=began)
+def _measure_speed(job: dict[str, Any], gflops: float, resources: TrialResources, began: float) -> SpeedSample:
+    return measure_speed(TrainJob.model_validate(job), _worker(resources), training_gflops=gflops, began=began)
 
 
 def _train(config: dict[str, Any]) -> None:
-    """What the process of a trial does."""
+    """Train a trial; this function runs in its process."""
+    from ray.tune import report
+
     task = TrialTask.model_validate(config["task"])
     try:
-        train_trial(task, _worker(Share(**config["share"])), report=report_to_tune)
+        train_trial(task, _worker(TrialResources(**config["resources"])), report=report)
     except (ValueError, OSError) as error:
         if not is_mendable(error):
-            raise  # starting again may help
+            raise  # a restart may help
         task.job.run_folder.mkdir(parents=True, exist_ok=True)
-        (task.job.run_folder / ERROR).write_text(first_cause(error), encoding="utf-8")
-
-
-@final
-class _Searcher(Searcher):  # type: ignore[misc]
-    """Asks the driver for trials."""
-
-    def __init__(self, driver: Driver, share: Share) -> None:
-        super().__init__(metric="AP", mode="max")
-        self._driver, self._share = driver, share
-        self._keys: dict[str, str] = {}  # of trials, by Ray's names
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes down its searcher and scheduler; ours have the journal
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        found = self._driver.next_task()
-        if found is None:
-            return None if self._driver.has_running else str(Searcher.FINISHED)
-        key, task = found
-        self._keys[trial_id] = key
-        return {"key": key, "task": task.model_dump(mode="json"), "share": vars(self._share)}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._driver.end(self._keys[trial_id], error="its process ended again and again" if error else "")
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal has it."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal has it."""
-
-
-@final
-class _Halver(FIFOScheduler):  # type: ignore[misc]
-    """Asks the driver which trials go on."""
-
-    def __init__(self, driver: Driver) -> None:
-        super().__init__()
-        self._driver = driver
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        goes_on = self._driver.report(trial.config["key"], result)
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+        (task.job.run_folder / ERROR_FILE).write_text(first_cause(error), encoding="utf-8")

@@ -1,16 +1,26 @@
-/* recolour of yolov7/data/augment/colour.py in one pass over the pixels, without OpenCV's rounding to 8 bits in between.
+/* Change hue, saturation and value of an image in one pass, without rounding to 8 bits between the steps.
  *
- * The same on every processor: nothing is contracted or reordered. The loops are written for compilers to vectorise.
+ * colour.py has the same operations in NumPy, with the same result to the bit. So that this holds on every processor,
+ * the operations are float32, in this order, and must not be contracted or reordered; pyproject.toml has the compiler
+ * options. The loops are written so that compilers can vectorise them.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
-#define BLOCK 256 /* pixels that are worked on as planes */
-#define LANES 32  /* a multiple of what an instruction takes */
+#if FLT_EVAL_METHOD != 0 || defined(__FAST_MATH__)
+#error "the result would depend on this compiler; colour.py is used instead"
+#endif
+#ifdef _MSC_VER
+#pragma fp_contract(off)
+#endif
+
+#define BLOCK 256 /* pixels that are processed as planes */
+#define LANES 32  /* a multiple of the number of pixels that one vector instruction processes */
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
 #define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))
@@ -27,13 +37,13 @@ typedef uint8_t Planes[3][BLOCK];
 static inline float least(float a, float b) { return a < b ? a : b; }
 static inline float most(float a, float b) { return a > b ? a : b; }
 
-/* Of a channel that lies `below` the highest one, as a share of the range between that and the lowest one. */
-static inline uint8_t level(float high, float range, float below)
+/* Return a channel: `distance`, limited to 0..1, tells where it lies from the highest level to `span` below it. */
+static inline uint8_t level(float high, float span, float distance)
 {
-    return (uint8_t)(int)(high - range * least(most(below, 0), 1) + 0.5f);
+    return (uint8_t)(int)(high - span * least(most(distance, 0), 1) + 0.5f);
 }
 
-/* Of the first `count` pixels, rounded up to whole LANES. Hues are in sixths of the circle, 0 being red, 2 green. */
+/* Recolour the first `count` pixels, rounded up to whole LANES. Hues are in sixths of the circle: red 0, green 2. */
 static inline void recolour_planes(Planes planes, int count, Gains gains)
 {
     for (int i = 0; i < (count + LANES - 1) / LANES * LANES; i++) {
@@ -45,10 +55,10 @@ static inline void recolour_planes(Planes planes, int count, Gains gains)
         hue -= hue >= 6 ? 6 : 0;
 
         float high = least(gains.value * value, 255);
-        float range = high * least(gains.saturation * chroma / most(value, 1), 1);
-        planes[0][i] = level(high, range, 2 - fabsf(hue - 3));
-        planes[1][i] = level(high, range, fabsf(hue - 2) - 1);
-        planes[2][i] = level(high, range, fabsf(hue - 4) - 1);
+        float span = high * least(gains.saturation * chroma / most(value, 1), 1);
+        planes[0][i] = level(high, span, 2 - fabsf(hue - 3));
+        planes[1][i] = level(high, span, fabsf(hue - 2) - 1);
+        planes[2][i] = level(high, span, fabsf(hue - 4) - 1);
     }
 }
 
@@ -105,14 +115,14 @@ static PyObject *recolour(PyObject *module, PyObject *args)
     PyBuffer_Release(&to);
     PyBuffer_Release(&from);
     if (!fit) {
-        PyErr_SetString(PyExc_ValueError, "two images (H, W, 3) of bytes and of one size are needed");
+        PyErr_SetString(PyExc_ValueError, "source and target must be images (H, W, 3) of bytes and of the same size");
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-    {"recolour", recolour, METH_VARARGS, "From one image (H, W, 3) into another, or itself."},
+    {"recolour", recolour, METH_VARARGS, "Recolour an image (H, W, 3) into another array, or into itself."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-"""Where the images of a sample lie in its canvas: one alone, or a mosaic of four or of nine."""
+"""Positions of images in the canvas of a sample: a single image, or a mosaic of four or of nine."""
 
 from __future__ import annotations
 
@@ -6,29 +6,55 @@ from collections.abc import Sequence
 
 from numpy.random import Generator
 
-from yolov7.data.augment.geometry import Corner, Size
+from yolov7.data.augment.geometry import Corner
+from yolov7.data.augment.letterbox import Size
 
 
 def place_centre(image_size: Size, *, size: int) -> Corner:
-    """Corner of one image in the middle of a canvas of `size`."""
+    """Return the position of one image in the middle of a canvas.
+
+    Args:
+        image_size: Width and height of the image, pixels.
+        size: Side of the square canvas, pixels.
+
+    Returns:
+        The image's left and top in the canvas.
+    """
     return (size - image_size[0]) // 2, (size - image_size[1]) // 2
 
 
 def place_mosaic(sizes: Sequence[Size], *, size: int, generator: Generator) -> list[Corner]:
-    """Corners of four images around a random centre of a canvas of twice `size`; the first lies top left."""
+    """Place four images around a random centre of a canvas of twice the sample's size.
+
+    Args:
+        sizes: Width and height of each image, pixels.
+        size: Side of the square sample, pixels.
+        generator: Source of randomness.
+
+    Returns:
+        Left and top of each image in the canvas: top left, top right, bottom left, bottom right of the centre.
+    """
     x, y = (int(value) for value in generator.uniform(size / 2, 3 * size / 2, size=2))
-    quarters = ((1, 1), (0, 1), (1, 0), (0, 0))  # whether left of the centre, and above it
+    quarters = ((1, 1), (0, 1), (1, 0), (0, 0))  # whether the image is left of the centre, and above it
     return [(x - left * w, y - top * h) for (w, h), (left, top) in zip(sizes, quarters, strict=True)]
 
 
 def place_mosaic_nine(sizes: Sequence[Size], *, size: int, generator: Generator) -> list[Corner]:
-    """Corners of nine images, of sides up to `size`, in a canvas of twice `size`.
+    """Place nine images in three rows of three, of which the canvas is a random part.
 
-    The first lies in the middle of three times three, the others clockwise around it from above, each touching its
-    neighbours and none of them overlapping; the canvas is a random part of them.
+    The first image is in the middle. The others follow clockwise from the one above it; each touches its neighbours
+    and none overlaps another.
+
+    Args:
+        sizes: Width and height of each image, at most `size` pixels.
+        size: Side of the square sample, half of the canvas's, pixels.
+        generator: Source of randomness.
+
+    Returns:
+        Left and top of each image in the canvas.
     """
     (w0, h0), (w1, h1), (_, h2), (_, h3), _, (w5, _), (w6, _), (w7, h7), (w8, h8) = sizes
-    right, bottom = size + w0, size + h0  # of the one in the middle
+    right, bottom = size + w0, size + h0  # of the image in the middle
     corners = [
         (size, size),
         (size, size - h1),  # above

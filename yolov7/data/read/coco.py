@@ -2,44 +2,68 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from yolov7.data.build_index import Annotations, Progress, index_annotations
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.index import AnnotatedImage, ImageIndex, Progress, build_index
-from yolov7.data.outlines import Outline, Points
+from yolov7.data.index import Id, ImageIndex
+from yolov7.data.read.coco_rows import AnnotationRows
+from yolov7.data.read.json_lists import iterate_lists
+from yolov7.data.read.text import decode_text, read_bytes, resolve_name
+from yolov7.data.read.values import IdTable, id_order, parse_id, parse_number
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
 
-_Id = int | float | str
-_MAX_COORDINATE = 1e9  # pixels
+_LISTS = ("images", "annotations", "categories")
 
 
-class _Row(NamedTuple):
-    """An annotation of an image."""
+@dataclass
+class _Content:
+    """What a file holds that is used."""
 
-    corners: list[float]
-    label: int
-    crowd: bool
-    outline: Outline
-    area: float  # NaN where it is not stated
+    images: dict[Id, dict[str, Any]] = field(default_factory=dict)
+    categories: list[Any] = field(default_factory=list)
+    annotations: AnnotationRows = field(default_factory=AnnotationRows)
+    flaws: list[Flaw] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Category:
+    id: Id
+    name: str
+    parent: str | None
 
 
 def find_coco_file(root: Path, name: str) -> Path:
-    """`root/name`, `root/annotations/name`, with or without `.json`; DataError names the files that there are."""
+    """Find an annotation file of a data set.
+
+    Args:
+        root: The folder of the data set.
+        name: The name of the file, with or without `.json`, in `root` or in `root/annotations`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        DataError: If there is no such folder or file. The message names the files that exist.
+    """
     if not root.is_dir():
-        raise DataError(f"data.path={str(root)!r} is not a folder; set it to the folder that holds the COCO data")
+        raise DataError(f"{str(root)!r} is not a folder; name the folder that holds the COCO data")
     folders = (root, root / "annotations")
     for candidate in (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".json")):
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     present = sorted(str(path.relative_to(root)) for folder in folders for path in folder.glob("*.json"))
-    raise DataError(f"annotation file {name!r} is not in {root}; it has: {', '.join(present) or 'no json files'}")
+    remedy = "" if present else "; the formats that are read are COCO (a json file per split) and Pascal VOC"
+    raise DataError(
+        f"annotation file {name!r} is not in {root}; it has: {', '.join(present) or 'no json files'}{remedy}"
+    )
 
 
 def read_coco(
@@ -49,159 +73,206 @@ def read_coco(
     root: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageIndex, tuple[Flaw, ...]]:
-    """The images, boxes and polygons of an annotation file; masks (RLE) are boxes alone.
+    """Read the images, boxes and polygons of an annotation file.
 
-    Classes come in the order of the category ids; `class_names`, those of another split, fixes them instead. Images
-    are looked for beside the file, in `root`, and in their folders `images` and the one named as the split.
+    An object whose segmentation is a mask (RLE) is read as its box alone. `docs/data-formats.md` states what is read.
+
+    Args:
+        path: The annotation file.
+        class_names: The classes of another split. If they are left out, the classes are the categories of the file in
+            the order of their ids.
+        root: A folder in which images are looked for too. They may lie beside the file, in `root`, in their folders
+            `images`, and in a folder with the name of the file.
+        progress: Called after each image that was checked.
+
+    Returns:
+        The index of the split, and the flaws that were found.
+
+    Raises:
+        DataError: If the file or its images cannot be used.
     """
     content = _load(path)
-    flaws: list[Flaw] = []
-    categories = _categories(content, path)
-    names = class_names or tuple(categories[key] for key in sorted(categories))
-    labels: dict[_Id, int] = {key: names.index(name) for key, name in categories.items() if name in names}
-    images = _by_id(content["images"], path, flaws)
-    rows = _group(content["annotations"], images, labels, path, flaws)
-    folder = _images_folder(path, root, content["images"])
-    annotated = [_annotated(image, folder, rows.get(key, [])) for key, image in images.items()]
-    return build_index(annotated, class_names=names, flaws=flaws, progress=progress)
+    rows, flaws = content.annotations, content.flaws
+    categories = _categories(content, path, keep_roots=class_names is not None)
+    names = class_names or tuple(category.name for category in categories)
+    label_of = {name: label for label, name in enumerate(names)}
+    labels = np.array([label_of.get(category.name, -1) for category in categories], np.int64)
+    of_category = rows.places_of_categories(IdTable(category.id for category in categories))
+    of_label = np.where(of_category >= 0, labels[of_category], -1)
+    of_image = rows.places_of_images(IdTable(content.images))
+    outlines = rows.outlines()
+    flaws.extend(_row_flaws(rows, of_image, of_label, path))
+    known = np.flatnonzero((of_image >= 0) & (of_label >= 0))
+    order = known[np.argsort(of_image[known], kind="stable")]
+    boxes = rows.boxes_xywh(outlines)
+    images = list(content.images.values())
+    annotations = Annotations(
+        paths=_find_images(path, root, images),
+        image_ids=tuple(content.images),
+        declared_wh=_declared_sizes(images, path, flaws),
+        image=of_image[order],
+        boxes_xywh=boxes[order],
+        labels=of_label[order],
+        crowd=rows.crowd()[order],
+        areas=rows.areas()[order],
+        outlines=outlines and outlines.select(order, has_outline=np.ones(len(order), np.bool_)),
+    )
+    del content, rows, outlines, boxes  # which hold as much memory again
+    ids = _category_ids(names, categories)
+    return index_annotations(annotations, class_names=names, category_ids=ids, flaws=flaws, progress=progress)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> _Content:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise DataError(f"{path} is missing; set data.train and data.val to json files under data.path") from None
+        content, lists = _read_content(path)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); name another annotation file") from None
+    except MemoryError:
+        raise DataError(f"{path} does not fit into the memory of this machine; split it into several files") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({one_line(error)}); restore the file") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{path} has no list {key!r}; a COCO file has images, annotations and categories")
-    return content  # type: ignore[no-any-return]
+    for name in _LISTS:
+        if name not in lists:
+            raise DataError(f"{path} has no list {name!r}; a COCO file has images, annotations and categories")
+    if not content.images:
+        raise DataError(f"{path} lists no images; name another annotation file")
+    return content
 
 
-def _categories(content: Mapping[str, Any], path: Path) -> dict[int, str]:
-    try:
-        categories = {int(row["id"]): str(row["name"]) for row in content["categories"]}
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise DataError(f"{path} has a category without id or name; give each category both") from None
-    if not categories or len(set(categories.values())) != len(content["categories"]):
-        raise DataError(f"{path} has no categories, or ids or names given twice; give each its own")
-    for name in categories.values():
-        if not _is_text(name):
-            raise DataError(f"{path} has a category of the name {shown(name)}; give it one of letters")
-    return categories
+def _read_content(path: Path) -> tuple[_Content, set[str]]:
+    """Return the content of a file and the names of the lists that it has."""
+    content, lists = _Content(), set[str]()
+    text = decode_text(read_bytes(path), path)
+    for name, elements in iterate_lists(text, _LISTS):
+        lists.add(name)
+        for element in elements:
+            match name:
+                case "images":
+                    _add_image(element, content, path)
+                case "annotations":
+                    content.annotations.append(element, file=path)
+                case _:
+                    content.categories.append(element)
+    return content, lists
 
 
-def _by_id(rows: list[Any], path: Path, flaws: list[Flaw]) -> dict[_Id, dict[str, Any]]:
-    images: dict[_Id, dict[str, Any]] = {}
-    for row in rows:
-        if not (isinstance(row, dict) and isinstance(row.get("id"), _Id) and _is_text(row.get("file_name"))):
-            raise DataError(f"{path} has an image without id or file_name: {shown(row)}; give each image both")
-        if row["id"] in images:
-            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"image id {row['id']}, {row['file_name']}"))
+def _add_image(row: object, content: _Content, path: Path) -> None:
+    given = parse_id(row.get("id")) if isinstance(row, dict) else None
+    if given is None or not isinstance(row, dict) or not _is_name(row.get("file_name")) or "\0" in row["file_name"]:
+        raise DataError(f"{path} has an image without id or file_name: {shown(row)}; give each image both")
+    if given in content.images:
+        content.flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"image id {given}, {row['file_name']}"))
+    else:
+        content.images[given] = {key: row.get(key) for key in ("file_name", "width", "height")}
+
+
+def _is_name(value: object) -> bool:
+    """Return whether a value is text with at least one visible character and without halves of surrogate pairs."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def _categories(content: _Content, path: Path, *, keep_roots: bool) -> list[_Category]:
+    """Return the categories by id.
+
+    Some tools add a category that no annotation uses and that is the supercategory of the others. It is left out.
+    """
+    categories = [_parse_category(row, path) for row in content.categories]
+    used = set(content.annotations.places_of_categories(IdTable(category.id for category in categories)).tolist())
+    names, parents = Counter(c.name for c in categories), Counter(c.parent for c in categories)
+    kept = []
+    for place, category in enumerate(categories):
+        has_children = parents[category.name] > (category.parent == category.name)  # itself is no child
+        is_root = has_children and place not in used
+        if is_root and (not keep_roots or names[category.name] > 1):
+            detail = f"category id {category.id}, {category.name!r}"
+            content.flaws.append(Flaw(FlawKind.UNUSED_ROOT, str(path), detail))
         else:
-            images[row["id"]] = row
-    return images
+            kept.append(category)
+    if not kept:
+        raise DataError(f"{path} has no categories; a COCO file lists the classes in categories")
+    for what, values in (("id", [c.id for c in kept]), ("name", [c.name for c in kept])):
+        first: dict[Id, _Category] = {}
+        for value, category in zip(values, kept, strict=True):
+            if (other := first.setdefault(value, category)) is not category:
+                both = f"{other.id!r} ({shown(other.name)}) and {category.id!r} ({shown(category.name)})"
+                raise DataError(f"{path} has the category {what} {shown(value)} twice: ids {both}; give each its own")
+    return sorted(kept, key=lambda category: id_order(category.id))
 
 
-def _is_text(value: object) -> bool:
-    """Whether a name can be written: some characters, none of control, no half of a surrogate pair."""
-    if not isinstance(value, str) or not value.strip():
-        return False
-    return not any(sign < " " or "\ud800" <= sign <= "\udfff" for sign in value)
+def _parse_category(row: object, path: Path) -> _Category:
+    given = parse_id(row.get("id")) if isinstance(row, dict) else None
+    name = row.get("name") if isinstance(row, dict) else None
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        name = str(name)
+    if given is None or not isinstance(row, dict) or not isinstance(name, str):
+        raise DataError(f"{path} has a category without id or name: {shown(row)}; give each category both")
+    if not _is_name(name):
+        raise DataError(f"{path} has a category of the name {shown(name)}; give it a name that can be written")
+    parent = row.get("supercategory")
+    return _Category(given, name, parent if isinstance(parent, str) else None)
 
 
-def _group(
-    annotations: list[Any], images: Mapping[_Id, Any], labels: Mapping[_Id, int], path: Path, flaws: list[Flaw]
-) -> dict[_Id, list[_Row]]:
-    """The rows of each image that has any."""
-    grouped: dict[_Id, list[_Row]] = defaultdict(list)
-    seen: set[_Id] = set()
-    for row in annotations:
-        if not isinstance(row, dict):
-            raise DataError(f"{path} has an annotation that is not an object: {shown(row)}; remove it")
-        identity, image, category = (_as_id(row.get(key)) for key in ("id", "image_id", "category_id"))
-        if identity is not None and identity in seen:
-            flaws.append(Flaw(FlawKind.DUPLICATE_ID, str(path), f"annotation id {identity}"))
-        if identity is not None:
-            seen.add(identity)
-        if image is None or image not in images:
-            detail = f"annotation {identity}: image {shown(row.get('image_id'))}"
-            flaws.append(Flaw(FlawKind.UNKNOWN_IMAGE, str(path), detail))
-        elif category is None or category not in labels:
-            detail = f"annotation {identity}: category id {shown(row.get('category_id'))}"
-            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, str(path), detail))
+def _category_ids(names: Sequence[str], categories: Sequence[_Category]) -> tuple[Id, ...]:
+    """Return the id of each class; classes that the file does not have get numbers that it does not use."""
+    known = {category.name: category.id for category in categories}
+    free = 1 + max((given for given in known.values() if isinstance(given, int)), default=0)
+    ids: list[Id] = []
+    for name in names:
+        ids.append(known.get(name, free))
+        free += name not in known
+    return tuple(ids)
+
+
+def _row_flaws(rows: AnnotationRows, of_image: Any, of_label: Any, path: Path) -> list[Flaw]:
+    flaws = [Flaw(FlawKind.DUPLICATE_ID, str(path), rows.name_of(row)) for row in rows.repeated_ids()]
+    for row in np.flatnonzero((of_image < 0) | (of_label < 0)).tolist():
+        if of_image[row] < 0:
+            detail = f"{rows.name_of(row)}: image id {rows.image_of(row)}"
+            flaws.append(Flaw(FlawKind.UNKNOWN_IMAGE, str(path), detail, boxes=1))
         else:
-            corners, crowd = _corners(row.get("bbox")), bool(row.get("iscrowd", 0))
-            outline, flaw = _outline(row.get("segmentation"))
-            if flaw is not None and not crowd:  # COCO's crowds are masks, and no targets
-                flaws.append(Flaw(flaw, str(path), f"annotation {identity}"))
-            grouped[image].append(_Row(corners, labels[category], crowd, outline, _area(row.get("area"))))
-    return grouped
+            detail = f"{rows.name_of(row)}: category id {rows.category_of(row)}"
+            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, str(path), detail, boxes=1))
+    for flaw in rows.flaws:
+        if of_image[flaw.row] >= 0 and of_label[flaw.row] >= 0:
+            value = f": {flaw.value}" if flaw.value else ""
+            flaws.append(Flaw(flaw.kind, str(path), rows.name_of(flaw.row) + value))
+    return flaws
 
 
-def _as_id(value: object) -> _Id | None:
-    return value if isinstance(value, _Id) else None
+def _declared_sizes(images: Sequence[Mapping[str, Any]], path: Path, flaws: list[Flaw]) -> Any:
+    """Return widths and heights (n, 2) as stated; NaN for one that is missing, null or 0, which means unknown."""
+    sizes = np.full((len(images), 2), np.nan)
+    for place, image in enumerate(images):
+        for side, name in enumerate(("width", "height")):
+            value = image[name]
+            number = parse_number(value)
+            if number > 0:
+                sizes[place, side] = number
+            elif value is not None and number != 0:
+                flaws.append(Flaw(FlawKind.SIZE, str(path), f"{image['file_name']}: {name} {shown(value)}"))
+    return sizes
 
 
-def _corners(bbox: object) -> list[float]:
-    try:
-        x, y, width, height = (float(value) for value in bbox if not isinstance(bbox, str))  # type: ignore[attr-defined]
-    except (TypeError, ValueError, OverflowError):
-        return [float("nan")] * 4
-    return [x, y, x + width, y + height]
-
-
-def _outline(segmentation: object) -> tuple[Outline, FlawKind | None]:
-    """The polygons of a segmentation, [[x, y, x, y, ...], ...]; none where one of them is no polygon."""
-    if not segmentation:
-        return (), None
-    if isinstance(segmentation, dict):
-        return (), FlawKind.MASK
-    parts = [_polygon(part) for part in segmentation] if isinstance(segmentation, list) else [None]
-    outline = tuple(part for part in parts if part is not None)
-    return (outline, None) if len(outline) == len(parts) else ((), FlawKind.NO_POLYGON)
-
-
-def _polygon(coordinates: object) -> Points | None:
-    """Three points or more, and all of them numbers."""
-    if not isinstance(coordinates, list) or len(coordinates) < 6 or len(coordinates) % 2:
-        return None
-    if not all(isinstance(value, int | float) for value in coordinates):
-        return None
-    try:
-        points = np.array(coordinates, np.float64).reshape(-1, 2)
-    except OverflowError:
-        return None
-    return points.astype(np.float32) if (np.abs(points) < _MAX_COORDINATE).all() else None
-
-
-def _area(area: object) -> float:
-    """NaN where it is none; some tools write 0 for what they do not know."""
-    return float(area) if isinstance(area, int | float) and 0 < area < _MAX_COORDINATE**2 else float("nan")
-
-
-def _images_folder(path: Path, root: Path | None, rows: list[Any]) -> Path:
+def _find_images(path: Path, root: Path | None, images: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:
+    """Return the path of each image; of one that is not found, the place where it should be."""
     split = path.stem.removeprefix("instances_")
     bases = [path.parent, *([root] if root is not None else [])]
     folders = [base / part for base in bases for part in ("", "images", split, f"images/{split}")]
-    for row in rows[:20]:
-        for folder in folders:
-            if is_file(folder / row["file_name"]):
-                return folder
-    if not rows:
-        raise DataError(f"{path} lists no images; name another file in data.train or data.val")
-    raise DataError(f"none of the first images of {path} was found, e.g. {rows[0]['file_name']!r} in {folders[-1]}")
-
-
-def _annotated(image: Mapping[str, Any], folder: Path, rows: Sequence[_Row]) -> AnnotatedImage:
-    declared = (image.get("width"), image.get("height"))
-    return AnnotatedImage(
-        path=folder / image["file_name"],
-        boxes_xyxy=np.array([row.corners for row in rows], np.float64).reshape(-1, 4),
-        labels=np.array([row.label for row in rows], np.int64),
-        crowd=np.array([row.crowd for row in rows], np.bool_),
-        outlines=tuple(row.outline for row in rows),
-        areas=np.array([row.area for row in rows], np.float64),
-        declared_wh=declared if all(isinstance(value, int) for value in declared) else None,  # type: ignore[arg-type]
-    )
+    names = [image["file_name"] for image in images]
+    main = next((f for name in names[:20] for f in folders if is_file(resolve_name(f, name))), None)
+    if main is None:
+        reason = "" if "\\" not in names[0] else " (neither with backslashes nor with slashes)"
+        raise DataError(
+            f"none of the first images of {path} was found{reason}, e.g. {shown(names[0])} in {folders[-1]}; "
+            "put the images beside the file or into a folder images"
+        )
+    paths = []
+    for name in names:
+        here = resolve_name(main, name)
+        if not is_file(here):
+            others = (resolve_name(folder, name) for folder in folders)
+            here = next((other for other in others if is_file(other)), here)
+        paths.append(here)
+    return tuple(paths)

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from yolov7.data.build_index import AnnotatedImage, Progress, build_index
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.index import AnnotatedImage, ImageIndex, Progress, build_index
-from yolov7.errors import DataError, one_line
+from yolov7.data.index import ImageIndex
+from yolov7.data.read.text import decode_text, read_bytes, resolve_name
+from yolov7.data.read.values import parse_number, turn_box
+from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
 
-_PRESENCE = re.compile(r"\s+-?[01]\s*$")  # lists of a single class say behind each name whether the image has it
+MAX_XML_BYTES = 16 * 2**20  # an annotation of ten thousand objects has about 3 MB
+MAX_LIST_BYTES = 64 * 2**20
+_MAX_DEPTH = 50  # elements within elements
+_PRESENCE = re.compile(r"\s+-?[01]$")  # the list of a class states behind each name whether the image has the class
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
+_UNKNOWN = [math.nan] * 4
+
+
+class _UnreadableError(Exception):
+    """An annotation file that cannot be used; the message says why."""
 
 
 def voc_class_names(root: Path) -> tuple[str, ...]:
-    """The names in all annotation files, sorted, so that every split has the same classes."""
-    files = sorted(_folder(root, "Annotations").glob("*.xml"))
-    names = {name for tree in map(_parse, files) if tree is not None for name in _names(tree)}
+    """Return the names of the objects in all annotation files, so that every split has the same classes.
+
+    Args:
+        root: The folder of the data set.
+
+    Returns:
+        The names, sorted.
+
+    Raises:
+        DataError: If there is no such folder, or no file names an object.
+    """
+    files = sorted(_annotation_files(_folder(root, "Annotations")))
+    names = set[str]()
+    for path in files:
+        try:
+            names.update(name for node in _parse(path).iter("object") if (name := _text(node, "name")))
+        except _UnreadableError:
+            continue  # counted if a split lists the file
     if not names:
         raise DataError(f"no objects in the {len(files)} annotation files of {root / 'Annotations'}; annotate some")
     return tuple(sorted(names))
@@ -34,61 +64,142 @@ def read_voc(
     class_names: tuple[str, ...] | None = None,
     progress: Progress | None = None,
 ) -> tuple[ImageIndex, tuple[Flaw, ...]]:
-    """The images and boxes of a split.
+    """Read the images and boxes of a split.
 
-    VOC counts pixels from 1 and includes the last one, so a box spans xmin - 1 to xmax; where xmax is not above xmin
-    it has no area. Objects marked `difficult` count as any other.
+    VOC counts pixels from 1 and includes the last one, so that a box spans xmin - 1 to xmax; if xmax is not above xmin,
+    the box has no area. Objects that are marked as `difficult` or `truncated` are read like all others. The id of an
+    image is its entry in the list.
+
+    Args:
+        root: The folder of the data set.
+        split: The name of a list in ImageSets/Main.
+        class_names: The classes. If they are left out: `voc_class_names`.
+        progress: Called after each image that was checked.
+
+    Returns:
+        The index of the split, and the flaws that were found.
+
+    Raises:
+        DataError: If the folder or the list cannot be used.
     """
     names = class_names or voc_class_names(root)
+    label_of = {name: label for label, name in enumerate(names)}
     flaws: list[Flaw] = []
     images = []
     for stem in _unique(read_split(root, split), root, flaws):
-        annotation = root / "Annotations" / f"{stem}.xml"
-        tree = _parse(annotation)
-        if tree is None:
-            reason = "does not parse" if is_file(annotation) else "no such file"
-            flaws.append(Flaw(FlawKind.NO_ANNOTATION, str(annotation), reason))
+        path = root / "Annotations" / f"{stem}.xml"
+        try:
+            tree = _parse(path)
+        except _UnreadableError as error:
+            flaws.append(Flaw(FlawKind.NO_ANNOTATION, str(path), str(error)))
         else:
-            images.append(_annotated(tree, _image_path(root, stem, tree), annotation, names, flaws))
+            images.append(_annotated(tree, root, stem, label_of, flaws))
     return build_index(images, class_names=names, flaws=flaws, progress=progress)
 
 
 def read_split(root: Path, split: str) -> tuple[str, ...]:
-    """The image names of ImageSets/Main/<split>.txt; DataError names the lists that there are."""
+    """Read a list of images, in UTF-8, UTF-16 or cp1252.
+
+    A trailing 0, 1 or -1 is the mark of a class unless there is an annotation with the whole name.
+
+    Args:
+        root: The folder of the data set.
+        split: The name of a list in ImageSets/Main, with or without `.txt`.
+
+    Returns:
+        The names of the images without a suffix.
+
+    Raises:
+        DataError: If there is no such list, or it names no images. The message names the lists that exist.
+    """
     folder = _folder(root, "ImageSets/Main")
     path = folder / f"{split.removesuffix('.txt')}.txt"
-    if not path.is_file():
+    if not is_file(path):
         present = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
         raise DataError(f"split {split!r} is not in {folder}; it has: {present or 'no lists'}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"split list {path} is not UTF-8 ({one_line(error)}); save it as UTF-8") from None
-    names = tuple(_PRESENCE.sub("", line).strip() for line in lines if line.strip())
+        lines = decode_text(read_bytes(path, limit=MAX_LIST_BYTES), path).splitlines()
+    except OSError as error:
+        raise DataError(f"split list {path} cannot be read ({error.strerror or error}); restore the file") from None
+    names = tuple(_stem(line.strip(), root / "Annotations") for line in lines if line.strip())
     if not names:
         raise DataError(f"split list {path} names no images; fill it or name another split")
     return names
 
 
+def _stem(line: str, annotations: Path) -> str:
+    """Return the name that an entry of a list means."""
+    unmarked = _PRESENCE.sub("", line)
+    for name in (line, unmarked, unmarked.replace("\\", "/"), re.sub(r"\.\w{3,4}$", "", unmarked)):
+        if is_file(annotations / f"{name}.xml"):
+            return name
+    return unmarked
+
+
 def _folder(root: Path, name: str) -> Path:
     if not root.is_dir():
-        raise DataError(f"data.path={str(root)!r} is not a folder; set it to the folder that holds the VOC data")
+        raise DataError(f"{str(root)!r} is not a folder; name the folder that holds the VOC data")
     if not (root / name).is_dir():
         raise DataError(f"{root} has no folder {name}; VOC data have Annotations, ImageSets/Main and JPEGImages")
     return root / name
 
 
-def _parse(path: Path) -> ElementTree.Element | None:
+def _annotation_files(folder: Path) -> Iterator[Path]:
+    """Yield the xml files of a folder and of its subfolders; a link to a folder is followed once."""
+    visited = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        visited.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if os.path.realpath(Path(here, name)) not in visited]
+        yield from (Path(here, name) for name in files if name.endswith(".xml"))
+
+
+def _parse(path: Path) -> Element:
+    """Return the root of an annotation, with tags in lower case and without namespaces."""
     try:
-        return ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError, ValueError, LookupError):  # the last two: of encodings
-        return None
+        content = read_bytes(path, limit=MAX_XML_BYTES)
+        tree = _parse_bytes(content)
+    except OSError as error:
+        raise _UnreadableError("no such file" if not path.exists() else str(error.strerror or error)) from None
+    except DataError:
+        raise _UnreadableError(f"larger than {MAX_XML_BYTES / 2**20:g} MiB") from None
+    except (ElementTree.ParseError, ValueError, LookupError, MemoryError) as error:  # those in the middle: of encodings
+        raise _UnreadableError(f"does not parse: {one_line(error, limit=100)}") from None
+    if tree.tag != "annotation":
+        raise _UnreadableError(f"the root element is <{one_line(tree.tag, limit=40)}> instead of <annotation>")
+    return tree
 
 
-def _names(tree: ElementTree.Element) -> Iterable[str]:
-    return (
-        (node.findtext("name") or "").strip() for node in tree.iter("object") if (node.findtext("name") or "").strip()
-    )
+def _parse_bytes(content: bytes) -> Element:
+    try:
+        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder()))
+    except ElementTree.ParseError:
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError:  # older Windows tools write cp1252 and declare nothing, or UTF-8
+            return ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder(), encoding="cp1252"))
+        raise
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds a tree of limited depth, with tags in lower case and without namespaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[Any, Any], /) -> Element:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        return super().start(tag.rpartition("}")[2].lower(), attrs)
+
+    def end(self, tag: str, /) -> Element:
+        self._depth -= 1
+        return super().end(tag.rpartition("}")[2].lower())
+
+
+def _text(node: Element, path: str) -> str:
+    return (node.findtext(path) or "").strip()
 
 
 def _unique(stems: Iterable[str], root: Path, flaws: list[Flaw]) -> list[str]:
@@ -100,46 +211,66 @@ def _unique(stems: Iterable[str], root: Path, flaws: list[Flaw]) -> list[str]:
     return list(unique)
 
 
-def _image_path(root: Path, stem: str, tree: ElementTree.Element) -> Path:
-    """The file with the name of the annotation, else the one that it names."""
+def _image_path(root: Path, stem: str, tree: Element) -> Path:
+    """Return the image with the name of the annotation, or else the one that the annotation names."""
     folder = root / "JPEGImages"
-    stated = folder / (tree.findtext("filename") or f"{stem}.jpg")
+    stated = resolve_name(folder, _text(tree, "filename") or f"{stem}.jpg")
     candidates = [*(folder / f"{stem}{suffix}" for suffix in _SUFFIXES), stated]
     return next((path for path in candidates if is_file(path)), candidates[0])
 
 
-def _annotated(
-    tree: ElementTree.Element, image: Path, annotation: Path, names: tuple[str, ...], flaws: list[Flaw]
-) -> AnnotatedImage:
+def _annotated(tree: Element, root: Path, stem: str, label_of: dict[str, int], flaws: list[Flaw]) -> AnnotatedImage:
+    annotation = str(root / "Annotations" / f"{stem}.xml")
     boxes, labels = [], []
     for node in tree.iter("object"):
-        name = (node.findtext("name") or "").strip()
-        if name in names:
-            boxes.append(_corners(node))
-            labels.append(names.index(name))
-        else:
-            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, str(annotation), repr(name)))
+        name = _text(node, "name")
+        if name not in label_of:
+            flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, annotation, repr(name), boxes=1))
+            continue
+        corners, turned = _corners(node)
+        if turned:
+            flaws.append(Flaw(FlawKind.TURNED, annotation, f"{name!r} {turned}"))
+        boxes.append(corners)
+        labels.append(label_of[name])
+    width, height = (_declared(tree, side, annotation, flaws) for side in ("width", "height"))
     return AnnotatedImage(
-        path=image,
+        path=_image_path(root, stem, tree),
         boxes_xyxy=np.array(boxes, np.float64).reshape(-1, 4),
         labels=np.array(labels, np.int64),
         crowd=np.zeros(len(labels), np.bool_),
-        declared_wh=_declared(tree),
+        declared_wh=(width, height),
+        image_id=stem,
     )
 
 
-def _corners(node: ElementTree.Element) -> list[float]:
-    try:
-        xmin, ymin, xmax, ymax = (
-            float(node.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")
-        )
-    except ValueError:
-        return [float("nan")] * 4
-    if xmax <= xmin or ymax <= ymin:
-        return [xmin, ymin, xmax, ymax]
-    return [xmin - 1, ymin - 1, xmax, ymax]
+def _corners(node: Element) -> tuple[list[float], str]:
+    """Return the box of an object, NaN where it is not numbers, and by how much it is turned, as text."""
+    if node.find("bndbox") is None and node.find("robndbox") is not None:  # as roLabelImg writes it, in radians
+        cx, cy, w, h, angle = (parse_number(_text(node, f"robndbox/{key}")) for key in ("cx", "cy", "w", "h", "angle"))
+        return _turned([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], math.degrees(angle))
+    xmin, ymin, xmax, ymax = (parse_number(_text(node, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    is_box = xmax > xmin and ymax > ymin
+    corners = [xmin - 1, ymin - 1, xmax, ymax] if is_box else [xmin, ymin, xmax, ymax]
+    for attribute in node.iterfind("attributes/attribute"):  # as CVAT writes it, in degrees
+        if _text(attribute, "name") == "rotation":
+            return _turned(corners, parse_number(_text(attribute, "value")))
+    return corners, ""
 
 
-def _declared(tree: ElementTree.Element) -> tuple[int, int] | None:
-    width, height = (tree.findtext(f"size/{key}") or "" for key in ("width", "height"))
-    return (int(width), int(height)) if width.isdecimal() and height.isdecimal() and int(width) else None
+def _turned(corners: list[float], degrees: float) -> tuple[list[float], str]:
+    if not math.isfinite(degrees):
+        return corners, "by an angle that is not a number"
+    if not degrees % 360:
+        return corners, ""
+    x1, y1, x2, y2 = corners
+    x, y, width, height = turn_box((x1, y1, x2 - x1, y2 - y1), degrees=degrees)
+    return [x, y, x + width, y + height], f"by {degrees:g} degrees"
+
+
+def _declared(tree: Element, side: str, annotation: str, flaws: list[Flaw]) -> float:
+    """Return a side of the image as stated; NaN if it is missing or 0, which means unknown."""
+    text = _text(tree, f"size/{side}")
+    number = parse_number(text)
+    if text and not number >= 0:
+        flaws.append(Flaw(FlawKind.SIZE, annotation, f"{side} {shown(text)}"))
+    return number if number > 0 else math.nan

@@ -131,6 +131,7 @@ def shuffle_labels(index: ImageIndex, *, seed: int) -> ImageIndex:
         crowd=index.crowd[rows],
         outlines=None,
         areas=None,
+        stated_xywh=None,
     )
 
 

@@ -1,27 +1,31 @@
-"""What a reference checkpoint holds for us: one model's tensors under their names, and its class names."""
+"""Find the tensors and the class names of one model in the content of a reference checkpoint."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, final
 
 from yolov7.errors import ArtifactError
 from yolov7.weights.foreign.pickle_reader import StandIn, TensorNote
-from yolov7.weights.foreign.torch_file import TorchFile, told_of
+from yolov7.weights.foreign.torch_file import TorchFile, naming_file
 
-_PARTS = ("ema", "model", "state_dict")  # the averaged weights are the better ones, where there are any
+_PARTS = ("ema", "model", "state_dict")  # in the order of preference: averaged weights are better
 _MAX_DEPTH = 32  # of modules within modules
-_MAX_PARTS = 20_000  # modules, parameters, buffers
-_WRAPPER = "module."  # of a model saved within DataParallel
+_MAX_PARTS = 20_000  # modules, parameters and buffers
+_MAX_ENTRIES = 200_000  # of the mappings that hold them, counted each time that they are visited
+_MAX_NAME = 200  # characters
+_WRAPPER = "module."  # the prefix of a model that was saved within DataParallel
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """`tensors` under the reference's names, in its order; `class_names` where the checkpoint has them.
+class ForeignCheckpoint:
+    """The model of a reference checkpoint.
 
-    `activations`: the classes of its activations, such as SiLU; none in a state dict.
+    Attributes:
+        tensors: Notes of its tensors by the reference's names, in the reference's order.
+        class_names: The names of its classes; None if the checkpoint does not have them.
+        activations: The classes of its activation modules, such as `SiLU`; empty for a state dict.
     """
 
     tensors: dict[str, TensorNote]
@@ -29,9 +33,22 @@ class Checkpoint:
     activations: frozenset[str]
 
 
-def read_checkpoint(file: TorchFile) -> Checkpoint:
-    """The model of a file: a module or a state dict, alone or among what a training saves; `ema` before `model`."""
-    with told_of(file.path):
+def read_checkpoint(file: TorchFile) -> ForeignCheckpoint:
+    """Find the model in a file that torch.save wrote.
+
+    The model is a module or a state dict, either alone or in a mapping that a training saved. A mapping's `ema` is
+    preferred to its `model`.
+
+    Args:
+        file: The opened file.
+
+    Returns:
+        The names and notes of the model's tensors; their values are not read.
+
+    Raises:
+        ArtifactError: The file holds no model, or something far larger than a model.
+    """
+    with naming_file(file.path):
         part = _choose_part(file.content)
         named = _name_parts(part)
         tensors = {name: value for name, value in named.items() if isinstance(value, TensorNote)}
@@ -42,8 +59,8 @@ def read_checkpoint(file: TorchFile) -> Checkpoint:
             tensors = {name.removeprefix(_WRAPPER): note for name, note in tensors.items()}
         if not tensors:
             raise ArtifactError("holds no model and no state_dict")
-        class_names = _names_of(part) or _names_of(file.content)
-        return Checkpoint(tensors, class_names, frozenset(name.rpartition(".")[2] for name in activations))
+        class_names = _find_class_names(part) or _find_class_names(file.content)
+        return ForeignCheckpoint(tensors, class_names, frozenset(name.rpartition(".")[2] for name in activations))
 
 
 def _choose_part(content: Any) -> Any:
@@ -53,37 +70,67 @@ def _choose_part(content: Any) -> Any:
 
 
 def _name_parts(part: Any) -> dict[str, Any]:
-    """The modules and tensors of a module that stand-ins stand for, or the entries of a mapping, under their names."""
-    named = _walk(part, prefix="", depth=0) if isinstance(part, StandIn) else _entries(part)
-    parts = dict(itertools.islice(named, _MAX_PARTS + 1))
-    if len(parts) > _MAX_PARTS:
-        raise ArtifactError(f"its model has more than {_MAX_PARTS} parts, far more than any of ours")
+    """Return the modules and tensors of a module, or the entries of a mapping, by their names."""
+    walk = _Walk()
+    named = walk.module(part, prefix="", depth=0) if isinstance(part, StandIn) else walk.entries(part)
+    parts: dict[str, Any] = {}
+    for name, value in named:
+        if len(parts) >= _MAX_PARTS:
+            raise ArtifactError(f"its model has more than {_MAX_PARTS} parts, far more than a detector has")
+        parts[name] = value
     return parts
 
 
-def _walk(module: StandIn, *, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Parameters, persistent buffers, then the children's, as torch orders them."""
-    if depth > _MAX_DEPTH:
-        raise ArtifactError(f"its modules are nested more than {_MAX_DEPTH} deep")
-    passing = module.attributes.get("_non_persistent_buffers_set", [])
-    for name, value in _entries(module.attributes.get("_parameters")):
-        yield f"{prefix}{name}", value
-    for name, value in _entries(module.attributes.get("_buffers")):
-        if name not in passing:
+@final
+@dataclass
+class _Walk:
+    """A walk through modules, which may share their children and so be larger than the file is.
+
+    Attributes:
+        visited: How many entries of mappings were looked at so far.
+    """
+
+    visited: int = field(default=0)
+
+    def module(self, module: StandIn, *, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        """Yield parameters, then persistent buffers, then the children's, in torch's order."""
+        if depth > _MAX_DEPTH:
+            raise ArtifactError(f"its modules are nested more than {_MAX_DEPTH} levels deep")
+        temporary = self._names(module.attributes.get("_non_persistent_buffers_set"))
+        for name, value in self.entries(module.attributes.get("_parameters")):
             yield f"{prefix}{name}", value
-    for name, child in _entries(module.attributes.get("_modules")):
-        if isinstance(child, StandIn):
-            yield f"{prefix}{name}", child
-            yield from _walk(child, prefix=f"{prefix}{name}.", depth=depth + 1)
+        for name, value in self.entries(module.attributes.get("_buffers")):
+            if name not in temporary:
+                yield f"{prefix}{name}", value
+        for name, child in self.entries(module.attributes.get("_modules")):
+            if isinstance(child, StandIn):
+                yield f"{prefix}{name}", child
+                yield from self.module(child, prefix=f"{prefix}{name}.", depth=depth + 1)
+
+    def entries(self, mapping: Any) -> Iterator[tuple[str, Any]]:
+        """Yield the entries of a mapping whose keys are text; nothing for any other value."""
+        if isinstance(mapping, Mapping):
+            self._count(len(mapping))
+            for name, value in mapping.items():
+                if isinstance(name, str):
+                    if len(name) > _MAX_NAME:
+                        raise ArtifactError(f"it has a part whose name has {len(name)} characters")
+                    yield name, value
+
+    def _names(self, listed: Any) -> frozenset[str]:
+        if not isinstance(listed, (list, tuple)):
+            return frozenset()
+        self._count(len(listed))
+        return frozenset(name for name in listed if isinstance(name, str))
+
+    def _count(self, entries: int) -> None:
+        self.visited += entries
+        if self.visited > _MAX_ENTRIES:
+            raise ArtifactError(f"its model has more than {_MAX_ENTRIES} entries, far more than a detector has")
 
 
-def _entries(mapping: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(mapping, Mapping):
-        yield from ((name, value) for name, value in mapping.items() if isinstance(name, str))
-
-
-def _names_of(part: Any) -> tuple[str, ...] | None:
-    """The class names that a module or a mapping carries as `names`: a list, or a mapping from their numbers."""
+def _find_class_names(part: Any) -> tuple[str, ...] | None:
+    """Return the `names` of a module or a mapping, which are a list, or a mapping from the numbers of the classes."""
     attributes = part.attributes if isinstance(part, StandIn) else part
     names = attributes.get("names") if isinstance(attributes, dict) else None
     if isinstance(names, dict):

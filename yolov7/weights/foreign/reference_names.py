@@ -1,7 +1,7 @@
-"""Our names of a model's tensors and the reference's, derived from the rows of its spec. Imports no torch.
+"""The reference implementation's names for the tensors of a model, derived from its spec. Imports no torch.
 
-The reference numbers a flat list of layers. A row of ours is one or several of them, and those without weights
-(concatenation, pooling, upsampling, addition) take a number as well.
+The reference numbers a flat list of layers. A row of a spec corresponds to one or several of them. Layers without
+weights (concatenation, pooling, upsampling, addition) have numbers, too.
 """
 
 from __future__ import annotations
@@ -27,21 +27,37 @@ from yolov7.spec.block_schema import (
 )
 from yolov7.spec.graph import ModelSpec
 
-Layer = dict[str, str]  # modules of a row, in the reference's order -> their names within its layer
+Layer = dict[str, str]  # the modules of a row, in the reference's order, and their names within its layer
 
 _BARE: Layer = {}  # a layer without weights
 _BRANCHES = {"identity": "rbr_identity", "dense": "rbr_dense", "pointwise": "rbr_1x1"}  # of a RepConv
 
 
 class ReferenceNames(NamedTuple):
-    """`weights`: the reference's names in its order, each with ours; `head`: the prefix of its detection layer's."""
+    """The names of a model's tensors.
+
+    Attributes:
+        weights: The reference's names, in its order, with the names in this library.
+        head: The prefix of the names in the reference's detection layer.
+    """
 
     weights: dict[str, str]
     head: str
 
 
 def reference_names(spec: ModelSpec, own_names: Iterable[str]) -> ReferenceNames:
-    """The reference's names for the tensors of a spec's model; SpecError where the reference has no such module."""
+    """Derive the reference's names for the tensors of a model.
+
+    Args:
+        spec: The spec of the model.
+        own_names: The names of the model's tensors in this library.
+
+    Returns:
+        Both names of each tensor.
+
+    Raises:
+        SpecError: The model has a module that the reference does not have.
+    """
     own = list(own_names)
     weights: dict[str, str] = {}
     layers = _all_layers(spec)
@@ -66,7 +82,7 @@ def _all_layers(spec: ModelSpec) -> list[Layer]:
 
 
 def _layers_of(row: Row) -> list[Layer]:
-    """The layers that a row consists of; an empty name is that of the row itself, or of the layer itself."""
+    """Return the layers of a row; an empty name stands for the row itself, or for the layer itself."""
     match row:
         case ReorgRow() | MaxPoolRow():
             return [_BARE]
@@ -91,7 +107,7 @@ def _transition(row: ConvRow | DownRow | UpRow | UpsampleRow) -> list[Layer]:
     match row.block:
         case "conv":
             return [{"conv": ""}, *joined]
-        case "mp":  # joined at any rate: its own two maps
+        case "mp":  # its own two maps are always concatenated
             return [_BARE, {"pooled": ""}, {"reduce": ""}, {"strided": ""}, _BARE]
         case "down_c":
             return [_numbered("mix", "strided", "pooled"), *joined]
@@ -102,9 +118,11 @@ def _transition(row: ConvRow | DownRow | UpRow | UpsampleRow) -> list[Layer]:
 
 
 def _elan(row: ElanRow) -> list[Layer]:
-    """One ELAN after the other, and an addition behind each but the first."""
+    """Return the layers of one ELAN after the other, each but the first followed by an addition."""
     if row.grouped:
-        raise SpecError("E-ELAN as group convolutions has no counterpart in the reference; bring it side by side first")
+        raise SpecError(
+            "E-ELAN as group convolutions has no counterpart in the reference; convert it to branches first"
+        )
     branches = [""] if row.cardinality == 1 else [f"elans.{i}." for i in range(row.cardinality)]
     modules = ["a", "b", *(f"chain.{i}" for i in range(row.num_convs)), "merge"]
     layers: list[Layer] = []
@@ -120,7 +138,7 @@ def _csp(row: CspRow) -> Layer:
 
 
 def _bottlenecks(row: BottleneckRow) -> Layer:
-    """A block alone is the layer; several are numbered within it."""
+    """Return the layer of one block, whose modules it names, or of several blocks, which it numbers."""
     return _dark_blocks("", depth=row.depth) if row.depth > 1 else {"chain.0.first": "cv1", "chain.0.second": "cv2"}
 
 
@@ -140,7 +158,7 @@ def _spp(row: SppRow) -> list[Layer]:
 
 
 def _head(row: DetectRow) -> list[Layer]:
-    """The auxiliary head's 3x3 convolutions, then lead and auxiliary outputs in one layer."""
+    """Return the auxiliary head's 3x3 convolutions, then one layer with the outputs of both heads."""
     levels, taps = range(len(row.sources)), range(len(row.taps))
     outputs = {f"convs.{i}": f"m.{i}" for i in levels} | {f"auxiliary_convs.{i}": f"m2.{i}" for i in taps}
     implicit = {f"{name}.{i}": f"{name}.{i}.implicit" for name in ("ia", "im") for i in levels}
@@ -152,7 +170,7 @@ def _numbered(*modules: str) -> Layer:
 
 
 def _suffixes(names: Iterable[str], module: str) -> list[str]:
-    """What follows the module's name in the names of its tensors; nothing in that of a module which is a tensor."""
+    """Return the names of a module's tensors without the module's own; an empty text if the module is a tensor."""
     return [name[len(module) :] for name in names if name == module or name.startswith(f"{module}.")]
 
 

@@ -1,6 +1,6 @@
-"""The files that torch.save writes: their pickle read without executing anything, their tensors when asked for.
+"""Read the files that torch.save writes: the pickle without executing anything, the tensors only on demand.
 
-Every size that a file declares is checked against what it has before anything of that size is read or made.
+Every size that a file declares is checked against the file's real size before anything of that size is read or made.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +25,7 @@ from yolov7.errors import ArtifactError, one_line
 from yolov7.weights.foreign.pickle_reader import Pickle, StorageNote, TensorNote, unpickle
 
 _MAX_PICKLE = 4 * 2**20  # bytes; the checkpoints of the largest models have a quarter of it
-_MAX_AT_ONCE = 8 * 2**20  # bytes of one reading, that of a zip's directory among them
+_MAX_AT_ONCE = 8 * 2**20  # bytes of one read, also of the read of a zip's directory
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES: Final = {
     "DoubleStorage": torch.float64,
@@ -39,28 +40,62 @@ _DTYPES: Final = {
     "BoolStorage": torch.bool,
 }
 _StorageReader = Callable[[StorageNote], bytearray]
+# what the standard library raises for damaged archives and pickles
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 
 
 class TorchFile(ABC):
-    """A checkpoint: `content` is what was pickled, with stand-ins and notes in place of objects and tensors."""
+    """An opened checkpoint.
+
+    Attributes:
+        path: The file.
+        content: The pickled value, with stand-ins and notes in place of instances and tensors.
+    """
 
     def __init__(self, path: Path, content: Any) -> None:
+        """Describe an opened checkpoint.
+
+        Args:
+            path: The file.
+            content: The pickled value.
+        """
         self.path = path
         self.content = content
 
     def read(self, notes: Mapping[str, TensorNote]) -> dict[str, Tensor]:
-        """The tensors of notes of `content`, on the CPU; ArtifactError where the file lacks their numbers."""
-        with told_of(self.path), self._open_storages() as read_storage:
+        """Read tensors.
+
+        Args:
+            notes: Notes from `content`, by any names.
+
+        Returns:
+            The tensors on the CPU, contiguous, by the same names.
+
+        Raises:
+            ArtifactError: The file does not contain the values of a tensor.
+        """
+        with naming_file(self.path), self._open_storages() as read_storage:
             return {key: _view(note, read_storage(note.storage)) for key, note in notes.items()}
 
     @abstractmethod
     def _open_storages(self) -> AbstractContextManager[_StorageReader]:
-        """The file, open for the reading of storages."""
+        """Open the file and return a function that reads a storage."""
 
 
 @final
 class _ZipFile(TorchFile):
-    """Since torch 1.6: a zip, nothing in it compressed, with the pickle as data.pkl and each storage as data/KEY."""
+    """The form since torch 1.6: an uncompressed zip with the pickle as data.pkl and each storage as data/KEY."""
 
     def __init__(self, path: Path, pickle: Pickle, *, folder: str) -> None:
         super().__init__(path, pickle.value)
@@ -74,11 +109,11 @@ class _ZipFile(TorchFile):
 
 @final
 class _LegacyFile(TorchFile):
-    """Before torch 1.6: pickles one after the other, then the storages, each behind its number of elements."""
+    """The form before torch 1.6: several pickles, then the storages, each preceded by its number of elements."""
 
     def __init__(self, path: Path, pickle: Pickle, *, places: Mapping[str, int]) -> None:
         super().__init__(path, pickle.value)
-        self._places = places  # of each storage's numbers in the file
+        self._places = places  # the position of each storage's values in the file
 
     @contextmanager
     def _open_storages(self) -> Iterator[_StorageReader]:
@@ -92,9 +127,21 @@ class _LegacyFile(TorchFile):
 
 
 def open_torch_file(path: str | os.PathLike[str]) -> TorchFile:
-    """The checkpoint of a file in torch's zip form or the form before it; ArtifactError, in one line, for any other."""
+    """Open a file that torch.save wrote, in the zip form or in the form before torch 1.6.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The checkpoint, whose tensors are not read yet.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, of another kind, or wants something to be executed.
+    """
     path = Path(path)
-    with told_of(path):
+    with naming_file(path):
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a device or a pipe might never end
+            raise ArtifactError("is not a regular file")
         with path.open("rb") as file:
             start = file.read(_MAX_PICKLE)
         if start.startswith(b"PK"):
@@ -105,8 +152,15 @@ def open_torch_file(path: str | os.PathLike[str]) -> TorchFile:
 
 
 @contextmanager
-def told_of(path: Path) -> Iterator[None]:
-    """Turns whatever a file does to its reader into one line with its path."""
+def naming_file(path: Path) -> Iterator[None]:
+    """Turn errors about the content of a file into one line that starts with its path.
+
+    Args:
+        path: The file that is read within the `with` statement.
+
+    Raises:
+        ArtifactError: The code within the `with` statement failed because of the file.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -114,11 +168,10 @@ def told_of(path: Path) -> Iterator[None]:
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {one_line(error)}; give another file") from None
     except (PermissionError, IsADirectoryError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); name a .pt file of yours") from None
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, struct.error) as error:
-        fault = one_line(error)
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); name a readable .pt file") from None
+    except _DAMAGE as error:
         raise ArtifactError(
-            f"{path}: is damaged or cut short ({fault}); fetch it again, or give another file"
+            f"{path}: is damaged or cut short ({one_line(error)}); download it again, or give another file"
         ) from None
 
 
@@ -147,7 +200,7 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @final
 class _BoundedFile(io.FileIO):
-    """A file of which a small part is read at once, whatever size a zip declares its directory to have."""
+    """A file that refuses large reads, such as that of a zip's directory whose declared size is wrong."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         size = _MAX_AT_ONCE if size is None or size < 0 else size
@@ -157,7 +210,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _check_entry(archive: zipfile.ZipFile, name: str, *, size: int) -> None:
-    """That the zip holds so many bytes under this name, by what it declares and by its own length."""
+    """Raise an error unless the zip holds an uncompressed entry of this size, and is itself long enough for it."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise ArtifactError(f"its {name} is compressed, which torch.save never does")
@@ -169,12 +222,12 @@ def _check_entry(archive: zipfile.ZipFile, name: str, *, size: int) -> None:
 def _read_small(archive: zipfile.ZipFile, name: str) -> bytearray:
     size = archive.getinfo(name).file_size
     if size > _MAX_PICKLE:
-        raise ArtifactError(f"its {name} has {size} bytes, far more than that of a checkpoint")
+        raise ArtifactError(f"its {name} has {size} bytes, far more than in a checkpoint")
     return _read_entry(archive, name, size=size)
 
 
 def _read_entry(archive: zipfile.ZipFile, name: str, *, size: int) -> bytearray:
-    """The bytes of an entry, which must be so many; its checksum is verified."""
+    """Read an entry of this size and verify its checksum."""
     _check_entry(archive, name, size=size)
     content = bytearray()
     with archive.open(name) as entry:
@@ -184,8 +237,9 @@ def _read_entry(archive: zipfile.ZipFile, name: str, *, size: int) -> bytearray:
 
 
 def _open_legacy(path: Path, start: io.BytesIO) -> TorchFile:
-    """Magic number, version, the writer's machine, the content, the keys of the storages; then the storages."""
-    if unpickle(start).value != _LEGACY_MAGIC:
+    """Read the five pickles: magic number, version, the writer's machine, the content, the keys of the storages."""
+    magic = unpickle(start).value
+    if not isinstance(magic, int) or magic != _LEGACY_MAGIC:
         raise ArtifactError("is a plain pickle, not a file that torch.save wrote")
     unpickle(start)
     match unpickle(start).value:
@@ -198,6 +252,8 @@ def _open_legacy(path: Path, start: io.BytesIO) -> TorchFile:
     places: dict[str, int] = {}
     place, length = start.tell(), path.stat().st_size
     keys = unpickle(start).value
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
+        raise ValueError("its list of storages is not a list of different texts")
     with path.open("rb") as file:
         place = start.tell()
         for key in keys:
@@ -206,18 +262,18 @@ def _open_legacy(path: Path, start: io.BytesIO) -> TorchFile:
             places[key] = place + 8
             place += 8 + _num_bytes(storages[key])
             if num_elements != storages[key].num_elements or place > length:
-                raise ValueError(f"storage {key!r} is not all there")
+                raise ValueError(f"storage {key!r} is incomplete")
     return _LegacyFile(path, pickle, places=places)
 
 
 def _num_bytes(storage: StorageNote) -> int:
     if storage.kind not in _DTYPES:
-        raise ArtifactError(f"has tensors of {storage.kind}, which weights never are")
+        raise ArtifactError(f"has tensors of the type {storage.kind}, which weights never have")
     return storage.num_elements * _DTYPES[storage.kind].itemsize
 
 
 def _view(note: TensorNote, content: bytearray) -> Tensor:
-    """The tensor that a note describes, from the bytes of its storage; it may not be larger than they are."""
+    """Make the tensor that a note describes from the bytes of its storage, which must be large enough."""
     size = math.prod(note.shape)
     last = note.offset + sum((n - 1) * stride for n, stride in zip(note.shape, note.strides, strict=True))
     if size and (size > note.storage.num_elements or last >= note.storage.num_elements):

@@ -1,4 +1,4 @@
-"""The weights that a run leaves: of its moving average, at the end or when it was best, or the mean of last epochs."""
+"""The weights that a run produces: the moving average at its end or at its best epoch, or a mean over epochs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ _BEST, _SNAPSHOT = "best-{:06d}.safetensors", "snapshot-{:06d}.safetensors"
 
 
 @final
-class Outcome:
-    """Keeps the weights of single epochs in a run's folder, and makes of them what the run leaves.
+class FinalWeights:
+    """Stores the weights of single epochs in a run's folder and derives the run's final weights from them.
 
-    With `patience` those are the moving average's of the epoch with the highest AP on val; with `swa_epochs` the mean
-    of the weights at the end of each of the last epochs; otherwise the moving average's at the end.
+    With `patience`, the final weights are the moving average of the epoch with the highest AP on the validation split.
+    With `swa_epochs`, they are the mean of the weights at the ends of the last epochs. Otherwise they are the moving
+    average at the end, of which nothing needs to be stored.
     """
 
     def __init__(self, folder: Path, settings: TrainSettings, *, class_names: tuple[str, ...]) -> None:
+        """Prepare the storage.
+
+        Args:
+            folder: The folder of the run.
+            settings: The settings of the run.
+            class_names: The names of the classes.
+        """
         self._folder, self._settings, self._class_names = folder, settings, class_names
 
-    def keep(
+    def store_epoch(
         self,
         line: Mapping[str, Any],
         *,
@@ -37,7 +45,14 @@ class Outcome:
         model: DetectionModel,
         ema: DetectionModel,
     ) -> None:
-        """Keeps what may be wanted of the epoch that just ended with this line, behind the `earlier` ones."""
+        """Store the weights of the epoch that has just ended, if the final weights may need them.
+
+        Args:
+            line: The record of the epoch.
+            earlier: The records of the epochs before.
+            model: The trained model.
+            ema: Its moving average.
+        """
         epoch: int = line["epoch"]
         if self._settings.patience and best_line([*earlier, line]) is line:
             self._save(_BEST.format(epoch), ema)
@@ -48,20 +63,42 @@ class Outcome:
             self._save(_SNAPSHOT.format(epoch), model)
 
     def is_out_of_patience(self, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether so many epochs have passed since the best one that the run should end."""
+        """Return whether `patience` epochs have passed since the best one.
+
+        Args:
+            lines: The records of all epochs so far.
+        """
         best = best_line(lines) if self._settings.patience else None
         return best is not None and lines[-1]["epoch"] - best["epoch"] >= self._settings.patience
 
-    def best(self, lines: Sequence[Mapping[str, Any]]) -> DetectionModel | None:
-        """The moving average at its best epoch; None where the last one is wanted."""
+    def load_best(self, lines: Sequence[Mapping[str, Any]]) -> DetectionModel | None:
+        """Load the moving average of the best epoch.
+
+        Args:
+            lines: The records of all epochs.
+
+        Returns:
+            The model; None if the settings do not ask for the best epoch, or AP was never measured.
+
+        Raises:
+            ArtifactError: The stored file is damaged.
+        """
         line = best_line(lines) if self._settings.patience else None
         path = self._folder / _BEST.format(line["epoch"]) if line else None
         return load_weights(path).model if path is not None and path.is_file() else None
 
-    def mean(self, images: Iterable[Tensor], *, device: torch.device) -> DetectionModel | None:
-        """The mean of the last epochs' weights, its batch norm counted on images (B, 3, H, W) in 0..1.
+    def average_last_epochs(self, images: Iterable[Tensor], *, device: torch.device) -> DetectionModel | None:
+        """Compute the mean of the weights at the ends of the last epochs.
 
-        The images are on the device. None where no mean is wanted.
+        Args:
+            images: Batches (B, 3, H, W) in 0..1 on the device, from which the statistics of batch norm are computed.
+            device: The device that computes.
+
+        Returns:
+            The model on the device; None if the settings do not ask for a mean.
+
+        Raises:
+            ArtifactError: A stored file is damaged.
         """
         epochs = range(self._settings.epochs - self._settings.swa_epochs + 1, self._settings.epochs + 1)
         paths = [self._folder / _SNAPSHOT.format(epoch) for epoch in epochs]

@@ -1,0 +1,135 @@
+"""The typed content of the JSON files that stages exchange."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from yolov7.settings import Settings
+
+
+class PreparedData(Settings):
+    """`artifacts/prepare/dataset.json`: what the prepared data are. Each split is beside it as `<split>.npz`.
+
+    Attributes:
+        class_names: The classes, by label.
+        splits: Number of images of each split: `train`, `val`, `test`.
+        boxes: Number of boxes of each split.
+        source: Where the data are from.
+        content_hash: Hash of all pixels and boxes.
+        split_hashes: Hash of all that results on each split depend on: pixels, boxes, areas and ids.
+    """
+
+    class_names: tuple[str, ...]
+    splits: dict[str, int]
+    boxes: dict[str, int]
+    source: str
+    content_hash: str
+    split_hashes: dict[str, str] = Field(default_factory=dict)
+
+
+class TrainSummary(Settings):
+    """`artifacts/train/<variant>/<seed>/train.json`: how a training run ended.
+
+    Attributes:
+        fingerprint: Of the data and of all settings that affect the result; it identifies the MLflow run.
+        loader_wait_share: Share of the training time in which the loader was waited for.
+        skipped_steps: Number of steps whose loss or gradient was not finite.
+        AP: AP of the moving average on val after the last epoch; None if there is no val split.
+        val_hash: Hash of the val split that AP was measured on, from `split_hashes`; None if there is none.
+    """
+
+    variant: str
+    seed: int
+    fingerprint: str
+    epochs: int
+    seconds: float
+    images_per_second: float
+    loader_wait_share: float
+    skipped_steps: int
+    AP: float | None
+    AP50: float | None
+    precision: str
+    device: str
+    workers: int
+    val_hash: str | None = None
+
+
+class ReparamReport(Settings):
+    """`artifacts/reparam/<variant>/<seed>/reparam.json`: the proof that the deployed model equals the trained one.
+
+    Errors are relative to the largest output of each level.
+    """
+
+    variant: str
+    seed: int
+    parameters_before: int
+    parameters_after: int
+    gflops_before: float
+    gflops_after: float
+    images: int
+    max_error_float32: float
+    mean_error_float32: float
+    max_error_float64: float
+    mean_error_float64: float
+
+
+class Metrics(Settings):
+    """`artifacts/evaluate/<variant>/<seed>/metrics.json`: the twelve COCO figures as fractions, and AP per class.
+
+    A figure is None if the split has no objects for it.
+
+    Attributes:
+        AP_before_reparam: AP of the weights before re-parameterisation, on the same data.
+    """
+
+    AP: float | None
+    AP50: float | None
+    AP75: float | None
+    APs: float | None
+    APm: float | None
+    APl: float | None
+    AR1: float | None
+    AR10: float | None
+    AR100: float | None
+    ARs: float | None
+    ARm: float | None
+    ARl: float | None
+    AP_before_reparam: float | None
+    per_class_AP: dict[str, float | None]
+    split: str
+    images: int
+
+
+class BenchmarkRow(Settings):
+    """Latency of one model in one setting, in milliseconds per batch.
+
+    Attributes:
+        form: `trained`, or `deployed` after re-parameterisation.
+        engine: `eager` or `compile`.
+        fps: Images per second at the median latency.
+        samples: Number of measured batches.
+    """
+
+    variant: str
+    form: str
+    engine: str
+    precision: str
+    batch: int
+    nms: bool
+    image_size: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    fps: float
+    samples: int
+
+
+class Benchmark(Settings):
+    """`artifacts/benchmark/benchmark.json`: the latencies, and the device that they were measured on."""
+
+    device: str
+    threads: int
+    clock_mhz: float | None
+    versions: dict[str, str]
+    rows: tuple[BenchmarkRow, ...]

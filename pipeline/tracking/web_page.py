@@ -1,0 +1,116 @@
+"""Run MLflow's web page for the store of this project, and end it together with this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from pipeline.tracking.addresses import redact, sqlite_file, store_address
+from pipeline.tracking.database import artifact_root
+from pipeline.tracking.store import TrackingStore, quiet_environment
+from yolov7.errors import SettingError, one_line
+
+HOST = "127.0.0.1"
+_LARGEST_PORT = 65535
+_GRACE_SECONDS = 10.0  # for MLflow's server to end by itself
+
+
+def serve_page(experiment: str, *, port: int, say: Callable[[str], None]) -> None:
+    """Serve MLflow's page until it is interrupted or this process gets SIGTERM.
+
+    Args:
+        experiment: The experiment whose runs the address opens.
+        port: The port of the page.
+        say: Receives the address.
+
+    Raises:
+        SettingError: If the port cannot be used, the store is a server with a page of its own, the store cannot be
+            opened, or MLflow's server ends by itself.
+    """
+    address = store_address()
+    if address.uri.startswith("http"):
+        raise SettingError(f"MLFLOW_TRACKING_URI={address.name} is a server; open that address in a browser")
+    _check_port(port)
+    say(f"MLflow serves {_page_address(experiment, port=port)}; press Ctrl-C to end it")
+    code = _run_until_ended(_command(port), environment=_environment(address.uri))
+    if code != 0:
+        raise SettingError(f"MLflow's server ended with exit code {code}; its own messages are above")
+
+
+def _check_port(port: int) -> None:
+    if not 1 <= port <= _LARGEST_PORT:
+        raise SettingError(f"--port={port} must be between 1 and {_LARGEST_PORT}")
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind((HOST, port))
+        except OSError as error:
+            reason = one_line(error.strerror or error)
+            raise SettingError(f"port {port} cannot be used ({reason}); choose another one with --port") from None
+
+
+def _page_address(experiment: str, *, port: int) -> str:
+    """Return the address of the runs of the experiment, or of the page's start where there is no such experiment."""
+    address = store_address()
+    start = f"http://{HOST}:{port}"
+    file = sqlite_file(address.uri)
+    if file is not None and not file.exists():
+        return start
+    try:
+        found = TrackingStore(address.uri).find_experiment(experiment)
+    except Exception as error:
+        raise SettingError(f"{address.name} cannot be opened: {redact(one_line(error))}") from None
+    return start if found is None else f"{start}/#/experiments/{found}/runs"
+
+
+def _command(port: int) -> tuple[str, ...]:
+    """Return the command line, which anyone on the machine can read and therefore names no store."""
+    return (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1")
+
+
+def _environment(uri: str) -> dict[str, str]:
+    root = artifact_root(uri)
+    where = {"MLFLOW_BACKEND_STORE_URI": uri} | ({"MLFLOW_DEFAULT_ARTIFACT_ROOT": root} if root else {})
+    return quiet_environment() | where
+
+
+def _run_until_ended(command: tuple[str, ...], *, environment: dict[str, str]) -> int:
+    """Run a server in a process group of its own, end the whole group with this process, and return its exit code."""
+    with _termination_as_exit():
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            return process.wait()
+        except (KeyboardInterrupt, SystemExit):
+            _end_group(process)
+            raise
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit with the exit code that shells use for them."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and everything it started; kill what does not end within the grace period."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)

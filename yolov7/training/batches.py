@@ -1,0 +1,75 @@
+"""The batches of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from torch import Tensor
+
+from yolov7.data.dataset import DetectionDataset
+from yolov7.data.index import ImageIndex
+from yolov7.data.loader import TrainLoader
+from yolov7.settings import TrainSettings
+from yolov7.training.job import TrainJob
+from yolov7.training.worker import Worker
+
+_BATCHES_FOR_STATISTICS = 64
+
+
+def build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoader:
+    """Build the loader of this worker's share of every batch.
+
+    Args:
+        job: The run.
+        worker: This process.
+        index: The training split.
+
+    Returns:
+        The loader.
+    """
+    settings = job.settings
+    dataset = DetectionDataset(
+        index,
+        image_size=settings.image_size,
+        augment=settings.augment,
+        seed=job.seed,
+        cache=settings.cache_images,
+        cache_folder=job.run_folder.parents[1] / ".cache",  # shared by all runs of all variants
+        processes=worker.processes_on_machine,
+    )
+    return TrainLoader(
+        dataset,
+        batch_size=settings.batch_size,
+        seed=job.seed,
+        balance=settings.class_balance,
+        num_workers=worker.loader_workers,
+        rank=worker.rank,
+        world_size=worker.world_size,
+    )
+
+
+def first_plain_epoch(settings: TrainSettings) -> int:
+    """Return the first of the last `close_mosaic` epochs, at most a fifth of the run, which are without mosaic.
+
+    Args:
+        settings: The settings of the run.
+    """
+    return settings.epochs - min(settings.close_mosaic, settings.epochs // 5)
+
+
+def statistics_batches(loader: TrainLoader, job: TrainJob, worker: Worker) -> Iterator[Tensor]:
+    """Yield training images from which the statistics of batch norm are computed for averaged weights.
+
+    Args:
+        loader: The loader of the run.
+        job: The run.
+        worker: This process.
+
+    Yields:
+        Batches (B, 3, S, S) in 0..1 on the worker's device, without mosaic and all of the same size.
+    """
+    size = -(-job.settings.batch_size // worker.world_size)
+    for batch in islice(loader.epoch(job.settings.epochs, mosaic=False), _BATCHES_FOR_STATISTICS):
+        if len(batch.index) == size:
+            yield batch.images.to(worker.device).float() / 255

@@ -1,0 +1,63 @@
+"""Validation during training: AP on the validation split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+from yolov7.data.index import ImageIndex, load_index
+from yolov7.errors import SettingError
+from yolov7.evaluation.split import evaluate_split
+from yolov7.nn.model import DetectionModel
+from yolov7.settings import COCO_NMS, TrainSettings
+from yolov7.training.worker import Worker
+
+_MAX_BATCH = 16  # images: small enough that many workers have batches to share
+
+
+@final
+class Validator:
+    """Measures models on the validation split, if there is one."""
+
+    def __init__(self, data_folder: Path, settings: TrainSettings) -> None:
+        """Load the index of the split.
+
+        Args:
+            data_folder: The folder of the prepared data; `val.npz` is the index of the validation split.
+            settings: The settings of the run.
+
+        Raises:
+            SettingError: The settings need a validation split, and there is none.
+            ArtifactError: The index is damaged.
+        """
+        path = data_folder / "val.npz"
+        self._settings = settings
+        self._index: ImageIndex | None = load_index(path) if path.is_file() else None
+        if settings.patience and self._index is None:
+            raise SettingError(f"patience={settings.patience} needs a validation split; name one, or set patience=0")
+
+    def measure(self, model: DetectionModel, worker: Worker) -> dict[str, float | None]:
+        """Measure a model; all workers of the run share the images.
+
+        Args:
+            model: The model, equal on all workers.
+            worker: This process.
+
+        Returns:
+            `AP` and `AP50`; nothing if there is no validation split.
+        """
+        if self._index is None:
+            return {}
+        figures = evaluate_split(
+            model,
+            self._index,
+            image_size=self._settings.image_size,
+            batch_size=min(self._settings.batch_size, _MAX_BATCH),
+            nms=COCO_NMS,
+            precision=self._settings.precision,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            loader_workers=worker.loader_workers,
+            gather=worker.gather,
+        ).figures
+        return {"AP": figures.AP, "AP50": figures.AP50}
