@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report.health import MAX_LISTED, HealthReport
+from pipeline.report.html import render_template
 from yolov7.data.flaws import FlawKind
 
 
@@ -21,11 +19,8 @@ def report_html(report: HealthReport, *, sheet: bytes) -> str:
     Returns:
         The HTML text. All texts of the data are escaped.
     """
-    templates = FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = Environment(
-        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("health.html").render(
+    return render_template(
+        "health.html",
         report=report,
         outcomes={str(kind): kind.outcome for kind in FlawKind},
         max_listed=MAX_LISTED,

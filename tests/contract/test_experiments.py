@@ -61,7 +61,7 @@ def test_the_data_folder_is_filled_in_and_survives_switching(project: Path) -> N
 
 
 def test_an_experiment_without_its_data_says_how_to_name_them(project: Path) -> None:
-    with pytest.raises(SettingError, match="--data FOLDER, or set YOLOV7_DATA"):
+    with pytest.raises(SettingError, match="--data FOLDER`, or set YOLOV7_DATA"):
         use_experiment("bccd")
     with pytest.raises(SettingError, match="is not a folder"):
         use_experiment("bccd", data=Path("nowhere"))

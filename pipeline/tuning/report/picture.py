@@ -25,12 +25,13 @@ def draw_scaling(path: Path, trials: Sequence[Trial], *, fits: Mapping[str, Line
         fits: The fit of complete trials for each rule.
         front: The trials of the Pareto front, the cheapest first.
     """
-    import matplotlib as mpl
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot, ticker
+    from pipeline.report.canvas import save_png
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     axes.set_xscale("log", base=2)
     _draw_trials(axes, trials)
     for rule, line in fits.items():
@@ -49,8 +50,7 @@ def draw_scaling(path: Path, trials: Sequence[Trial], *, fits: Mapping[str, Line
         axes.legend(frameon=False)
     axes.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_png(figure, path)
 
 
 def _draw_trials(axes: Any, trials: Sequence[Trial]) -> None:
