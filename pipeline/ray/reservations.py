@@ -56,7 +56,7 @@ class Reservations:
         while (granted := self._granted()) < len(self._groups) and time.monotonic() < deadline:
             on_tick(True)
             time.sleep(tick_seconds)
-        self.release()
+        self._release()
         return settings.fewest_workers + granted - 1
 
     def request_more(self, workers: int) -> None:
@@ -72,8 +72,7 @@ class Reservations:
         """Return whether any of the reservations was granted."""
         return self._granted() > 0
 
-    def release(self) -> None:
-        """Give all room back, and ask for no more."""
+    def _release(self) -> None:
         from ray.util import remove_placement_group
 
         while self._groups:

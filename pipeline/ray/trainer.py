@@ -47,10 +47,17 @@ def train_with_ray(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[]
     _check_batch_size(job, settings)
     for name in (NOTES, PROGRESS):
         (job.run_folder / name).unlink(missing_ok=True)
+<<<<<<< HEAD
     with connect(settings):
         resources = choose_resources(settings, nodes_alive())
         check_batch_norm(job.settings, resources)
         _Training(job, settings, resources, on_tick=on_tick).run()
+=======
+    training, is_complete = _Training(job, settings, on_tick=on_tick), False
+    while not is_complete:
+        with connect(settings):  # anew for each attempt: Ray frees all that the attempt before has left
+            is_complete = training.attempt()
+>>>>>>> h/ray
 
 
 def check_batch_norm(settings: TrainSettings, resources: WorkerResources) -> None:
@@ -98,38 +105,40 @@ def find_lack(settings: RaySettings, resources: WorkerResources, *, has_room: bo
 class _Training:
     """The attempts at one training, each with a fixed number of workers."""
 
-    def __init__(
-        self, job: TrainJob, settings: RaySettings, resources: WorkerResources, *, on_tick: Callable[[], None]
-    ) -> None:
-        self._job, self._settings, self._resources, self._on_tick = job, settings, resources, on_tick
-        self._reservations = Reservations(settings, resources) if cluster_address() else None
+    def __init__(self, job: TrainJob, settings: RaySettings, *, on_tick: Callable[[], None]) -> None:
+        self._job, self._settings, self._on_tick = job, settings, on_tick
+        self._resources: WorkerResources | None = None  # chosen for all attempts on the first connection
+        self._reservations: Reservations | None = None
         self._has_room = True
+<<<<<<< HEAD
         self._patience = Patience(
             lambda: find_lack(settings, resources, has_room=self._has_room),
             seconds=settings.start_timeout,
             say=RunRecord(job.run_folder).add_note,
         )
         is_fixed = self._reservations is None or settings.fewest_workers == settings.most_workers
+=======
+        self._patience = Patience(self._find_lack, seconds=settings.start_timeout, say=Record(job.run_folder).add_note)
+        is_fixed = cluster_address() is None or settings.fewest_workers == settings.most_workers
+>>>>>>> h/ray
         self._restarts_by_ray = settings.max_failures if is_fixed else 0  # faster, but with the same number of workers
         self._failures: Counter[str] = Counter()
         self._workers, self._next_look = 0, 0.0
         self._has_asked_for_more = False
 
-    def run(self) -> None:
-        while not self._attempt():
-            self._has_asked_for_more = False
-            if self._reservations is not None:
-                self._reservations.release()
-
-    def _find_room(self) -> int:
+    def _find_room(self, resources: WorkerResources) -> int:
         """Return the number of workers for the next attempt; wait for room in a cluster that others use too."""
         if self._reservations is not None:
             return self._reservations.wait_for_room(self._wait_tick, tick_seconds=TICK_SECONDS)
         nodes = nodes_alive()
-        lack = lack_of_room(self._settings, nodes, self._resources)
+        lack = lack_of_room(self._settings, nodes, resources)
         if lack:
             raise ClusterError(lack)
-        return min(self._settings.most_workers, room(nodes, self._resources))
+        return min(self._settings.most_workers, room(nodes, resources))
+
+    def _find_lack(self) -> str | None:
+        resources = self._resources
+        return None if resources is None else find_lack(self._settings, resources, has_room=self._has_room)
 
     def _wait_tick(self, has_room: bool) -> None:
         self._has_room = has_room
@@ -140,16 +149,20 @@ class _Training:
         if self._reservations is not None:
             self._patience.look()
 
-    def _attempt(self) -> bool:
+    def attempt(self) -> bool:
         """Return whether the run is complete; False after a failure that may be repaired, or to change the workers."""
         error_file, stop_file = self._job.run_folder / ERROR_FILE, self._job.run_folder / STOP_FILE
         for file in (error_file, stop_file, self._job.run_folder / STARTED_FILE):
             file.unlink(missing_ok=True)
+        resources = self._resources = self._resources or choose_resources(self._settings, nodes_alive())
+        check_batch_norm(self._settings, resources)
+        self._reservations = Reservations(self._settings, resources) if cluster_address() else None
+        self._has_asked_for_more = False
         try:
-            self._workers = self._find_room()
+            self._workers = self._find_room(resources)
             self._has_room = True
             self._next_look = time.monotonic() + self._settings.resize_seconds
-            result = follow(self._fit, stop=stop_file, on_tick=self._attempt_tick)
+            result = follow(lambda: self._fit(resources), stop=stop_file, on_tick=self._attempt_tick)
         except Exception as error:
             if not error_file.is_file():
                 self._judge(error)
@@ -161,19 +174,24 @@ class _Training:
             raise ClusterError(result["refusal"])
         return bool(result["complete"])
 
-    def _fit(self) -> dict[str, Any]:
+    def _fit(self, resources: WorkerResources) -> dict[str, Any]:
         """Train with the number of workers of this attempt; return what `work` returns."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        token, has_gpu = uuid.uuid4().hex, self._resources.gpus > 0
+        token, has_gpu = uuid.uuid4().hex, resources.gpus > 0
         (self._job.run_folder / TOKEN_FILE).write_text(token, encoding="utf-8")
         trainer = TorchTrainer(
             work,
             train_loop_config={
                 "job": self._job.model_dump(mode="json"),
+<<<<<<< HEAD
                 "cpus": self._resources.cpus,
                 "sync": self._job.settings.sync_batch_norm,
+=======
+                "cpus": resources.cpus,
+                "sync": self._settings.sync_batch_norm,
+>>>>>>> h/ray
                 "token": token,
                 "joined": cluster_address() is not None,
             },
@@ -181,7 +199,7 @@ class _Training:
             scaling_config=ScalingConfig(
                 num_workers=self._workers,
                 use_gpu=has_gpu,
-                resources_per_worker=self._resources.as_dict(),
+                resources_per_worker=resources.as_dict(),
                 placement_strategy=self._settings.placement,
             ),
             run_config=RunConfig(
@@ -204,8 +222,7 @@ class _Training:
             self._reservations.request_more(self._settings.most_workers - self._workers)
         elif time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + self._settings.resize_seconds
-            is_reachable = find_lack(self._settings, self._resources, has_room=True) is None
-            if is_reachable and self._reservations.has_room():
+            if self._find_lack() is None and self._reservations.has_room():
                 (self._job.run_folder / STOP_FILE).touch()
 
     def _judge(self, error: Exception) -> None:
