@@ -47,17 +47,10 @@ def train_with_ray(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[]
     _check_batch_size(job, settings)
     for name in (NOTES, PROGRESS):
         (job.run_folder / name).unlink(missing_ok=True)
-<<<<<<< HEAD
-    with connect(settings):
-        resources = choose_resources(settings, nodes_alive())
-        check_batch_norm(job.settings, resources)
-        _Training(job, settings, resources, on_tick=on_tick).run()
-=======
     training, is_complete = _Training(job, settings, on_tick=on_tick), False
     while not is_complete:
         with connect(settings):  # anew for each attempt: Ray frees all that the attempt before has left
             is_complete = training.attempt()
->>>>>>> h/ray
 
 
 def check_batch_norm(settings: TrainSettings, resources: WorkerResources) -> None:
@@ -110,17 +103,8 @@ class _Training:
         self._resources: WorkerResources | None = None  # chosen for all attempts on the first connection
         self._reservations: Reservations | None = None
         self._has_room = True
-<<<<<<< HEAD
-        self._patience = Patience(
-            lambda: find_lack(settings, resources, has_room=self._has_room),
-            seconds=settings.start_timeout,
-            say=RunRecord(job.run_folder).add_note,
-        )
-        is_fixed = self._reservations is None or settings.fewest_workers == settings.most_workers
-=======
-        self._patience = Patience(self._find_lack, seconds=settings.start_timeout, say=Record(job.run_folder).add_note)
+        self._patience = Patience(self._find_lack, seconds=settings.start_timeout, say=RunRecord(job.run_folder).add_note)
         is_fixed = cluster_address() is None or settings.fewest_workers == settings.most_workers
->>>>>>> h/ray
         self._restarts_by_ray = settings.max_failures if is_fixed else 0  # faster, but with the same number of workers
         self._failures: Counter[str] = Counter()
         self._workers, self._next_look = 0, 0.0
@@ -155,7 +139,7 @@ class _Training:
         for file in (error_file, stop_file, self._job.run_folder / STARTED_FILE):
             file.unlink(missing_ok=True)
         resources = self._resources = self._resources or choose_resources(self._settings, nodes_alive())
-        check_batch_norm(self._settings, resources)
+        check_batch_norm(self._job.settings, resources)
         self._reservations = Reservations(self._settings, resources) if cluster_address() else None
         self._has_asked_for_more = False
         try:
@@ -185,13 +169,8 @@ class _Training:
             work,
             train_loop_config={
                 "job": self._job.model_dump(mode="json"),
-<<<<<<< HEAD
-                "cpus": self._resources.cpus,
-                "sync": self._job.settings.sync_batch_norm,
-=======
                 "cpus": resources.cpus,
-                "sync": self._settings.sync_batch_norm,
->>>>>>> h/ray
+                "sync": self._job.settings.sync_batch_norm,
                 "token": token,
                 "joined": cluster_address() is not None,
             },
