@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
+from pipeline.artifacts.prepared import load_split
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
@@ -20,7 +21,7 @@ from yolov7.data.augment.geometry import Boxes
 from yolov7.data.augment.tile import Sample
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.images import Image
-from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.index import ImageIndex
 from yolov7.data.loader import collate
 from yolov7.data.outlines import move
 from yolov7.detect.drawing import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_outlines, enlarge
@@ -52,7 +53,7 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
         OSError: A picture cannot be written.
     """
     variant, settings = resolved.name, resolved.train
-    index = load_index(stage_folder("prepare") / "train.npz")
+    index = load_split("train")
     folder = fresh_folder(stage_folder("inspect", variant, seed))
     spec = resolved.spec
     choice = choose_anchors(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts.files import stage_folder
+from pipeline.artifacts.prepared import load_split
 from pipeline.console import console, stage_line
-from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.index import ImageIndex
 from yolov7.data.loader import ValLoader
 from yolov7.errors import ArtifactError, shown
 from yolov7.evaluation.split import evaluate_split
@@ -144,7 +145,7 @@ def _start_of(ingredient: _Ingredient) -> str:
 
 
 def _load(split: str, weights: Weights) -> ImageIndex:
-    index = load_index(stage_folder("prepare") / f"{split}.npz")
+    index = load_split(split)
     if index.class_names != weights.class_names:
         known, prepared = shown(list(weights.class_names)), shown(list(index.class_names))
         raise ArtifactError(

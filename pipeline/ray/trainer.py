@@ -103,7 +103,9 @@ class _Training:
         self._resources: WorkerResources | None = None  # chosen for all attempts on the first connection
         self._reservations: Reservations | None = None
         self._has_room = True
-        self._patience = Patience(self._find_lack, seconds=settings.start_timeout, say=RunRecord(job.run_folder).add_note)
+        self._patience = Patience(
+            self._find_lack, seconds=settings.start_timeout, say=RunRecord(job.run_folder).add_note
+        )
         is_fixed = cluster_address() is None or settings.fewest_workers == settings.most_workers
         self._restarts_by_ray = settings.max_failures if is_fixed else 0  # faster, but with the same number of workers
         self._failures: Counter[str] = Counter()

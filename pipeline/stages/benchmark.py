@@ -22,12 +22,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pipeline.artifacts.files import WEIGHTS, existing, stage_folder, whole_folder, write_json
+from pipeline.artifacts.prepared import has_split, load_split
 from pipeline.artifacts.reports import Benchmark, BenchmarkRow
 from pipeline.console import console, stage_line
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.index import ImageIndex
 from yolov7.inference.nms import non_max_suppression
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
@@ -136,7 +137,7 @@ def benchmark_metrics(result: Benchmark, variant: str) -> dict[str, float | None
 def _make_cases(
     settings: BenchmarkSettings, variants: Sequence[str], *, seed: int, device: torch.device
 ) -> Iterator[Case]:
-    index = load_index(_split_path())
+    index = load_split("val" if has_split("val") else "train")
     for variant in variants:
         for form, stage in FORMS.items():
             path = stage_folder(stage, variant, seed) / WEIGHTS
@@ -146,12 +147,6 @@ def _make_cases(
                     for batch in settings.batch_sizes:
                         images = read_images(index, image_size=weights.image_size, count=batch).to(device)
                         yield Case(variant, form, engine, dtype, images, weights.model, forward)
-
-
-def _split_path() -> Path:
-    """Return the path of the validation split's index, or of the training split's if there is no other."""
-    path = stage_folder("prepare") / "val.npz"
-    return path if path.is_file() else path.with_name("train.npz")
 
 
 def read_images(index: ImageIndex, *, image_size: int, count: int) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Literal
 import cv2
 
 from pipeline.artifacts.files import read_json, stage_folder, whole_folder, write_json
+from pipeline.artifacts.prepared import has_split, load_split
 from pipeline.artifacts.reports import Metrics, PreparedData, TrainSummary
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import ResolvedVariant
 from pipeline.params import EvaluateSettings
 from pipeline.report import plots
 from yolov7.data.images import read_image
-from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.index import ImageIndex
 from yolov7.detect.drawing import contact_sheet, draw_detections
 from yolov7.errors import ArtifactError
 from yolov7.evaluation.figures import coco_results, confusion_matrix, precision_recall
@@ -63,9 +64,8 @@ def _load(stage: Literal["train", "reparam"], variant: ResolvedVariant, index: I
 
 def _load_split() -> tuple[str, ImageIndex]:
     for split in ("test", "val"):
-        path = stage_folder("prepare") / f"{split}.npz"
-        if path.is_file():
-            return split, load_index(path)
+        if has_split(split):
+            return split, load_split(split)
     read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     raise ArtifactError(
         "the prepared data have no test and no val split to evaluate on; name one in data.test or data.val of "

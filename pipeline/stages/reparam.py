@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts.files import WEIGHTS, stage_folder, whole_folder, write_json
+from pipeline.artifacts.prepared import load_split
 from pipeline.artifacts.reports import ReparamReport
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import ResolvedVariant
 from pipeline.params import ReparamSettings
-from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.index import ImageIndex
 from yolov7.data.loader import ValLoader
 from yolov7.errors import ArtifactError
 from yolov7.nn.cost import count_operations, count_parameters
@@ -52,7 +53,7 @@ def reparam(
     Raises:
         ArtifactError: If outputs differ by more than the tolerance; nothing is saved then.
     """
-    index = load_index(stage_folder("prepare") / "train.npz")
+    index = load_split("train")
     trained = stage_weights("train", variant, seed=seed, class_names=index.class_names)
     images = _sample_images(index, image_size=trained.image_size, count=settings.images)
     deployed = fuse_model(trained.model)

@@ -33,6 +33,7 @@ NO_EFFECT = {
     "yolov7/system/yaml_files.py": PLUMBING,
     "pipeline/artifacts/files.py": PLUMBING,
     "pipeline/artifacts/inputs.py": PLUMBING,
+    "pipeline/artifacts/prepared.py": PLUMBING,
     "pipeline/artifacts/reports.py": PLUMBING,
     "pipeline/artifacts/stage_weights.py": "it refuses stale weights; DVC makes them anew instead",
     "pipeline/console.py": "it prints",
