@@ -1,4 +1,4 @@
-"""The package that uses MLflow: one flat run per variant, seed and fingerprint, to which every stage adds.
+"""MLflow: one run per variant, seed and fingerprint, to which every stage adds.
 
 Tracking never stops a training: nothing that a stage calls here raises, and an unreachable store costs seconds. Every
 record is written to disk first (`outbox.py`), sent when the store answers, by this command or a later one, and removed

@@ -1,1 +1,1 @@
-"""Search for the best model of a scaled family within a budget: the command `yolov7 tune`."""
+"""The search for a scaled model within a budget."""

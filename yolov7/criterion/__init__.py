@@ -1,1 +1,1 @@
-"""What training minimises: label assignment and the detection loss."""
+"""What training minimises: label assigners and the detection loss."""

@@ -1,1 +1,1 @@
-"""Import and export of weights of other implementations; nothing in their files is executed."""
+"""Weights of other implementations, read without executing anything in them."""
