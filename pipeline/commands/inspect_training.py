@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
+from pipeline.artifacts.files import WEIGHTS, existing, fresh_folder, stage_folder
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
@@ -52,7 +52,7 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
         OSError: A picture cannot be written.
     """
     variant, settings = resolved.name, resolved.train
-    index = load_index(stage_folder("prepare") / "train.npz")
+    index = load_index(existing(stage_folder("prepare") / "train.npz", made_by="prepare"))
     folder = fresh_folder(stage_folder("inspect", variant, seed))
     spec = resolved.spec
     choice = choose_anchors(
