@@ -64,12 +64,11 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
             job,
             loader_workers=worker.loader_workers,
             world_size=worker.world_size,
-            workers_here=context.get_local_world_size(),
+            workers_here=worker.processes_on_machine,
         )
     )
-    refusals = list(filter(None, worker.gather(refusal)))
-    if refusals:
-        return {"complete": False, "refusal": refusals[0]}
+    if any_refusal := next(filter(None, worker.gather(refusal)), None):
+        return {"complete": False, "refusal": any_refusal}
     if worker.is_lead:
         started_file.touch()
     preemption = _Preemption(is_watched=config["joined"])

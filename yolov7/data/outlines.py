@@ -18,7 +18,6 @@ Planes = NDArray[np.float64]  # (k, 3): half-planes a x + b y + c >= 0
 MIN_DEPTH = 0.1  # of a perspective; points nearer to the horizon would be enlarged more than ten times and are left out
 _ON_EDGE = 0.01  # pixels that a point may lie outside a half-plane and still count as inside
 _SLIVER = 0.5  # pixels: thinner remains of a polygon count as invisible
-
 _Seen = tuple[Points, NDArray[np.float64], NDArray[np.float64]]  # a polygon, the lower and upper corner of its box
 _NOTHING: _Seen = np.zeros((0, 2), np.float32), np.full(2, np.inf), np.full(2, -np.inf)
 
@@ -222,8 +221,7 @@ def view_planes(matrix: NDArray[np.float64], *, size: int) -> Planes:
     """
     x, y, depth = matrix
     planes = np.stack([x, y, size * depth - x, size * depth - y, depth - [0.0, 0.0, MIN_DEPTH]])
-    normalised: Planes = planes / np.sqrt(planes[:, :1] ** 2 + planes[:, 1:2] ** 2).clip(1e-9)
-    return normalised
+    return np.asarray(planes / np.sqrt(planes[:, :1] ** 2 + planes[:, 1:2] ** 2).clip(1e-9))
 
 
 def clip_polygon(points: NDArray[Any], planes: Planes) -> NDArray[np.float64]:
