@@ -1,4 +1,4 @@
-"""Samples with mosaic, against a plain loader that draws the canvas of double size; and what training waits for."""
+"""Samples with mosaic against a plain loader that draws the canvas of double size, and how long training waits."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ AUGMENT = AugmentSettings()
 
 
 def rows(watch: Stopwatch) -> Iterator[Row]:
-    """From decoded images and from files, one process, one thread; both draw the same mosaics.
+    """Compare both with decoded images and with files, in one process and one thread; both draw the same mosaics.
 
-    As in the loader's processes, freed memory is kept: else either form waits for the system's pages.
+    As in the loader's processes, freed memory is kept; otherwise both would wait for the system to map pages.
     """
     keep_memory()
     threads = cv2.getNumThreads()
@@ -55,7 +55,7 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
 
 
 def wait(_: Stopwatch) -> Iterator[Row]:
-    """The share of a short training that passes in waiting for one worker process; decoded images in memory and not."""
+    """Measure which share of a short training is spent waiting for one worker process, with and without cache."""
     step = Step(dtype=resolve_precision("auto", torch.device("cpu")), channels_last=True)
     size = step.images.shape[-1]
     for cache in ("memory", "none"):
@@ -69,7 +69,7 @@ def wait(_: Stopwatch) -> Iterator[Row]:
 
 
 def cache(watch: Stopwatch) -> Iterator[Row]:
-    """Images a second of one process from JPEG files, beside those from decoded images in memory and on disk."""
+    """Compare one process's images per second from JPEG files with those from decoded images in memory and on disk."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
     with _split(width=640, height=480) as index, tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def cache(watch: Stopwatch) -> Iterator[Row]:
 
 
 def _train(loader: TrainLoader, step: Step) -> tuple[float, float]:
-    """Seconds of waiting and in all, over the epoch's batches after the first."""
+    """Return the seconds of waiting and all seconds, over the epoch's batches after the first."""
     batches = loader.epoch(0)
     next(batches)
     step()
@@ -101,7 +101,7 @@ def _train(loader: TrainLoader, step: Step) -> tuple[float, float]:
 
 @contextmanager
 def _split(*, width: int, height: int, count: int = COUNT) -> Iterator[ImageIndex]:
-    """JPEG files about as hard to decode as photographs, with random boxes."""
+    """Provide JPEG files that take about as long to decode as photographs, with random boxes."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = tuple(Path(folder) / f"{i}.jpg" for i in range(count))
@@ -145,7 +145,7 @@ def _samples(dataset: DetectionDataset) -> Tensor:
 
 
 def _check_same(dataset: DetectionDataset, tile: Callable[[int], Tile]) -> None:
-    """Boxes within two pixels, as ours places tiles on whole pixels, and images that hardly differ."""
+    """Assert that boxes agree within two pixels, as ours places tiles on whole pixels, and images nearly agree."""
     for i in range(4):
         ours = dataset.sample(i)
         theirs = plain_sample(i, tile=tile, count=COUNT, size=SIZE, settings=AUGMENT, seed=0, epoch=0)

@@ -1,6 +1,6 @@
-"""Training samples in their usual form: a canvas of twice the size, warped as a whole, and planes of red, green, blue.
+"""Training samples as they are usually made: a canvas of twice the size is drawn and warped as a whole.
 
-As OpenCV hands images out, tiles are BGR.
+Tiles are BGR, as OpenCV reads images; samples are planes of red, green and blue.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from yolov7.settings import AugmentSettings
 def plain_sample(
     i: int, *, tile: Callable[[int], Tile], count: int, size: int, settings: AugmentSettings, seed: int, epoch: int
 ) -> Sample:
-    """The sample that DetectionDataset makes of image i of `count` with the same draws; every sample a mosaic."""
+    """Return the sample that DetectionDataset makes of image i of `count` with the same random numbers.
+
+    Every sample is a mosaic.
+    """
     generator = default_rng((seed, epoch, i))
     image, boxes, labels = _mosaic(i, tile, count, size, settings, generator)
     if generator.random() < settings.mixup:

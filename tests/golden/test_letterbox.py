@@ -1,4 +1,4 @@
-"""The letterbox against vectors of the reference: geometry for every option, pixels for two images."""
+"""The letterbox against vectors of the reference: the geometry for every option, the pixels of two images."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_pixels(case: int) -> None:
     np.testing.assert_array_equal(out, VECTORS[f"img{case}_out"])
 
 
-def test_boxes_back_in_the_image() -> None:
-    """The reference divides by the ideal ratio, ours by that of whole pixels: they differ by a pixel of the frame."""
+def test_boxes_return_to_the_image() -> None:
+    """The reference divides by the ideal ratio, ours by that of whole pixels; they differ by at most a frame pixel."""
     data = np.load(DATA / "scale_coords.npz", allow_pickle=False)
     (height, width), (frame_height, frame_width) = data["img0"].tolist(), data["img1"].tolist()
     geometry = letterbox_geometry(width, height, size=(frame_height, frame_width))

@@ -1,4 +1,4 @@
-"""Augmentation in cases that can be checked by hand."""
+"""Augmentation in cases that can be verified by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _mosaic(tiles: list[Tile], *, size: int, generator: np.random.Generator) -> 
     return [place_tile(tile, corner, canvas=2 * size) for tile, corner in zip(tiles, corners, strict=True)]
 
 
-def test_mosaic_lays_four_images_around_a_centre() -> None:
+def test_a_mosaic_places_four_images_around_a_centre() -> None:
     size, generator = 64, np.random.default_rng(3)
     placed = _mosaic([_plain_tile(label) for label in range(4)], size=size, generator=generator)
     centre = (placed[3].left, placed[3].top)
@@ -38,8 +38,8 @@ def test_mosaic_lays_four_images_around_a_centre() -> None:
 
 
 @pytest.mark.parametrize("degrees", [0.0, 25.0])
-def test_tiles_warped_one_by_one_equal_a_warped_canvas(degrees: float) -> None:
-    """The oracle draws the canvas of double size and warps it whole; away from the seams both agree."""
+def test_tiles_warped_one_by_one_equal_the_warped_canvas(degrees: float) -> None:
+    """The oracle draws the canvas of double size and warps it as a whole; both agree except at the seams."""
     size, generator = 96, np.random.default_rng(5)
     images = [cv2.GaussianBlur(generator.integers(0, 256, (96, 80, 3), dtype=np.uint8), (0, 0), 3) for _ in range(4)]
     tiles = [Tile(np.asarray(image, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) for image in images]
@@ -59,7 +59,7 @@ def test_tiles_warped_one_by_one_equal_a_warped_canvas(degrees: float) -> None:
     assert differs.mean() < 0.08  # the seams
 
 
-def test_no_grey_line_between_tiles() -> None:
+def test_there_is_no_grey_line_between_tiles() -> None:
     size, generator = 64, np.random.default_rng(7)
     placed = _mosaic([_plain_tile(label) for label in range(4)], size=size, generator=generator)
     for degrees in (0.0, 20.0):
@@ -92,8 +92,8 @@ def test_scale_is_drawn_from_the_reference_range() -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_upright_tiles_land_on_whole_pixels_and_their_boxes_with_them(seed: int) -> None:
-    """A bright rectangle on a dark tile: its box is where it is drawn, however the tile is scaled, shifted and cut."""
+def test_without_rotation_tiles_and_boxes_are_placed_on_whole_pixels(seed: int) -> None:
+    """The box of a bright rectangle is where it is drawn, for every scale, shift and cut of the tile."""
     size, generator = 64, np.random.default_rng(seed)
     image = np.full((50, 64, 3), 40, np.uint8)
     image[20:40, 16:48] = 240
@@ -109,7 +109,7 @@ def test_upright_tiles_land_on_whole_pixels_and_their_boxes_with_them(seed: int)
         np.testing.assert_allclose(box, drawn, atol=1)
 
 
-def test_what_is_not_seen_would_not_be_drawn() -> None:
+def test_an_image_that_is_not_visible_is_not_drawn() -> None:
     size, generator = 64, np.random.default_rng(0)
     counts = {True: 0, False: 0}
     for _ in range(300):
@@ -126,7 +126,7 @@ def test_what_is_not_seen_would_not_be_drawn() -> None:
     assert min(counts.values()) > 20
 
 
-def test_blend_lies_between() -> None:
+def test_a_blend_is_between_both_images() -> None:
     dark, bright = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 200, np.uint8)
     mixed = blend(dark, bright, generator=np.random.default_rng(0))
     assert len(np.unique(mixed)) == 1

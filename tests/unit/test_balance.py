@@ -1,4 +1,4 @@
-"""Class-balanced sampling: factors by hand, and epochs that keep to them."""
+"""Class-balanced sampling: factors that were computed by hand, and epochs that follow them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def index_of(labels: list[list[int]]) -> ImageIndex:
     )
 
 
-def test_the_rarest_class_of_an_image_decides() -> None:
+def test_an_image_has_the_factor_of_its_rarest_class() -> None:
     # common in 7 of 10 images, rare in 1: sqrt(0.4 / 0.1) = 2
     index = index_of([[0], [0, 0], [0], [0], [0], [0], [0, 1, 1], [], [], []])
     np.testing.assert_allclose(repeat_factors(index, threshold=0.4), [1, 1, 1, 1, 1, 1, 2, 1, 1, 1])
     np.testing.assert_allclose(repeat_factors(index, threshold=0.0), 1)
 
 
-def test_crowd_regions_make_no_image_rare() -> None:
+def test_crowd_regions_do_not_count() -> None:
     index = index_of([[0], [0], [0], [1]])
     index.crowd[3] = True
     np.testing.assert_allclose(repeat_factors(index, threshold=1.0), np.array([1, 1, 1, np.sqrt(4 / 3)])[[3, 3, 3, 0]])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_epoch_holds_each_image_in_proportion(seed: int) -> None:
+def test_an_epoch_has_each_image_in_proportion_to_its_factor(seed: int) -> None:
     factors = np.array([1.0] * 90 + [4.0] * 10)
     order = balanced_order(factors, generator=np.random.default_rng(seed))
     counts = np.bincount(order, minlength=100)

@@ -1,4 +1,4 @@
-"""Freed memory stays with a process that asks to keep it; tried in one of its own, as this cannot be undone."""
+"""A process keeps freed memory if it asks for that; tested in a process of its own, as this cannot be undone."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux")
-def test_freed_memory_stays() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the C library of Linux")
+def test_freed_memory_is_kept() -> None:
     kept, given_back = (
         int(subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True, text=True).stdout)
         for how in ("keep", "plain")

@@ -1,4 +1,4 @@
-"""Training samples of data with outlines: boxes around what is seen of turned, cut and pasted objects."""
+"""Training samples of data with outlines: boxes around the visible parts of rotated, cut and pasted objects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BRIGHT = 185  # green, between the background's and the objects'
 
 
 def drawn(generator: np.random.Generator) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """A green L on grey, turned somehow, and now and then with a second part apart from it."""
+    """Return a randomly rotated green L on grey, in about half of the cases with a second, separate part."""
     corners = np.array([[0, 0], [32, 0], [32, 10], [10, 10], [10, 44], [0, 44]]) - [16, 22]
     angle = generator.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -46,7 +46,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
 
 
 def samples(index: ImageIndex, **settings: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images and boxes (k, 4), corners in pixels."""
+    """Return images and boxes (k, 4) as corners, pixels."""
     augment = AugmentSettings(**(STILL | settings))
     dataset = DetectionDataset(index, image_size=SIDE, augment=augment, seed=3)
     made = [dataset.sample(i, epoch=epoch) for i in range(8) for epoch in range(2)]
@@ -67,7 +67,7 @@ def samples(index: ImageIndex, **settings: float) -> list[tuple[np.ndarray, np.n
     ],
 )
 def test_boxes_are_around_the_pixels_of_their_objects(index: ImageIndex, settings: dict[str, float]) -> None:
-    """Of each box that lies apart from the others; a few end in tips or slivers that are thinner than a pixel."""
+    """Compare boxes that are separate from all others; a few objects have tips that are thinner than a pixel."""
     errors = []
     for image, boxes in samples(index, **settings):
         for i, (x1, y1, x2, y2) in enumerate(boxes):
@@ -99,7 +99,7 @@ def test_outlines_are_where_their_objects_are(index: ImageIndex, settings: dict[
     assert both > 0.85 * either  # edges are blurred
 
 
-def test_turned_boxes_are_smaller_than_those_around_corners(index: ImageIndex) -> None:
+def test_boxes_of_rotated_outlines_are_smaller_than_those_of_rotated_boxes(index: ImageIndex) -> None:
     areas = []
     for given in (index, replace(index, outlines=None)):
         boxes = np.concatenate([boxes for _, boxes in samples(given, degrees=45.0, mosaic=0.0, translate=0.0)])
@@ -107,7 +107,7 @@ def test_turned_boxes_are_smaller_than_those_around_corners(index: ImageIndex) -
     assert areas[0] < 0.8 * areas[1]
 
 
-def test_without_outlines_upright_samples_are_the_same_but_for_what_is_cut(index: ImageIndex) -> None:
+def test_without_rotation_outlines_only_change_the_boxes_of_cut_objects(index: ImageIndex) -> None:
     for (image, boxes), (same, others) in zip(
         samples(index, mosaic=0.0), samples(replace(index, outlines=None), mosaic=0.0), strict=True
     ):
@@ -116,7 +116,7 @@ def test_without_outlines_upright_samples_are_the_same_but_for_what_is_cut(index
         assert (boxes[:, 2:] <= others[:, 2:] + 1e-3).all()
 
 
-def test_objects_are_pasted_mixed_and_turned(index: ImageIndex) -> None:
+def test_objects_are_pasted_mixed_and_rotated(index: ImageIndex) -> None:
     plain, pasted = (samples(index, mosaic=0.0, **more) for more in ({}, {"paste_in": 1.0, "copy_paste": 1.0}))
     assert sum(len(boxes) for _, boxes in pasted) > 1.5 * sum(len(boxes) for _, boxes in plain)
     mixed = samples(index, mixup=1.0, copy_paste=0.5, paste_in=0.5, degrees=10.0)

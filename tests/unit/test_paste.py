@@ -1,4 +1,4 @@
-"""Pasted objects: where they may lie, what they look like, and that the labels say so."""
+"""Pasted objects: their positions, their pixels and their labels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def polygon(*points: tuple[float, float]) -> Outline:
 
 
 def covered(box: np.ndarray, other: np.ndarray) -> float:
-    """Share of `other` under `box`."""
+    """Return the share of `other` that `box` covers."""
     sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
     return float(sides.clip(0).prod() / (other[2:] - other[:2]).prod())
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_pasted_lies_in_the_image_and_leaves_the_others_to_see(seed: int) -> None:
+def test_pasted_objects_are_within_the_image_and_cover_little_of_the_others(seed: int) -> None:
     image = np.zeros((320, 320, 3), np.uint8)
     boxes = np.array([[10, 10, 150, 200], [200, 50, 300, 300]], np.float32)
     pasted = paste_in(Tile(image, boxes, np.array([0, 1])), patches=[GREEN], generator=generator(seed))
@@ -45,7 +45,7 @@ def test_what_is_pasted_lies_in_the_image_and_leaves_the_others_to_see(seed: int
         left, top, right, bottom = after[i].astype(int)
         assert abs((right - left) / (bottom - top) - 1.5) < 0.15  # its aspect is kept
     left, top, right, bottom = after[-1].astype(int)
-    assert (pasted.image[top:bottom, left:right] == (0, 200, 0)).all()  # nothing lies on the last one
+    assert (pasted.image[top:bottom, left:right] == (0, 200, 0)).all()  # no object covers the last one
 
 
 def test_without_patches_nothing_changes() -> None:
@@ -53,7 +53,7 @@ def test_without_patches_nothing_changes() -> None:
     assert paste_in(tile, patches=[], generator=generator()) is tile
 
 
-def test_it_pastes_into_an_image_without_objects() -> None:
+def test_objects_are_pasted_into_an_image_without_objects() -> None:
     pasted = paste_in(
         Tile(np.zeros((320, 320, 3), np.uint8), NO_BOXES, NO_LABELS), patches=[GREEN], generator=generator()
     )
@@ -62,8 +62,8 @@ def test_it_pastes_into_an_image_without_objects() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_of_an_outlined_patch_only_the_object_is_pasted(seed: int) -> None:
-    """A green triangle on red: nothing red arrives, the boxes are the triangles', and what is around them stays."""
+def test_only_the_pixels_within_an_outline_are_pasted(seed: int) -> None:
+    """Of a green triangle on red nothing red is pasted, and the boxes are those of the triangles."""
     triangle = polygon((5, 0), (60, 38), (2, 40))
     patch = Patch(np.full((40, 60, 3), (200, 0, 0), np.uint8), label=1, outline=triangle)
     patch.image[fill(triangle, width=60, height=40)] = (0, 200, 0)
@@ -75,13 +75,13 @@ def test_of_an_outlined_patch_only_the_object_is_pasted(seed: int) -> None:
         inside |= fill(outline, width=320, height=320)
         np.testing.assert_allclose(bounds(outline), box, atol=1e-3)
     assert (pasted.image[~inside] == 7).all()
-    assert (pasted.image[inside, 1] > pasted.image[inside, 0]).mean() > 0.9  # but for the blurred seam
+    assert (pasted.image[inside, 1] > pasted.image[inside, 0]).mean() > 0.9  # apart from the blurred edge
     rows, columns = np.nonzero(inside)
     assert abs(columns.min() - pasted.boxes_xyxy[:, 0].min()) <= 1
     assert abs(rows.max() + 1 - pasted.boxes_xyxy[:, 3].max()) <= 1
 
 
-def test_patches_are_the_objects_that_are_large_enough() -> None:
+def test_small_objects_are_not_cut_out() -> None:
     image = np.arange(100 * 100 * 3, dtype=np.int64).astype(np.uint8).reshape(100, 100, 3)
     boxes = np.array([[10.4, 20, 40, 60], [0, 0, 9, 50]], np.float32)
     (patch,) = cut_patches([Tile(image, boxes, np.array([3, 1]))])
@@ -104,8 +104,8 @@ def test_a_copy_is_the_mirror_image_at_the_mirrored_place() -> None:
     assert not image[:, 100:].any()
 
 
-def test_of_an_outlined_object_only_what_is_within_is_copied() -> None:
-    """Two parts, one of them concave, on noise: outside of the mirrored outline the image is as it was."""
+def test_only_the_pixels_within_an_outline_are_copied() -> None:
+    """An outline of two parts, one of them concave: outside of its mirror image the image does not change."""
     image = generator(1).integers(0, 256, (100, 200, 3), dtype=np.uint8)
     hook = (
         *polygon((10, 20), (40, 20), (40, 30), (20, 30), (20, 60), (10, 60)),
@@ -120,7 +120,7 @@ def test_of_an_outlined_object_only_what_is_within_is_copied() -> None:
     np.testing.assert_array_equal(bounds(pasted.outlines[1]), pasted.boxes_xyxy[1])
 
 
-def test_slivers_are_not_pasted() -> None:
+def test_an_outline_with_little_area_is_not_pasted() -> None:
     tile = Tile(
         np.zeros((100, 200, 3), np.uint8),
         np.array([[10, 20, 40, 60]], np.float32),
@@ -130,10 +130,10 @@ def test_slivers_are_not_pasted() -> None:
     assert len(copy_paste(tile, probability=1.0, generator=generator()).labels) == 1
 
 
-def test_a_copy_that_would_hide_an_object_is_not_made() -> None:
+def test_a_copy_that_would_cover_an_object_is_left_out() -> None:
     boxes = np.array([[80, 20, 120, 60], [10, 10, 40, 40], [170, 10, 190, 30]], np.float32)
     tile = Tile(np.zeros((100, 200, 3), np.uint8), boxes, np.array([0, 1, 2]))
     pasted = copy_paste(tile, probability=1.0, generator=generator())
-    # the first would lie on itself, the second on the third; the third's copy covers 4/9 of the second
+    # the first copy would cover its original, the second the third object; the third covers 4/9 of the second
     np.testing.assert_array_equal(pasted.boxes_xyxy, boxes)
     assert pasted.labels.tolist() == [0, 1, 2]

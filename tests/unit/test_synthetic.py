@@ -1,4 +1,4 @@
-"""The synthetic data are the same for the same seed, and as varied as they claim to be."""
+"""The synthetic data are the same for the same seed and have the documented variety."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a/annotations.json").read_bytes() == (tmp_path / "b/annotations.json").read_bytes()
 
 
-def test_sizes_and_hiding(scenes: list[Scene]) -> None:
+def test_objects_have_several_sizes_and_hide_each_other(scenes: list[Scene]) -> None:
     boxes = np.concatenate([scene.boxes_xyxy[~scene.crowd] for scene in scenes])
     visible = np.concatenate([scene.visible[~scene.crowd] for scene in scenes])
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -51,7 +51,7 @@ def test_there_are_crowds(scenes: list[Scene]) -> None:
     assert any(np.bincount(scene.labels).max() >= 4 for scene in scenes)
 
 
-def test_read_without_flaws(tmp_path: Path) -> None:
+def test_the_data_are_read_without_flaws(tmp_path: Path) -> None:
     write_synthetic(tmp_path, num_images=6, image_size=128, seed=0, split="train")
     index, flaws = read_coco(tmp_path / "annotations.json")
     assert flaws == ()
@@ -60,7 +60,7 @@ def test_read_without_flaws(tmp_path: Path) -> None:
     assert all(row["area"] == row["bbox"][2] * row["bbox"][3] > 0 for row in rows)
 
 
-def test_shuffled_labels_mean_nothing(tmp_path: Path) -> None:
+def test_shuffled_labels_are_those_of_other_images(tmp_path: Path) -> None:
     write_synthetic(tmp_path, num_images=8, image_size=128, seed=0, split="train")
     index, _ = read_coco(tmp_path / "annotations.json")
     control = shuffle_labels(index, seed=0)

@@ -1,7 +1,7 @@
-"""A data set that the project draws by itself, in COCO's format: the same bytes for the same seed.
+"""A data set that the project draws, in COCO's format, with the same bytes for the same seed.
 
-Objects of eight classes lie, lit, shaded and partly hidden by each other, on noisy backgrounds: small, medium and large
-ones by COCO's measure, single or in groups of one class, and now and then a crowd of tiny ones.
+Objects of eight classes are drawn on noisy backgrounds, with light and shadow, and partly hide each other. They are
+small, medium and large as COCO defines it, single or in groups of one class. Some images have a crowd of tiny objects.
 """
 
 from __future__ import annotations
@@ -24,23 +24,27 @@ from numpy.typing import NDArray
 
 from yolov7.data.images import Image
 from yolov7.data.index import ImageIndex
-from yolov7.data.synthetic.shapes import CLASS_NAMES, Field, Patch, Shape, draw_shape
+from yolov7.data.synthetic.shapes import CLASS_NAMES, DrawnObject, Field, ObjectPlan, draw_object
 
 JPEG_QUALITY = 90
-MIN_VISIBLE = 0.6  # share of an object that others must leave to see
+MIN_VISIBLE = 0.6  # share of an object that must stay visible
 _SIZES = ((0.17, 22, 31), (0.47, 40, 84), (0.36, 106, 132))  # share of objects, sides in pixels of a 192-pixel image
 _REFERENCE_SIZE = 192
 _GROUP, _CROWD = 0.15, 0.06  # share of images with a group of one class, with a crowd region
-_TYPICAL = 0.95  # share of objects in the hue of their class; the others have any
+_TYPICAL = 0.95  # share of objects in the hue of their class; the others have a random hue
 _TRIES = 12
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn image and what it shows; k objects.
+    """A drawn image with k objects.
 
-    `boxes_xyxy`: (k, 4) pixels, around the visible parts. `labels`, `crowd`: (k,). `visible`: (k,) the share of each
-    object that the others leave to see.
+    Attributes:
+        image: The image (S, S, 3), uint8 RGB.
+        boxes_xyxy: Boxes (k, 4) around the visible parts, as corners, pixels.
+        labels: Class indices (k,).
+        crowd: Whether each is a crowd region (k,).
+        visible: Share of each object that no other object covers (k,).
     """
 
     image: Image
@@ -52,8 +56,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Placed:
-    shape: Shape
-    patch: Patch
+    plan: ObjectPlan
+    drawn: DrawnObject
     area: int  # pixels within the image
 
 
@@ -66,7 +70,19 @@ def write_synthetic(
     split: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draws a split into `folder`: images/*.jpg and annotations.json."""
+    """Write a split to `folder`: images/*.jpg and annotations.json.
+
+    Args:
+        folder: The folder; it is made if it is missing.
+        num_images: Number of images.
+        image_size: Side of the square images, pixels.
+        seed: Seed of all random numbers.
+        split: Name of the split; splits of the same seed differ.
+        progress: Called after each image with the number of images that are done and of all images.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     numbers = range(num_images)
     scenes = []
@@ -90,16 +106,24 @@ def write_synthetic(
 
 
 def draw_scene(image_size: int, *, generator: Generator) -> Scene:
-    """One image of `image_size` x `image_size`."""
+    """Draw one image.
+
+    Args:
+        image_size: Side of the square image, pixels.
+        generator: Source of randomness.
+
+    Returns:
+        The image and its objects.
+    """
     light = float(generator.uniform(0, 2 * np.pi))
     canvas = _background(image_size, generator)
     placed = _place_objects(canvas, light, generator)
     owner = np.full((image_size, image_size), -1, np.int32)
     for number, item in enumerate(placed):
-        _paint(canvas, item.patch)
-        owner[item.patch.window][item.patch.alpha > 0.5] = number
+        _paint(canvas, item.drawn)
+        owner[item.drawn.window][item.drawn.alpha > 0.5] = number
     boxes, visible = zip(*(_visible_box(owner, number, item) for number, item in enumerate(placed)), strict=True)
-    labels, crowd = [item.shape.label for item in placed], [False] * len(placed)
+    labels, crowd = [item.plan.label for item in placed], [False] * len(placed)
     if generator.random() < _CROWD:
         region = _draw_crowd(canvas, owner, light, generator)
         boxes, visible = (*boxes, region[0]), (*visible, 1.0)
@@ -114,7 +138,15 @@ def draw_scene(image_size: int, *, generator: Generator) -> Scene:
 
 
 def shuffle_labels(index: ImageIndex, *, seed: int) -> ImageIndex:
-    """A control whose labels mean nothing: each image gets the boxes of another one, and classes in another order."""
+    """Return an index with meaningless annotations, as a control that no model can learn.
+
+    Args:
+        index: The images and objects.
+        seed: Seed of the random order.
+
+    Returns:
+        The same images; each has the boxes of another one, scaled to its size, and the classes are permuted.
+    """
     generator = default_rng((seed, 1))
     order = generator.permutation(len(index))
     source = np.empty_like(order)
@@ -160,7 +192,7 @@ def _annotations(scenes: list[Scene]) -> list[dict[str, Any]]:
 
 
 def _background(size: int, generator: Generator) -> Field:
-    """Clouds of three related colours and blurred clutter, drawn at half the size, with grain at the full size."""
+    """Draw clouds of three similar colours and blurred clutter at half the size, and grain at the full size."""
     hue, spread = generator.random(), generator.uniform(0.04, 0.3)
     colours = [
         colorsys.hsv_to_rgb((hue + spread * k) % 1, generator.uniform(0.08, 0.5), generator.uniform(0.25, 0.85))
@@ -178,7 +210,7 @@ def _background(size: int, generator: Generator) -> Field:
 
 
 def _clouds(size: int, generator: Generator) -> Field:
-    """Fractal noise, 0-1."""
+    """Return fractal noise, 0 to 1."""
     total = np.zeros((size, size), np.float32)
     roughness = generator.uniform(0.45, 0.75)
     for octave in range(7):
@@ -189,7 +221,7 @@ def _clouds(size: int, generator: Generator) -> Field:
 
 
 def _add_clutter(canvas: Field, generator: Generator) -> Field:
-    """Out-of-focus ellipses, quadrilaterals and lines, drawn at half the size of the canvas."""
+    """Add blurred ellipses, quadrilaterals and lines, which are drawn at half the size of the canvas."""
     size = canvas.shape[0]
     side = size // 2
     small = np.zeros((side, side, 4), np.float32)  # colour times opacity, and opacity
@@ -215,42 +247,44 @@ def _add_clutter(canvas: Field, generator: Generator) -> Field:
 
 
 def _place_objects(canvas: Field, light: float, generator: Generator) -> list[_Placed]:
-    """Objects in the order in which they are painted; none hides another one too much."""
+    """Return objects in the order in which they are painted; none covers too much of another one."""
     size = canvas.shape[0]
     owner = np.full((size, size), -1, np.int32)
     placed: list[_Placed] = []
     wanted = int(generator.integers(3, 7))
     group = int(generator.integers(3, 6)) if generator.random() < _GROUP else 0
-    radii = sorted((_random_radius(size, generator) for _ in range(wanted)), reverse=True)  # small ones lie on top
+    radii = sorted((_random_radius(size, generator) for _ in range(wanted)), reverse=True)  # small ones are on top
     for number in range(wanted + group):
         leader = placed[len(placed) // 2] if number >= wanted and placed else None
         radius = radii[min(number, wanted - 1)]
         for _ in range(_TRIES):
-            shape = _random_shape(canvas, leader, radius, light, generator)
-            patch = draw_shape(shape, size=size, generator=generator)
-            if patch is not None and _fits(owner, placed, shape, patch):
-                covered = patch.alpha > 0.5
-                owner[patch.window][covered] = len(placed)
-                placed.append(_Placed(shape, patch, int(covered.sum())))
+            plan = _random_plan(canvas, leader, radius, light, generator)
+            drawn = draw_object(plan, size=size, generator=generator)
+            if drawn is not None and _fits(owner, placed, plan, drawn):
+                covered = drawn.alpha > 0.5
+                owner[drawn.window][covered] = len(placed)
+                placed.append(_Placed(plan, drawn, int(covered.sum())))
                 break
     return placed
 
 
-def _random_shape(canvas: Field, leader: _Placed | None, radius: float, light: float, generator: Generator) -> Shape:
-    """A random object of that radius, or one of the size and class of `leader` and near it."""
+def _random_plan(
+    canvas: Field, leader: _Placed | None, radius: float, light: float, generator: Generator
+) -> ObjectPlan:
+    """Return a random object of that radius, or one near `leader` with its class and about its size."""
     size = canvas.shape[0]
     if leader is None:
         label = int(generator.integers(len(CLASS_NAMES)))
         x, y = generator.uniform(0.06, 0.94, 2) * size
     else:
-        label = leader.shape.label
-        radius = min(leader.shape.radius * generator.uniform(0.8, 1.1), 0.13 * size)
-        reach = (radius + leader.shape.radius) * generator.uniform(0.55, 1.9)
+        label = leader.plan.label
+        radius = min(leader.plan.radius * generator.uniform(0.8, 1.1), 0.13 * size)
+        reach = (radius + leader.plan.radius) * generator.uniform(0.55, 1.9)
         direction = generator.uniform(0, 2 * np.pi)
-        x, y = leader.shape.x + reach * math.cos(direction), leader.shape.y + reach * math.sin(direction)
+        x, y = leader.plan.x + reach * math.cos(direction), leader.plan.y + reach * math.sin(direction)
     angle, squeeze = generator.uniform(0, 2 * np.pi), generator.uniform(0.78, 1.0)
     colours = _random_colours(canvas, x, y, label, generator)
-    return Shape(label, float(x), float(y), float(radius), float(angle), float(squeeze), colours, light)
+    return ObjectPlan(label, float(x), float(y), float(radius), float(angle), float(squeeze), colours, light)
 
 
 def _random_radius(size: int, generator: Generator) -> float:
@@ -260,9 +294,10 @@ def _random_radius(size: int, generator: Generator) -> float:
 
 
 def _random_colours(canvas: Field, x: float, y: float, label: int, generator: Generator) -> Field:
-    """A bright and a dark colour, told apart from each other and, together, from what they lie on, by brightness.
+    """Return a bright and a dark colour, whose brightness differs from each other and on average from the background.
 
-    Most objects have about the hue of their class; the others have any, and only shape and texture tell what they are.
+    Most objects have about the hue of their class. The others have a random hue, and only their shape and texture show
+    their class.
     """
     row, column = np.clip([y, x], 0, canvas.shape[0] - 1).astype(int)
     ground = float(canvas[row, column].mean())
@@ -279,13 +314,13 @@ def _random_colours(canvas: Field, x: float, y: float, label: int, generator: Ge
     return np.array([colorsys.hsv_to_rgb(*row) for row in zip(hues, saturation, brightness, strict=True)], np.float32)
 
 
-def _fits(owner: NDArray[np.int32], placed: list[_Placed], shape: Shape, patch: Patch) -> bool:
-    """Whether most of an object lies in the image and every object that it hides stays visible enough."""
-    covered = patch.alpha > 0.5
-    whole = 1.2 * shape.radius**2 * shape.squeeze
+def _fits(owner: NDArray[np.int32], placed: list[_Placed], plan: ObjectPlan, drawn: DrawnObject) -> bool:
+    """Tell whether most of an object is in the image and every object that it covers stays visible enough."""
+    covered = drawn.alpha > 0.5
+    whole = 1.2 * plan.radius**2 * plan.squeeze
     if covered.sum() < max(0.6 * whole, 40):
         return False
-    under = owner[patch.window][covered]
+    under = owner[drawn.window][covered]
     for number in np.unique(under[under >= 0]):
         left = int((owner == number).sum()) - int((under == number).sum())
         if left < MIN_VISIBLE * placed[number].area:
@@ -293,17 +328,17 @@ def _fits(owner: NDArray[np.int32], placed: list[_Placed], shape: Shape, patch: 
     return True
 
 
-def _paint(canvas: Field, patch: Patch) -> None:
-    part = canvas[patch.window]
-    part *= 1 - np.float32(0.5) * patch.shadow[..., None]
-    part += patch.alpha[..., None] * (patch.colour - part)
+def _paint(canvas: Field, drawn: DrawnObject) -> None:
+    part = canvas[drawn.window]
+    part *= 1 - np.float32(0.5) * drawn.shadow[..., None]
+    part += drawn.alpha[..., None] * (drawn.colour - part)
 
 
 def _visible_box(owner: NDArray[np.int32], number: int, item: _Placed) -> tuple[tuple[int, ...], float]:
-    """The box around what is to be seen of an object, and its share."""
-    seen = owner[item.patch.window] == number
+    """Return the box around the visible part of an object, and the share of it that is visible."""
+    seen = owner[item.drawn.window] == number
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-    left, top = item.patch.left, item.patch.top
+    left, top = item.drawn.left, item.drawn.top
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
     return tuple(int(value) for value in box), float(seen.sum() / item.area)
 
@@ -311,7 +346,7 @@ def _visible_box(owner: NDArray[np.int32], number: int, item: _Placed) -> tuple[
 def _draw_crowd(
     canvas: Field, owner: NDArray[np.int32], light: float, generator: Generator
 ) -> tuple[tuple[int, ...], int]:
-    """Many tiny objects of one class within a box that is marked as a crowd, painted only where nothing else is."""
+    """Paint many tiny objects of one class where no other object is; return the crowd's box and class."""
     size = canvas.shape[0]
     label = int(generator.integers(len(CLASS_NAMES)))
     width, height = generator.uniform(0.2, 0.34, 2) * size
@@ -320,16 +355,16 @@ def _draw_crowd(
         x, y = left + width * generator.uniform(0.07, 0.93), top + height * generator.uniform(0.07, 0.93)
         radius = generator.uniform(0.011, 0.02) * size
         colours = _random_colours(canvas, x, y, label, generator)
-        shape = Shape(label, x, y, radius, generator.uniform(0, 6.28), 0.9, colours, light)
-        patch = draw_shape(shape, size=size, generator=generator)
-        if patch is not None:
-            free = (owner[patch.window] < 0).astype(np.float32)
-            _paint(canvas, replace(patch, alpha=patch.alpha * free, shadow=patch.shadow * free))
+        plan = ObjectPlan(label, x, y, radius, generator.uniform(0, 6.28), 0.9, colours, light)
+        drawn = draw_object(plan, size=size, generator=generator)
+        if drawn is not None:
+            free = (owner[drawn.window] < 0).astype(np.float32)
+            _paint(canvas, replace(drawn, alpha=drawn.alpha * free, shadow=drawn.shadow * free))
     return (int(left), int(top), int(left + width), int(top + height)), label
 
 
 def _photograph(canvas: Field, generator: Generator) -> Image:
-    """Exposure with a slope and a vignette, slight defocus, sensor noise."""
+    """Apply uneven exposure, a vignette, slight defocus and sensor noise."""
     size = canvas.shape[0]
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     direction, strength = generator.uniform(0, 2 * np.pi), generator.uniform(0.0, 0.2)
@@ -338,7 +373,7 @@ def _photograph(canvas: Field, generator: Generator) -> Image:
     exposure = generator.uniform(0.95, 1.25)
     exposed = canvas * (exposure * (1 + slope - vignette))[..., None]
     focused = cv2.GaussianBlur(exposed, (3, 3), float(generator.uniform(0.25, 0.75)))
-    grain = generator.standard_normal(size * size + 1, dtype=np.float32)  # repeats out of step with the rows
+    grain = generator.standard_normal(size * size + 1, dtype=np.float32)  # repeats with an offset from row to row
     focused += np.resize(grain, (size, size, 3)) * np.float32(generator.uniform(0.008, 0.03))
     developed: Image = cv2.convertScaleAbs(focused, alpha=255.0)
     return developed

@@ -1,6 +1,7 @@
-"""The objects of the synthetic data: eight classes of their own shape and texture; colour is a hint, not always there.
+"""The objects of the synthetic data: eight classes, each with its own shape and texture.
 
-Coordinates u, v are the object's own: rotated with it, and in units of its radius.
+Colour is only a hint to the class, and not every object has it. The coordinates u and v belong to the object: they are
+rotated with it and their unit is its radius.
 """
 
 from __future__ import annotations
@@ -23,22 +24,41 @@ _SHADOW_REACH = 1.36  # half side of an object's patch, in radii
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One object to draw. `x`, `y`: its centre, pixels. `colours`: (2, 3) RGB, 0-1. `light`: direction of the light."""
+class ObjectPlan:
+    """One object to be drawn.
+
+    Attributes:
+        label: Class index.
+        x: Horizontal position of the centre, pixels.
+        y: Vertical position of the centre, pixels.
+        radius: Radius, pixels.
+        angle: Rotation, radians.
+        squeeze: Height as a share of the width, before the rotation.
+        colours: Two colours (2, 3), RGB from 0 to 1.
+        light: Direction from which the light comes, radians.
+    """
 
     label: int
     x: float
     y: float
     radius: float
     angle: float
-    squeeze: float  # its height as a share of its width, before the rotation
+    squeeze: float
     colours: Field
     light: float
 
 
 @dataclass(frozen=True)
-class Patch:
-    """A drawn object at `left`, `top` of the image: `colour` (h, w, 3) 0-1, `alpha` and `shadow` (h, w) 0-1."""
+class DrawnObject:
+    """The part of an image that one object and its shadow cover.
+
+    Attributes:
+        left: Position of the left edge in the image, pixels.
+        top: Position of the top edge in the image, pixels.
+        colour: Colour of the object (h, w, 3), RGB from 0 to 1.
+        alpha: Opacity of the object (h, w), from 0 to 1.
+        shadow: Strength of its shadow (h, w), from 0 to 1.
+    """
 
     left: int
     top: int
@@ -48,42 +68,51 @@ class Patch:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image."""
+        """Rows and columns of the image that the object covers."""
         height, width = self.alpha.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def draw_shape(shape: Shape, *, size: int, generator: Generator) -> Patch | None:
-    """The part of an object that lies within an image of `size` x `size`; None where there is none."""
-    reach = shape.radius * _SHADOW_REACH + 3
-    left, top = max(int(shape.x - reach), 0), max(int(shape.y - reach), 0)
-    right, bottom = min(int(shape.x + reach) + 1, size), min(int(shape.y + reach) + 1, size)
+def draw_object(plan: ObjectPlan, *, size: int, generator: Generator) -> DrawnObject | None:
+    """Draw the part of an object that is within an image.
+
+    Args:
+        plan: What to draw.
+        size: Side of the square image, pixels.
+        generator: Source of randomness of the texture.
+
+    Returns:
+        The drawn object; None if it is outside of the image.
+    """
+    reach = plan.radius * _SHADOW_REACH + 3
+    left, top = max(int(plan.x - reach), 0), max(int(plan.y - reach), 0)
+    right, bottom = min(int(plan.x + reach) + 1, size), min(int(plan.y + reach) + 1, size)
     if right - left < 2 or bottom - top < 2:
         return None
-    x = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - shape.x))[None] / np.float32(shape.radius)
-    y = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - shape.y))[:, None] / np.float32(shape.radius)
-    cosine, sine = np.float32(math.cos(shape.angle)), np.float32(math.sin(shape.angle))
-    u, v = x * cosine + y * sine, (y * cosine - x * sine) / np.float32(shape.squeeze)
-    distance = _distance(CLASS_NAMES[shape.label], u, v)
-    alpha = np.clip(0.5 - distance * np.float32(shape.radius * (0.5 + shape.squeeze / 2)), 0, 1)
-    pattern = _texture(CLASS_NAMES[shape.label], u, v, pixels=shape.radius, generator=generator)
-    colour = shape.colours[0] + pattern[..., None] * (shape.colours[1] - shape.colours[0])
-    lit = 1 + 0.22 * (x * np.float32(math.cos(shape.light)) + y * np.float32(math.sin(shape.light)))
+    x = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - plan.x))[None] / np.float32(plan.radius)
+    y = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - plan.y))[:, None] / np.float32(plan.radius)
+    cosine, sine = np.float32(math.cos(plan.angle)), np.float32(math.sin(plan.angle))
+    u, v = x * cosine + y * sine, (y * cosine - x * sine) / np.float32(plan.squeeze)
+    distance = _distance(CLASS_NAMES[plan.label], u, v)
+    alpha = np.clip(0.5 - distance * np.float32(plan.radius * (0.5 + plan.squeeze / 2)), 0, 1)
+    pattern = _texture(CLASS_NAMES[plan.label], u, v, pixels=plan.radius, generator=generator)
+    colour = plan.colours[0] + pattern[..., None] * (plan.colours[1] - plan.colours[0])
+    lit = 1 + 0.22 * (x * np.float32(math.cos(plan.light)) + y * np.float32(math.sin(plan.light)))
     rim = 0.62 + 0.38 * np.clip(-distance / _SOFT_RIM, 0, 1)
-    return Patch(left, top, colour * (lit * rim)[..., None], alpha, _shadow(alpha, shape))
+    return DrawnObject(left, top, colour * (lit * rim)[..., None], alpha, _shadow(alpha, plan))
 
 
-def _shadow(alpha: Field, shape: Shape) -> Field:
-    """The object's outline, blurred and moved away from the light."""
-    blurred = cv2.blur(alpha, (2 * int(shape.radius * 0.12) + 3,) * 2)
-    length = 0.14 * shape.radius + 1
-    dx, dy = -length * math.cos(shape.light), -length * math.sin(shape.light)
+def _shadow(alpha: Field, plan: ObjectPlan) -> Field:
+    """Return the opacity of the object, blurred and moved away from the light."""
+    blurred = cv2.blur(alpha, (2 * int(plan.radius * 0.12) + 3,) * 2)
+    length = 0.14 * plan.radius + 1
+    dx, dy = -length * math.cos(plan.light), -length * math.sin(plan.light)
     height, width = alpha.shape
     return cv2.warpAffine(blurred, np.array([[1, 0, dx], [0, 1, dy]], np.float32), (width, height))  # type: ignore[return-value]
 
 
 def _distance(name: str, u: Field, v: Field) -> Field:
-    """Signed distance to the outline in radii, negative inside."""
+    """Return the signed distance to the outline in radii, negative inside."""
     distance: Field
     match name:
         case "disc":
@@ -114,7 +143,7 @@ def _polygon(u: Field, v: Field, *, sides: int, inner: float) -> Field:
 
 
 def _star(u: Field, v: Field, *, points: int = 5, inner: float = 0.45) -> Field:
-    """Distance to the edge between an outer and an inner corner, after all edges are folded onto one."""
+    """Return the distance to the edge between an outer and an inner corner, onto which all edges are folded."""
     half = math.pi / points
     theta = np.arctan2(v, u)
     folded = np.abs((theta + half) % (2 * half) - half)
@@ -127,7 +156,7 @@ def _star(u: Field, v: Field, *, points: int = 5, inner: float = 0.45) -> Field:
 
 
 def _texture(name: str, u: Field, v: Field, *, pixels: float, generator: Generator) -> Field:
-    """0-1, where between an object's two colours; `pixels` in a radius keep edges one pixel soft."""
+    """Return the mixture of the object's two colours, 0 to 1; `pixels` per radius make edges one pixel soft."""
     pattern: Field
     match name:
         case "disc":  # stripes
@@ -141,11 +170,11 @@ def _texture(name: str, u: Field, v: Field, *, pixels: float, generator: Generat
             pattern = _edge(np.sin(u * np.float32(_TAU / 0.8)) * np.sin(v * np.float32(_TAU / 0.8)), pixels=pixels / 6)
         case "star":  # concentric waves
             pattern = _wave(np.hypot(u, v) + np.float32(0.12), period=0.42, pixels=pixels)
-        case "cross":  # pale heart, dark ends
+        case "cross":  # bright centre, dark ends
             pattern = np.clip(np.hypot(u, v) * np.float32(1.3) - np.float32(0.25), 0, 1)
         case "hexagon":  # marble
             pattern = _marble(u, v, generator)
-        case _:  # a gradient from tip to tip
+        case _:  # a gradient between the tips
             pattern = np.clip(np.float32(0.5) + v * np.float32(0.6), 0, 1)
     return pattern
 
@@ -156,7 +185,7 @@ def _wave(position: Field, *, period: float, pixels: float) -> Field:
 
 
 def _edge(value: Field, *, pixels: float) -> Field:
-    """A step at zero, as soft as a pixel of a value that grows by one over so many pixels."""
+    """Return a step at zero that is one pixel soft; the value grows by one over `pixels` pixels."""
     step: Field = np.clip(np.float32(0.5) + value * np.float32(min(max(pixels, 0.5), 6.0)), 0, 1)
     return step
 
