@@ -116,8 +116,6 @@ def _compose(text: str) -> Iterator[str]:
         for other in service.get("depends_on", {}):
             if other not in services:
                 yield f"{name} depends on {other}, which does not exist"
-            elif not _networks(service) & _networks(services[other]):
-                yield f"{name} cannot reach {other}, on which it depends"
         if "healthcheck" not in service and service["image"] != "yolov7-mlflow":  # whose image has one
             yield f"{name} has no health check"
         if "build" not in service and not service["image"].startswith("yolov7-") and not _is_pinned(service["image"]):
@@ -128,7 +126,14 @@ def _compose(text: str) -> Iterator[str]:
 
 
 def _separated(services: Mapping[str, Any]) -> Iterator[str]:
-    """Check that jobs reach neither the database nor the object store, and are no administrators of MLflow."""
+    """Check that services reach what they depend on, and that jobs reach neither database nor object store.
+
+    Jobs must not be administrators of MLflow either.
+    """
+    for name, service in services.items():
+        for other in service.get("depends_on", {}):
+            if other in services and not _networks(service) & _networks(services[other]):
+                yield f"{name} cannot reach {other}, on which it depends"
     for name in (name for name in services if name.startswith("ray-")):
         service = services[name]
         for other in ("postgres", "store"):
