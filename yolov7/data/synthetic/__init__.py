@@ -1,1 +1,1 @@
-"""The embedded data set, which the project draws from a seed."""
+"""The embedded data set, which is drawn from a seed."""
