@@ -51,6 +51,8 @@ def test_the_same_seed_gives_the_same_weights_with_or_without_loader_processes(d
     fit(job(data, tmp_path / "a", epochs=2), WORKER)
     fit(job(data, tmp_path / "b", epochs=2), Worker(device=torch.device("cpu"), loader_workers=2))
     assert_same(read_weights(tmp_path / "a"), read_weights(tmp_path / "b"))
+    a, b = ([line["AP"] for line in read_epochs(tmp_path / name)] for name in "ab")
+    assert a == b
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(data: Path, tmp_path: Path) -> None:
