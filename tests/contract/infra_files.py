@@ -113,16 +113,22 @@ def _compose(text: str) -> Iterator[str]:
             yield f"{'.'.join(where)}: a secret must come from the environment"
     services = document["services"]
     for name, service in services.items():
-        for other in service.get("depends_on", {}):
-            if other not in services:
-                yield f"{name} depends on {other}, which does not exist"
-        if "healthcheck" not in service and service["image"] != "yolov7-mlflow":  # whose image has one
-            yield f"{name} has no health check"
-        if "build" not in service and not service["image"].startswith("yolov7-") and not _is_pinned(service["image"]):
-            yield f"{name}: {service['image']} must have an exact version or a digest"
-        if name.startswith("ray-") and not any(v.endswith(f":{PROJECT}") for v in service["volumes"]):
-            yield f"{name} does not see the project's folder"
+        yield from _service(name, service, services=services)
     yield from _separated(services)
+
+
+def _service(name: str, service: Mapping[str, Any], *, services: Mapping[str, Any]) -> Iterator[str]:
+    for other in service.get("depends_on", {}):
+        if other not in services:
+            yield f"{name} depends on {other}, which does not exist"
+        elif not _networks(service) & _networks(services[other]):
+            yield f"{name} depends on {other}, but shares no network with it"
+    if "healthcheck" not in service and service["image"] != "yolov7-mlflow":  # whose image has one
+        yield f"{name} has no health check"
+    if "build" not in service and not service["image"].startswith("yolov7-") and not _is_pinned(service["image"]):
+        yield f"{name}: {service['image']} must have an exact version or a digest"
+    if name.startswith("ray-") and not any(v.endswith(f":{PROJECT}") for v in service["volumes"]):
+        yield f"{name} does not see the project's folder"
 
 
 def _separated(services: Mapping[str, Any]) -> Iterator[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from pipeline.tracking import RunKey, Tracker
 from pipeline.tracking.availability import availability_of
-from tests.integration.odd_proxy import Answer, OddProxy, odd_proxy
+from tests.integration.odd_proxy import Answer, OddProxy, Replaced, odd_proxy
 
 JSON = "application/json"
 LOGIN = "<html><body><form action=/login>Sign in</form></body></html>"
@@ -108,7 +107,7 @@ def assert_everything_arrived(proxy: OddProxy, key: RunKey) -> None:
 def test_nothing_is_lost(
     proxy: OddProxy,
     name: str,
-    replaces: Literal["all requests", "writes", "files"],
+    replaces: Replaced,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     key = RunKey(f"{name} {replaces}".replace(" ", "-"), 0, "x")

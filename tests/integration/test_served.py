@@ -184,12 +184,8 @@ def test_the_alias_champion_goes_to_the_best_that_was_measured_on_the_same_data(
     said: list[str] = []
     tracker = Tracker("champions", model="champions", say=said.append)
     client = mlflow.MlflowClient(tracking_uri())
-    measured = (
-        (0.5, "a", 1),
-        (0.4, "a", 1),
-        (0.6, "a", 3),
-        (0.9, "b", 3),
-    )  # AP, data, and the version that has the alias then
+    # AP, data, and the version that has the alias then
+    measured = ((0.5, "a", 1), (0.4, "a", 1), (0.6, "a", 3), (0.9, "b", 3))
     for seed, (ap, data, champion) in enumerate(measured):
         write_weights("many", seed=seed)
         evaluate(tracker, seed, ap=ap, data=data)

@@ -158,7 +158,7 @@ def test_a_missing_password_is_reported_in_one_line_and_loses_nothing(
         with Tracker("yolov7") as tracker, tracker.run(key) as run:
             run.log_metrics({"train/AP": 0.5}, step=1)
         told, waits = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "does not know this user: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in told
+    assert "does not know this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in told
     assert waits.startswith("1 point and 2 other records wait in runs/.tracking; the next command sends them")
     availability_of.cache_clear()
     commands.run_sync(params(0))
