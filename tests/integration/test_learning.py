@@ -30,7 +30,7 @@ def train_and_measure(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle_
     prepare(DataSettings(synthetic=synthetic))
     changes = {"epochs": 8, "image_size": 128, "validate_every": 8}
     job = TrainJob(
-        spec_json=spec_to_json(DEMO.variant("nano").build_spec()),
+        spec_json=spec_to_json(DEMO.variant("nano").spec),
         settings=TrainSettings.model_validate(DEMO.variant("nano").train.model_dump() | changes),
         seed=0,
         data_folder=folder / "artifacts" / "prepare",
