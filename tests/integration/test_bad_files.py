@@ -73,7 +73,7 @@ def test_weights_that_fit_are_read(trained: Callable[..., Path]) -> None:
 def test_weights_for_other_classes_are_one_line(trained: Callable[..., Path]) -> None:
     trained()
     message = stage_error(class_names=("a", "c"))
-    assert "knows the classes ['a', 'b'], the prepared data have ['a', 'c']; run `yolov7 train tiny` again" in message
+    assert "has the classes ['a', 'b'], the prepared data have ['a', 'c']; run `yolov7 train tiny` again" in message
     assert "have ['a', 'b', 'c']" in stage_error(class_names=("a", "b", "c"))
 
 
@@ -202,10 +202,10 @@ CONV = {"block": "conv", "out": 8, "s": 2}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"s1": {**CONV, "from": ["s2"]}, "s2": CONV}, "s1: takes 's2', which is not above it; order the rows"),
+        ({"s1": {**CONV, "from": ["s2"]}, "s2": CONV}, "s1: takes 's2', which is not above it; move "),
         ({"s1": {**CONV, "from": ["s1"]}, "s2": CONV}, "s1: takes 's1', which is not above it"),
         ({"s1": CONV, "s2": {**CONV, "from": ["s1", "image"]}}, "s2.conv: cannot concatenate a map of stride 4 with"),
-        ({"s1": CONV, "s2": {**CONV, "s": 1, "from": ["s1", "s1"]}}, "s2.conv: out=8 must exceed the 8 channels that"),
+        ({"s1": CONV, "s2": {**CONV, "s": 1, "from": ["s1", "s1"]}}, "s2.conv: out=8 must be greater than the 8 channels that"),
         ({"s1": CONV, "s2": {**CONV, "block": "mp", "s": None}}, "s2.mp.s: unknown key"),
     ],
 )

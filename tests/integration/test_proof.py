@@ -10,6 +10,7 @@ import torch
 
 from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.artifacts.reports import TrainSummary
+from pipeline.artifacts.prepared import load_split
 from pipeline.experiment import parse_experiment
 from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.evaluate import evaluate
@@ -91,7 +92,7 @@ def test_an_exact_fuse_passes_and_is_measured(trained: Path) -> None:
 def test_a_wrong_fuse_fails_and_leaves_nothing(
     trained: Path, fuse_wrongly: Callable[[DetectionModel], DetectionModel]
 ) -> None:
-    with pytest.raises(ArtifactError, match="the re-parameterised model is not the trained one"):
+    with pytest.raises(ArtifactError, match="the re-parameterised model differs from the trained one"):
         reparam(EXPERIMENT.reparam, TINY, seed=0, fuse_model=fuse_wrongly)
     assert not DEPLOYED.exists()
 
@@ -107,5 +108,5 @@ def test_a_fuse_with_another_epsilon_fails(trained: Path) -> None:
 def test_evaluate_compares_the_deployed_model_with_the_trained_one(trained: Path) -> None:
     reparam(EXPERIMENT.reparam, TINY, seed=0)
     metrics = evaluate(EXPERIMENT.evaluate, TINY, seed=0)
-    assert abs(metrics.AP - metrics.AP_before_reparam) <= 1e-3
+    assert abs(metrics.AP - metrics.AP_before_reparam) <= 1 / load_split("val").num_boxes  # AP resolves no less
     assert metrics.split == "val"
