@@ -205,7 +205,10 @@ CONV = {"block": "conv", "out": 8, "s": 2}
         ({"s1": {**CONV, "from": ["s2"]}, "s2": CONV}, "s1: takes 's2', which is not above it; move "),
         ({"s1": {**CONV, "from": ["s1"]}, "s2": CONV}, "s1: takes 's1', which is not above it"),
         ({"s1": CONV, "s2": {**CONV, "from": ["s1", "image"]}}, "s2.conv: cannot concatenate a map of stride 4 with"),
-        ({"s1": CONV, "s2": {**CONV, "s": 1, "from": ["s1", "s1"]}}, "s2.conv: out=8 must be greater than the 8 channels that"),
+        (
+            {"s1": CONV, "s2": {**CONV, "s": 1, "from": ["s1", "s1"]}},
+            "s2.conv: out=8 must be greater than the 8 channels that",
+        ),
         ({"s1": CONV, "s2": {**CONV, "block": "mp", "s": None}}, "s2.mp.s: unknown key"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.artifacts.files import stage_folder, write_json
-from pipeline.artifacts.reports import TrainSummary
 from pipeline.artifacts.prepared import load_split
+from pipeline.artifacts.reports import TrainSummary
 from pipeline.experiment import parse_experiment
 from pipeline.params import DataSettings, SyntheticSettings
 from pipeline.stages.evaluate import evaluate
