@@ -25,6 +25,7 @@ from yolov7.data.index import ImageIndex
 from yolov7.data.loader import collate
 from yolov7.data.outlines import move
 from yolov7.detect.drawing import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_outlines, enlarge
+from yolov7.detect.text import drawable_names
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.system.files import is_file
@@ -94,7 +95,7 @@ def _draw_objects(sample: Sample, class_names: Sequence[str]) -> Image:
     return draw_boxes(
         canvas,
         boxes[order],
-        texts=[class_names[label] for label in labels],
+        texts=[drawable_names(tuple(class_names))[label] for label in labels],
         colours=[class_colour(label) for label in labels],
     )
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+from pipeline.tracking import without_secrets
 from yolov7.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,9 @@ class RunCopy:
         try:
             yield
         except Exception as error:  # pyarrow raises OSError, ArrowInvalid and others, in many lines
-            raise OSError(f"ray.storage: {self._url} cannot be {what} ({one_line(error)}){_REMEDY}") from error
+            raise OSError(
+                f"ray.storage: {without_secrets(self._url)} cannot be {what} ({one_line(error)}){_REMEDY}"
+            ) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
 from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
 from yolov7.detect.drawing import class_colour, contact_sheet, draw_boxes, draw_outlines
+from yolov7.detect.text import drawable_names
 from yolov7.settings import Settings
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels, COCO's bounds
@@ -179,7 +180,8 @@ def _draw_objects(index: ImageIndex, i: int) -> Image:
     colours = [class_colour(label) for label in labels]
     if outlines := geometry.outlines_to_letterbox(index.outlines_of(i)):
         image = draw_outlines(image, outlines, colours=colours)
-    names = [index.class_names[label] for label in labels]
+    class_names = drawable_names(index.class_names)
+    names = [class_names[label] for label in labels]
     return draw_boxes(
         image,
         geometry.to_letterbox(index.boxes_of(i)),

@@ -104,8 +104,8 @@ def upper_bounds(coordinates: Array, costs: Array, APs: Array, *, pending: Array
     Returns:
         Upper bounds (M,), float64.
     """
-    from sklearn.gaussian_process import GaussianProcessRegressor  # type: ignore[import-untyped]
-    from sklearn.gaussian_process.kernels import RBF, WhiteKernel  # type: ignore[import-untyped]
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 
     residual = APs - _linear_trend(costs, APs, at=costs)
     scale = max(float(residual.std()), 1e-6)

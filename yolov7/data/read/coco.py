@@ -24,7 +24,7 @@ _LISTS = ("images", "annotations", "categories")
 
 
 @dataclass
-class _Content:
+class _CocoContent:
     """What a file holds that is used."""
 
     images: dict[Id, dict[str, Any]] = field(default_factory=dict)
@@ -122,7 +122,7 @@ def read_coco(
     return index_annotations(annotations, class_names=names, category_ids=ids, flaws=flaws, progress=progress)
 
 
-def _load(path: Path) -> _Content:
+def _load(path: Path) -> _CocoContent:
     try:
         content, lists = _read_content(path)
     except DataError:
@@ -141,9 +141,9 @@ def _load(path: Path) -> _Content:
     return content
 
 
-def _read_content(path: Path) -> tuple[_Content, set[str]]:
+def _read_content(path: Path) -> tuple[_CocoContent, set[str]]:
     """Return the content of a file and the names of the lists that it has."""
-    content, lists = _Content(), set[str]()
+    content, lists = _CocoContent(), set[str]()
     text = decode_text(read_bytes(path), path)
     for name, elements in iterate_lists(text, _LISTS):
         lists.add(name)
@@ -158,7 +158,7 @@ def _read_content(path: Path) -> tuple[_Content, set[str]]:
     return content, lists
 
 
-def _add_image(row: object, content: _Content, path: Path) -> None:
+def _add_image(row: object, content: _CocoContent, path: Path) -> None:
     given = parse_id(row.get("id")) if isinstance(row, dict) else None
     if given is None or not isinstance(row, dict) or not _is_name(row.get("file_name")) or "\0" in row["file_name"]:
         raise DataError(f"{path} has an image without id or file_name: {shown(row)}; give each image both")
@@ -173,7 +173,7 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
-def _categories(content: _Content, path: Path, *, keep_roots: bool) -> list[_Category]:
+def _categories(content: _CocoContent, path: Path, *, keep_roots: bool) -> list[_Category]:
     """Return the categories by id.
 
     Some tools add a category that no annotation uses and that is the supercategory of the others. It is left out.
