@@ -51,6 +51,8 @@ NO_EFFECT = {
     "pipeline/ray/shared_memory.py": PLACES,
     "pipeline/ray/trainer.py": PLACES,
 }
+# Code that a stage executes in other processes, beyond modules that only decide where they run.
+EXECUTED = {"train": {"pipeline/ray/worker.py"}}
 LOOK = "the look of a curve is no reason to train again"
 NO_EFFECT_ON = {"train": {"pipeline/report/plots.py": LOOK, "pipeline/report/canvas.py": LOOK}}
 
@@ -111,7 +113,7 @@ def modules_used(stage: str) -> set[str]:
     """The modules that a stage's module imports, directly or through others, as paths; without those of no effect."""
     skipped = NO_EFFECT.keys() | NO_EFFECT_ON.get(stage, {}).keys()
     found: set[str] = set()
-    waiting = {f"pipeline/stages/{stage}.py"}
+    waiting = {f"pipeline/stages/{stage}.py"} | EXECUTED.get(stage, set())
     while waiting:
         found |= waiting
         imports = {module for path in waiting for module in imported(ROOT / path)}
