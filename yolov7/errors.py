@@ -36,7 +36,7 @@ class ArtifactError(UserError):
 
 
 class TrainingError(UserError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 def one_line(message: object, *, limit: int = 400) -> str:

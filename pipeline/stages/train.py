@@ -109,7 +109,7 @@ def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
         try:
             copy.delete()
         except OSError as error:
-            log.warning("%s. If the run is trained again, it will be taken from there", error)
+            log.warning("%s. If this run is trained again, it will start from that copy", error)
     folder = run_folder(variant.name, seed)
     if not folder.is_dir():
         return
@@ -120,9 +120,9 @@ def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
 
 
 def _claim(job: TrainJob, copy: RunCopy | None) -> str:
-    """Empty a run folder that other data, settings or code left, or take over a copy of this run that is further.
+    """Empty a run folder of other data, settings or code, and download a copy of this run that has more steps.
 
-    Returns what the user should know of it, or an empty string.
+    Return a message for the user, or an empty string.
     """
     owner, code = job.run_folder / OWNER, job.run_folder / _CODE
     now = code_digest("train")

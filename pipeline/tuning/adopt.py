@@ -40,7 +40,7 @@ def adopt(target: Path = Path(PARAMS_FILE)) -> str:
     spec = FOLDER / f"{name}.yaml"
     params = load_params(target)
     if name in params.variants:
-        raise SettingError(f"variant {name!r} is in {target} already; next: `dvc repro`")
+        raise SettingError(f"variant {name!r} is already in {target}; run `dvc repro`")
     train = dict(summary["train"])
     if summary["image_size"] != train.get("image_size", params.train.get("image_size")):
         train["image_size"] = summary["image_size"]

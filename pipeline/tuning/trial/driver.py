@@ -1,4 +1,4 @@
-"""The driver of a search: starts and ends trials, keeps within the budget, and writes the journal. It knows no Ray."""
+"""The driver of a search: starts and ends trials, keeps within the budget, and writes the journal. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Clock:
 
 @final
 class Driver:
-    """Start trials while the budget affords them, and record what becomes of them."""
+    """Start trials while the budget allows it, and record how they end."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Driver:
         (self._folder / STOP_FILE).touch()
 
     def next_task(self) -> tuple[str, TrialTask] | None:
-        """Return the key of the next trial and its task, or None if the budget affords no further trial now."""
+        """Return the key of the next trial and its task, or None if the budget allows no further trial now."""
         if self._interrupted is not None or self._failures >= _MAX_FAILURES:
             return None
         while self._unfinished:

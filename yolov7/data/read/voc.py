@@ -181,7 +181,7 @@ def _parse_bytes(content: bytes) -> Element:
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Builds a tree of limited depth, with tags in lower case and without namespaces."""
+    """A builder of trees of limited depth, with tags in lower case and without namespaces."""
 
     def __init__(self) -> None:
         super().__init__()
