@@ -214,9 +214,7 @@ def tune(
     budget: Annotated[str | None, typer.Option(metavar="B", help="For example 30m, 8h, 40trials or 2e18flop.")] = None,
     base: Annotated[str | None, typer.Option(metavar="NAME", help="The variant or spec that is scaled.")] = None,
     max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Largest GFLOPs of a deployed model.")] = None,
-    max_params: Annotated[
-        float | None, typer.Option(metavar="M", help="Largest number of parameters, in millions.")
-    ] = None,
+    max_params: Annotated[float | None, typer.Option(metavar="M", help="Largest parameter count in millions.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="Largest latency at batch size 1.")] = None,
     rule: Annotated[
         str | None, typer.Option(metavar="RULES", help="Comma-separated rules: compound, width, depth, free.")
@@ -330,9 +328,7 @@ def soup(
 @app.command()
 def inspect(
     variant: Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: the first one.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="A seed of params.yaml. Default: the first one.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="A seed of params.yaml. Default: the first.")] = None,
 ) -> None:
     """Draw training samples and the assignment of labels.
 

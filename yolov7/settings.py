@@ -56,8 +56,8 @@ class AugmentSettings(Settings):
     hsv_hue: NonNegative = Field(0.015, le=0.4, description="the hue is multiplied by 1 +- hsv_hue")
     hsv_saturation: Probability = Field(0.7, description="the saturation is multiplied by 1 +- hsv_saturation")
     hsv_value: Probability = Field(0.4, description="the brightness is multiplied by 1 +- hsv_value")
-    flip_horizontal: Probability = Field(0.5, description="probability of mirroring left and right")
-    flip_vertical: Probability = Field(0.0, description="probability of mirroring top and bottom")
+    flip_horizontal: Probability = Field(0.5, description="probability of a horizontal flip (left and right)")
+    flip_vertical: Probability = Field(0.0, description="probability of a vertical flip (top and bottom)")
 
 
 class LossSettings(Settings):
@@ -78,7 +78,7 @@ class LossSettings(Settings):
     classification_loss: Literal["bce", "varifocal"] = Field(
         "bce", description="with varifocal, the target of a class is the quality of the predicted box"
     )
-    label_smoothing: Probability = Field(0.0, description="share of the class target that is spread over all classes")
+    label_smoothing: Probability = Field(0.0, description="s: the class targets are 1 - s/2 and s/2")
     focal_gamma: NonNegative = Field(
         0.0, description="exponent of the focal loss for the parts that use bce; 0: no focal loss"
     )
@@ -157,7 +157,7 @@ class TrainSettings(Settings):
     )
     anchors: AnchorMode = Field(
         "auto",
-        description="spec: those of the spec; fit: fitted to the boxes; auto: fitted if the recall of the spec's is below 0.98",
+        description="spec: the spec's own; fit: fitted to the boxes; auto: fitted if the spec's recall is under 0.98",
     )
     weights: Path | None = Field(None, description="weight file to start from; its classes may differ")
     freeze: str | None = Field(None, description="last row that is frozen; the rows before it are frozen too")
