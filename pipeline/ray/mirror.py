@@ -29,7 +29,7 @@ _COPIED = {".jsonl", ".pt", ".safetensors"}  # what a run continues from; other 
 _BLOCK = 8 << 20  # bytes that are read and written at once
 _Mark = tuple[int, int]  # size, and time of the last change
 _UNKNOWN: _Mark = (-1, -1)
-_SECONDS = 2.0  # between two looks at the folder
+_SECONDS = 2.0  # between two checks of the folder
 _REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name the store and the key"
 _LAST_TRIES = 5  # to bring the copy up to date when training has ended
 

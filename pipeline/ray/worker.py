@@ -107,9 +107,9 @@ def find_invisible(job: TrainJob, token: str, *, is_one_machine: bool) -> str | 
     if not invisible:
         return None
     if is_one_machine:
-        return f"{invisible[0]} is missing; put it back, or run `yolov7 prepare` again"
+        return f"{invisible[0]} is missing; restore it, or run `yolov7 prepare` again"
     return (
-        f"the node {socket.gethostname()} does not see {invisible[0]} of the machine that started the training; the "
+        f"the node {socket.gethostname()} cannot access {invisible[0]} of the machine that started the training; the "
         "project and its images must be on storage that all nodes share (such as NFS), under the same path"
     )
 

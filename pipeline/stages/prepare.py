@@ -131,7 +131,7 @@ def _check_images(split: str, usable: int, lost: Sequence[Flaw], settings: FlawS
         return
     limit = f"allowed data.flaws.max_unreadable={settings.max_unreadable:g}"
     first = f", e.g. {_told(lost[0])}" if lost else ""
-    remedy = "restore them, or allow more to have all of them listed in the health report"
+    remedy = "restore them, or raise data.flaws.max_unreadable; the health report then lists all of them"
     raise DataError(f"{len(lost)} of {total} images of {split} cannot be used ({limit}){first}; {remedy}")
 
 

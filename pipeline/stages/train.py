@@ -115,7 +115,7 @@ def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
         return
     finished = folder.with_name(f".{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
-    folder.rename(finished)  # in one step: half a run folder would be taken for one that has just begun
+    folder.rename(finished)  # in one step: an incomplete folder would look like a run that has just begun
     shutil.rmtree(finished)
 
 

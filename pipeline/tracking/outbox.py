@@ -103,7 +103,7 @@ class Outbox:
     def remove(self, waiting: WaitingRecord) -> None:
         """Delete a record, because a store has it."""
         removed = waiting.folder.with_name(f".{waiting.folder.name}.sent")
-        waiting.folder.rename(removed)  # at once: a half removed record would look like a damaged one
+        waiting.folder.rename(removed)  # at once: an incomplete record would look like a damaged one
         shutil.rmtree(removed, ignore_errors=True)
 
     def put_aside(self, waiting: WaitingRecord) -> Path:

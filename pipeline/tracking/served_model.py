@@ -109,7 +109,7 @@ def save_served(folder: Path, weights: Path, *, about: Any) -> None:
     import yolov7
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input
+        warnings.simplefilter("ignore", UserWarning)  # MLflow warns that there is no input example
         mlflow.pyfunc.save_model(
             path=str(folder),
             mlflow_model=about,

@@ -15,7 +15,7 @@ from pipeline.tuning.report.results import CHOSEN
 from yolov7.errors import ArtifactError, SettingError
 from yolov7.system.files import write_whole
 
-FOLDER = Path("tune")  # adopted specs, which belong into version control
+FOLDER = Path("tune")  # adopted specs, which belong in version control
 _VARIANTS = re.compile(r"^variants:[ \t]*(#.*)?$", re.MULTILINE)
 
 

@@ -74,7 +74,7 @@ _TREATED: dict[FlawKind, tuple[FlawGroup | None, str]] = {
     FlawKind.MASK: (None, "the box is kept"),
     FlawKind.TURNED: (None, "the upright box around it is used"),
     FlawKind.UNKNOWN_IMAGE: (FlawGroup.BOXES, "left out"),
-    FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "of images the first is kept, of boxes all"),
+    FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "the first image is kept; all boxes are kept"),
     FlawKind.DUPLICATE_IMAGE: (FlawGroup.IDS, "one image with the objects of all entries"),
     FlawKind.COPY: (None, "kept"),
     FlawKind.SIZE: (FlawGroup.SIZES, "kept"),

@@ -110,7 +110,7 @@ def drawable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _load_font(text: str, style: TextStyle) -> FreeTypeFont:
-    """Return the font for a text; without a font that has all characters, the default font draws boxes for them."""
+    """Return the font for a text; without a font that has all characters, the default font draws boxes instead."""
     from matplotlib.font_manager import findfont
     from PIL import ImageFont
 

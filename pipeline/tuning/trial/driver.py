@@ -21,7 +21,7 @@ from yolov7.training.record import read_epochs
 
 ERROR_FILE = "error.txt"  # written by the process of a trial: an error that the user has to correct
 STOP_FILE = "stop"  # read by the processes of all trials: write a checkpoint and end
-STOP_SECONDS = 20.0  # that trials have for the current step and their checkpoint when the search is interrupted
+STOP_SECONDS = 20.0  # for the current step of trials and their checkpoint when the search is interrupted
 _MAX_FAILURES = 3  # a search ends after this number of failures in a row
 
 
@@ -243,7 +243,7 @@ def delete_search(folder: Path) -> None:
     """Delete the folder of a search that has ended."""
     finished = folder.with_name(f"{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
-    folder.rename(finished)  # in one step, because half a folder would look like an interrupted search
+    folder.rename(finished)  # in one step, because an incomplete folder would look like an interrupted search
     shutil.rmtree(finished)
 
 
