@@ -85,8 +85,8 @@ def _check_root(root: Path, stated: str) -> None:
     if links:
         shown = ", ".join(sorted(links)[:3]) + (", ..." if len(links) > 3 else "")
         console.print(
-            f"{'prepare':<10} warning: data.path={stated!r} holds links to folders ({shown}); DVC does not see changes "
-            "behind them, so run `dvc repro -f prepare` after each change, or set data.path to the linked folder"
+            f"{'prepare':<10} warning: data.path={stated!r} holds links to folders ({shown}); DVC does not notice "
+            "changes in them, so run `dvc repro -f prepare` after each change, or set data.path to the linked folder"
         )
 
 

@@ -95,9 +95,7 @@ def decode_image(content: bytes, *, reduce: int = 1) -> Image | None:
     if _refusal(content) is not None:
         return None
     flags = cv2.IMREAD_COLOR_RGB
-    if reduce > 1 and content.startswith(
-        b"\xff\xd8\xff"
-    ):  # other formats would be decoded completely and then thinned out
+    if reduce > 1 and content.startswith(b"\xff\xd8\xff"):  # other formats would be decoded in full size first
         flags |= _REDUCED[reduce]
     return _decode(content, flags)
 
