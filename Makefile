@@ -13,11 +13,11 @@ export RAY_USAGE_STATS_ENABLED := 0
 .PHONY: help repro test test-slow check bench clean
 
 help:
-	@echo "make repro      run the whole pipeline on the embedded data: prepare, train, reparam, evaluate, benchmark, tables"
-	@echo "make test       the tests (under 15 minutes on two cores)"
-	@echo "make test-slow  the slower tests: whole pipelines, several workers"
-	@echo "make check      ruff, mypy, import-linter, infra/, and what we count against what the paper prints"
-	@echo "make bench      speed, as ratios to plain versions of the same thing"
+	@echo "make repro      run the whole pipeline on the embedded data, from the settings to the tables"
+	@echo "make test       run the tests (below 10 minutes on two cores)"
+	@echo "make test-slow  run the slow tests: whole pipelines, several workers and nodes, tracking servers"
+	@echo "make check      check style, types, import layers, infra/, and that our counts agree with the paper"
+	@echo "make bench      measure speed relative to plain versions of the same computations"
 	@echo "make clean      remove what was built; keeps the virtual environment"
 
 $(READY): pyproject.toml constraints.txt yolov7/data/augment/_colour.c
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt yolov7/data/augment/_colour.c
 	@rm -f yolov7/data/augment/_colour*.so
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@$(VENV)/bin/python -c 'from yolov7.data.augment import _colour' 2> /dev/null \
-		|| echo "== no C compiler: samples are made by other means, more slowly"
+		|| echo "== no C compiler: NumPy recolours the samples, which takes longer"
 	@touch $@
 
 repro: $(READY) | .dvc/tmp

@@ -37,7 +37,7 @@ _HOW_TO_CONTINUE = {
 
 _Variant = Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: all variants.")]
 _Rule = Literal["compound", "width", "depth", "both"]
-_Seed = Annotated[int | None, typer.Option(metavar="N", help="One seed. Default: all seeds of params.yaml.")]
+_Seed = Annotated[int | None, typer.Option(metavar="N", help="A seed of params.yaml. Default: all seeds.")]
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def _options(
 def resolve() -> None:
     """Resolve params.yaml for the other stages.
 
-    Writes everything that decides the result of a stage, variant and seed to one file in artifacts/resolve.
+    Write everything that decides the result of a stage, variant and seed to one file in artifacts/resolve.
     """
     from pipeline.commands.run_stages import run_resolve
 
@@ -135,7 +135,7 @@ def resolve() -> None:
 def prepare() -> None:
     """Read or draw the data, check them, and index them.
 
-    Writes one index per split and a health report to artifacts/prepare.
+    Write one index per split and a health report to artifacts/prepare.
     """
     from pipeline.commands.run_stages import run_prepare
 
@@ -170,7 +170,7 @@ def reparam(variant: _Variant = None, seed: _Seed = None) -> None:
 def evaluate(variant: _Variant = None, seed: _Seed = None) -> None:
     """Measure COCO metrics of the deployed models.
 
-    Also draws example detections, precision-recall curves and the confusion matrix.
+    Also draw example detections, precision-recall curves and the confusion matrix.
     """
     from pipeline.commands.run_stages import run_evaluate
 
@@ -191,13 +191,13 @@ def benchmark() -> None:
 
 @app.command()
 def tables(
-    show: Annotated[bool, typer.Option("--show", help="Only print the summary that was made last.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Only print the summary of the last run.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only compare #Param and FLOPs with the paper.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the variants, and fill the paper's tables.
 
-    Writes an HTML page, CSV, Markdown and JSON to artifacts/tables. The exit code of --check is 1 if a figure differs.
+    Write an HTML page, CSV, Markdown and JSON to artifacts/tables. The exit code of --check is 1 if a figure differs.
     """
     from pipeline.commands.run_stages import check_tables, print_summary, run_tables
 
@@ -211,11 +211,11 @@ def tables(
 
 @app.command()
 def tune(
-    budget: Annotated[str | None, typer.Option(metavar="B", help="As in 30m, 8h, 40trials or 2e18flop.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="B", help="For example 30m, 8h, 40trials or 2e18flop.")] = None,
     base: Annotated[str | None, typer.Option(metavar="NAME", help="The variant or spec that is scaled.")] = None,
-    max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Most GFLOPs of a deployed model.")] = None,
-    max_params: Annotated[float | None, typer.Option(metavar="M", help="Most parameters, in millions.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="Largest latency at batch 1.")] = None,
+    max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Largest GFLOPs of a deployed model.")] = None,
+    max_params: Annotated[float | None, typer.Option(metavar="M", help="Largest parameter count in millions.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="Largest latency at batch size 1.")] = None,
     rule: Annotated[
         str | None, typer.Option(metavar="RULES", help="Comma-separated rules: compound, width, depth, free.")
     ] = None,
@@ -252,7 +252,7 @@ def tune(
 
 @app.command()
 def models(
-    plan: Annotated[str | None, typer.Option(metavar="NAME", help="Show re-parameterisation of this spec.")] = None,
+    plan: Annotated[str | None, typer.Option(metavar="NAME", help="Show how this spec is re-parameterised.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List all specs with their parameters and GFLOPs."""
@@ -314,11 +314,11 @@ def export_weights(
 def soup(
     weights: Annotated[list[Path], typer.Argument(help="Weight files that were trained from the same weights.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")] = Path("soup.safetensors"),
-    greedy: Annotated[bool, typer.Option("--greedy", help="Add files only while AP on val rises.")] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Leave out files that lower AP on val.")] = False,
 ) -> None:
     """Average the weights of several trainings.
 
-    Prints AP on val before and after.
+    Print AP on the validation split before and after averaging.
     """
     from pipeline.commands.soup import make_soup
 
@@ -328,11 +328,11 @@ def soup(
 @app.command()
 def inspect(
     variant: Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: the first one.")] = None,
-    seed: _Seed = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="A seed of params.yaml. Default: the first.")] = None,
 ) -> None:
     """Draw training samples and the assignment of labels.
 
-    The assignment shows from which cells a trained model's heads learn each object.
+    The assignment shows the cells from which a trained model's heads learn each object.
     """
     from pipeline.commands.inspect_training import inspect as run
 
@@ -384,7 +384,7 @@ def _experiment() -> Experiment:
 
 
 def _selected(experiment: Experiment, variant: str | None, seed: int | None) -> tuple[tuple[ResolvedVariant, int], ...]:
-    """Return the variants and seeds that a command is about; `train@nano-0`, as DVC names a stage, is one of each."""
+    """Return the selected variants and seeds; the name of a DVC stage, such as `train@nano-0`, selects one of each."""
     from yolov7.errors import SettingError
 
     if variant is not None and "@" in variant:

@@ -258,7 +258,7 @@ def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
 
 
 def _hash_file(path: Path) -> str:
-    """SHA-256 of a file, or `missing`: only training needs the file itself."""
+    """Return the SHA-256 of a file, or `missing`, because only training needs the file itself."""
     if not is_file(path):
         return "missing"
     with path.open("rb") as file:

@@ -40,7 +40,7 @@ class SyntheticSettings(Settings):
     train_images: int = Field(640, ge=1, description="Number of training images.")
     val_images: int = Field(160, ge=1, description="Number of validation images.")
     image_size: int = Field(192, ge=64, le=2048, description="Side of the images, pixels.")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the drawing.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed from which the images are drawn.")
     shuffle_labels: bool = Field(
         False, description="Shuffle the labels of the training split, as a control: nothing can be learned from them."
     )
@@ -63,16 +63,16 @@ class FlawSettings(Settings):
 class DataSettings(Settings):
     """Where the images and annotations are.
 
-    For COCO, `train`, `val` and `test` name json files under `path`. For VOC, they name split lists in ImageSets/Main.
+    For COCO, `train`, `val` and `test` name JSON files under `path`. For VOC, they name split lists in ImageSets/Main.
     """
 
     format: Literal["synthetic", "coco", "voc"] = Field("synthetic", description="Format of the annotations.")
     path: str = Field(
         "yolov7/data/synthetic",
-        description="Folder of the data set. For synthetic data: the code that draws them, so that DVC sees its edits.",
+        description="Folder of the data set. For synthetic data: the code that draws them, so that DVC notices edits.",
     )
     train: str = Field("train", description="Training split.")
-    val: str | None = Field("val", description="Split that is measured during training; null: none.")
+    val: str | None = Field("val", description="Split on which AP is measured during training; null: no split.")
     test: str | None = Field(None, description="Split that `evaluate` measures once; null: `evaluate` measures `val`.")
     flaws: FlawSettings = FlawSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
@@ -98,10 +98,12 @@ class Variant(Settings):
     """One model of the comparison, and how its training differs from `train`."""
 
     spec: str = Field(description="A name from `yolov7 models`, or the path of a spec file.")
-    swap: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Rows of the spec that differ, by key.")
+    swap: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Changes of rows of the spec, key by key."
+    )
     scale: ScaleSettings | None = Field(None, description="Scaling of the spec.")
     auxiliary: bool | None = Field(
-        None, description="Train with an auxiliary head (true) or without (false); null: as the spec says."
+        None, description="Train with an auxiliary head (true) or without one (false); null: as in the spec."
     )
     train: dict[str, Any] = Field(default_factory=dict, description="Overrides of `train`, with the same nesting.")
     ray: dict[str, Any] = Field(default_factory=dict, description="Overrides of `ray`.")
@@ -119,11 +121,11 @@ class EvaluateSettings(Settings):
     """COCO evaluation. The defaults are those of the reference."""
 
     batch_size: int = Field(16, ge=1, description="Images per batch.")
-    nms: NmsSettings = COCO_NMS
+    nms: NmsSettings = Field(COCO_NMS, description="Non-maximum suppression.")
     engine: CocoEngine = Field(
         COCO_ENGINE, description="Library that computes the figures; pycocotools is COCO's own and slower."
     )
-    tolerance_ap: Positive = Field(1e-3, description="Largest change of AP by re-parameterisation.")
+    tolerance_ap: Positive = Field(1e-3, description="Largest change of AP that re-parameterisation may cause.")
     examples: int = Field(12, ge=1, le=100, description="Number of images that are drawn with their detections.")
     example_confidence: Probability = Field(0.35, description="Lowest confidence of a detection that is drawn.")
 
@@ -136,14 +138,14 @@ class BenchmarkSettings(Settings):
     warmup_seconds: NonNegative = Field(0.5, description="Seconds of warm-up per model.")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1, description="Batch sizes.")
     precisions: tuple[Precision, ...] = Field(("auto",), min_length=1, description="Floating-point types.")
-    compile: bool = Field(False, description="Measure torch.compile too.")
+    compile: bool = Field(False, description="Also measure the models compiled with torch.compile.")
 
 
 _Workers = Annotated[int, Field(ge=1)]
 
 
 class RaySettings(Settings):
-    """Where training runs. Nothing here affects the result, so a change trains nothing again.
+    """Where training runs. These settings do not affect the result, so a change of them trains nothing again.
 
     The environment variable RAY_ADDRESS names a cluster to join. Without it, a cluster is started on this machine.
     """
@@ -151,13 +153,16 @@ class RaySettings(Settings):
     workers: _Workers | tuple[_Workers, _Workers] = Field(
         1, description="Number of workers, or [fewest, most]: as many as there is room for at any time."
     )
-    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="Place workers on few nodes, or on many.")
+    placement: Literal["PACK", "SPREAD"] = Field(
+        "PACK", description="PACK: place workers on few nodes; SPREAD: on many."
+    )
     cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="CPUs of a worker.")
     gpus_per_worker: NonNegative | Literal["auto"] = Field(
-        "auto", description="GPUs of a worker; auto: one where there are GPUs."
+        "auto", description="GPUs of a worker; auto: one if there are GPUs."
     )
     storage: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = Field(
-        None, description="s3://bucket/folder that holds a copy of each unfinished run, for another machine."
+        None,
+        description="s3://BUCKET/FOLDER for a copy of each unfinished run, so that another machine can continue it.",
     )
     max_failures: int = Field(2, ge=0, description="Number of restarts from the last checkpoint after failures.")
     start_timeout: Positive = Field(45.0, description="Seconds to wait for room for the fewest workers.")
@@ -188,26 +193,31 @@ class TuneSettings(Settings):
     """Which models `yolov7 tune` may train, and for how long; the options of the command take precedence."""
 
     budget: str = Field(
-        "30m", description="30m, 8h (wall-clock time), 40trials, or 2e18flop (training compute: 3 x forward x images)"
+        "30m",
+        description="Wall-clock time (30m, 8h), trials (40trials) or training compute (2e18flop).",
     )
-    base: str | None = Field(None, description="the variant or spec to scale; null: the first variant")
-    rules: tuple[TuneRule, ...] = Field(("compound", "width", "depth"), min_length=1)
-    max_gflops: Positive | None = Field(None, description="largest GFLOPs of the deployed model")
-    max_params: Positive | None = Field(None, description="most parameters of the deployed model, in millions")
-    max_latency_ms: Positive | None = Field(None, description="latency of the deployed model at batch 1 on this device")
-    image_sizes: tuple[Annotated[int, Field(ge=32)], ...] = Field((), description="to choose from; empty: the base's")
-    auxiliary: bool = Field(False, description="train each model also with the other choice of an auxiliary head")
-    trials: int = Field(16, ge=1, description="trials that should fit; epochs per trial are reduced until they do")
-    epochs: int | None = Field(None, ge=1, description="epochs per trial, fixed; null: at most train.epochs")
-    strata: int = Field(4, ge=1, le=20, description="ranges of GFLOPs that are searched in turn")
-    candidates: int = Field(16, ge=2, le=1000, description="models drawn for each rule, whose cost is counted")
+    base: str | None = Field(None, description="Variant or spec to scale; null: the first variant.")
+    rules: tuple[TuneRule, ...] = Field(
+        ("compound", "width", "depth"), min_length=1, description="Scaling rules; free: any depths and widths."
+    )
+    max_gflops: Positive | None = Field(None, description="Largest GFLOPs of the deployed model.")
+    max_params: Positive | None = Field(None, description="Largest number of parameters, in millions.")
+    max_latency_ms: Positive | None = Field(None, description="Largest latency at batch size 1 on this device.")
+    image_sizes: tuple[Annotated[int, Field(ge=32)], ...] = Field(
+        (), description="Image sizes to choose from; empty: that of the base."
+    )
+    auxiliary: bool = Field(False, description="Also try the other choice: with or without an auxiliary head.")
+    trials: int = Field(16, ge=1, description="Trials that should fit into the budget; epochs are reduced for it.")
+    epochs: int | None = Field(None, ge=1, description="Fixed number of epochs per trial; null: at most train.epochs.")
+    strata: int = Field(4, ge=1, le=20, description="Number of ranges of GFLOPs that are searched in turn.")
+    candidates: int = Field(16, ge=2, le=1000, description="Number of models that are drawn for each rule.")
     sampler: Literal["kriging", "random"] = Field(
-        "kriging", description="chooses the models of a range after one of each rule: a Gaussian process, or chance"
+        "kriging", description="How models are chosen: by a Gaussian process or at random."
     )
-    halving: float = Field(2.0, ge=1.0, description="1/halving of the trials at a rung continue (ASHA); 1: all of them")
-    warm_start: bool = Field(False, description="start with the fitting weights of the most similar finished trial")
-    trials_per_gpu: int = Field(1, ge=1, le=100, description="trials that share a GPU")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the search and of every training")
+    halving: float = Field(2.0, ge=1.0, description="A share 1/halving of the trials continues at each rung (ASHA).")
+    warm_start: bool = Field(False, description="Start trials with the weights of the most similar finished trial.")
+    trials_per_gpu: int = Field(1, ge=1, le=100, description="Number of trials that share a GPU.")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the search and of every training.")
 
     @field_validator("rules", "image_sizes")
     @classmethod
@@ -230,8 +240,8 @@ class TrackingSettings(Settings):
 class Params(Settings):
     """The whole of params.yaml, validated key by key.
 
-    `train` and the overrides of variants stay as they are written, because a recipe gives way to every key that is
-    stated. `pipeline.experiment` merges and validates them.
+    `train` and the overrides of variants stay as they are written, because every stated key takes precedence over a
+    recipe. `pipeline.experiment` merges and validates them.
     """
 
     data: DataSettings = DataSettings()
@@ -260,7 +270,7 @@ class Params(Settings):
     @classmethod
     def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
-            raise ValueError(f"seeds={shown(list(seeds))} must be different numbers from 0 to {MAX_SEED}, at least one")
+            raise ValueError(f"seeds={shown(list(seeds))} must be one or more different numbers from 0 to {MAX_SEED}")
         return seeds
 
     @model_validator(mode="after")

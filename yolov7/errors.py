@@ -36,7 +36,7 @@ class ArtifactError(UserError):
 
 
 class TrainingError(UserError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 def one_line(message: object, *, limit: int = 400) -> str:
@@ -98,7 +98,7 @@ _REMEDIES = {
     errno.EDQUOT: "free some space of your quota, then run the same command again",
     errno.EFBIG: "allow larger files (ulimit -f), then run the same command again",
     errno.EROFS: "run this in a folder that can be written",
-    errno.EACCES: "give yourself the permission, or run this in a folder of your own",
-    errno.EPERM: "give yourself the permission, or run this in a folder of your own",
+    errno.EACCES: "change the permissions, or run this in a folder of your own",
+    errno.EPERM: "change the permissions, or run this in a folder of your own",
     errno.ENAMETOOLONG: "choose a shorter name",
 }

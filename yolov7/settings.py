@@ -1,4 +1,4 @@
-"""All settings of the detector with their defaults, validated. Imports no torch, so that a command line starts quickly.
+"""Settings of the detector with their defaults and validation. Imports no torch, so that a command line starts quickly.
 
 The defaults are the reference implementation's settings for yolov7-tiny, with four exceptions: the warm-up is at most
 a share of the run, the last epochs have no mosaic, mosaics are made of four images, and no objects are pasted. The
@@ -19,14 +19,14 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 CocoEngine = Literal["hotcoco", "pycocotools"]
-COCO_ENGINE: CocoEngine = "hotcoco"  # where none is named
+COCO_ENGINE: CocoEngine = "hotcoco"  # the default
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
 Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
 
 
 class Settings(BaseModel):
-    """Frozen settings that know every key: an unknown one is an error that names it."""
+    """Frozen settings that reject unknown keys with an error that names the key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -56,8 +56,8 @@ class AugmentSettings(Settings):
     hsv_hue: NonNegative = Field(0.015, le=0.4, description="the hue is multiplied by 1 +- hsv_hue")
     hsv_saturation: Probability = Field(0.7, description="the saturation is multiplied by 1 +- hsv_saturation")
     hsv_value: Probability = Field(0.4, description="the brightness is multiplied by 1 +- hsv_value")
-    flip_horizontal: Probability = Field(0.5, description="probability of exchanging left and right")
-    flip_vertical: Probability = Field(0.0, description="probability of exchanging top and bottom")
+    flip_horizontal: Probability = Field(0.5, description="probability of a horizontal flip (left and right)")
+    flip_vertical: Probability = Field(0.0, description="probability of a vertical flip (top and bottom)")
 
 
 class LossSettings(Settings):
@@ -69,21 +69,21 @@ class LossSettings(Settings):
     box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field(
         "ciou", description="measure of similarity of two boxes"
     )
-    box: NonNegative = 0.05
-    objectness: NonNegative = 1.0
-    classification: NonNegative = 0.5
+    box: NonNegative = Field(0.05, description="gain of the box loss")
+    objectness: NonNegative = Field(1.0, description="gain of the objectness loss")
+    classification: NonNegative = Field(0.5, description="gain of the class loss")
     objectness_loss: Literal["bce", "varifocal"] = Field(
         "bce", description="binary cross-entropy, or varifocal loss (Zhang et al., 2021)"
     )
     classification_loss: Literal["bce", "varifocal"] = Field(
         "bce", description="with varifocal, the target of a class is the quality of the predicted box"
     )
-    label_smoothing: Probability = 0.0
+    label_smoothing: Probability = Field(0.0, description="s: the class targets are 1 - s/2 and s/2")
     focal_gamma: NonNegative = Field(
         0.0, description="exponent of the focal loss for the parts that use bce; 0: no focal loss"
     )
-    objectness_pos_weight: Positive = 1.0
-    classification_pos_weight: Positive = 1.0
+    objectness_pos_weight: Positive = Field(1.0, description="weight of positive cells in the objectness loss")
+    classification_pos_weight: Positive = Field(1.0, description="weight of the true class in the class loss")
     anchor_threshold: float = Field(
         4.0, gt=1.0, description="largest ratio between the sides of a box and of its anchor"
     )
@@ -157,10 +157,10 @@ class TrainSettings(Settings):
     )
     anchors: AnchorMode = Field(
         "auto",
-        description="spec: the spec's; fit: fitted to the boxes; auto: fitted if the spec's have a recall below 0.98",
+        description="spec: the spec's own; fit: fitted to the boxes; auto: fitted if the spec's recall is under 0.98",
     )
     weights: Path | None = Field(None, description="weight file to start from; its classes may differ")
-    freeze: str | None = Field(None, description="last row whose weights are not trained; those before it are neither")
+    freeze: str | None = Field(None, description="last row that is frozen; the rows before it are frozen too")
     class_balance: Probability = Field(
         0.0, description="classes in a smaller share of the images are sampled more often"
     )
@@ -168,7 +168,7 @@ class TrainSettings(Settings):
         0,
         ge=0,
         le=1_000_000,
-        description="epochs without a better AP on the validation split after which the run ends; 0: it never does",
+        description="epochs without a better AP on the validation split after which the run ends; 0: no early end",
     )
     swa_epochs: int = Field(
         0,
@@ -231,7 +231,7 @@ class NmsSettings(Settings):
     max_detections: int = Field(300, ge=1, description="largest number of detections per image")
     max_candidates: int = Field(30_000, ge=1, description="largest number of candidates per image before suppression")
     multi_label: bool = Field(
-        False, description="a detection for every class above the confidence, not only for the best class"
+        False, description="return a detection for every class above the confidence, not only for the best class"
     )
     agnostic: bool = Field(False, description="suppress detections across classes")
 

@@ -1,4 +1,4 @@
-"""Where stages put what they exchange, and how it is read, written and locked.
+"""Paths of the files that stages exchange, and functions that read, write and lock them.
 
 Everything is below `artifacts/<stage>/`. Unfinished training is below `runs/`, outside of DVC's outputs, so that an
 interrupted stage resumes.
@@ -94,7 +94,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def fresh_folder(folder: Path) -> Path:
-    """Create a folder, without what an earlier run left there, and return it."""
+    """Create an empty folder, delete what an earlier run left there, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -135,7 +135,7 @@ def prepared_data_lock(*, exclusively: bool) -> AbstractContextManager[None]:
 
 
 def write_json(path: Path, content: Settings | dict[str, Any] | list[Any]) -> None:
-    """Write a JSON file in one step, so that no reader sees half of it.
+    """Write a JSON file in one step, so that no process reads an incomplete file.
 
     Args:
         path: The file.

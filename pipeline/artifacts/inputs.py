@@ -89,7 +89,7 @@ def _substitute(text: str, substitutions: dict[str, str]) -> str:
 
 
 def _states(paths: list[str]) -> dict[str, _State]:
-    """Size, time of change, and the content's digest if the file is small, of every file below the paths."""
+    """Return size, time of change, and, if the file is small, digest of every file below the paths."""
     found: dict[str, _State] = {}
     for path in paths:
         for file in [Path(path)] if Path(path).is_file() else _files_below(path):

@@ -25,7 +25,7 @@ def stage_weights(
 ) -> Weights:
     """Load the weights that a stage made of a variant and seed.
 
-    DVC would run a stale stage again. Whoever runs stages by hand is told which one to run.
+    DVC would run a stale stage again. If stages are run by hand, the message names the stage to run.
 
     Args:
         stage: The stage that made them.

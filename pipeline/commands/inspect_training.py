@@ -1,4 +1,4 @@
-"""The command `inspect`: draws augmented samples, and the cells that learn each object."""
+"""The command `inspect`: draw augmented samples, and the cells that learn each object."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def run_tables(experiment: Experiment, *, as_json: bool = False) -> None:
 
 
 def run_sync(experiment: Experiment) -> None:
-    """Upload the records that wait for the tracking server.
+    """Upload the records that are queued for the tracking server.
 
     Raises:
         SettingError: The tracking server is unreachable, so that some records are still queued.
@@ -149,7 +149,7 @@ def run_sync(experiment: Experiment) -> None:
 
 
 def check_tables(*, as_json: bool) -> bool:
-    """Prints every computed #Param and FLOPs beside the printed one; whether all meet it."""
+    """Print every computed #Param and FLOPs beside the paper's, and return whether all agree."""
     from pipeline.report.paper.check import check_lines, compare_counts
 
     comparisons = compare_counts()
@@ -163,9 +163,9 @@ def check_tables(*, as_json: bool) -> bool:
 def _print_missing(missing: Sequence[str]) -> None:
     shown = 3
     for line in missing[:shown]:
-        print(f"left open: {line}")
+        print(f"not filled: {line}")
     if len(missing) > shown:
-        print(f"left open: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
+        print(f"not filled: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
 
 
 def open_ui(experiment: Experiment, *, port: int) -> None:
@@ -214,7 +214,7 @@ def _train_tracked(
 
 
 class _Follower:
-    """Copies what a training run records to the view and to tracking, as it grows.
+    """The view and the tracking of a training run, which receive what the run records.
 
     When a worker starts again from a checkpoint, the record may lose its last epochs. They are trained again, but
     neither shown nor tracked again.

@@ -1,4 +1,4 @@
-"""The command `soup`: averages weight files that were trained from the same weights, and measures the result."""
+"""The command `soup`: average weight files that were trained from the same weights, and measure the result."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ def _check(ingredients: Sequence[_Ingredient]) -> str:
             raise _refused(first, other, f"{reason}; fine-tune both from one file, with train.weights")
     ancestor = common_ancestor([ingredient.lineage for ingredient in ingredients])
     if ancestor is None:
-        raise ArtifactError("each two of these files have common ancestors, but all together have none; average fewer")
+        raise ArtifactError(
+            "every two of these files have a common ancestor, but all of them together have none; average fewer"
+        )
     return ancestor
 
 

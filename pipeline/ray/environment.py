@@ -23,7 +23,7 @@ _EVERYWHERE = {
 }
 _ON_THIS_MACHINE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on every system: all of Ray's ports listen on the loopback interface
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not removed
     **NO_DASHBOARD,
 }
 

@@ -1,4 +1,4 @@
-"""Run work that takes hours in a thread of its own, and ask its workers to leave with a checkpoint."""
+"""Run work that takes hours in a thread of its own, and ask its workers to write a checkpoint and exit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def follow(work: Callable[[], Result], *, stop: Path, on_tick: Callable[[], None
 
 
 def _ask_to_leave(stop: Path, *, is_over: Callable[[], bool]) -> None:
-    """Wait until the workers have removed the file: Ray may end for other reasons before they have left."""
+    """Wait until the workers have removed the file, because Ray may end before they have exited."""
     stop.touch()
     deadline = time.monotonic() + _LEAVE_SECONDS
     while stop.exists() and not is_over() and time.monotonic() < deadline:

@@ -1,7 +1,7 @@
 """Keep a copy of a run's folder in an object store, from which another machine can continue the run.
 
-Training itself writes to the folder alone. The copy is made in a thread beside it; while the store is unreachable,
-training goes on. Files are copied block by block, so that a large checkpoint takes little memory.
+Training itself writes only to the folder. A separate thread makes the copy; while the store is unreachable, training
+continues. Files are copied block by block, so that a large checkpoint takes little memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COPIED = {".jsonl", ".pt", ".safetensors"}  # what a run continues from; other 
 _BLOCK = 8 << 20  # bytes that are read and written at once
 _Mark = tuple[int, int]  # size, and time of the last change
 _UNKNOWN: _Mark = (-1, -1)
-_SECONDS = 2.0  # between two looks at the folder
+_SECONDS = 2.0  # between two checks of the folder
 _REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name the store and the key"
 _LAST_TRIES = 5  # to bring the copy up to date when training has ended
 
@@ -52,7 +52,7 @@ class RunCopy:
         self._root = ""
 
     def fetch(self, folder: Path) -> bool:
-        """Download the copy if it is of the same run as the folder, and further.
+        """Download the copy if it is of the same run as the folder and has more steps.
 
         Checkpoints come last, so that a checkpoint never lacks what it needs.
 
@@ -129,7 +129,7 @@ class RunCopy:
                 sent[path.name] = mark
 
     def _download(self, name: str, folder: Path) -> None:
-        """Download a file, which appears in the folder whole or not at all."""
+        """Download a file, which appears in the folder completely or not at all."""
         draft = folder / f".{name}.{os.getpid()}.tmp"
         try:
             with self._files.open_input_stream(f"{self._root}/{name}") as stream, draft.open("wb") as file:
@@ -180,7 +180,7 @@ def kept_up_to_date(copy: RunCopy, folder: Path) -> Iterator[None]:
             copy.send(folder)
         except OSError as error:
             if not has_warned:
-                log.warning("%s. Training goes on, and the copy is tried again", error)
+                log.warning("%s. Training continues, and the upload will be tried again", error)
             has_warned = True
         else:
             has_warned = False

@@ -1,7 +1,7 @@
-"""End a stage when the `dvc repro` that started it dies. This module imports nothing heavy.
+"""End a stage when the `dvc repro` that started it ends. This module imports nothing that takes long.
 
-DVC leaves its stages running when it is killed. Such a stage would train on unseen, and the next `dvc repro` would be
-refused until the stage ends.
+DVC leaves its stages running when it is killed. Such a stage would continue unnoticed, and the next `dvc repro` would
+be refused until the stage ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_dvc() -> None:
-    """Send this process a SIGTERM as soon as the DVC process above it is dead; at once if it is dead already.
+    """Send this process a SIGTERM as soon as the DVC process above it has ended; at once if it has ended already.
 
     The command line calls this before anything else, because DVC may die while the stage still imports its modules.
     It does nothing in a process that DVC did not start. On Linux the kernel signals the death of the parent process;
@@ -52,7 +52,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _find_dvc() -> psutil.Process | None:
-    """Return the nearest process above this one that is not part of a stage; None if DVC is dead.
+    """Return the nearest process above this one that is not part of a stage; None if DVC has ended.
 
     Orphans become children of process 1 or of a session's service manager. Process 1 itself can be DVC in a container.
     """

@@ -1,7 +1,7 @@
 """Reserve room for workers in a cluster that others use too, with Ray's placement groups.
 
-Only Ray knows what is free on each node. A placement group is the documented way to ask: it waits until there is
-room, a cluster that grows on demand grows for it, and Ray removes it when the process that asked for it ends.
+Ray does not report what is free on each node. A placement group is the documented way to find out: it waits until
+there is room, a cluster that grows on demand grows for it, and Ray removes it when the process that asked for it ends.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Reservations:
 
 @final
 class Patience:
-    """A limit to how long something may be missing; Ray itself would wait without a message and without an end."""
+    """A limit to how long something may be missing; Ray itself would wait without a message and without a limit."""
 
     def __init__(self, find_lack: Callable[[], str | None], *, seconds: float, say: Callable[[str], None]) -> None:
         """Begin with nothing missing.
@@ -99,7 +99,7 @@ class Patience:
         Args:
             find_lack: Returns what is missing, or None.
             seconds: How long something may be missing.
-            say: Is told at once what is missing.
+            say: Receives a message about what is missing at once.
         """
         self._find_lack, self._seconds, self._say = find_lack, seconds, say
         self._looked, self._missing_since = time.monotonic(), 0.0
@@ -121,4 +121,4 @@ class Patience:
             self._missing_since = now
             self._say(f"waits up to {self._seconds:g} s (ray.start_timeout): {lack}")
         elif now - self._missing_since > self._seconds:
-            raise ClusterError(f"{lack}; waited {self._seconds:g} s (ray.start_timeout)")
+            raise ClusterError(f"{lack}; training waited {self._seconds:g} s (ray.start_timeout)")

@@ -1,7 +1,7 @@
 """Check that the batches of the loader workers fit into /dev/shm.
 
 Loader workers hand batches over in shared memory. If that is full, training waits without a message or is killed.
-Docker gives a container 64 MB unless told otherwise.
+Docker gives a container 64 MB by default.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ ERROR_FILE = "error.txt"  # written by a worker: an error that the user has to c
 STARTED_FILE = "started"  # created by the first worker when all workers have begun
 TOKEN_FILE = "shared"  # written by the driver: workers that read something else see another folder
 _VISIBLE_SECONDS = 10.0  # within which shared storage shows a new file to every node
-_PREEMPTION_SECONDS = 5.0  # between two questions whether a node will be taken away
+_PREEMPTION_SECONDS = 5.0  # between two checks whether a node will be removed
 _MOST_LOADER_WORKERS = 8
 
 
@@ -32,7 +32,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run here, or
-        None. Ray hands on what the worker of rank 0 returns.
+        None. Ray passes on what the worker of rank 0 returns.
 
     Raises:
         Exception: Whatever the loop raises. Ray then ends all workers.
@@ -86,7 +86,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_invisible(job: TrainJob, token: str, *, is_one_machine: bool) -> str | None:
-    """Return a message if this node does not see all files that training needs, else None.
+    """Return a message if this node cannot access all files that training needs, else None.
 
     Args:
         job: The training.
@@ -107,9 +107,9 @@ def find_invisible(job: TrainJob, token: str, *, is_one_machine: bool) -> str | 
     if not invisible:
         return None
     if is_one_machine:
-        return f"{invisible[0]} is missing; put it back, or run `yolov7 prepare` again"
+        return f"{invisible[0]} is missing; restore it, or run `yolov7 prepare` again"
     return (
-        f"the node {socket.gethostname()} does not see {invisible[0]} of the machine that started the training; the "
+        f"the node {socket.gethostname()} cannot access {invisible[0]} of the machine that started the training; the "
         "project and its images must be on storage that all nodes share (such as NFS), under the same path"
     )
 
@@ -130,16 +130,16 @@ def first_cause(error: Exception) -> str:
 
 
 def _read_error(job: TrainJob) -> str | None:
-    """Return the error that a worker has left for the user before Ray started the workers again, if any."""
+    """Return the error that a worker recorded for the user before Ray started the workers again, if any."""
     file = job.run_folder / ERROR_FILE
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 @final
 class _Preemption:
-    """Whether Ray has announced that a node of this training will be taken away.
+    """The announcement of Ray that a node of this training will be removed.
 
-    Ray answers all workers at once, so that all have to ask equally often; hence each has a thread that asks.
+    Ray answers all workers at once, so all have to ask equally often. Each therefore has a thread that asks.
     """
 
     def __init__(self, *, is_watched: bool) -> None:

@@ -1,4 +1,4 @@
-"""How all charts are drawn: with matplotlib, every name as plain text, in fonts that have its characters.
+"""Drawing of all charts with matplotlib: every name is plain text, in fonts that have its characters.
 
 Names of classes and variants come from users' files. A dollar sign in them is no formula, and a character that the
 default font lacks is drawn with another installed font. A name that no installed font can draw is replaced by its

@@ -37,7 +37,7 @@ class ListedFlaw(Settings):
     Attributes:
         kind: The text of its `FlawKind`.
         file: The file that has it.
-        detail: The value, and where it stands.
+        detail: The value, and where it is.
     """
 
     kind: str

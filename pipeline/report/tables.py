@@ -22,7 +22,7 @@ from yolov7.spec.graph import ModelSpec
 
 COCO_VAL_IMAGES = 5000
 _AP_FIGURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
-_SERVER = "only COCO's evaluation server knows the labels of test-dev"
+_SERVER = "only COCO's evaluation server has the labels of test-dev"
 
 Origin = Literal["computed", "measured here", "not measured", "cited"]
 

@@ -85,8 +85,8 @@ def _check_root(root: Path, stated: str) -> None:
     if links:
         shown = ", ".join(sorted(links)[:3]) + (", ..." if len(links) > 3 else "")
         console.print(
-            f"{'prepare':<10} warning: data.path={stated!r} holds links to folders ({shown}); DVC does not see changes "
-            "behind them, so run `dvc repro -f prepare` after each change, or set data.path to the linked folder"
+            f"{'prepare':<10} warning: data.path={stated!r} holds links to folders ({shown}); DVC does not notice "
+            "changes in them, so run `dvc repro -f prepare` after each change, or set data.path to the linked folder"
         )
 
 
@@ -131,7 +131,7 @@ def _check_images(split: str, usable: int, lost: Sequence[Flaw], settings: FlawS
         return
     limit = f"allowed data.flaws.max_unreadable={settings.max_unreadable:g}"
     first = f", e.g. {_told(lost[0])}" if lost else ""
-    remedy = "restore them, or allow more to have all of them listed in the health report"
+    remedy = "restore them, or raise data.flaws.max_unreadable; the health report then lists all of them"
     raise DataError(f"{len(lost)} of {total} images of {split} cannot be used ({limit}){first}; {remedy}")
 
 

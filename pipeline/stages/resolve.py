@@ -91,7 +91,7 @@ def _tune_inputs(experiment: Experiment) -> dict[str, Any]:
 
 
 def _hash_symlinked_folders(root: Path) -> dict[str, str]:
-    """A digest of the files in each symlinked folder of the data, of which DVC sees nothing."""
+    """Return a digest of the files in each symlinked folder of the data, whose edits DVC does not notice."""
     links = [root] if root.is_symlink() else []
     for folder, names, _ in os.walk(root):
         links += [path for path in (Path(folder) / name for name in names) if path.is_symlink()]
@@ -99,7 +99,7 @@ def _hash_symlinked_folders(root: Path) -> dict[str, str]:
 
 
 def _hash_folder(folder: Path) -> str:
-    """A digest of names and sizes, of the content of annotation files, and of other files' times of change."""
+    """Return a digest of names, sizes, the content of annotation files, and the times of change of other files."""
     digest = hashlib.sha256()
     for parent, names, files in os.walk(folder):
         names.sort()
@@ -123,7 +123,7 @@ def _read_last() -> dict[str, Any]:
 
 
 def _changes(name: str, before: Any, now: Any, *, key: str = "") -> Iterator[str]:
-    """One line per value that differs, by its key."""
+    """Yield one line per value that differs, with its key."""
     if isinstance(before, dict) and isinstance(now, dict):
         for part in before.keys() | now.keys():
             inner = f"{key}.{part}" if key else part

@@ -41,7 +41,7 @@ _PICTURES = {
 
 
 class Report(Settings):
-    """What the stage wrote; `missing`: what it left open because no stage has made it yet."""
+    """What the stage wrote; `missing` lists what it could not fill, because no stage has made it yet."""
 
     missing: tuple[str, ...]
     summary: tuple[SummaryRow, ...]
@@ -53,7 +53,7 @@ class Report(Settings):
 
 
 def tables(experiment: Experiment) -> Report:
-    """Gathers what all stages left into artifacts/tables: CSV, Markdown, JSON and index.html."""
+    """Write the results of all stages to artifacts/tables: CSV, Markdown, JSON and index.html."""
     models = {
         name: VariantModel(
             spec=variant.spec, image_size=variant.train.image_size, overrides_training=bool(variant.overrides)
@@ -85,7 +85,7 @@ def _report(results: StageResults) -> Report:
 
 
 def _files(report: Report, conditions: str) -> Iterator[tuple[str, str]]:
-    """The names of all plain files, and what is in them."""
+    """Yield the names of all plain files with their contents."""
     for table in report.tables:
         yield f"{table.name}.csv", table_csv(table)
         yield f"{table.name}.md", table_markdown(table)

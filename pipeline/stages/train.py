@@ -109,20 +109,20 @@ def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
         try:
             copy.delete()
         except OSError as error:
-            log.warning("%s. If the run is trained again, it will be taken from there", error)
+            log.warning("%s. If this run is trained again, it will start from that copy", error)
     folder = run_folder(variant.name, seed)
     if not folder.is_dir():
         return
     finished = folder.with_name(f".{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
-    folder.rename(finished)  # in one step: half a run folder would be taken for one that has just begun
+    folder.rename(finished)  # in one step: an incomplete folder would look like a run that has just begun
     shutil.rmtree(finished)
 
 
 def _claim(job: TrainJob, copy: RunCopy | None) -> str:
-    """Empty a run folder that other data, settings or code left, or take over a copy of this run that is further.
+    """Empty a run folder of other data, settings or code, and download a copy of this run that has more steps.
 
-    Returns what the user should know of it, or an empty string.
+    Return a message for the user, or an empty string.
     """
     owner, code = job.run_folder / OWNER, job.run_folder / _CODE
     now = code_digest("train")

@@ -134,7 +134,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def _known_secrets() -> set[str]:
-    """Return the passwords that a library may quote in a message, whole and in the pieces a wrong parse makes."""
+    """Return the passwords that a library may quote in a message, complete and in the parts of a wrong parse."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     secrets = {os.environ.get(name, "") for name in _SECRET_VARIABLES}
     rest = uri.partition("://")[2]

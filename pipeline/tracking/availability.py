@@ -19,7 +19,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 900.0  # seconds without another attempt af
 _LAST_ATTEMPT = 10.0  # seconds after a failure, where this is the last opportunity to send
 _OUTAGE_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 _UNEXPECTED_ANSWER = "API request to endpoint"  # begins MLflow's message where an answer is not JSON of MLflow
-_WAITS = "records wait in runs/.tracking"
+_WAITS = "records are queued in runs/.tracking"
 
 _MESSAGES: dict[Failure, str] = {
     "unreachable": f"%s is unreachable; {_WAITS} (%s)",
@@ -43,7 +43,7 @@ class OtherSchemaError(Exception):
 
 @cache
 def availability_of(name: str) -> Availability:
-    """Return the one object per store and process, so that all runs share what one of them waited for."""
+    """Return the one object per store and process, so that all runs share the result of one wait."""
     return Availability(name)
 
 

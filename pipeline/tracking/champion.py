@@ -31,7 +31,7 @@ class VersionEvaluation:
 
 @dataclass(frozen=True)
 class ChampionDecision:
-    """Which version gets the alias.
+    """The decision which version gets the alias.
 
     Attributes:
         version: The version that takes the alias; None if it stays where it is.

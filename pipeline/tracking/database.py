@@ -80,9 +80,11 @@ def creation_lock(uri: str) -> AbstractContextManager[None]:
 
 
 def _make_database(mlflow: Any, uri: str, file: Path) -> None:
-    """Make a SQLite store whole or not at all: MLflow's own creation can be neither shared nor interrupted."""
+    """Create a SQLite store completely or not at all; MLflow's own creation must not be shared or interrupted."""
     if file.is_dir():
-        raise ArtifactError(f"{file} is a folder; move it away, or set MLFLOW_TRACKING_URI to another address")
+        raise ArtifactError(
+            f"{file} is a folder; move it to another place, or set MLFLOW_TRACKING_URI to another address"
+        )
     with creation_lock(uri):
         if file.exists():
             _check_file(file)
@@ -101,7 +103,7 @@ def _check_file(file: Path) -> None:
         if "locked" in str(error):
             return
         raise ArtifactError(
-            f"{file} cannot be read as a SQLite database ({error}); restore it from a backup, or move it away"
+            f"{file} cannot be read as a SQLite database ({error}); restore it from a backup, or move it"
         ) from None
     if not os.access(file, os.W_OK):
         raise ArtifactError(f"{file} cannot be written; change its permissions, or set MLFLOW_TRACKING_URI")

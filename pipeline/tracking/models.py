@@ -63,7 +63,7 @@ def has_model(client: MlflowClient, run_id: str, weights: Path, *, key: RunKey, 
 
 
 def log_version_evaluation(client: MlflowClient, weights: Path, *, key: RunKey, content: Mapping[str, Any]) -> str:
-    """Tag a version with its evaluation, and give it the alias `champion` if it deserves it.
+    """Tag a version with its evaluation, and give it the alias `champion` if it is the best.
 
     Args:
         client: MLflow's client.
@@ -170,7 +170,7 @@ def _upload_model(client: MlflowClient, run_id: str, weights: Path, *, digest: s
     made = client.create_logged_model(experiment, "detector", run_id, tags={_DIGEST: digest}, model_type="")
     model_id = str(made.model_id)
     if not model_id:
-        raise UnexpectedAnswerError("an answer without the id of a model")
+        raise UnexpectedAnswerError("the answer contains no id of a model")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "detector"
         save_served(folder, weights, about=Model(run_id=run_id, model_uuid=model_id, model_id=model_id))

@@ -1,4 +1,4 @@
-"""Keep on disk what is to be tracked until a store has it: one folder per record, which appears and vanishes whole."""
+"""Keep records on disk until a store has them: one folder per record, which is added and removed in one step."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Outbox:
             shutil.rmtree(draft, ignore_errors=True)
 
     def waiting(self, server: str, *, with_files: bool = True) -> Iterator[WaitingRecord]:
-        """Yield what waits for a server, the oldest first.
+        """Yield the queued records, the oldest first.
 
         Args:
             server: The name of the server's address.
@@ -101,9 +101,9 @@ class Outbox:
                     yield WaitingRecord(record, folder)
 
     def remove(self, waiting: WaitingRecord) -> None:
-        """Forget a record, because a store has it."""
+        """Delete a record, because a store has it."""
         removed = waiting.folder.with_name(f".{waiting.folder.name}.sent")
-        waiting.folder.rename(removed)  # at once: a half removed record would look like a damaged one
+        waiting.folder.rename(removed)  # at once: an incomplete record would look like a damaged one
         shutil.rmtree(removed, ignore_errors=True)
 
     def put_aside(self, waiting: WaitingRecord) -> Path:
@@ -138,7 +138,7 @@ class Outbox:
             yield free
 
     def _folders(self) -> list[Path]:
-        """Return the folders of all records in their order; report once what else lies there."""
+        """Return the folders of all records in their order; report once what else is there."""
         found: list[tuple[int, str, Path]] = []
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             match = _NAME.fullmatch(path.name)
@@ -150,7 +150,7 @@ class Outbox:
         return [path for *_, path in sorted(found)]
 
     def _sweep(self) -> None:
-        """Remove what killed processes left half made or half removed."""
+        """Remove what killed processes left incomplete."""
         for path in [*self._folder.glob(".*.sent"), *self._folder.glob(".*.draft")]:
             with suppress(OSError):
                 if path.suffix == ".sent" or time.time() - path.stat().st_mtime > _DRAFT_SECONDS:
@@ -162,7 +162,7 @@ class Outbox:
 
 
 def describe(waiting: Iterable[WaitingRecord]) -> str:
-    """Return what waits in words, such as `12 points and 3 files`; an empty string where nothing does.
+    """Return what is queued in words, such as `12 points and 3 files`; an empty string if nothing is.
 
     Args:
         waiting: The records. A point that was recorded twice counts once.

@@ -1,4 +1,4 @@
-"""Send what waits on disk to the store, in order, and remove what the store has."""
+"""Send the queued records to the store in order, and remove those that the store has."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sender:
         self._writer = RecordWriter(TrackingStore(address.uri))
 
     def waiting(self) -> str:
-        """Return what waits for this store in words; an empty string if nothing does."""
+        """Return what is queued for this store in words; an empty string if nothing is."""
         try:
             return describe(self._outbox.waiting(self._server))
         except OSError as error:
@@ -46,7 +46,7 @@ class Sender:
             return ""
 
     def send(self, *, last_chance: bool = False) -> None:
-        """Send everything that waits, including what earlier commands left.
+        """Send everything that is queued, including what earlier commands left.
 
         Records are removed one by one, each after the store has it. Nothing is lost if the process is killed here, and
         nothing is doubled, because writing a record again changes nothing.
@@ -74,7 +74,7 @@ class Sender:
             if outcome == "sent":
                 self._outbox.remove(waiting)
             elif outcome == "rejected":
-                _log.warning("what was rejected is kept in %s", self._outbox.put_aside(waiting))
+                _log.warning("the rejected record is kept in %s", self._outbox.put_aside(waiting))
             elif outcome == "skip run":
                 skipped.add((subject, "all"))
             elif outcome == "skip part":

@@ -40,7 +40,7 @@ class InputError(MlflowException):  # type: ignore[misc]
     """An input that is no image. A client receives status 400 and one sentence."""
 
     def __init__(self, sentence: str) -> None:
-        """Say what is wrong.
+        """Store the message.
 
         Args:
             sentence: The row, what it holds, and what it should hold.
@@ -50,7 +50,7 @@ class InputError(MlflowException):  # type: ignore[misc]
 
     @property
     def message(self) -> str:
-        """The sentence. It cannot be changed: MLflow's server would put the whole input in front of it."""
+        """The message. It is read-only, because MLflow's server would put the input in front of it."""
         return self._sentence
 
     @message.setter
@@ -109,7 +109,7 @@ def save_served(folder: Path, weights: Path, *, about: Any) -> None:
     import yolov7
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that there is no example of an input
+        warnings.simplefilter("ignore", UserWarning)  # MLflow warns that there is no input example
         mlflow.pyfunc.save_model(
             path=str(folder),
             mlflow_model=about,
@@ -128,7 +128,7 @@ def _signature() -> ModelSignature:
 
 
 def _images(rows: pd.DataFrame | Sequence[Any]) -> list[Any]:
-    """Return what stands for an image in each row."""
+    """Return the value that represents an image in each row."""
     if not isinstance(rows, pd.DataFrame):
         rows = pd.DataFrame({"image": pd.Series(list(rows), dtype=object)})
     columns = list(rows.columns)

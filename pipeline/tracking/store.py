@@ -150,7 +150,7 @@ def _import_mlflow() -> Any:
 def _checked_id(value: object) -> str:
     """Return an id that an answer holds; an empty answer of a proxy reads as an object without one."""
     if not value:
-        raise UnexpectedAnswerError("an answer without an id")
+        raise UnexpectedAnswerError("the answer contains no id")
     return str(value)
 
 

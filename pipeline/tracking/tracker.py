@@ -49,17 +49,17 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Send what waits, and report what still does."""
+        """Send the queued records, and report those that stay queued."""
         self._sender.send(last_chance=True)
         left = self._sender.waiting()
         if left:
-            _log.warning("%s wait in runs/.tracking; the next command sends them, or `yolov7 sync`", left)
+            _log.warning("%s are queued in runs/.tracking; the next command or `yolov7 sync` sends them", left)
 
     def send_waiting(self) -> tuple[str, str]:
-        """Send what waits.
+        """Send the queued records.
 
         Returns:
-            What waited before and what still waits, in words; empty strings for nothing.
+            What was queued before and what still is, in words; empty strings for nothing.
         """
         before = self._sender.waiting()
         self._sender.send()
@@ -94,7 +94,7 @@ class Tracker:
         parent: RunKey | None = None,
         files: Path | None = None,
     ) -> None:
-        """Keep a record on disk, and send it if the store answers.
+        """Store a record on disk, and send it if the store answers.
 
         Args:
             kind: What it is.

@@ -23,7 +23,7 @@ _FILE_SECONDS = 300  # that a server may need for one file, which it copies to i
 
 @final
 class RecordWriter:
-    """Writes records to one store. What comes over HTTP is read back, because a proxy may have answered instead."""
+    """A writer of records to one store. Records sent over HTTP are read back, because a proxy may have answered."""
 
     def __init__(self, store: TrackingStore) -> None:
         """Use a store, which is opened when the first record is written.

@@ -15,7 +15,7 @@ from pipeline.tuning.report.results import CHOSEN
 from yolov7.errors import ArtifactError, SettingError
 from yolov7.system.files import write_whole
 
-FOLDER = Path("tune")  # adopted specs, which belong into version control
+FOLDER = Path("tune")  # adopted specs, which belong in version control
 _VARIANTS = re.compile(r"^variants:[ \t]*(#.*)?$", re.MULTILINE)
 
 
@@ -40,7 +40,7 @@ def adopt(target: Path = Path(PARAMS_FILE)) -> str:
     spec = FOLDER / f"{name}.yaml"
     params = load_params(target)
     if name in params.variants:
-        raise SettingError(f"variant {name!r} is in {target} already; next: `dvc repro`")
+        raise SettingError(f"variant {name!r} is already in {target}; run `dvc repro`")
     train = dict(summary["train"])
     if summary["image_size"] != train.get("image_size", params.train.get("image_size")):
         train["image_size"] = summary["image_size"]

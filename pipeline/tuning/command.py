@@ -38,7 +38,7 @@ from pipeline.tuning.trial.resources import TrialResources
 
 
 def run_tune(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:
-    """Search the best model within the budget. The time of the budget starts with this process.
+    """Search for the best model within the budget. The time of the budget starts with this process.
 
     Args:
         experiment: The resolved content of params.yaml.
@@ -79,7 +79,7 @@ def _started_cluster() -> Iterator[None]:
     """Connect to Ray from a thread of its own, so that a signal never interrupts its start half-way.
 
     In the main thread Ray would handle SIGTERM by itself during its start, and the signal could be lost or leave
-    processes. The thread lives until Ray is shut down, because Ray's processes end with the thread that starts them.
+    processes. The thread runs until Ray is shut down, because Ray's processes end with the thread that starts them.
     """
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         started = pool.submit(stack.enter_context, connect(RaySettings()))

@@ -73,7 +73,7 @@ def test_ctrl_c_ends_a_command_in_one_line() -> None:
         ({**GOOD, "data": {"val": None}}, "data.val and data.test are both null, but evaluate needs one of them"),
         ({**GOOD, "data": {"test": "test"}}, "test='test': the synthetic data have no test split"),
         ({**GOOD, "benchmark": {"batch_sizes": [0]}}, "benchmark.batch_sizes.0: input should be greater than or equal"),
-        ({**GOOD, "seeds": [1, 1]}, "seeds=[1, 1] must be different numbers"),
+        ({**GOOD, "seeds": [1, 1]}, "seeds=[1, 1] must be one or more different numbers"),
         ({"variants": {"../x": {"spec": "nano"}}}, "the variant name '../x' must consist of letters"),
         ({"variants": {"a": {"spec": "nano", "train": {"epoch": 1}}}}, "variants.a.train.epoch: unknown key"),
         ({"variants": {"a": {"spec": "nano", "train": {"epochs": -1}}}}, "variants.a.train.epochs: input should be"),

@@ -58,7 +58,7 @@ def start_in_vain(nodes: Cluster, data: Path, folder: Path) -> None:
     vain = {
         "many": ({"workers": 3, "cpus_per_worker": 1, "start_timeout": 8}, "room for 2 of 3 workers with 1 CPUs each"),
         "version": (few, "it needs this version of Ray (2.0.0)"),
-        "blind": (few, f"does not see {folder / 'runs' / 'blind'} of the machine that started"),
+        "blind": (few, f"cannot access {folder / 'runs' / 'blind'} of the machine that started"),
     }
     jobs = {fault: make_job(data, folder / "runs" / fault, **TRAIN) for fault in vain}
     drivers = {

@@ -151,6 +151,6 @@ def test_a_batch_that_workers_cannot_share_is_one_line(project: Project) -> None
         [BIN / "yolov7", "train", "nano"], cwd=project.folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "train.batch_size=8 must be at least an image for each of ray.workers=9" in done.stderr
+    assert "train.batch_size=8 must be at least ray.workers=9, one image for each worker" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     project.write(SMALL)

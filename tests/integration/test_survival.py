@@ -132,7 +132,7 @@ def test_interrupts_and_kills_lose_nothing(project: Project, tmp_path: Path, mon
     last = Training(project)
     said = last.output()
     assert last.process.returncode == 0, said
-    assert f"goes on after step {EPOCHS * 4} of {EPOCHS * 4}" in said
+    assert f"continues after step {EPOCHS * 4} of {EPOCHS * 4}" in said
     assert not last.run.exists()
 
     assert_as_undisturbed(project, tmp_path / "undisturbed", monkeypatch)
@@ -150,7 +150,7 @@ def test_dvc_continues_after_ctrl_c_and_after_it_was_killed(
     assert second.returncode == 2
     assert "the stage `train narrow 0` is in use by another process" in second.stderr
     os.killpg(training.process.pid, signal.SIGINT)
-    assert "interrupted; a training goes on" in training.output()
+    assert "interrupted; run the same command again to continue" in training.output()
     assert training.left_over(seconds=10) == []
     assert training.step() - training.saved() in (0, 1)
 
@@ -164,7 +164,7 @@ def test_dvc_continues_after_ctrl_c_and_after_it_was_killed(
     last = Training(project, *repro)
     said = last.output()
     assert last.process.returncode == 0, said
-    assert "goes on after step" in said
+    assert "continues after step" in said
     assert_as_undisturbed(project, tmp_path / "undisturbed", monkeypatch)
     assert_one_point_an_epoch(project)
 
@@ -189,7 +189,7 @@ def lose_a_worker_and_terminate(project: Project) -> None:
     os.kill(training.worker(), signal.SIGKILL)
     training.wait_for_steps(4)
     training.process.terminate()
-    assert f"goes on after step {saved} of" in assert_left_in_order(training)
+    assert f"continues after step {saved} of" in assert_left_in_order(training)
 
 
 def kill_the_driver_twice(project: Project) -> None:
@@ -215,7 +215,7 @@ def kill_in_the_move(project: Project) -> None:
 def assert_left_in_order(training: Training) -> str:
     """Check that it ended within seconds, with a checkpoint of the last optimizer step, and left no process."""
     said = training.output()
-    assert "interrupted; a training goes on" in said
+    assert "interrupted; run the same command again to continue" in said
     assert training.process.returncode == 130
     assert training.left_over(seconds=10) == []
     assert training.step() - training.saved() in (0, 1)

@@ -386,7 +386,7 @@ def test_a_store_of_another_mlflow_version_is_reported_with_the_remedy(
     told, waits = warnings_of(caplog)
     assert "has the database schema of another MLflow version" in told
     assert remedy in told
-    assert waits.startswith("1 point and 2 other records wait")
+    assert waits.startswith("1 point and 2 other records are queued")
     set_schema(copy, set_schema(folder, None))
     availability_of.cache_clear()
     assert Tracker(EXPERIMENT).send_waiting()[1] == ""
@@ -413,7 +413,7 @@ def test_a_database_that_cannot_be_used_is_reported_at_once(
     start = time.monotonic()
     with Tracker(EXPERIMENT).run(KEY):
         pass
-    assert "mlflow.db is a folder; move it away, or set MLFLOW_TRACKING_URI" in warnings_of(caplog)[0]
+    assert "mlflow.db is a folder; move it to another place, or set MLFLOW_TRACKING_URI" in warnings_of(caplog)[0]
     availability_of.cache_clear()
     Path("mlflow.db").rmdir()
     Path("mlflow.db").write_text("not a database " * 100)

@@ -159,7 +159,7 @@ def test_a_missing_password_is_reported_in_one_line_and_loses_nothing(
             run.log_metrics({"train/AP": 0.5}, step=1)
         told, waits = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "does not know this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in told
-    assert waits.startswith("1 point and 2 other records wait in runs/.tracking; the next command sends them")
+    assert waits.startswith("1 point and 2 other records are queued in runs/.tracking; the next command or")
     availability_of.cache_clear()
     commands.run_sync(params(0))
     assert steps(client, find_run(client, 7), "train/AP") == [1]
@@ -176,8 +176,8 @@ def test_an_outage_during_a_training_and_over_commands_loses_and_doubles_nothing
     train_here(monkeypatch, {2: server.freeze})
     commands.run_train(both, [("nano", 1)])
     told = "\n".join(caplog.messages)
-    assert "is unreachable; records wait in runs/.tracking" in told
-    assert "wait in runs/.tracking; the next command sends them, or `yolov7 sync`" in told
+    assert "is unreachable; records are queued in runs/.tracking" in told
+    assert "are queued in runs/.tracking; the next command or `yolov7 sync` sends them" in told
     commands.run_reparam(both, [("nano", 1)])
     commands.run_evaluate(both, [("nano", 1)])
     train_here(monkeypatch, {2: server.thaw})

@@ -67,7 +67,7 @@ def test_a_warning_names_the_cause_and_no_password(caplog: pytest.LogCaptureFixt
         availability.record_failure(error)
     availability.record_failure(refusal())
     availability.record_failure(refusal(status=401))
-    assert "is unreachable; records wait in runs/.tracking" in caplog.messages[0]
+    assert "is unreachable; records are queued in runs/.tracking" in caplog.messages[0]
     assert "Connection refused" in caplog.messages[0]
     assert "MLFLOW_TRACKING_PASSWORD" in caplog.messages[1]
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 2

@@ -174,17 +174,17 @@ def test_a_node_that_does_not_see_the_project_is_named(tmp_path: Path, monkeypat
     save_index(tmp_path / "train.npz", index)
     (job.run_folder / "shared").write_text("of another start")
     said = (
-        f"node {socket.gethostname()} does not see {job.run_folder} of the machine that started .* under the same path"
+        f"node {socket.gethostname()} cannot access {job.run_folder} of the machine that started .* under the same path"
     )
     assert re.search(said, str(find_invisible(job, "token", is_one_machine=False)))
     (job.run_folder / "shared").write_text("token")
     assert find_invisible(job, "token", is_one_machine=False) is None
     Path(index.paths[0]).unlink()
-    assert f"does not see {index.paths[0]}" in str(find_invisible(job, "token", is_one_machine=False))
+    assert f"cannot access {index.paths[0]}" in str(find_invisible(job, "token", is_one_machine=False))
     alone = find_invisible(job, "token", is_one_machine=True)
-    assert alone == f"{index.paths[0]} is missing; put it back, or run `yolov7 prepare` again"
+    assert alone == f"{index.paths[0]} is missing; restore it, or run `yolov7 prepare` again"
     (tmp_path / "train.npz").unlink()
-    assert f"does not see {tmp_path / 'train.npz'}" in str(find_invisible(job, "token", is_one_machine=False))
+    assert f"cannot access {tmp_path / 'train.npz'}" in str(find_invisible(job, "token", is_one_machine=False))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_what_is_missing_is_told_at_once_and_is_an_error_later(monkeypatch: pyte
         patience.look()
     assert told == ["waits up to 0.05 s (ray.start_timeout): no room"] * 2
     time.sleep(0.1)
-    with pytest.raises(ClusterError, match=r"no room; waited 0\.05 s \(ray\.start_timeout\)"):
+    with pytest.raises(ClusterError, match=r"no room; training waited 0\.05 s \(ray\.start_timeout\)"):
         patience.look()
 
 

@@ -92,7 +92,7 @@ def test_adopting_adds_a_variant_and_changes_no_other_line(
     assert adopted.overrides == {"epochs": 7, "image_size": 160}
     assert adopted.spec.rows == scale_spec(load_spec("nano"), rule="width", width=0.5).rows
     assert "dvc repro" in message
-    with pytest.raises(SettingError, match=r"is in params\.yaml already"):
+    with pytest.raises(SettingError, match=r"is already in params\.yaml"):
         adopt()
 
 

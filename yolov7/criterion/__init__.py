@@ -1,1 +1,1 @@
-"""What training minimises: label assigners and the detection loss."""
+"""Label assigners and the detection loss."""

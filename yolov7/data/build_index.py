@@ -1,4 +1,4 @@
-"""From what annotation files say to an index: images are decoded once, boxes and outlines are checked and cleaned."""
+"""Building of an index from annotations: images are decoded once, boxes and outlines are checked and cleaned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUTLINE_TOLERANCE = 2.0, 0.05  # pixels, or the share of its longer side, that a
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """What an annotation file says about one image with k objects, before any check.
+    """The annotations of one image with k objects, before any check.
 
     Attributes:
         path: The image file.
@@ -48,7 +48,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What annotation files say about n images with m objects, before any check.
+    """The annotations of n images with m objects, before any check.
 
     Attributes:
         paths: (n) image files.

@@ -1,4 +1,4 @@
-"""The kinds of flaws that a data set may have, and what becomes of each; imports nothing heavy."""
+"""The kinds of flaws that a data set may have, and how each is treated. Imports nothing that takes long."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FlawKind(StrEnum):
 
     @property
     def outcome(self) -> str:
-        """What becomes of the data that have it, unless it is fatal."""
+        """How data with this flaw are treated, unless it is fatal."""
         return _TREATED[self][1]
 
 
@@ -74,7 +74,7 @@ _TREATED: dict[FlawKind, tuple[FlawGroup | None, str]] = {
     FlawKind.MASK: (None, "the box is kept"),
     FlawKind.TURNED: (None, "the upright box around it is used"),
     FlawKind.UNKNOWN_IMAGE: (FlawGroup.BOXES, "left out"),
-    FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "of images the first is kept, of boxes all"),
+    FlawKind.DUPLICATE_ID: (FlawGroup.IDS, "the first image is kept; all boxes are kept"),
     FlawKind.DUPLICATE_IMAGE: (FlawGroup.IDS, "one image with the objects of all entries"),
     FlawKind.COPY: (None, "kept"),
     FlawKind.SIZE: (FlawGroup.SIZES, "kept"),
@@ -95,7 +95,7 @@ class Flaw:
     Attributes:
         kind: What is wrong.
         file: The file that has the flaw.
-        detail: The value, and where it stands in the file.
+        detail: The value, and where it is in the file.
         boxes: How many boxes are left out because of it.
     """
 

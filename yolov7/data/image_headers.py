@@ -1,4 +1,4 @@
-"""What the header of an image file says: its size and depth, and whether the file is truncated.
+"""The content of the header of an image file: its size and depth, and whether the file is truncated.
 
 The decoder allocates memory for all pixels that a header declares, which may be gigabytes for a file of a few bytes.
 Every file is therefore judged by its header before it is decoded.

@@ -95,7 +95,7 @@ def decode_image(content: bytes, *, reduce: int = 1) -> Image | None:
     if _refusal(content) is not None:
         return None
     flags = cv2.IMREAD_COLOR_RGB
-    if reduce > 1 and content.startswith(b"\xff\xd8\xff"):  # other formats would be decoded whole and then thinned out
+    if reduce > 1 and content.startswith(b"\xff\xd8\xff"):  # other formats would be decoded in full size first
         flags |= _REDUCED[reduce]
     return _decode(content, flags)
 
@@ -125,7 +125,7 @@ def _refusal(content: bytes) -> str | None:
     if pixels > allowed or max(header.width, header.height) > _MAX_SIDE:
         return f"has {header.width} x {header.height} pixels, and {allowed:,} are allowed"
     if pixels * header.scans > _MAX_DECODED:
-        return f"goes {header.scans} times over its {header.width} x {header.height} pixels, which takes too long"
+        return f"goes {header.scans} times over its {header.width} x {header.height} pixels, which would take too long"
     return None
 
 

@@ -1,1 +1,1 @@
-"""What users of a trained model hold: the detector, and drawings of its detections."""
+"""The detector for users of a trained model, and drawings of its detections."""

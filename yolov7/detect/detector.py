@@ -120,7 +120,7 @@ def _describe(value: object) -> str:
 
 
 def _conversion(image: object) -> str:
-    """Say how an array of another kind becomes an image."""
+    """Describe how to convert an array of another kind to an image."""
     if not isinstance(image, np.ndarray):
         return "; convert it with np.asarray(image)" if hasattr(image, "__array__") else ""
     if np.issubdtype(image.dtype, np.floating):

@@ -1,7 +1,7 @@
 """Text in pictures: ASCII with the font of OpenCV, and everything else with an installed font that has the characters.
 
-OpenCV's font draws `?` for most characters outside ASCII, so class names in Chinese, for example, could not be told
-apart. matplotlib and Pillow are imported only when such a text is drawn.
+OpenCV's font draws `?` for most characters outside ASCII, so class names in Chinese, for example, would all look
+the same. matplotlib and Pillow are imported only when such a text is drawn.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def drawable_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _load_font(text: str, style: TextStyle) -> FreeTypeFont:
-    """Return the font for a text; without a font that has all characters, the default font draws boxes for them."""
+    """Return the font for a text; without a font that has all characters, the default font draws boxes instead."""
     from matplotlib.font_manager import findfont
     from PIL import ImageFont
 

@@ -188,7 +188,7 @@ class CspRow(RowBase):
 
 @final
 class BottleneckRow(RowBase):
-    """`depth` dark blocks of Darknet in sequence: 1x1 to half of `out`, 3x3 to `out`, and their input is added.
+    """`depth` dark blocks of Darknet in sequence: 1x1 to half of `out`, 3x3 to `out`, to which the input is added.
 
     The first one adds its input only if the input has `out` channels. Without `shortcut`, none does.
     """

@@ -171,7 +171,7 @@ def _load(path: Path, *, within: tuple[Path, ...]) -> ModelSpec:
 
 
 def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[Path, ...]) -> ModelSpec:
-    """Resolve the base, then the swaps, then the scale of the whole, then the auxiliary head."""
+    """Resolve the base, then the swaps, then the scale of the result, then the auxiliary head."""
     try:
         file = _SpecFile.model_validate(dict(data))
     except ValidationError as error:

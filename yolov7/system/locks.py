@@ -54,10 +54,10 @@ def _acquire(file: IO[str], *, what: str, until: float, kind: int | None = None)
 
 @contextmanager
 def shared(path: Path, *, what: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock `path` together with others that hold it so, but not while one holds it exclusively.
+    """Hold a lock that other processes may share, but that no process may hold exclusively at the same time.
 
     Args:
-        path: The lock file. It stays behind; only the lock on it counts.
+        path: The lock file. It is not deleted; only the lock on it counts.
         what: What is locked, for the message.
         patience: Seconds to wait for it.
 

@@ -20,7 +20,7 @@ _BEST, _SNAPSHOT = "best-{:06d}.safetensors", "snapshot-{:06d}.safetensors"
 
 @final
 class FinalWeights:
-    """Stores the weights of single epochs in a run's folder and derives the run's final weights from them.
+    """The weights of single epochs in a run's folder, from which the run's final weights are computed.
 
     With `patience`, the final weights are the moving average of the epoch with the highest AP on the validation split.
     With `swa_epochs`, they are the mean of the weights at the ends of the last epochs. Otherwise they are the moving

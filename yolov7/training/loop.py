@@ -265,7 +265,7 @@ class Trainer:
         (self.is_complete,) = self._worker.any_of(ends_early or epoch >= settings.epochs)
 
     def _save_beginning(self) -> None:
-        """Write a first checkpoint, to return to, and to find out now whether the folder can be written."""
+        """Write a first checkpoint to return to, which also shows whether the folder can be written."""
         if self._worker.is_lead:
             self._checkpoints.clear()
             self._checkpoints.save(self._state.checkpoint(fingerprint=self._job.fingerprint))

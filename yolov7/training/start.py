@@ -63,7 +63,7 @@ def build_start(job: TrainJob, index: ImageIndex) -> Start:
 
 
 def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[str, ...]:
-    """Say how many boxes are too small to be learned.
+    """Describe how many boxes are too small to be learned.
 
     Args:
         index: The training split.
@@ -135,7 +135,7 @@ def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:
 
 
 def _choose_spec(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Return the spec with the anchors that are trained, and what to say about them."""
+    """Return the spec with the anchors that are trained, and a note about them."""
     if settings.anchors == "spec":
         return spec, ()
     threshold = settings.loss.anchor_threshold

@@ -34,7 +34,7 @@ class DivergedError(Exception):
 
 @final
 class Stepper:
-    """Takes training steps.
+    """The steps of a training run.
 
     A step whose loss or gradient is not finite is skipped and counted.
     """
@@ -117,7 +117,7 @@ class Stepper:
             self._state.set_restore_point()
 
     def reset(self) -> None:
-        """Forget pending gradients and skipped steps, after the state was restored from a checkpoint."""
+        """Discard pending gradients and the count of skipped steps, after the state was restored from a checkpoint."""
         self._pending = self._skipped_in_a_row = 0
         self._is_summed = True
 

@@ -17,7 +17,7 @@ _MAX_BATCH = 16  # images: small enough that many workers have batches to share
 
 @final
 class Validator:
-    """Measures models on the validation split, if there is one."""
+    """The measurement of models on the validation split, if there is one."""
 
     def __init__(self, data_folder: Path, settings: TrainSettings) -> None:
         """Load the index of the split.

@@ -1,4 +1,4 @@
-"""The search as a plain object that is asked for the next model and told the results; it knows neither Ray nor time."""
+"""The search as a plain object that returns the next model and receives the results. It uses neither Ray nor time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver of a search: starts and ends trials, keeps within the budget, and writes the journal. It knows no Ray."""
+"""The driver of a search: starts and ends trials, keeps within the budget, and writes the journal. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolov7.training.record import read_epochs
 
 ERROR_FILE = "error.txt"  # written by the process of a trial: an error that the user has to correct
 STOP_FILE = "stop"  # read by the processes of all trials: write a checkpoint and end
-STOP_SECONDS = 20.0  # that trials have for the current step and their checkpoint when the search is interrupted
+STOP_SECONDS = 20.0  # for the current step of trials and their checkpoint when the search is interrupted
 _MAX_FAILURES = 3  # a search ends after this number of failures in a row
 
 
@@ -48,7 +48,7 @@ class Clock:
 
 @final
 class Driver:
-    """Start trials while the budget affords them, and record what becomes of them."""
+    """Start trials while the budget allows it, and record how they end."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Driver:
         (self._folder / STOP_FILE).touch()
 
     def next_task(self) -> tuple[str, TrialTask] | None:
-        """Return the key of the next trial and its task, or None if the budget affords no further trial now."""
+        """Return the key of the next trial and its task, or None if the budget allows no further trial now."""
         if self._interrupted is not None or self._failures >= _MAX_FAILURES:
             return None
         while self._unfinished:
@@ -243,7 +243,7 @@ def delete_search(folder: Path) -> None:
     """Delete the folder of a search that has ended."""
     finished = folder.with_name(f"{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
-    folder.rename(finished)  # in one step, because half a folder would look like an interrupted search
+    folder.rename(finished)  # in one step, because an incomplete folder would look like an interrupted search
     shutil.rmtree(finished)
 
 

@@ -29,13 +29,13 @@ from yolov7.training.job import TrainJob
 from yolov7.training.worker import Worker
 
 _TICK_SECONDS = 0.5
-_CLEANUP_SECONDS = 10.0  # that Ray Tune has to end after it was told to stop all trials
+_CLEANUP_SECONDS = 10.0  # within which Ray Tune has to end after the command to stop all trials
 _ENVIRONMENT = {
     # Do not start a cluster when Ray is called after `ray.shutdown`, as Ray Tune's thread may do.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # Do not write CSV, JSON and TensorBoard logs; the journal is the record of a search.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ask for one new trial at a time, so that each choice knows the results of all earlier trials.
+    # Ask for one new trial at a time, so that each choice is based on the results of all earlier trials.
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     # Do not warn about slow steps of Ray Tune before they take a minute.
     "TUNE_WARN_THRESHOLD_S": "60",

@@ -1,4 +1,4 @@
-"""What Ray Tune asks: which trial is next, which trial continues, and when all trials end. The driver answers.
+"""Adapters for Ray Tune: the driver decides which trial is next, which continues, and when all trials end.
 
 Ray Tune pickles its searcher and its scheduler to save the state of an experiment. The journal is that state here, so
 that both are pickled empty.
@@ -44,7 +44,7 @@ class DriverSearcher(Searcher):  # type: ignore[misc]
         return {"key": key, "task": task.model_dump(mode="json"), "resources": self._resources}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the driver that the process of a trial ended."""
+        """Report to the driver that the process of a trial ended."""
         self._driver.end(self._keys[trial_id], error="its process failed repeatedly" if error else "")
 
     def save(self, checkpoint_path: str) -> None:
@@ -98,5 +98,5 @@ class DriverStopper(Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        """Return whether the driver wants all trials stopped."""
+        """Return whether all trials have to stop."""
         return self._driver.must_stop

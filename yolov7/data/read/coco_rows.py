@@ -212,7 +212,7 @@ class _Codes:
         self._column, self._values = array("q"), list[object]()
 
     def append(self, value: object) -> None:
-        """Append an id, or whatever stands in its place."""
+        """Append an id, or whatever value was given instead."""
         key = value if type(value) is int or type(value) is str else (type(value).__name__, shown(value))
         code = self._codes.get(key)
         if code is None:

@@ -32,7 +32,9 @@ def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
     except MemoryError:
         raise DataError(f"{path} does not fit into the memory of this machine; split it into several files") from None
     if limit is not None and len(content) > limit:
-        raise DataError(f"{path} is larger than {limit / 2**20:g} MiB, the limit for such files; is it the right file?")
+        raise DataError(
+            f"{path} is larger than {limit / 2**20:g} MiB, the limit for such files; check that it is the right file"
+        )
     return content
 
 

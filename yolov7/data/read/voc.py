@@ -24,7 +24,7 @@ from yolov7.system.files import is_file
 MAX_XML_BYTES = 16 * 2**20  # an annotation of ten thousand objects has about 3 MB
 MAX_LIST_BYTES = 64 * 2**20
 _MAX_DEPTH = 50  # elements within elements
-_PRESENCE = re.compile(r"\s+-?[01]$")  # the list of a class states behind each name whether the image has the class
+_PRESENCE = re.compile(r"\s+-?[01]$")  # the list of a class states after each name whether the image has the class
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", ".tif", ".tiff")
 _UNKNOWN = [math.nan] * 4
 
@@ -162,7 +162,7 @@ def _parse(path: Path) -> Element:
         raise _UnreadableError("no such file" if not path.exists() else str(error.strerror or error)) from None
     except DataError:
         raise _UnreadableError(f"larger than {MAX_XML_BYTES / 2**20:g} MiB") from None
-    except (ElementTree.ParseError, ValueError, LookupError, MemoryError) as error:  # those in the middle: of encodings
+    except (ElementTree.ParseError, ValueError, LookupError, MemoryError) as error:  # also errors of encodings
         raise _UnreadableError(f"does not parse: {one_line(error, limit=100)}") from None
     if tree.tag != "annotation":
         raise _UnreadableError(f"the root element is <{one_line(tree.tag, limit=40)}> instead of <annotation>")
@@ -181,7 +181,7 @@ def _parse_bytes(content: bytes) -> Element:
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Builds a tree of limited depth, with tags in lower case and without namespaces."""
+    """A builder of trees of limited depth, with tags in lower case and without namespaces."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -139,7 +139,7 @@ def unpickle(stream: BinaryIO) -> Pickle:
         The content of the pickle.
 
     Raises:
-        ArtifactError: The pickle is damaged, too large, or wants something to be executed.
+        ArtifactError: The pickle is damaged, too large, or requires code to be executed.
     """
     machine = _Machine()
     try:

@@ -136,7 +136,7 @@ def open_torch_file(path: str | os.PathLike[str]) -> TorchFile:
         The checkpoint, whose tensors are not read yet.
 
     Raises:
-        ArtifactError: The file is missing, damaged, of another kind, or wants something to be executed.
+        ArtifactError: The file is missing, damaged, of another kind, or requires code to be executed.
     """
     path = Path(path)
     with naming_file(path):
@@ -200,7 +200,7 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @final
 class _BoundedFile(io.FileIO):
-    """A file that refuses large reads, such as that of a zip's directory whose declared size is wrong."""
+    """A file that refuses large reads, such as reading a zip's directory whose declared size is wrong."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         size = _MAX_AT_ONCE if size is None or size < 0 else size
