@@ -148,6 +148,7 @@ EDITS = (
     # code of each room
     Edit("a reader", append("yolov7/data/read/coco.py"), {"prepare"}),
     Edit("the health page", append("pipeline/report/health_page.py"), {"prepare", "tables"}),
+    Edit("its template", append("pipeline/report/templates/health.html", "\n"), {"prepare", "tables"}),
     Edit("drawing", append("yolov7/detect/drawing.py"), {"prepare"} | EVALUATE),
     Edit("the detector", append("yolov7/detect/detector.py"), NOTHING),
     Edit("the loss", append("yolov7/criterion/loss.py"), TRAIN),
