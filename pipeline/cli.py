@@ -233,8 +233,8 @@ def tune(
 
         typer.echo(adopt_chosen())
         return
+    from pipeline.commands.run_stages import run_search
     from pipeline.experiment import tune_settings
-    from pipeline.tuning.command import run_tune
 
     options = {
         "budget": budget,
@@ -247,7 +247,7 @@ def tune(
         "seed": seed,
     }
     experiment = _experiment()
-    run_tune(experiment, tune_settings(experiment, options), resume=resume)
+    run_search(experiment, tune_settings(experiment, options), resume=resume)
 
 
 @app.command()
@@ -388,7 +388,7 @@ def _selected(experiment: Experiment, variant: str | None, seed: int | None) -> 
     from yolov7.errors import SettingError
 
     if variant is not None and "@" in variant:
-        variant, _, number = variant.partition("@")[2].rpartition("-")
+        variant, _, number = variant.rpartition("@")[2].rpartition("-")
         seed = int(number) if number.isdecimal() else seed
     variants = tuple(experiment.variants.values()) if variant is None else (experiment.variant(variant),)
     if seed is not None and seed not in experiment.seeds:

@@ -20,6 +20,7 @@ from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
 from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
 from pipeline.console import TrainView, console, counted, duration, stage_line, train_view
 from pipeline.experiment import Experiment, ResolvedVariant
+from pipeline.params import TuneSettings
 from pipeline.stages.resolve import resolve, stage_inputs
 from pipeline.tracking import RunKey, TrackedRun, Tracker, serve_page, tracking_server
 from yolov7.errors import SettingError
@@ -56,11 +57,12 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
     with _tracker(experiment) as tracker:
         for variant, seed in selection:
             name = _name(experiment, variant, seed)
-            with stage_lock("train", variant.name, seed), _checked(experiment, "train", variant, seed):
-                summary = _train_tracked(experiment, tracker, variant, seed, name=name)
-                console.print(stage_line("train", name, _train_text(summary)))
-            if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
-                forget_run(variant, seed=seed)
+            with stage_lock("train", variant.name, seed):
+                with _checked(experiment, "train", variant, seed):
+                    summary = _train_tracked(experiment, tracker, variant, seed, name=name)
+                    console.print(stage_line("train", name, _train_text(summary)))
+                if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
+                    forget_run(variant, seed=seed)
 
 
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
@@ -106,6 +108,14 @@ def run_benchmark(experiment: Experiment) -> None:
                     run.log_metrics(benchmark_metrics(result, variant))
                     run.set_tags({"benchmark": experiment.benchmark.model_dump(), "benchmark_device": result.device})
             console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
+
+
+def run_search(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:
+    """Search for the best model of a family, from prepared data that do not change meanwhile."""
+    from pipeline.tuning.command import run_tune
+
+    with _checked(experiment, "tune"):
+        run_tune(experiment, settings, resume=resume)
 
 
 def print_summary() -> None:
@@ -184,10 +194,14 @@ def _checked(
 ) -> Iterator[None]:
     """Hold the prepared data, and under DVC make sure that no input of the stage changes while the body runs."""
     name = "" if variant is None else variant.name
-    inputs = stage_inputs(experiment)
     path = resolved_path(stage, name, seed) if stage == "train" else resolved_path(stage)
     check = unchanged_inputs(
-        stage, data_path=experiment.data.path, inputs={path: inputs[path]}, variant=name, seed=seed
+        stage,
+        data_path=experiment.data.path,
+        resolved=path,
+        resolve=lambda: stage_inputs(experiment, only=path)[path],
+        variant=name,
+        seed=seed,
     )
     if stage == "prepare":
         with check:

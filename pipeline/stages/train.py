@@ -101,18 +101,24 @@ def copy_of_run(variant: ResolvedVariant, *, seed: int) -> RunCopy | None:
 def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
     """Remove the folder of a finished run, and its copy, so that the next training of it starts from the beginning.
 
+    A run that is not finished, or that is not the one whose result the stage has written, stays: it may be a training
+    with other settings that goes on at this moment, or that was interrupted.
+
     Args:
         variant: The variant that was trained.
         seed: The seed of its training.
     """
+    folder = run_folder(variant.name, seed)
+    summary = stage_folder("train", variant.name, seed) / "train.json"
+    if not (folder / WEIGHTS).is_file() or not summary.is_file():
+        return
+    if _read(folder / OWNER) != read_json(summary, TrainSummary, made_by=f"train {variant.name}").fingerprint:
+        return
     if copy := copy_of_run(variant, seed=seed):
         try:
             copy.delete()
         except OSError as error:
             log.warning("%s. If the run is trained again, it will be taken from there", error)
-    folder = run_folder(variant.name, seed)
-    if not folder.is_dir():
-        return
     finished = folder.with_name(f".{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
     folder.rename(finished)  # in one step: half a run folder would be taken for one that has just begun
