@@ -365,16 +365,18 @@ def sync() -> None:
     Records are queued while the tracking server is unreachable. Every other command uploads them, too.
     """
     from pipeline.commands.run_stages import run_sync
+    from pipeline.params import load_params
 
-    run_sync(_experiment())
+    run_sync(load_params().tracking)
 
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(metavar="N", help="The port of the web page.")] = 5000) -> None:
     """Serve MLflow's web page with all runs."""
     from pipeline.commands.run_stages import open_ui
+    from pipeline.params import load_params
 
-    open_ui(_experiment(), port=port)
+    open_ui(load_params().tracking, port=port)
 
 
 def _experiment() -> Experiment:

@@ -6,8 +6,9 @@ Everything below receives the frozen values that `resolve_experiment` returns, a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,7 +108,8 @@ class Experiment:
                 f"base {name!r} is neither a variant of {PARAMS_FILE} ({', '.join(self.variants)}) nor a spec"
                 f"{suggest(name, known)}"
             )
-        resolved, _ = _resolve_variant(name, Variant(spec=name), self.base_train, self.ray, key=f"base {name!r}")
+        variant, key = Variant(spec=name), f"base {name!r}"
+        resolved, _ = _resolve_variant(name, variant, self.base_train, self.ray, key=key, hash_file=_hash_file)
         return resolved
 
 
@@ -208,15 +210,25 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
 
 
 def _resolve_variants(params: Params) -> list[tuple[ResolvedVariant, tuple[str, ...]]]:
+    hash_file = cache(_hash_file)  # many variants may start from the same weights
     try:
-        return [_resolve_variant(name, variant, params.train, params.ray) for name, variant in params.variants.items()]
+        return [
+            _resolve_variant(name, variant, params.train, params.ray, hash_file=hash_file)
+            for name, variant in params.variants.items()
+        ]
     except SettingError:
         _validate_train(params.train, key="train")  # a fault of `train` itself is named by its key there
         raise
 
 
 def _resolve_variant(
-    name: str, variant: Variant, train: Mapping[str, Any], ray: RaySettings, *, key: str | None = None
+    name: str,
+    variant: Variant,
+    train: Mapping[str, Any],
+    ray: RaySettings,
+    *,
+    key: str | None = None,
+    hash_file: Callable[[Path], str],
 ) -> tuple[ResolvedVariant, tuple[str, ...]]:
     key = key or f"variants.{name}"
     try:
@@ -236,7 +248,7 @@ def _resolve_variant(
         spec=spec,
         train=settings,
         ray=_validate(RaySettings, ray.model_dump() | variant.ray, key=f"{key}.ray"),
-        weights_hash="" if settings.weights is None else _hash_file(settings.weights),
+        weights_hash="" if settings.weights is None else hash_file(settings.weights),
         declared=variant.model_dump(exclude={"train", "ray"}, exclude_defaults=True),
         overrides=variant.train,
     )
@@ -265,7 +277,7 @@ def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
 
 
 def _hash_file(path: Path) -> str:
-    """SHA-256 of a file, or `missing`: only training needs the file itself."""
+    """Return the SHA-256 of a file, or `missing`: only training needs the file itself."""
     if not is_file(path):
         return "missing"
     with path.open("rb") as file:
