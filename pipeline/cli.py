@@ -390,8 +390,9 @@ def _selected(experiment: Experiment, variant: str | None, seed: int | None) -> 
     from yolov7.errors import SettingError
 
     if variant is not None and "@" in variant:
-        variant, _, number = variant.rpartition("@")[2].rpartition("-")
-        seed = int(number) if number.isdecimal() else seed
+        name, _, number = variant.rpartition("@")[2].rpartition("-")
+        if number.isdecimal():
+            variant, seed = name, int(number)
     variants = tuple(experiment.variants.values()) if variant is None else (experiment.variant(variant),)
     if seed is not None and seed not in experiment.seeds:
         raise SettingError(f"seed {seed} is not in params.yaml; it has the seeds {list(experiment.seeds)}")

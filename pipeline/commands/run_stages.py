@@ -106,7 +106,7 @@ def run_benchmark(experiment: Experiment) -> None:
     with _tracker(experiment.tracking) as tracker:
         for variant in experiment.variants:
             before, after = fps_before_and_after(result, variant)
-            for seed in experiment.seeds:
+            for seed in _trained_seeds(experiment, variant):
                 with tracker.run(_key(variant, seed)) as run:
                     run.log_metrics(benchmark_metrics(result, variant))
                     run.set_tags({"benchmark": experiment.benchmark.model_dump(), "benchmark_device": result.device})
@@ -140,8 +140,7 @@ def run_tables(experiment: Experiment, *, as_json: bool = False) -> None:
     else:
         _print_missing(report.missing)
         print_summary()
-    pairs = [(variant, seed) for variant in experiment.variants for seed in experiment.seeds]
-    keys = [_key(*pair) for pair in pairs if (stage_folder("train", *pair) / "train.json").is_file()]
+    keys = [_key(name, seed) for name in experiment.variants for seed in _trained_seeds(experiment, name)]
     with _tracker(experiment.tracking) as tracker:
         tracker.mark_current(keys)
 
@@ -305,6 +304,10 @@ def _prepared() -> PreparedData:
 
 def _tracker(tracking: TrackingSettings) -> Tracker:
     return Tracker(tracking.experiment, model=tracking.model, say=console.print)
+
+
+def _trained_seeds(experiment: Experiment, variant: str) -> list[int]:
+    return [seed for seed in experiment.seeds if (stage_folder("train", variant, seed) / "train.json").is_file()]
 
 
 def _key(variant: str, seed: int) -> RunKey:
