@@ -121,7 +121,13 @@ def _states(paths: list[str]) -> dict[str, _State]:
 
 
 def _files_below(folder: str) -> Iterator[Path]:
-    for parent, names, files in os.walk(folder):
+    seen: set[str] = set()
+    for parent, names, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link leads back
+            names.clear()
+            continue
+        seen.add(real)
         names[:] = [name for name in names if name != "__pycache__"]
         yield from (Path(parent) / name for name in files if Path(name).suffix not in _IGNORED_SUFFIXES)
 

@@ -67,7 +67,7 @@ def stage_inputs(experiment: Experiment, *, only: Path | None = None) -> Inputs:
         resolved_path("benchmark"): experiment.benchmark.model_dump(mode="json")
         | {"variants": list(experiment.variants), "seed": experiment.seeds[0]}
         | {"nms": NmsSettings().model_dump(mode="json")},
-        resolved_path("tables"): {"data": experiment.data.format, "seeds": experiment.seeds, "variants": models},
+        resolved_path("tables"): {"seeds": experiment.seeds, "variants": models},
         resolved_path("tune"): _tune_inputs(experiment),
     }
     for variant in experiment.variants.values():

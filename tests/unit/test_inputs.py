@@ -68,6 +68,15 @@ def test_an_input_that_changes_meanwhile_is_named(path: str) -> None:
         Path(path).write_text("two")
 
 
+def test_an_input_behind_a_link_to_a_folder_is_watched_too(tmp_path: Path) -> None:
+    Path("lake").mkdir()
+    Path("lake/val.json").write_text("one")
+    Path("lake/back").symlink_to(tmp_path / "lake")
+    Path("data/annotations").symlink_to(tmp_path / "lake")
+    with pytest.raises(ArtifactError, match=r"data/annotations/val\.json changed while"), running():
+        Path("lake/val.json").write_text("two")
+
+
 def test_an_input_that_is_deleted_meanwhile_is_named() -> None:
     with pytest.raises(ArtifactError, match=r"data/images/1\.jpg changed while"), running():
         Path("data/images/1.jpg").unlink()
