@@ -135,6 +135,9 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
 
     Returns:
         What the user should know about it, or an empty string.
+
+    Raises:
+        ArtifactError: If the copy cannot be read.
     """
     folder, now = job.run_folder, code_digest("train")
     with job.sole_writer():
@@ -142,7 +145,10 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
         if before != job.fingerprint:
             _empty(folder, job)
         if copy:
-            copy.fetch(folder)
+            try:
+                copy.fetch(folder)
+            except OSError as error:
+                raise ArtifactError(str(error)) from None
         began_with = _read(folder / CODE)
         is_finished = (folder / WEIGHTS).is_file()
         if is_finished and began_with != now:

@@ -11,6 +11,7 @@ from pipeline.experiment import ResolvedVariant, parse_experiment
 from pipeline.ray.mirror import RunCopy
 from pipeline.stages.train import claim_run, forget_run
 from tests.artifacts import train_summary
+from yolov7.errors import ArtifactError
 from yolov7.settings import TrainSettings
 from yolov7.training.job import TrainJob
 
@@ -106,3 +107,9 @@ def test_a_finished_copy_of_other_code_is_not_used(job: TrainJob, tmp_path: Path
     write_code("two")
     assert "other code" in claim_run(again, copy)
     assert not (again.run_folder / "weights.safetensors").exists()
+
+
+def test_a_copy_that_cannot_be_read_is_an_error_of_the_user(job: TrainJob) -> None:
+    copy = RunCopy("unknown://bucket", variant="nano", seed=0)
+    with pytest.raises(ArtifactError, match=r"^ray\.storage: unknown://bucket/nano/0 cannot be read"):
+        claim_run(job, copy)
