@@ -233,8 +233,8 @@ def tune(
 
         typer.echo(adopt_chosen())
         return
+    from pipeline.commands.run_stages import run_search
     from pipeline.experiment import tune_settings
-    from pipeline.tuning.command import run_tune
 
     options = {
         "budget": budget,
@@ -247,7 +247,7 @@ def tune(
         "seed": seed,
     }
     experiment = _experiment()
-    run_tune(experiment, tune_settings(experiment, options), resume=resume)
+    run_search(experiment, tune_settings(experiment, options), resume=resume)
 
 
 @app.command()
@@ -365,16 +365,18 @@ def sync() -> None:
     Records are queued while the tracking server is unreachable. Every other command uploads them, too.
     """
     from pipeline.commands.run_stages import run_sync
+    from pipeline.params import load_params
 
-    run_sync(_experiment())
+    run_sync(load_params().tracking)
 
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(metavar="N", help="The port of the web page.")] = 5000) -> None:
     """Serve MLflow's web page with all runs."""
     from pipeline.commands.run_stages import open_ui
+    from pipeline.params import load_params
 
-    open_ui(_experiment(), port=port)
+    open_ui(load_params().tracking, port=port)
 
 
 def _experiment() -> Experiment:
@@ -388,8 +390,9 @@ def _selected(experiment: Experiment, variant: str | None, seed: int | None) -> 
     from yolov7.errors import SettingError
 
     if variant is not None and "@" in variant:
-        variant, _, number = variant.partition("@")[2].rpartition("-")
-        seed = int(number) if number.isdecimal() else seed
+        name, _, number = variant.rpartition("@")[2].rpartition("-")
+        if number.isdecimal():
+            variant, seed = name, int(number)
     variants = tuple(experiment.variants.values()) if variant is None else (experiment.variant(variant),)
     if seed is not None and seed not in experiment.seeds:
         raise SettingError(f"seed {seed} is not in params.yaml; it has the seeds {list(experiment.seeds)}")

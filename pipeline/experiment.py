@@ -6,8 +6,9 @@ Everything below receives the frozen values that `resolve_experiment` returns, a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from pipeline.params import (
 )
 from yolov7.errors import SettingError, SpecError, one_line, suggest
 from yolov7.recipes import resolve_settings
-from yolov7.settings import Settings, TrainSettings
+from yolov7.settings import COCO_ENGINE, COCO_NMS, Settings, TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file
@@ -107,7 +108,8 @@ class Experiment:
                 f"base {name!r} is neither a variant of {PARAMS_FILE} ({', '.join(self.variants)}) nor a spec"
                 f"{suggest(name, known)}"
             )
-        resolved, _ = _resolve_variant(name, Variant(spec=name), self.base_train, self.ray)
+        variant, key = Variant(spec=name), f"base {name!r}"
+        resolved, _ = _resolve_variant(name, variant, self.base_train, self.ray, key=key, hash_file=_hash_file)
         return resolved
 
 
@@ -156,10 +158,7 @@ def resolve_experiment(params: Params, *, source: str = PARAMS_FILE) -> Experime
         SettingError: If a training or a spec cannot be resolved, in one line that names the key and the remedy.
     """
     try:
-        _validate_train(params.train, key="train")
-        resolved = [
-            _resolve_variant(name, variant, params.train, params.ray) for name, variant in params.variants.items()
-        ]
+        resolved = _resolve_variants(params)
     except SettingError as error:
         raise SettingError(one_line(f"{source}: {error}")) from None
     return Experiment(
@@ -206,21 +205,41 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
         "settings": variant.train.model_dump(mode="json", exclude=NO_EFFECT),
         "weights": variant.weights_hash,
         "seed": seed,
+        "validation": {"nms": COCO_NMS.model_dump(mode="json"), "engine": COCO_ENGINE},
     }
 
 
+def _resolve_variants(params: Params) -> list[tuple[ResolvedVariant, tuple[str, ...]]]:
+    hash_file = cache(_hash_file)  # many variants may start from the same weights
+    try:
+        return [
+            _resolve_variant(name, variant, params.train, params.ray, hash_file=hash_file)
+            for name, variant in params.variants.items()
+        ]
+    except SettingError:
+        _validate_train(params.train, key="train")  # a fault of `train` itself is named by its key there
+        raise
+
+
 def _resolve_variant(
-    name: str, variant: Variant, train: Mapping[str, Any], ray: RaySettings
+    name: str,
+    variant: Variant,
+    train: Mapping[str, Any],
+    ray: RaySettings,
+    *,
+    key: str | None = None,
+    hash_file: Callable[[Path], str],
 ) -> tuple[ResolvedVariant, tuple[str, ...]]:
+    key = key or f"variants.{name}"
     try:
         changes = variant.model_dump(include={"swap", "scale", "auxiliary"}, exclude_none=True)
         spec = resolve_spec({"base": variant.spec, **changes}, name=Path(variant.spec).stem)
     except SpecError as error:
-        raise SettingError(f"variants.{name}: {error}") from None
+        raise SettingError(f"{key}: {error}") from None
     merged, notes = resolve_settings(train, variant.train)
     if "image_size" not in merged:
         merged["image_size"] = spec.image_size
-    settings = _validate_train(merged, key=f"variants.{name}.train")
+    settings = _validate_train(merged, key=f"{key}.train")
     _check_size(name, spec, settings.image_size)
     if settings.weights is not None:
         settings = settings.model_copy(update={"weights": settings.weights.resolve()})
@@ -228,8 +247,8 @@ def _resolve_variant(
         name=name,
         spec=spec,
         train=settings,
-        ray=_validate(RaySettings, ray.model_dump() | variant.ray, key=f"variants.{name}.ray"),
-        weights_hash="" if settings.weights is None else _hash_file(settings.weights),
+        ray=_validate(RaySettings, ray.model_dump() | variant.ray, key=f"{key}.ray"),
+        weights_hash="" if settings.weights is None else hash_file(settings.weights),
         declared=variant.model_dump(exclude={"train", "ray"}, exclude_defaults=True),
         overrides=variant.train,
     )
@@ -258,7 +277,7 @@ def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
 
 
 def _hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, or `missing`, because only training needs the file itself."""
+    """Return the SHA-256 of a file, or `missing`: only training needs the file itself."""
     if not is_file(path):
         return "missing"
     with path.open("rb") as file:

@@ -54,7 +54,7 @@ def write_results(params: Experiment, *, figures: dict[tuple[str, int], float], 
     """Train, reparam and evaluate reports; `figures` is the AP of each variant and seed."""
     for (variant, seed), ap in figures.items():
         train = stage_folder("train", variant, seed)
-        write_json(train / "train.json", _train_summary(variant, seed, ap))
+        write_json(train / "train.json", train_summary(variant, seed, ap))
         lines = "".join(f"{epoch},{ap * epoch / 5:.4f}\n" for epoch in range(1, 6))
         (train / "curve.csv").write_text("epoch,AP\n" + lines, encoding="utf-8")
         write_json(stage_folder("reparam", variant, seed) / "reparam.json", _reparam_report(variant, seed))
@@ -104,7 +104,8 @@ def benchmark_of(variants: Iterable[str]) -> Benchmark:
     return Benchmark(device="a CPU", threads=2, clock_mhz=2500.0, versions={"torch": "2.13.0"}, rows=tuple(rows))
 
 
-def _train_summary(variant: str, seed: int, ap: float) -> TrainSummary:
+def train_summary(variant: str, seed: int, ap: float) -> TrainSummary:
+    """Return how a run ended; its fingerprint is the variant and the seed."""
     return TrainSummary(
         variant=variant,
         seed=seed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,33 +31,40 @@ def dvc_stage() -> str | None:
 
 @contextmanager
 def unchanged_inputs(
-    stage: str, *, data_path: str, inputs: dict[Path, dict[str, Any]], variant: str = "", seed: int | None = None
+    stage: str,
+    *,
+    data_path: str,
+    resolved: Path,
+    resolve: Callable[[], Any],
+    variant: str = "",
+    seed: int | None = None,
 ) -> Iterator[None]:
-    """Raise an error if an input of a stage changes while the body runs; do nothing outside of DVC.
+    """Raise an error if an input of a stage changes while the body runs.
+
+    It does nothing if DVC does not run this stage, also if another stage of DVC or another tool runs its command.
 
     Args:
         stage: The stage's name in dvc.yaml, without variant and seed.
         data_path: The folder of the data set, which dvc.yaml names `${data.path}`.
-        inputs: What this process resolved for the stage, by the file that `resolve` wrote for it.
+        resolved: The file that `resolve` wrote for the stage.
+        resolve: Returns what this process resolves for the stage.
         variant: The variant of a stage that has one.
         seed: Its seed.
 
     Raises:
         ArtifactError: If params.yaml no longer says what `resolve` recorded, or an input changed.
     """
-    if dvc_stage() is None:
+    dependencies = _dependencies(stage)
+    if (dvc_stage() or "").partition("@")[0] != stage or not dependencies:
         yield
         return
-    for path, content in inputs.items():
-        if read_resolved(path) != content:
-            raise ArtifactError(
-                f"params.yaml, a spec file or starting weights changed after this `dvc repro` began ({path} differs); "
-                "run `dvc repro` again"
-            )
+    if read_resolved(resolved) != resolve():
+        raise ArtifactError(
+            f"params.yaml, a spec file or starting weights changed after this `dvc repro` began ({resolved} differs); "
+            "run `dvc repro` again"
+        )
     substitutions = {"${data.path}": data_path, "${item.variant}": variant, "${item.seed}": str(seed)}
-    paths = [
-        _substitute(dependency, substitutions) for dependency in read_yaml(Path("dvc.yaml"))["stages"][stage]["deps"]
-    ]
+    paths = [_substitute(dependency, substitutions) for dependency in dependencies]
     before = _states(paths)
     yield
     after = _states(paths)
@@ -71,15 +78,25 @@ def unchanged_inputs(
 
 
 def code_digest(stage: str) -> str:
-    """Return a digest of the code that a stage of dvc.yaml depends on; empty where there is no dvc.yaml."""
-    file = Path("dvc.yaml")
-    if not file.is_file():
+    """Return a digest of the code that a stage of dvc.yaml depends on; empty where dvc.yaml does not have the stage."""
+    code = [path for path in _dependencies(stage) if path.startswith(("yolov7", "pipeline"))]
+    if not code:
         return ""
-    code = [path for path in read_yaml(file)["stages"][stage]["deps"] if path.startswith(("yolov7", "pipeline"))]
     digest = hashlib.sha256()
     for path, (_, _, content) in sorted(_states(code).items()):
         digest.update(f"{path} {content}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _dependencies(stage: str) -> list[str]:
+    """Return the dependencies of a stage; an empty list if this folder's DVC pipelines do not have the stage."""
+    for file in (Path("dvc.yaml"), Path(stage, "dvc.yaml")):
+        content = read_yaml(file) if file.is_file() else {}
+        stages = content.get("stages")
+        declared = stages.get(stage) if isinstance(stages, dict) else None
+        if isinstance(declared, dict) and isinstance(declared.get("deps"), list):
+            return [path for path in declared["deps"] if isinstance(path, str)]
+    return []
 
 
 def _substitute(text: str, substitutions: dict[str, str]) -> str:
@@ -104,7 +121,13 @@ def _states(paths: list[str]) -> dict[str, _State]:
 
 
 def _files_below(folder: str) -> Iterator[Path]:
-    for parent, names, files in os.walk(folder):
+    seen: set[str] = set()
+    for parent, names, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link leads back
+            names.clear()
+            continue
+        seen.add(real)
         names[:] = [name for name in names if name != "__pycache__"]
         yield from (Path(parent) / name for name in files if Path(name).suffix not in _IGNORED_SUFFIXES)
 

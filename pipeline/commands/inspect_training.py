@@ -170,5 +170,5 @@ def _choose_images(index: ImageIndex) -> list[int]:
 
 
 def _write(path: Path, picture: Image) -> None:
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]):
-        raise OSError(f"{path} cannot be written; check that the disk is not full")
+    content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    path.write_bytes(content.tobytes())

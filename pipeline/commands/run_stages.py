@@ -20,6 +20,7 @@ from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
 from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
 from pipeline.console import TrainView, console, counted, duration, stage_line, train_view
 from pipeline.experiment import Experiment, ResolvedVariant
+from pipeline.params import TrackingSettings, TuneSettings
 from pipeline.stages.resolve import resolve, stage_inputs
 from pipeline.tracking import RunKey, TrackedRun, Tracker, serve_page, tracking_server
 from yolov7.errors import SettingError
@@ -53,14 +54,18 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
     """Train each selected variant and seed, in turn."""
     from pipeline.stages.train import forget_run
 
-    with _tracker(experiment) as tracker:
+    if dvc_stage() is None:  # under DVC, `resolve` prints them
+        for note in experiment.notes:
+            console.print(stage_line("train", "", note))
+    with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:
             name = _name(experiment, variant, seed)
-            with stage_lock("train", variant.name, seed), _checked(experiment, "train", variant, seed):
-                summary = _train_tracked(experiment, tracker, variant, seed, name=name)
-                console.print(stage_line("train", name, _train_text(summary)))
-            if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
-                forget_run(variant, seed=seed)
+            with stage_lock("train", variant.name, seed):
+                with _checked(experiment, "train", variant, seed):
+                    summary = _train_tracked(experiment, tracker, variant, seed, name=name)
+                    console.print(stage_line("train", name, _train_text(summary)))
+                if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
+                    forget_run(variant, seed=seed)
 
 
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
@@ -68,7 +73,7 @@ def run_reparam(experiment: Experiment, selection: Selection) -> None:
     from pipeline.stages.reparam import reparam
     from pipeline.stages.train import forget_run
 
-    with _tracker(experiment) as tracker:
+    with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:
             with stage_lock("reparam", variant.name, seed), _checked(experiment, "reparam", variant, seed):
                 report = reparam(experiment.reparam, variant, seed=seed)
@@ -83,7 +88,7 @@ def run_evaluate(experiment: Experiment, selection: Selection) -> None:
     """Evaluate each selected variant and seed."""
     from pipeline.stages.evaluate import evaluate
 
-    with _tracker(experiment) as tracker:
+    with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:
             with stage_lock("evaluate", variant.name, seed), _checked(experiment, "evaluate", variant, seed):
                 metrics = evaluate(experiment.evaluate, variant, seed=seed)
@@ -98,14 +103,22 @@ def run_benchmark(experiment: Experiment) -> None:
 
     with stage_lock("benchmark"), _checked(experiment, "benchmark"):
         result = benchmark(experiment.benchmark, list(experiment.variants), seed=experiment.seeds[0])
-    with _tracker(experiment) as tracker:
+    with _tracker(experiment.tracking) as tracker:
         for variant in experiment.variants:
             before, after = fps_before_and_after(result, variant)
-            for seed in experiment.seeds:
+            for seed in _trained_seeds(experiment, variant):
                 with tracker.run(_key(variant, seed)) as run:
                     run.log_metrics(benchmark_metrics(result, variant))
                     run.set_tags({"benchmark": experiment.benchmark.model_dump(), "benchmark_device": result.device})
             console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
+
+
+def run_search(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:
+    """Search for the best model of a family, from prepared data that do not change meanwhile."""
+    from pipeline.tuning.command import run_tune
+
+    with _checked(experiment, "tune"):
+        run_tune(experiment, settings, resume=resume)
 
 
 def print_summary() -> None:
@@ -127,19 +140,21 @@ def run_tables(experiment: Experiment, *, as_json: bool = False) -> None:
     else:
         _print_missing(report.missing)
         print_summary()
-    pairs = [(variant, seed) for variant in experiment.variants for seed in experiment.seeds]
-    keys = [_key(*pair) for pair in pairs if (stage_folder("train", *pair) / "train.json").is_file()]
-    with _tracker(experiment) as tracker:
+    keys = [_key(name, seed) for name in experiment.variants for seed in _trained_seeds(experiment, name)]
+    with _tracker(experiment.tracking) as tracker:
         tracker.mark_current(keys)
 
 
-def run_sync(experiment: Experiment) -> None:
+def run_sync(tracking: TrackingSettings) -> None:
     """Upload the records that are queued for the tracking server.
+
+    Args:
+        tracking: Which experiment they belong to.
 
     Raises:
         SettingError: The tracking server is unreachable, so that some records are still queued.
     """
-    before, left = _tracker(experiment).send_waiting()
+    before, left = _tracker(tracking).send_waiting()
     if left:
         raise SettingError(
             f"{left} are still queued in runs/.tracking, as {tracking_server()} is unreachable; check "
@@ -149,7 +164,14 @@ def run_sync(experiment: Experiment) -> None:
 
 
 def check_tables(*, as_json: bool) -> bool:
-    """Print every computed #Param and FLOPs beside the paper's, and return whether all agree."""
+    """Print every computed #Param and FLOPs beside the printed one.
+
+    Args:
+        as_json: Whether to print JSON.
+
+    Returns:
+        Whether no figure differs from the printed one, apart from those that are listed as errata.
+    """
     from pipeline.report.paper.check import check_lines, compare_counts
 
     comparisons = compare_counts()
@@ -163,19 +185,19 @@ def check_tables(*, as_json: bool) -> bool:
 def _print_missing(missing: Sequence[str]) -> None:
     shown = 3
     for line in missing[:shown]:
-        print(f"not filled: {line}")
+        print(f"missing: {line}")
     if len(missing) > shown:
-        print(f"not filled: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
+        print(f"missing: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
 
 
-def open_ui(experiment: Experiment, *, port: int) -> None:
+def open_ui(tracking: TrackingSettings, *, port: int) -> None:
     """Serve MLflow's page on the runs of the experiment until it is interrupted.
 
     Args:
-        experiment: The resolved content of params.yaml, which names the experiment.
+        tracking: Which experiment the page shows.
         port: The port of the page.
     """
-    serve_page(experiment.tracking.experiment, port=port, say=console.print)
+    serve_page(tracking.experiment, port=port, say=console.print)
 
 
 @contextmanager
@@ -184,10 +206,14 @@ def _checked(
 ) -> Iterator[None]:
     """Hold the prepared data, and under DVC make sure that no input of the stage changes while the body runs."""
     name = "" if variant is None else variant.name
-    inputs = stage_inputs(experiment)
     path = resolved_path(stage, name, seed) if stage == "train" else resolved_path(stage)
     check = unchanged_inputs(
-        stage, data_path=experiment.data.path, inputs={path: inputs[path]}, variant=name, seed=seed
+        stage,
+        data_path=experiment.data.path,
+        resolved=path,
+        resolve=lambda: stage_inputs(experiment, only=path)[path],
+        variant=name,
+        seed=seed,
     )
     if stage == "prepare":
         with check:
@@ -276,8 +302,12 @@ def _prepared() -> PreparedData:
     return read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
 
 
-def _tracker(experiment: Experiment) -> Tracker:
-    return Tracker(experiment.tracking.experiment, model=experiment.tracking.model, say=console.print)
+def _tracker(tracking: TrackingSettings) -> Tracker:
+    return Tracker(tracking.experiment, model=tracking.model, say=console.print)
+
+
+def _trained_seeds(experiment: Experiment, variant: str) -> list[int]:
+    return [seed for seed in experiment.seeds if (stage_folder("train", variant, seed) / "train.json").is_file()]
 
 
 def _key(variant: str, seed: int) -> RunKey:

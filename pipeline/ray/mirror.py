@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 OWNER = "fingerprint"
 """The file of a run folder that says which data and settings its state belongs to."""
 
+CODE = "code"
+"""The file of a run folder with the digest of the code with which the run last began."""
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\.pt")
 _COPIED = {".jsonl", ".pt", ".safetensors"}  # what a run continues from; other files belong to one start only
 _BLOCK = 8 << 20  # bytes that are read and written at once
@@ -204,7 +207,7 @@ def kept_up_to_date(copy: RunCopy, folder: Path) -> Iterator[None]:
 
 
 def _is_copied(path: Path) -> bool:
-    return path.suffix in _COPIED or path.name == OWNER
+    return path.suffix in _COPIED or path.name in {OWNER, CODE}
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -234,12 +234,7 @@ def _clock_mhz(device: torch.device) -> float | None:
         if device.type == "cuda":
             return float(torch.cuda.clock_rate(device))
         frequency = psutil.cpu_freq()
-    except (
-        RuntimeError,
-        ImportError,
-        OSError,
-        NotImplementedError,
-    ):  # without a driver library, or hidden by the machine
+    except (RuntimeError, ImportError, OSError, NotImplementedError):  # no driver library, or the machine hides it
         return None
     return float(frequency.current) if frequency and frequency.current else None
 

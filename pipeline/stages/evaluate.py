@@ -121,8 +121,8 @@ def _draw_examples(
         shown = _above(detections[i], settings.example_confidence)
         pictures.append(draw_detections(read_image(index.paths[i]), shown, index.class_names))
     sheet = contact_sheet(pictures, columns=min(4, len(pictures)))
-    if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]):
-        raise OSError(f"{path} cannot be written; check that the disk is not full")
+    content = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    path.write_bytes(content.tobytes())
 
 
 def _above(detections: Detections, confidence: float) -> Detections:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,18 +75,10 @@ def _read_splits(settings: DataSettings, folder: Path, project_root: Path) -> Sp
 
 
 def _check_root(root: Path, stated: str) -> None:
-    """Raise an error if `data.path` is no folder, and warn if it holds links to folders."""
+    """Raise an error if `data.path` is no folder."""
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise DataError(f"data.path={stated!r} {what}, is not a folder; name the folder of the data; {_FORMATS}")
-    walked = (Path(here, name) for here, folders, _ in os.walk(root) for name in folders)
-    links = [str(folder.relative_to(root)) for folder in walked if folder.is_symlink()]
-    if links:
-        shown = ", ".join(sorted(links)[:3]) + (", ..." if len(links) > 3 else "")
-        console.print(
-            f"{'prepare':<10} warning: data.path={stated!r} holds links to folders ({shown}); DVC does not notice "
-            "changes in them, so run `dvc repro -f prepare` after each change, or set data.path to the linked folder"
-        )
 
 
 def _draw(settings: DataSettings, folder: Path, split: str, progress: Progress) -> tuple[ImageIndex, tuple[Flaw, ...]]:

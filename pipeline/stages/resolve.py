@@ -16,12 +16,16 @@ from typing import Any
 
 from pipeline.artifacts.files import RUNS, resolved_path, stage_folder, whole_folder, write_json
 from pipeline.experiment import Experiment, ResolvedVariant, training_inputs
+from pipeline.params import DataSettings
 from yolov7.errors import SettingError
+from yolov7.settings import NmsSettings
 from yolov7.spec.spec_files import spec_to_json
-from yolov7.system.files import write_whole
+from yolov7.system.files import is_file, write_whole
 
 _LAST = RUNS / ".resolved.json"  # outside DVC's outputs, which DVC deletes before a stage runs
 _HASHED_BYTES = 64 << 20  # larger files in symlinked folders count by size and time of change
+
+_HASHED_SUFFIXES = {".json", ".xml", ".txt", ".yaml"}
 
 Inputs = Mapping[Path, dict[str, Any]]
 
@@ -46,34 +50,43 @@ def resolve(experiment: Experiment) -> list[str]:
     return [line for name in named if name in before for line in _changes(name, before[name], named[name])]
 
 
-def stage_inputs(experiment: Experiment) -> Inputs:
+def stage_inputs(experiment: Experiment, *, only: Path | None = None) -> Inputs:
     """Return what decides each stage's result, apart from artifacts and code.
 
     Args:
         experiment: The resolved content of params.yaml.
+        only: The file of a single stage, variant and seed; None for all. The data are read for `prepare` only.
 
     Returns:
         The content of each file below artifacts/resolve, as plain JSON values, by its path.
     """
-    data = experiment.data.model_dump(mode="json")
-    if experiment.data.format == "synthetic":
-        data.pop("path")  # the code that draws the images is a dependency of its own
-    else:
-        data["symlinked"] = _hash_symlinked_folders(Path(experiment.data.path))
     models = {name: _describe_model(variant) for name, variant in experiment.variants.items()}
     inputs: dict[Path, dict[str, Any]] = {
-        resolved_path("prepare"): data,
         resolved_path("reparam"): experiment.reparam.model_dump(mode="json"),
         resolved_path("evaluate"): experiment.evaluate.model_dump(mode="json"),
         resolved_path("benchmark"): experiment.benchmark.model_dump(mode="json")
-        | {"variants": list(experiment.variants), "seed": experiment.seeds[0]},
-        resolved_path("tables"): {"data": experiment.data.format, "seeds": experiment.seeds, "variants": models},
+        | {"variants": list(experiment.variants), "seed": experiment.seeds[0]}
+        | {"nms": NmsSettings().model_dump(mode="json")},
+        resolved_path("tables"): {"seeds": experiment.seeds, "variants": models},
         resolved_path("tune"): _tune_inputs(experiment),
     }
     for variant in experiment.variants.values():
         for seed in experiment.seeds:
             inputs[resolved_path("train", variant.name, seed)] = training_inputs(variant, seed=seed)
+    if only in (None, resolved_path("prepare")):
+        inputs[resolved_path("prepare")] = _data_inputs(experiment.data)
+    if only is not None:
+        inputs = {only: inputs[only]}
     return {path: json.loads(json.dumps(content)) for path, content in inputs.items()}
+
+
+def _data_inputs(data: DataSettings) -> dict[str, Any]:
+    content = data.model_dump(mode="json")
+    if data.format == "synthetic":
+        content.pop("path")  # the code that draws the images is a dependency of its own
+    else:
+        content["symlinked"] = _hash_symlinked_folders(Path(data.path))
+    return content
 
 
 def _describe_model(variant: ResolvedVariant) -> dict[str, Any]:
@@ -91,7 +104,7 @@ def _tune_inputs(experiment: Experiment) -> dict[str, Any]:
 
 
 def _hash_symlinked_folders(root: Path) -> dict[str, str]:
-    """Return a digest of the files in each symlinked folder of the data, whose edits DVC does not notice."""
+    """Return a digest of the files in each symlinked folder of the data, of which DVC sees nothing."""
     links = [root] if root.is_symlink() else []
     for folder, names, _ in os.walk(root):
         links += [path for path in (Path(folder) / name for name in names) if path.is_symlink()]
@@ -99,15 +112,22 @@ def _hash_symlinked_folders(root: Path) -> dict[str, str]:
 
 
 def _hash_folder(folder: Path) -> str:
-    """Return a digest of names, sizes, the content of annotation files, and the times of change of other files."""
-    digest = hashlib.sha256()
-    for parent, names, files in os.walk(folder):
-        names.sort()
+    """Return a digest of names and sizes, of the content of annotation files, and of other files' times of change."""
+    digest, seen = hashlib.sha256(), {folder.resolve()}
+    for parent, names, files in os.walk(folder, followlinks=True):
+        new = {name: Path(parent, name).resolve() for name in sorted(names)}
+        names[:] = [name for name, real in new.items() if real not in seen]  # a link may lead back to a folder above
+        seen.update(new.values())
+        digest.update(" ".join(new).encode(errors="surrogateescape"))
         for name in sorted(files):
             path = Path(parent) / name
-            state = path.stat()
-            digest.update(f"{path.relative_to(folder).as_posix()} {state.st_size}\n".encode())
-            if path.suffix in {".json", ".xml", ".txt", ".yaml"} and state.st_size <= _HASHED_BYTES:
+            try:
+                state = path.stat()
+            except OSError:  # a link to a file that does not exist
+                digest.update(f"{path.relative_to(folder).as_posix()} missing\n".encode(errors="surrogateescape"))
+                continue
+            digest.update(f"{path.relative_to(folder).as_posix()} {state.st_size}\n".encode(errors="surrogateescape"))
+            if path.suffix in _HASHED_SUFFIXES and is_file(path) and state.st_size <= _HASHED_BYTES:
                 digest.update(path.read_bytes())
             else:
                 digest.update(f"{state.st_mtime_ns}\n".encode())
@@ -123,9 +143,9 @@ def _read_last() -> dict[str, Any]:
 
 
 def _changes(name: str, before: Any, now: Any, *, key: str = "") -> Iterator[str]:
-    """Yield one line per value that differs, with its key."""
+    """Yield one line for each value that differs, with its key."""
     if isinstance(before, dict) and isinstance(now, dict):
-        for part in before.keys() | now.keys():
+        for part in sorted(before.keys() | now.keys()):
             inner = f"{key}.{part}" if key else part
             yield from _changes(name, before.get(part), now.get(part), key=inner)
     elif before != now:

@@ -41,7 +41,11 @@ _PICTURES = {
 
 
 class Report(Settings):
-    """What the stage wrote; `missing` lists what it could not fill, because no stage has made it yet."""
+    """What the stage wrote.
+
+    Attributes:
+        missing: What is left empty because no stage has made it yet, one line each.
+    """
 
     missing: tuple[str, ...]
     summary: tuple[SummaryRow, ...]
@@ -53,7 +57,14 @@ class Report(Settings):
 
 
 def tables(experiment: Experiment) -> Report:
-    """Write the results of all stages to artifacts/tables: CSV, Markdown, JSON and index.html."""
+    """Collect the results of all stages in artifacts/tables: CSV, Markdown, JSON and index.html.
+
+    Args:
+        experiment: The resolved content of params.yaml.
+
+    Returns:
+        The content of the tables.
+    """
     models = {
         name: VariantModel(
             spec=variant.spec, image_size=variant.train.image_size, overrides_training=bool(variant.overrides)
@@ -85,7 +96,7 @@ def _report(results: StageResults) -> Report:
 
 
 def _files(report: Report, conditions: str) -> Iterator[tuple[str, str]]:
-    """Yield the names of all plain files with their contents."""
+    """Yield the name of each plain file, and its text."""
     for table in report.tables:
         yield f"{table.name}.csv", table_csv(table)
         yield f"{table.name}.md", table_markdown(table)

@@ -23,7 +23,7 @@ from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
-from pipeline.ray.mirror import OWNER, RunCopy, kept_up_to_date
+from pipeline.ray.mirror import CODE, OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
@@ -32,8 +32,6 @@ from yolov7.training.job import TrainJob
 from yolov7.training.record import FIGURES, best_line, read_epochs
 
 log = logging.getLogger(__name__)
-
-_CODE = "code"  # the file with the digest of the code with which a run began
 
 
 def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
@@ -77,7 +75,7 @@ def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], 
         How the run ended.
     """
     copy = copy_of_run(variant, seed=job.seed)
-    if note := _claim(job, copy):
+    if note := claim_run(job, copy):
         console.print(stage_line("train", variant.name, note))
     if not (job.run_folder / WEIGHTS).is_file():
         with kept_up_to_date(copy, job.run_folder) if copy else nullcontext():
@@ -101,46 +99,74 @@ def copy_of_run(variant: ResolvedVariant, *, seed: int) -> RunCopy | None:
 def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
     """Remove the folder of a finished run, and its copy, so that the next training of it starts from the beginning.
 
+    A run that is not finished, or that is not the one whose result the stage has written, stays: it may be a training
+    with other settings that goes on at this moment, or that was interrupted.
+
     Args:
         variant: The variant that was trained.
         seed: The seed of its training.
     """
+    folder = run_folder(variant.name, seed)
+    summary = stage_folder("train", variant.name, seed) / "train.json"
+    if not (folder / WEIGHTS).is_file() or not summary.is_file():
+        return
+    if _read(folder / OWNER) != read_json(summary, TrainSummary, made_by=f"train {variant.name}").fingerprint:
+        return
     if copy := copy_of_run(variant, seed=seed):
         try:
             copy.delete()
         except OSError as error:
-            log.warning("%s. If this run is trained again, it will start from that copy", error)
-    folder = run_folder(variant.name, seed)
-    if not folder.is_dir():
-        return
+            log.warning("%s. If the run is trained again, it will be taken from there", error)
     finished = folder.with_name(f".{folder.name}.finished")
     shutil.rmtree(finished, ignore_errors=True)
     folder.rename(finished)  # in one step: an incomplete folder would look like a run that has just begun
     shutil.rmtree(finished)
 
 
-def _claim(job: TrainJob, copy: RunCopy | None) -> str:
-    """Empty a run folder of other data, settings or code, and download a copy of this run that has more steps.
+def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
+    """Make the run folder ready for a job, from where an earlier run of it has stopped.
 
-    Return a message for the user, or an empty string.
+    A folder of other data or settings is emptied, and so is a finished run of other code. A copy that is further than
+    the folder is downloaded.
+
+    Args:
+        job: What to train.
+        copy: The copy of the run; None if there is none.
+
+    Returns:
+        What the user should know about it, or an empty string.
+
+    Raises:
+        ArtifactError: If the copy cannot be read.
     """
-    owner, code = job.run_folder / OWNER, job.run_folder / _CODE
-    now = code_digest("train")
+    folder, now = job.run_folder, code_digest("train")
     with job.sole_writer():
-        before = _read(owner)
-        finished_by_other_code = (job.run_folder / WEIGHTS).is_file() and _read(code) != now
-        if before != job.fingerprint or finished_by_other_code:
-            fresh_folder(job.run_folder)
-            owner.write_text(job.fingerprint, encoding="utf-8")
+        before = _read(folder / OWNER)
+        if before != job.fingerprint:
+            _empty(folder, job)
         if copy:
-            copy.fetch(job.run_folder)
-        code.write_text(now, encoding="utf-8")
-    if finished_by_other_code or before not in (None, job.fingerprint):
-        reason = "code" if before == job.fingerprint else "data or settings"
-        return f"an earlier run had other {reason}; training starts from the beginning"
-    if (job.run_folder / WEIGHTS).is_file():
+            try:
+                copy.fetch(folder)
+            except OSError as error:
+                raise ArtifactError(str(error)) from None
+        began_with = _read(folder / CODE)
+        is_finished = (folder / WEIGHTS).is_file()
+        if is_finished and began_with != now:
+            _empty(folder, job)
+        (folder / CODE).write_text(now, encoding="utf-8")
+    if is_finished and began_with != now:
+        return "an earlier run had other code; training starts from the beginning"
+    if began_with not in (None, now):
+        return "the code changed after this run began; it continues from its last checkpoint with the new code"
+    if before not in (None, job.fingerprint):
+        return "an earlier run had other data or settings; training starts from the beginning"
+    if is_finished:
         return "this training was finished before with the same data, settings and code; its weights are used"
     return ""
+
+
+def _empty(folder: Path, job: TrainJob) -> None:
+    (fresh_folder(folder) / OWNER).write_text(job.fingerprint, encoding="utf-8")
 
 
 def _read(path: Path) -> str | None:

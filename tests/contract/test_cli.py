@@ -104,6 +104,30 @@ def test_an_unknown_seed_names_those_there_are(tmp_path: Path) -> None:
     assert "it has the seeds [0]" in fails_in_one_line(run(tmp_path, "train", "nano", "--seed", "7"))
 
 
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("train@a-b-7", r"^seed 7 is not in params\.yaml"),
+        ("me@work/dvc.yaml:train@a-b-7", r"^seed 7 is not in params\.yaml"),
+        ("train@b-0", r"^variant 'b' is not in params\.yaml; it has: a-b$"),
+        ("train@a-b-x", r"^variant 'train@a-b-x' is not in params\.yaml; it has: a-b$"),
+    ],
+)
+def test_the_name_of_a_dvc_stage_is_a_variant_and_a_seed(
+    stage: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump({"variants": {"a-b": {"spec": "nano"}}}))
+    with pytest.raises(SettingError, match=expected):
+        CliRunner().invoke(cli.app, ["train", stage], catch_exceptions=False)
+
+
+def test_records_are_uploaded_although_a_spec_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump({"variants": {"mine": {"spec": "missing.yaml"}}}))
+    assert "nothing is queued" in CliRunner().invoke(cli.app, ["sync"], catch_exceptions=False).output
+
+
 def test_an_unknown_spec_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"variants": {"a": {"spec": "yolov7-tini"}}}))
     assert "did you mean 'yolov7-tiny'" in fails_in_one_line(run(tmp_path, "prepare"))

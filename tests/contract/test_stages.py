@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ NO_EFFECT = {
     "pipeline/ray/shared_memory.py": PLACES,
     "pipeline/ray/trainer.py": PLACES,
 }
-# Code that a stage executes in other processes, beyond modules that only decide where they run.
-EXECUTED = {"train": {"pipeline/ray/worker.py"}}
 LOOK = "the look of a curve is no reason to train again"
+RUN_BY_RAY = {"train": {"pipeline/ray/worker.py"}}  # Ray starts it in other processes, wherever they are placed
+TEMPLATES = ROOT / "pipeline" / "report" / "templates"
 NO_EFFECT_ON = {"train": {"pipeline/report/plots.py": LOOK, "pipeline/report/canvas.py": LOOK}}
 
 
@@ -105,15 +106,29 @@ def test_every_dependency_that_is_code_is_imported(stage: str) -> None:
     assert not [dep for dep in code_of(stage) if not any(path.startswith(dep) for path in used)]
 
 
+def test_the_search_depends_on_the_code_that_it_imports() -> None:
+    deps = yaml.safe_load((ROOT / "tune" / "dvc.yaml").read_text())["stages"]["tune"]["deps"]
+    code = [dep for dep in deps if dep.startswith(("yolov7", "pipeline"))]
+    own = {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline" / "tuning").rglob("*.py")}
+    draws_models = {"yolov7/spec/auxiliary.py", "yolov7/spec/scaling.py"}  # other stages receive resolved specs
+    used = followed(own, (NO_EFFECT.keys() - draws_models) | {"pipeline/report/canvas.py"})  # the look of its plot
+    assert not sorted(path for path in used if not path.startswith(tuple(code)))
+    assert not [dep for dep in code if not any(path.startswith(dep) for path in used)]
+
+
 def code_of(stage: str) -> list[str]:
     return [dep for dep in STAGES[stage]["deps"] if dep.startswith(("yolov7", "pipeline"))]
 
 
 def modules_used(stage: str) -> set[str]:
-    """The modules that a stage's module imports, directly or through others, as paths; without those of no effect."""
+    """Return the paths of all modules and templates that a stage uses, without those that have no effect."""
     skipped = NO_EFFECT.keys() | NO_EFFECT_ON.get(stage, {}).keys()
+    return followed({f"pipeline/stages/{stage}.py"} | RUN_BY_RAY.get(stage, set()), skipped)
+
+
+def followed(waiting: set[str], skipped: Set[str]) -> set[str]:
+    """Return modules and all that they import, directly or through others."""
     found: set[str] = set()
-    waiting = {f"pipeline/stages/{stage}.py"} | EXECUTED.get(stage, set())
     while waiting:
         found |= waiting
         imports = {module for path in waiting for module in imported(ROOT / path)}
@@ -122,9 +137,15 @@ def modules_used(stage: str) -> set[str]:
 
 
 def imported(path: Path) -> set[str]:
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+    """Return the paths of the modules that a module imports, and of the templates that it names."""
+    if path.suffix != ".py":
+        return set()
+    tree = list(ast.walk(ast.parse(path.read_text())))
+    nodes = [node for node in tree if isinstance(node, ast.ImportFrom) and node.module]
+    texts = {node.value for node in tree if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    templates = {str(file.relative_to(ROOT)) for file in TEMPLATES.iterdir() if file.name in texts}
     modules = {str(node.module) for node in nodes} | {
         f"{node.module}.{name.name}" for node in nodes for name in node.names
     }
     paths = {f"{module.replace('.', '/')}.py" for module in modules if module.startswith(("pipeline.", "yolov7."))}
-    return {path for path in paths if (ROOT / path).is_file()}
+    return {path for path in paths if (ROOT / path).is_file()} | templates

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.experiment import parse_experiment
 from pipeline.ray.mirror import RunCopy, kept_up_to_date
 from pipeline.stages.train import forget_run
+from tests.artifacts import train_summary
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
 from tests.integration.servers import free_port, object_store
 from yolov7.training.job import TrainJob
@@ -164,7 +166,12 @@ def test_a_finished_run_leaves_no_copy(
     job, other = claimed(data, Path("runs/small/3")), claimed(data, Path("runs/wide/3"))
     copied().send(job.run_folder)
     copied("wide").send(other.run_folder)
-    experiment = parse_experiment({"variants": {"small": {"spec": "nano"}}, "ray": {"storage": STORAGE}})
-    forget_run(experiment.variant("small"), seed=3)
+    variant = parse_experiment({"variants": {"small": {"spec": "nano"}}, "ray": {"storage": STORAGE}}).variant("small")
+    forget_run(variant, seed=3)
+    assert len(copies(bucket)) == 2  # the run is not finished
+    (job.run_folder / "weights.safetensors").write_bytes(b"tensors")
+    summary = train_summary("small", 3, 0.5).model_copy(update={"fingerprint": job.fingerprint})
+    write_json(stage_folder("train", "small", 3) / "train.json", summary)
+    forget_run(variant, seed=3)
     assert copies(bucket) == ["of/runs/wide/3/fingerprint"]
     assert not Path("runs/small/3").exists()

@@ -161,7 +161,7 @@ def test_a_missing_password_is_reported_in_one_line_and_loses_nothing(
     assert "does not know this user; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in told
     assert waits.startswith("1 point and 2 other records are queued in runs/.tracking; the next command or")
     availability_of.cache_clear()
-    commands.run_sync(params(0))
+    commands.run_sync(params(0).tracking)
     assert steps(client, find_run(client, 7), "train/AP") == [1]
 
 
@@ -240,7 +240,7 @@ def sync(of: Experiment) -> None:
     while time.monotonic() < until:
         availability_of.cache_clear()
         try:
-            commands.run_sync(of)
+            commands.run_sync(of.tracking)
         except (ConnectionError, UserError):
             time.sleep(1)
         else:

@@ -39,8 +39,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def running(resolved: dict[str, int] | None = None) -> Iterator[None]:
-    inputs = {resolved_path("train", "nano", 0): RESOLVED if resolved is None else resolved}
-    with unchanged_inputs("train", data_path="data", inputs=inputs, variant="nano", seed=0):
+    path = resolved_path("train", "nano", 0)
+    content = RESOLVED if resolved is None else resolved
+    with unchanged_inputs("train", data_path="data", resolved=path, resolve=lambda: content, variant="nano", seed=0):
         yield
 
 
@@ -67,6 +68,15 @@ def test_an_input_that_changes_meanwhile_is_named(path: str) -> None:
         Path(path).write_text("two")
 
 
+def test_an_input_behind_a_link_to_a_folder_is_watched_too(tmp_path: Path) -> None:
+    Path("lake").mkdir()
+    Path("lake/val.json").write_text("one")
+    Path("lake/back").symlink_to(tmp_path / "lake")
+    Path("data/annotations").symlink_to(tmp_path / "lake")
+    with pytest.raises(ArtifactError, match=r"data/annotations/val\.json changed while"), running():
+        Path("lake/val.json").write_text("two")
+
+
 def test_an_input_that_is_deleted_meanwhile_is_named() -> None:
     with pytest.raises(ArtifactError, match=r"data/images/1\.jpg changed while"), running():
         Path("data/images/1.jpg").unlink()
@@ -84,6 +94,38 @@ def test_outside_of_dvc_nothing_is_checked(monkeypatch: pytest.MonkeyPatch) -> N
     assert dvc_stage() is None
     with running({"epochs": 4}):
         Path("data/train.json").write_text("two")
+
+
+@pytest.mark.parametrize("stage", ["fit", "evaluate@nano-0", "other/dvc.yaml:fit"])
+def test_nothing_is_checked_in_another_stage_that_calls_the_command(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", stage)
+    with running({"epochs": 4}):
+        Path("data/train.json").write_text("two")
+
+
+@pytest.mark.parametrize("content", ["stages:\n  fit: {cmd: make}\n", "{}\n", "stages: {train: {cmd: make}}\n", None])
+def test_a_project_with_other_dvc_stages_can_train(content: str | None) -> None:
+    Path("dvc.yaml").unlink()
+    if content is not None:
+        Path("dvc.yaml").write_text(content)
+    assert code_digest("train") == ""
+    with running({"epochs": 4}):
+        Path("data/train.json").write_text("two")
+
+
+def test_the_search_is_checked_with_the_dependencies_of_its_own_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "tune/dvc.yaml:tune")
+    Path("tune").mkdir()
+    Path("tune/dvc.yaml").write_text("stages: {tune: {wdir: .., deps: [yolov7/nn]}}\n")
+    path = resolved_path("tune")
+    write_json(path, RESOLVED)
+    with (
+        pytest.raises(ArtifactError, match=r"yolov7/nn/model\.py changed while `tune` ran"),
+        unchanged_inputs("tune", data_path="data", resolved=path, resolve=lambda: RESOLVED),
+    ):
+        Path("yolov7/nn/model.py").write_text("two")
 
 
 def test_the_digest_of_code_follows_its_content() -> None:

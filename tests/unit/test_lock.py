@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.artifacts.files
-from pipeline.artifacts.files import stage_lock
+from pipeline.artifacts.files import prepared_data_lock, stage_lock
 from yolov7.errors import ArtifactError
 from yolov7.system.locks import exclusive
 
@@ -52,4 +52,15 @@ def test_a_lock_ends_with_the_process_that_is_killed() -> None:
     holder = "import fcntl, os; f = open('held', 'w'); fcntl.flock(f, fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", holder], check=False).returncode == -9
     with exclusive(Path("held"), what="held"):
+        pass
+
+
+def test_stages_that_read_the_data_share_them_and_refuse_prepare_without_naming_an_old_process() -> None:
+    with prepared_data_lock(exclusively=True):
+        pass
+    with prepared_data_lock(exclusively=False), prepared_data_lock(exclusively=False):
+        expected = r"^the folder artifacts/prepare is in use by another process; wait for it, or end it$"
+        with pytest.raises(ArtifactError, match=expected), prepared_data_lock(exclusively=True):
+            pass
+    with prepared_data_lock(exclusively=True):
         pass

@@ -154,17 +154,6 @@ def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
     assert "<script" not in page
 
 
-def test_links_to_folders_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_voc(tmp_path / "lake", {"x": [("a", 1, 1, 20, 20)]})
-    prepare(_voc(tmp_path / "lake"), project_root=tmp_path)
-    assert "warning" not in capsys.readouterr().out
-    (tmp_path / "mine").mkdir()
-    for folder in ("Annotations", "ImageSets", "JPEGImages"):
-        (tmp_path / "mine" / folder).symlink_to(tmp_path / "lake" / folder)
-    prepare(_voc(tmp_path / "mine"), project_root=tmp_path)
-    assert "holds links to folders (Annotations, ImageSets, JPEGImages); DVC does not see" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(("path", "what"), [("data.yaml", "is a file"), ("nowhere", "does not exist")])
 def test_a_path_that_is_no_folder_names_the_formats(tmp_path: Path, path: str, what: str) -> None:
     (tmp_path / "data.yaml").write_text("train: images\n")

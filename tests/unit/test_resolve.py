@@ -100,6 +100,45 @@ def test_the_content_of_symlinked_folders_counts() -> None:
     assert symlinked() != second
 
 
+def test_links_within_symlinked_folders_count_too_and_may_be_broken_or_lead_back() -> None:
+    Path("lake").mkdir()
+    Path("pond").mkdir()
+    Path("data").mkdir()
+    Path("data/all").symlink_to(Path("lake").absolute())
+    Path("lake/inner").symlink_to(Path("pond").absolute())
+    Path("lake/back").symlink_to(Path("lake").absolute())
+    Path("lake/lost.json").symlink_to("nowhere.json")
+    content = experiment(data={"format": "coco", "path": "data"})
+    first = stage_inputs(content)
+    Path("pond/1.jpg").write_bytes(b"one")
+    assert stage_inputs(content) != first
+
+
+def test_what_is_computed_for_one_stage_is_what_resolve_writes_for_it() -> None:
+    content = experiment(data={"format": "coco", "path": "data"})
+    for path, expected in stage_inputs(content).items():
+        assert stage_inputs(content, only=path) == {path: expected}
+
+
+def test_constants_of_the_code_that_decide_a_result_are_written() -> None:
+    resolve(experiment())
+    assert written("benchmark")["nms"]["confidence"] == 0.25
+    assert written("train/nano/0")["validation"]["nms"]["confidence"] == 0.001
+
+
+def test_fine_tuning_of_all_variants_may_start_from_weights_of_each() -> None:
+    variants = {name: {"spec": "nano", "train": {"weights": f"{name}.safetensors"}} for name in ("one", "two")}
+    tuned = experiment(variants=variants, train={"recipe": "finetune"})
+    assert tuned.variants["two"].train.epochs == 50
+    with pytest.raises(SettingError, match=r"^here: train\.recipe='finetune' starts from trained weights"):
+        experiment(train={"recipe": "finetune"})
+
+
+def test_a_base_that_cannot_be_read_is_not_called_a_variant() -> None:
+    with pytest.raises(SettingError, match=r"^base 'own\.yaml': "):
+        experiment().base("own.yaml")
+
+
 @pytest.mark.parametrize("name", ["a.b", "x; touch FILE", "$(id)", "", "-v", "a/b"])
 def test_names_that_shells_folders_or_dvc_would_misread_are_refused(name: str) -> None:
     with pytest.raises(SettingError, match="must consist of letters, digits"):

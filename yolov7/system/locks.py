@@ -45,28 +45,28 @@ def _acquire(file: IO[str], *, what: str, until: float, kind: int | None = None)
         except BlockingIOError:
             if time.monotonic() >= until:
                 file.seek(0)
-                process = file.read(20) or "unknown"
-                raise ArtifactError(
-                    f"{what} is in use by another process ({process}); wait for it, or end it"
-                ) from None
+                process = file.read(20)
+                holder = f"another process ({process})" if process else "another process"
+                raise ArtifactError(f"{what} is in use by {holder}; wait for it, or end it") from None
         time.sleep(_RETRY_SECONDS)
 
 
 @contextmanager
 def shared(path: Path, *, what: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock that other processes may share, but that no process may hold exclusively at the same time.
+    """Hold a lock during a `with` statement; other processes may share it, but not hold it exclusively.
 
     Args:
-        path: The lock file. It is not deleted; only the lock on it counts.
-        what: What is locked, for the message.
-        patience: Seconds to wait for it.
+        path: The lock file. It remains afterwards; only the lock on it counts.
+        what: The name of what is locked, for the error message.
+        patience: How many seconds to wait if another process holds the lock exclusively.
 
     Raises:
-        ArtifactError: If another process still holds it exclusively after that time.
+        ArtifactError: Another process still holds the lock exclusively after `patience` seconds.
     """
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         _acquire(file, what=what, until=time.monotonic() + patience, kind=fcntl.LOCK_SH)
+        file.truncate(0)  # the number in it is of a process that no longer holds the lock
         yield

@@ -102,12 +102,14 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_document(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Refuse numbers that are too long to be meant as numbers."""
+        """Refuse numbers that are too long to be meant as numbers, and texts that no name or path can be."""
         if node.tag in _SHORT_TAGS and len(node.value) > _MAX_DIGITS:
             raise ValueError(f"the number or date {shown(node.value)} has more than {_MAX_DIGITS} characters")
         value = super().construct_object(node, deep)
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise ValueError(f"the integer {shown(node.value)} has more than {MAX_BITS} bits")
+        if isinstance(value, str) and any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value):
+            raise ValueError(f"the text {shown(value)} contains a null character or half of a surrogate pair")
         return value
 
     def _check_node(self, node: yaml.Node, *, depth: int) -> tuple[int, int]:
