@@ -38,7 +38,15 @@ def resolve(experiment: Experiment) -> list[str]:
 
     Returns:
         One line per changed value, such as `train/nano/0: settings.epochs was 9, is 12`.
+
+    Raises:
+        SettingError: If DVC could not find the data; it would report it without the name of the setting.
     """
+    if Path("dvc.yaml").is_file() and not Path(experiment.data.path).exists():
+        raise SettingError(
+            f"data.path={experiment.data.path!r} does not exist; set it to the folder of the data, or run "
+            "`yolov7 use NAME --data FOLDER`"
+        )
     inputs = stage_inputs(experiment)
     final = stage_folder("resolve")
     with whole_folder(final) as folder:

@@ -39,6 +39,12 @@ def test_each_training_has_a_file_with_its_spec_settings_and_seed() -> None:
     assert not {"loader_workers", "cache_images", "checkpoint_minutes", "recipe"} & content["settings"].keys()
 
 
+def test_a_missing_data_folder_is_named_before_dvc_looks_for_it(project: Path) -> None:
+    (project / "dvc.yaml").write_text("stages: {}")
+    with pytest.raises(SettingError, match=r"data\.path='lost' does not exist"):
+        resolve(experiment(data={"format": "coco", "path": "lost"}))
+
+
 def test_where_training_runs_is_in_no_file() -> None:
     plain = stage_inputs(experiment())
     assert stage_inputs(experiment(ray={"workers": 4, "storage": "s3://bucket/x"})) == plain
