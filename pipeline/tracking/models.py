@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,25 @@ def log_model(client: MlflowClient, run_id: str, weights: Path, *, key: RunKey, 
     with suppress(Exception):  # it may exist already; any other failure shows in the next request
         client.create_registered_model(registered)
     tags = key.tags() | {_DIGEST: digest}
-    client.create_model_version(registered, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
+    with _default_store(client.tracking_uri):
+        client.create_model_version(registered, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """Make a store MLflow's default, because its model registry looks up the logged model in the default store.
+
+    Without this, MLflow would open the store of the current folder, and make a folder with an encoded name for it.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def has_model(client: MlflowClient, run_id: str, weights: Path, *, key: RunKey, registered: str | None) -> bool:

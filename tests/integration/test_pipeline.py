@@ -41,6 +41,7 @@ def test_every_stage_left_what_it_promises(project: Project) -> None:
     page = (project.folder / "artifacts/tables/index.html").read_text()
     assert "deep" in page
     assert not (project.folder / "runs/nano/0").exists()
+    assert not list(project.folder.parent.glob("*%*"))  # folders with encoded names
 
 
 def test_a_second_repro_runs_nothing(project: Project) -> None:
