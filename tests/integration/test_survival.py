@@ -33,13 +33,15 @@ TRAIN = {
     "loader_workers": 1,
     "optim": {"nominal_batch": 8},
 }
-KILLED_IN_THE_MOVE = """
+KILLED_IN_THE_COPY = """
 import os, shutil, signal
-real = shutil.move
-def move(*args):
-    real(*args)
-    os.kill(os.getpid(), signal.SIGKILL)
-shutil.move = move
+real = shutil.copyfile
+def copy(source, target, **options):
+    done = real(source, target, **options)
+    if str(target).endswith("weights.safetensors"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+shutil.copyfile = copy
 from pipeline.cli import main
 main()
 """
@@ -128,7 +130,7 @@ def test_interrupts_and_kills_lose_nothing(project: Project, tmp_path: Path, mon
     interrupt(project)
     lose_a_worker_and_terminate(project)
     kill_the_driver_twice(project)
-    kill_in_the_move(project)
+    kill_in_the_copy(project)
     last = Training(project)
     said = last.output()
     assert last.process.returncode == 0, said
@@ -205,9 +207,9 @@ def kill_the_driver_twice(project: Project) -> None:
     training.process.wait()
 
 
-def kill_in_the_move(project: Project) -> None:
-    """Kill the command while it moves the weights to artifacts/."""
-    training = Training(project, "python", "-c", KILLED_IN_THE_MOVE, "train", "narrow")
+def kill_in_the_copy(project: Project) -> None:
+    """Kill the command after it copied the weights to a draft of artifacts/."""
+    training = Training(project, "python", "-c", KILLED_IN_THE_COPY, "train", "narrow")
     said = training.output()
     assert training.process.returncode == -signal.SIGKILL, said
 

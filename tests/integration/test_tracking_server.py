@@ -174,14 +174,14 @@ def test_an_outage_during_a_training_and_over_commands_loses_and_doubles_nothing
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     both = params(1, 2)
     train_here(monkeypatch, {2: server.freeze})
-    commands.run_train(both, [("nano", 1)])
+    commands.run_train(both, [(both.variant("nano"), 1)])
     told = "\n".join(caplog.messages)
     assert "is unreachable; records are queued in runs/.tracking" in told
     assert "are queued in runs/.tracking; the next command or `yolov7 sync` sends them" in told
-    commands.run_reparam(both, [("nano", 1)])
-    commands.run_evaluate(both, [("nano", 1)])
+    commands.run_reparam(both, [(both.variant("nano"), 1)])
+    commands.run_evaluate(both, [(both.variant("nano"), 1)])
     train_here(monkeypatch, {2: server.thaw})
-    commands.run_train(both, [("nano", 2)])
+    commands.run_train(both, [(both.variant("nano"), 2)])
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     sync(both)
     run = assert_whole(client, server, 1)
