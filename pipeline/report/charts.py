@@ -65,7 +65,7 @@ def _curve_chart(curves: Mapping[str, Sequence[Curve]]) -> Chart:
             mark = "o" if len(curve) == 1 else None
             axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1.6, marker=mark)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     axes.grid(axis="y", color=_INK, alpha=0.3, linewidth=0.6)
     return Chart(title, tuple(curves), colours, svg_text(figure, title=title))
 
