@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -24,7 +22,16 @@ from yolov7.data.images import Image
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import collate
 from yolov7.data.outlines import move
-from yolov7.detect.drawing import captioned, class_colour, contact_sheet, draw_boxes, draw_cells, draw_outlines, enlarge
+from yolov7.detect.drawing import (
+    captioned,
+    class_colour,
+    contact_sheet,
+    draw_boxes,
+    draw_cells,
+    draw_outlines,
+    enlarge,
+    write_picture,
+)
 from yolov7.detect.text import drawable_names
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
@@ -66,13 +73,13 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
     )
     for note in (*describe_small_boxes(index, settings), str(choice)):
         console.print(stage_line("inspect", variant, note))
-    _write(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
+    write_picture(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
     if not is_file(stage_folder("train", variant, seed) / WEIGHTS):
         text = f"{folder}/samples.jpg; for assigned cells, run `yolov7 train {variant}` first"
         console.print(stage_line("inspect", variant, text))
         return
     weights = stage_weights("train", resolved, seed=seed, class_names=index.class_names, device=resolve_device())
-    _write(folder / "assignment.jpg", _assignment_sheet(weights.model, index, settings))
+    write_picture(folder / "assignment.jpg", _assignment_sheet(weights.model, index, settings))
     console.print(stage_line("inspect", variant, f"{folder}/samples.jpg and assignment.jpg"))
 
 
@@ -167,8 +174,3 @@ def _choose_images(index: ImageIndex) -> list[int]:
     candidates = few or list(range(len(index)))
     spread = np.linspace(0, len(candidates) - 1, min(_IMAGES, len(candidates))).astype(int)
     return [candidates[i] for i in spread]
-
-
-def _write(path: Path, picture: Image) -> None:
-    content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-    path.write_bytes(content.tobytes())

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import cv2
-
 from pipeline.artifacts.files import read_json, stage_folder, whole_folder, write_json
 from pipeline.artifacts.prepared import has_split, load_split
 from pipeline.artifacts.reports import Metrics, PreparedData, TrainSummary
@@ -19,7 +17,7 @@ from pipeline.params import EvaluateSettings
 from pipeline.report import plots
 from yolov7.data.images import read_image
 from yolov7.data.index import ImageIndex
-from yolov7.detect.drawing import contact_sheet, draw_detections
+from yolov7.detect.drawing import contact_sheet, draw_detections, write_picture
 from yolov7.errors import ArtifactError
 from yolov7.evaluation.figures import coco_results, confusion_matrix, precision_recall
 from yolov7.evaluation.split import SplitResult, evaluate_split
@@ -120,9 +118,7 @@ def _draw_examples(
     for i in chosen:
         shown = _above(detections[i], settings.example_confidence)
         pictures.append(draw_detections(read_image(index.paths[i]), shown, index.class_names))
-    sheet = contact_sheet(pictures, columns=min(4, len(pictures)))
-    content = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-    path.write_bytes(content.tobytes())
+    write_picture(path, contact_sheet(pictures, columns=min(4, len(pictures))))
 
 
 def _above(detections: Detections, confidence: float) -> Detections:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -212,6 +213,20 @@ def contact_sheet(images: Sequence[Image], columns: int, *, cell: int = 480, mar
             sheet[middle : middle + image.shape[0], left : left + image.shape[1]] = image
         top += height + margin
     return sheet
+
+
+def write_picture(path: Path, picture: Image) -> None:
+    """Write a picture as a JPEG file.
+
+    Args:
+        path: The file.
+        picture: (H, W, 3) uint8 RGB.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    path.write_bytes(content.tobytes())
 
 
 def _write_label(
