@@ -17,10 +17,11 @@ from yolov7.data.index import ImageIndex
 from yolov7.data.loader import ValLoader
 from yolov7.errors import ArtifactError, shown
 from yolov7.evaluation.split import evaluate_split
+from yolov7.inference.engine import ModelEngine
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import COCO_NMS
 from yolov7.system.files import is_file
-from yolov7.system.precision import resolve_device
+from yolov7.system.precision import resolve_device, resolve_precision
 from yolov7.training.averaging import (
     Mix,
     Score,
@@ -184,7 +185,8 @@ def _images(index: ImageIndex, *, image_size: int, device: torch.device) -> Iter
 
 
 def _measure(model: DetectionModel, index: ImageIndex, *, image_size: int) -> float:
-    figures = evaluate_split(model, index, image_size=image_size, batch_size=_BATCH, nms=COCO_NMS).figures
+    engine = ModelEngine(model.eval(), resolve_precision("auto", next(model.parameters()).device))
+    figures = evaluate_split(engine, index, image_size=image_size, batch_size=_BATCH, nms=COCO_NMS).figures
     return figures.AP or 0.0
 
 

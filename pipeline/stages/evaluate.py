@@ -21,6 +21,7 @@ from yolov7.detect.drawing import contact_sheet, draw_detections, write_picture
 from yolov7.errors import ArtifactError
 from yolov7.evaluation.figures import coco_results, confusion_matrix, precision_recall
 from yolov7.evaluation.split import SplitResult, evaluate_split
+from yolov7.inference.engine import ModelEngine
 from yolov7.settings import COCO_NMS
 from yolov7.structures import Detections
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
@@ -73,12 +74,12 @@ def _load_split() -> tuple[str, ImageIndex]:
 
 def _measure(weights: Weights, index: ImageIndex, settings: EvaluateSettings) -> SplitResult:
     return evaluate_split(
-        weights.model,
+        ModelEngine(weights.model, resolve_precision("auto", resolve_device())),
         index,
         image_size=weights.image_size,
         batch_size=settings.batch_size,
         nms=settings.nms,
-        engine=settings.engine,
+        coco_engine=settings.engine,
     )
 
 

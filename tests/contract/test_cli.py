@@ -15,7 +15,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from pipeline import cli
+from pipeline.cli import main as cli
 from yolov7.errors import DataError, SettingError, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def fails_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pipeline import cli; "
+        "import sys; from pipeline.cli import main as cli; "
         "print([m for m in ('torch', 'mlflow', 'ray', 'pydantic', 'cv2', 'numpy', 'yaml') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -54,8 +54,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_ctrl_c_ends_a_command_in_one_line() -> None:
-    code = "import pipeline.cli as c; c.app.command()(c.interrupt); c.main()"
-    interrupt = "import pipeline.cli as c\ndef interrupt(): raise KeyboardInterrupt\nc.interrupt = interrupt\n"
+    code = "import pipeline.cli.main as c; c.app.command()(c.interrupt); c.main()"
+    interrupt = "import pipeline.cli.main as c\ndef interrupt(): raise KeyboardInterrupt\nc.interrupt = interrupt\n"
     command = [sys.executable, "-c", interrupt + code, "interrupt"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "yolov7: interrupted\n")

@@ -174,7 +174,7 @@ EDITS = (
     Edit("plots", append("pipeline/report/plots.py"), EVALUATE | {"tables"}),
     Edit("the page of tables", append("pipeline/report/page.py"), {"tables"}),
     Edit("tracking code", append("pipeline/tracking/outbox.py"), NOTHING),
-    Edit("the command line", append("pipeline/cli.py"), NOTHING),
+    Edit("the command line", append("pipeline/cli/main.py"), NOTHING),
     Edit("placement of workers", append("pipeline/ray/placement.py"), NOTHING),
     Edit("the search", append("pipeline/tuning/command.py"), NOTHING),
     Edit("a page of the documentation", append("README.md", "A sentence.\n"), NOTHING),

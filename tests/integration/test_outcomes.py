@@ -12,6 +12,7 @@ from tests.integration.runs import WORKER, assert_same, make_job, prepared, read
 from yolov7.data.index import load_index
 from yolov7.errors import ArtifactError, SettingError
 from yolov7.evaluation.split import evaluate_split
+from yolov7.inference.engine import ModelEngine
 from yolov7.settings import COCO_NMS
 from yolov7.training.loop import WEIGHTS, Trainer, fit
 from yolov7.training.record import best_line, read_epochs, read_notes
@@ -27,7 +28,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measure(data: Path, folder: Path) -> float | None:
     model = load_weights(folder / WEIGHTS).model
     index = load_index(data / "val.npz")
-    return evaluate_split(model, index, image_size=64, batch_size=4, nms=COCO_NMS, precision="float32").figures.AP
+    engine = ModelEngine(model, torch.float32)
+    return evaluate_split(engine, index, image_size=64, batch_size=4, nms=COCO_NMS).figures.AP
 
 
 def test_it_ends_when_patience_does_and_leaves_the_best_epochs_weights(data: Path, tmp_path: Path) -> None:

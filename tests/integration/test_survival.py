@@ -42,7 +42,7 @@ def copy(source, target, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return done
 shutil.copyfile = copy
-from pipeline.cli import main
+from pipeline.cli.main import main
 main()
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli.main import app
 from pipeline.report.paper.check import cited_models, compare_counts, listed_errata
 from pipeline.report.paper.counting import conventions, paper_models, rescaled
 from pipeline.report.paper.errata import errata

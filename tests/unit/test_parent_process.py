@@ -97,7 +97,7 @@ def test_a_stage_without_dvc_runs_on(tmp_path: Path) -> None:
 def test_the_command_line_watches_before_it_does_anything_else(tmp_path: Path) -> None:
     code = "import os, signal; os.kill = lambda pid, what: os._exit(7 if what == signal.SIGTERM else 8)\n"
     code += "import pipeline.ray.parent_process as room; room._find_dvc = lambda: None\n"
-    code += "import pipeline.cli as cli, time; cli.app = lambda: time.sleep(60); cli.main()"
+    code += "import pipeline.cli.main as cli, time; cli.app = lambda: time.sleep(60); cli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"DVC_STAGE": "train", "PYTHONPATH": str(ROOT)}, check=False
     )

@@ -14,6 +14,7 @@ from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.images import Image, read_image
 from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import detect_batch
+from yolov7.inference.engine import ModelEngine
 from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import faster_form
 from yolov7.settings import NmsSettings
@@ -98,7 +99,7 @@ class Detector:
     def _predict_batch(self, images: Sequence[Image], *, nms: NmsSettings) -> list[Detections]:
         fitted = [letterbox(image, size=self.image_size) for image in images]
         batch = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).permute(0, 3, 1, 2)  # B 3 S S
-        return detect_batch(self.model, batch, [way for _, way in fitted], nms=nms, dtype=self.dtype)
+        return detect_batch(ModelEngine(self.model, self.dtype), batch, [way for _, way in fitted], nms=nms)
 
 
 def _as_image(image: Image | str | os.PathLike[str], *, number: int) -> Image:

@@ -11,10 +11,9 @@ from yolov7.data.loader import ValLoader
 from yolov7.evaluation.coco import CocoCurves, coco_curves
 from yolov7.evaluation.figures import CocoFigures, coco_figures
 from yolov7.inference.batch import detect_batch
-from yolov7.nn.model import DetectionModel
+from yolov7.inference.engine import Engine
 from yolov7.settings import COCO_ENGINE, CocoEngine, NmsSettings
 from yolov7.structures import Detections
-from yolov7.system.precision import resolve_precision
 
 Found = list[list[Detections]]  # for each batch, for each image
 
@@ -35,14 +34,13 @@ class SplitResult:
 
 
 def evaluate_split(
-    model: DetectionModel,
+    engine: Engine,
     index: ImageIndex,
     *,
     image_size: int,
     batch_size: int,
     nms: NmsSettings,
-    precision: str = "auto",
-    engine: CocoEngine = COCO_ENGINE,
+    coco_engine: CocoEngine = COCO_ENGINE,
     rank: int = 0,
     world_size: int = 1,
     loader_workers: int = 0,
@@ -53,13 +51,12 @@ def evaluate_split(
     Several processes may share the work batch by batch. All of them return the result of a single process.
 
     Args:
-        model: The model; it is in the same mode afterwards as before.
+        engine: What runs the model.
         index: The split.
         image_size: Side of the square that images are letterboxed to, pixels.
         batch_size: Images in a batch.
         nms: Settings of the suppression.
-        precision: `float32`, `bfloat16`, `float16` or `auto`.
-        engine: The library that computes the figures.
+        coco_engine: The library that computes the figures.
         rank: The number of this process.
         world_size: The number of processes.
         loader_workers: Processes that read and letterbox images; 0: this process does.
@@ -68,9 +65,6 @@ def evaluate_split(
     Returns:
         The detections and figures.
     """
-    was_training = model.training
-    model.eval()
-    dtype = resolve_precision(precision, next(model.parameters()).device)
     batches = ValLoader(
         index,
         image_size=image_size,
@@ -79,8 +73,7 @@ def evaluate_split(
         rank=rank,
         world_size=world_size,
     )
-    mine = [detect_batch(model, batch.images, batch.geometry, nms=nms, dtype=dtype) for batch in batches]
-    model.train(was_training)
+    mine = [detect_batch(engine, batch.images, batch.geometry, nms=nms) for batch in batches]
     found = list(chain.from_iterable(chain.from_iterable(zip_longest(*gather(mine), fillvalue=()))))
-    curves = coco_curves(index, found, engine=engine)
+    curves = coco_curves(index, found, engine=coco_engine)
     return SplitResult(tuple(found), curves, coco_figures(curves, index.class_names))

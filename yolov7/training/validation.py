@@ -8,8 +8,10 @@ from typing import final
 from yolov7.data.index import ImageIndex, load_index
 from yolov7.errors import SettingError
 from yolov7.evaluation.split import evaluate_split
+from yolov7.inference.engine import ModelEngine
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import COCO_NMS, TrainSettings
+from yolov7.system.precision import resolve_precision
 from yolov7.training.worker import Worker
 
 _MAX_BATCH = 16  # images: small enough that many workers have batches to share
@@ -48,16 +50,18 @@ class Validator:
         """
         if self._index is None:
             return {}
+        was_training = model.training
+        dtype = resolve_precision(self._settings.precision, next(model.parameters()).device)
         figures = evaluate_split(
-            model,
+            ModelEngine(model.eval(), dtype),
             self._index,
             image_size=self._settings.image_size,
             batch_size=min(self._settings.batch_size, _MAX_BATCH),
             nms=COCO_NMS,
-            precision=self._settings.precision,
             rank=worker.rank,
             world_size=worker.world_size,
             loader_workers=worker.loader_workers,
             gather=worker.gather,
         ).figures
+        model.train(was_training)
         return {"AP": figures.AP, "AP50": figures.AP50}

@@ -1,0 +1,99 @@
+"""The application of the command line, and what several commands need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.experiment import Experiment, ResolvedVariant
+
+app = typer.Typer(
+    name="yolov7",
+    help="Compare YOLOv7 models: describe them and the data in params.yaml, then run `dvc repro` or single stages.",
+    epilog="Set YOLOV7_TRACEBACK=1 to see where an error was raised.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+VariantName = Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: all variants.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="A seed of params.yaml. Default: all seeds.")]
+
+_DISTRIBUTION = "yolov7-pipeline"
+
+
+def about() -> tuple[str, str]:
+    """Describe the installed project.
+
+    Returns:
+        Its name with its version, and where to report bugs.
+    """
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    maintainers = f"to the maintainers of {_DISTRIBUTION}"
+    try:
+        found = metadata(_DISTRIBUTION)
+    except PackageNotFoundError:
+        return _DISTRIBUTION, maintainers
+    pages = dict(url.split(", ", 1) for url in found.get_all("Project-URL") or [])
+    return f"{_DISTRIBUTION} {found['Version']}", f"at {pages['Issues']}" if "Issues" in pages else maintainers
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(about()[0])
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def experiment() -> Experiment:
+    """Load params.yaml of the current folder.
+
+    Returns:
+        The resolved experiment.
+
+    Raises:
+        SettingError: If the file is missing or wrong.
+    """
+    from pipeline.experiment import load_experiment
+
+    return load_experiment()
+
+
+def selected(experiment: Experiment, variant: str | None, seed: int | None) -> tuple[tuple[ResolvedVariant, int], ...]:
+    """Select variants and seeds of an experiment.
+
+    Args:
+        experiment: The experiment.
+        variant: A variant's name, or the name of a DVC stage, such as `train@nano-0`, which selects one variant and
+            seed; None selects all variants.
+        seed: A seed; None selects all seeds.
+
+    Returns:
+        Each selected variant with each selected seed.
+
+    Raises:
+        SettingError: If the experiment has no such variant or seed.
+    """
+    from yolov7.errors import SettingError
+
+    if variant is not None and "@" in variant:
+        name, _, number = variant.rpartition("@")[2].rpartition("-")
+        if number.isdecimal():
+            variant, seed = name, int(number)
+    variants = tuple(experiment.variants.values()) if variant is None else (experiment.variant(variant),)
+    if seed is not None and seed not in experiment.seeds:
+        raise SettingError(f"seed {seed} is not in params.yaml; it has the seeds {list(experiment.seeds)}")
+    seeds = experiment.seeds if seed is None else (seed,)
+    return tuple((one, number) for one in variants for number in seeds)

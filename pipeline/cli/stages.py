@@ -1,0 +1,154 @@
+"""Commands that run stages of params.yaml, or look at what a stage does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import Seed, VariantName, app, experiment, selected
+
+
+@app.command()
+def resolve() -> None:
+    """Resolve params.yaml for the other stages.
+
+    Write everything that decides the result of a stage, variant and seed to one file in artifacts/resolve.
+    """
+    from pipeline.commands.run_stages import run_resolve
+
+    run_resolve(experiment())
+
+
+@app.command()
+def prepare() -> None:
+    """Read or draw the data, check them, and index them.
+
+    Write one index per split and a health report to artifacts/prepare.
+    """
+    from pipeline.commands.run_stages import run_prepare
+
+    run_prepare(experiment())
+
+
+@app.command()
+def train(variant: VariantName = None, seed: Seed = None) -> None:
+    """Train variants with Ray Train.
+
+    An interrupted training continues from its last checkpoint.
+    """
+    from pipeline.commands.run_stages import run_train
+
+    resolved = experiment()
+    run_train(resolved, selected(resolved, variant, seed))
+
+
+@app.command()
+def reparam(variant: VariantName = None, seed: Seed = None) -> None:
+    """Re-parameterise trained models and prove the result.
+
+    The proof compares the outputs of the model before and after.
+    """
+    from pipeline.commands.run_stages import run_reparam
+
+    resolved = experiment()
+    run_reparam(resolved, selected(resolved, variant, seed))
+
+
+@app.command()
+def evaluate(variant: VariantName = None, seed: Seed = None) -> None:
+    """Measure COCO metrics of the deployed models.
+
+    Also draw example detections, precision-recall curves and the confusion matrix.
+    """
+    from pipeline.commands.run_stages import run_evaluate
+
+    resolved = experiment()
+    run_evaluate(resolved, selected(resolved, variant, seed))
+
+
+@app.command()
+def benchmark() -> None:
+    """Measure latency and FPS of all variants.
+
+    The variants take turns, so that a change in the machine's speed affects all of them alike.
+    """
+    from pipeline.commands.run_stages import run_benchmark
+
+    run_benchmark(experiment())
+
+
+@app.command()
+def tables(
+    show: Annotated[bool, typer.Option("--show", help="Only print the summary of the last run.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only compare #Param and FLOPs with the paper.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare the variants, and fill the paper's tables.
+
+    Write an HTML page, CSV, Markdown and JSON to artifacts/tables. The exit code of --check is 1 if a figure differs.
+    """
+    from pipeline.commands.run_stages import check_tables, print_summary, run_tables
+
+    if check:
+        raise typer.Exit(0 if check_tables(as_json=json) else 1)
+    if show:
+        print_summary()
+    else:
+        run_tables(experiment(), as_json=json)
+
+
+@app.command()
+def tune(
+    budget: Annotated[str | None, typer.Option(metavar="B", help="For example 30m, 8h, 40trials or 2e18flop.")] = None,
+    base: Annotated[str | None, typer.Option(metavar="NAME", help="The variant or spec that is scaled.")] = None,
+    max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Largest GFLOPs of a deployed model.")] = None,
+    max_params: Annotated[float | None, typer.Option(metavar="M", help="Largest parameter count in millions.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="Largest latency at batch size 1.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(metavar="RULES", help="Comma-separated rules: compound, width, depth, free.")
+    ] = None,
+    trials_per_gpu: Annotated[int | None, typer.Option(metavar="N", help="Trials that share one GPU.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the search and of all trainings.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted search.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Only add the chosen model to params.yaml.")] = False,
+) -> None:
+    """Search for the best model of a family within a budget.
+
+    Options that are left out take their values from `tune` in params.yaml.
+    """
+    if adopt:
+        from pipeline.tuning.adopt import adopt as adopt_chosen
+
+        typer.echo(adopt_chosen())
+        return
+    from pipeline.commands.run_stages import run_search
+    from pipeline.experiment import tune_settings
+
+    options = {
+        "budget": budget,
+        "base": base,
+        "max_gflops": max_gflops,
+        "max_params": max_params,
+        "max_latency_ms": max_latency_ms,
+        "rules": rule.split(",") if rule else None,
+        "trials_per_gpu": trials_per_gpu,
+        "seed": seed,
+    }
+    resolved = experiment()
+    run_search(resolved, tune_settings(resolved, options), resume=resume)
+
+
+@app.command()
+def inspect(
+    variant: Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: the first one.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="A seed of params.yaml. Default: the first.")] = None,
+) -> None:
+    """Draw training samples and the assignment of labels.
+
+    The assignment shows the cells from which a trained model's heads learn each object.
+    """
+    from pipeline.commands.inspect_training import inspect as run
+
+    resolved = experiment()
+    run(*selected(resolved, variant or next(iter(resolved.variants)), seed)[0])

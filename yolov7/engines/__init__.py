@@ -1,0 +1,1 @@
+"""Engines that run a trained model or an exported file: torch, ONNX Runtime, OpenVINO, TensorRT."""
