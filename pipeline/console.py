@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+_NOTABLE_WAIT = 0.05  # share of the time
 
 # Names from files may contain square brackets and colons, which are text here and not markup.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -82,24 +85,40 @@ def epoch_text(line: dict[str, Any]) -> str:
     measured = f"  AP {line['AP']:.3f}" if line.get("AP") is not None else ""
     skipped = f"  {counted(line['skipped_steps'], 'step')} skipped" if line["skipped_steps"] else ""
     return (
-        f"epoch {line['epoch']}/{line['epochs']}  {_losses(line)}{measured}  {line['images_per_second']:.0f} img/s "
-        f"(loader waits {line['loader_wait_share']:.0%}){skipped}  {duration(line['seconds'])}"
+        f"epoch {line['epoch']}/{line['epochs']}  {_losses(line)}{measured}  {line['images_per_second']:.0f} img/s"
+        f"{waiting(line['loader_wait_share'])}{skipped}  {duration(line['seconds'])}"
     )
 
 
-class TrainView:
-    """Show a training run: on a terminal with a progress bar, elsewhere with one line per epoch."""
+def waiting(share: float) -> str:
+    """Return a remark on a loader that training waits for.
 
-    def __init__(self, name: str, bar: Progress | None) -> None:
+    Args:
+        share: Share of the time in which training waits for the loader.
+
+    Returns:
+        For example ` (waits 12% for the loader)`; nothing below 5 %.
+    """
+    return f" (waits {share:.0%} for the loader)" if share >= _NOTABLE_WAIT else ""
+
+
+class TrainView:
+    """Show a training run: one line per epoch and, on a terminal, a progress bar below the lines."""
+
+    def __init__(self, name: str, *, epochs: int, bar: Progress | None) -> None:
         """Start the view.
 
         Args:
             name: What is trained.
-            bar: The progress bar; None prints lines instead.
+            epochs: Length of the run in epochs.
+            bar: The progress bar; None prints lines only.
         """
         self._name = name
+        self._epochs = epochs
         self._bar = bar
-        self._task = bar.add_task(stage_line("train", name, "starting"), total=None) if bar else None
+        self._task = bar.add_task(stage_line("train", name, "starting"), total=None, left="") if bar else None
+        self._last_ap: float | None = None
+        self._first: tuple[float, int] | None = None  # the time and the step of the first progress that was seen
 
     def show_progress(self, progress: dict[str, Any]) -> None:
         """Move the progress bar.
@@ -109,22 +128,26 @@ class TrainView:
         """
         if self._bar is None or self._task is None or not progress:
             return
-        text = f"{_losses(progress)}  {progress['images_per_second']:.0f} img/s"
+        self._first = self._first or (time.monotonic(), progress["step"])
+        epoch = min(progress["epochs_done"] + 1, self._epochs)
+        measured = "" if self._last_ap is None else f"  AP {self._last_ap:.3f}"
         self._bar.update(
             self._task,
-            description=stage_line("train", self._name, text),
+            description=stage_line("train", self._name, f"epoch {epoch}/{self._epochs}{measured}"),
             completed=progress["step"],
             total=progress["total_steps"],
+            left=self._time_left(progress["step"], progress["total_steps"]),
         )
 
     def show_epoch(self, line: dict[str, Any]) -> None:
-        """Print an epoch if there is no progress bar.
+        """Print an epoch.
 
         Args:
             line: The record of the epoch.
         """
-        if self._bar is None:
-            console.print(stage_line("train", self._name, epoch_text(line)))
+        if line.get("AP") is not None:
+            self._last_ap = line["AP"]
+        console.print(stage_line("train", self._name, epoch_text(line)))
 
     def show_note(self, text: str) -> None:
         """Print a message about the run.
@@ -134,23 +157,31 @@ class TrainView:
         """
         console.print(stage_line("train", self._name, text))
 
+    def _time_left(self, step: int, total: int) -> str:
+        """Estimate the remaining time from all steps since the start, so that validation and checkpoints count."""
+        assert self._first is not None
+        seconds, steps = time.monotonic() - self._first[0], step - self._first[1]
+        return f"{duration(seconds / steps * (total - step))} left" if steps else ""
+
 
 @contextmanager
-def train_view(name: str) -> Iterator[TrainView]:
+def train_view(name: str, *, epochs: int) -> Iterator[TrainView]:
     """Show one training run while the context is open.
 
     Args:
         name: What is trained.
+        epochs: Length of the run in epochs.
 
     Yields:
         The view.
     """
     if not console.is_terminal:
-        yield TrainView(name, None)
+        yield TrainView(name, epochs=epochs, bar=None)
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=console, transient=True) as bar:
-        yield TrainView(name, bar)
+        yield TrainView(name, epochs=epochs, bar=bar)
 
 
 def _losses(record: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from pipeline.artifacts.files import (
 )
 from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
 from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
-from pipeline.console import TrainView, console, counted, duration, stage_line, train_view
+from pipeline.console import TrainView, console, counted, duration, stage_line, train_view, waiting
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.params import TrackingSettings, TuneSettings
 from pipeline.stages.resolve import resolve, stage_inputs
@@ -79,7 +79,7 @@ def run_reparam(experiment: Experiment, selection: Selection) -> None:
                 report = reparam(experiment.reparam, variant, seed=seed)
             if dvc_stage() is not None:
                 forget_run(variant, seed=seed)
-            with tracker.run(_key(variant.name, seed)) as run:
+            with tracker.run(_key(variant.name, seed), adds=True) as run:
                 _log_reparam(experiment, run, report)
             console.print(stage_line("reparam", _name(experiment, variant, seed), _reparam_text(report)))
 
@@ -92,7 +92,7 @@ def run_evaluate(experiment: Experiment, selection: Selection) -> None:
         for variant, seed in selection:
             with stage_lock("evaluate", variant.name, seed), _checked(experiment, "evaluate", variant, seed):
                 metrics = evaluate(experiment.evaluate, variant, seed=seed)
-            with tracker.run(_key(variant.name, seed)) as run:
+            with tracker.run(_key(variant.name, seed), adds=True) as run:
                 _log_evaluation(experiment, run, metrics)
             console.print(stage_line("evaluate", _name(experiment, variant, seed), _evaluation_text(metrics)))
 
@@ -107,7 +107,7 @@ def run_benchmark(experiment: Experiment) -> None:
         for variant in experiment.variants:
             before, after = fps_before_and_after(result, variant)
             for seed in _trained_seeds(experiment, variant):
-                with tracker.run(_key(variant, seed)) as run:
+                with tracker.run(_key(variant, seed), adds=True) as run:
                     run.log_metrics(benchmark_metrics(result, variant))
                     run.set_tags({"benchmark": experiment.benchmark.model_dump(), "benchmark_device": result.device})
             console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
@@ -230,7 +230,7 @@ def _train_tracked(
 
     job = build_job(variant, seed=seed)
     key = RunKey(variant=variant.name, seed=seed, fingerprint=job.fingerprint)
-    with tracker.run(key) as run, train_view(name) as view:
+    with tracker.run(key) as run, train_view(name, epochs=variant.train.epochs) as view:
         _log_start(experiment, run, variant=variant)
         follower = _Follower(view, run)
         summary = train(job, variant, on_tick=follower.tick)
@@ -289,6 +289,7 @@ def _log_evaluation(experiment: Experiment, run: TrackedRun, metrics: Metrics) -
     variant, seed, settings = run.key.variant, run.key.seed, experiment.evaluate
     figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
     run.log_metrics({f"evaluate/{name}": value for name, value in figures.items()})
+    run.log_metrics({f"evaluate/AP of classes/{name}": value for name, value in metrics.per_class_AP.items()})
     run.set_tags({"evaluate": settings.model_dump()})
     run.log_artifact(stage_folder("evaluate", variant, seed), "evaluate")
     weights = stage_folder("reparam", variant, seed) / WEIGHTS
@@ -335,8 +336,8 @@ def _evaluation_text(metrics: Metrics) -> str:
 def _train_text(summary: TrainSummary) -> str:
     measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "
     return (
-        f"{counted(summary.epochs, 'epoch')}  {measured}{summary.images_per_second:.0f} img/s "
-        f"(loader waits {summary.loader_wait_share:.0%})  {duration(summary.seconds)}"
+        f"{counted(summary.epochs, 'epoch')}  {measured}{summary.images_per_second:.0f} img/s"
+        f"{waiting(summary.loader_wait_share)}  {duration(summary.seconds)}"
     )
 
 

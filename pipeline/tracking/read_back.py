@@ -27,7 +27,7 @@ def confirm_metric(client: MlflowClient, run_id: str, metric: Metric) -> None:
         metric: The last point of a request. The store takes the points of one request together or not at all.
     """
     history = client.get_metric_history(run_id, metric.key)
-    if not any(point.step == metric.step for point in history):
+    if not any((point.step, point.value) == (metric.step, metric.value) for point in history):
         raise _not_there("points")
 
 
@@ -43,7 +43,7 @@ def confirm_small(client: MlflowClient, record: TrackingRecord, run_id: str) -> 
     if record.kind == "begin":
         is_there = run.info.status == "RUNNING"
     elif record.kind == "end":
-        is_there = run.info.status == content["status"]
+        is_there = run.info.status == content["status"] or content.get("adds", False)
     elif record.kind == "params":
         is_there = content.keys() <= run.data.params.keys()
     elif record.kind == "tags":

@@ -92,6 +92,7 @@ class _NoContent(_Content):
 
 class _EndContent(_Content):
     status: Literal["FINISHED", "FAILED", "KILLED"]
+    adds: bool = False
 
 
 class _TextsContent(BaseModel):
@@ -164,13 +165,14 @@ def next_step(last: tuple[int, float] | None, value: float, step: int | None) ->
         step: The epoch of the new value; None for a figure that has no epoch.
 
     Returns:
-        `step` if it is behind the last one; without a step, the next one if the value changed.
+        `step` if it is behind the last one. Without a step, that of the last point if the value changed: MLflow's
+        page draws metrics with one step as bars, and shows the newest value.
     """
     if last is None:
         return step or 0
     if step is not None:
         return step if step > last[0] else None
-    return None if value == last[1] else last[0] + 1
+    return None if value == last[1] else last[0]
 
 
 def clean_name(name: str) -> str:

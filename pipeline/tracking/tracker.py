@@ -65,17 +65,18 @@ class Tracker:
         self._sender.send()
         return before, self._sender.waiting()
 
-    def run(self, key: RunKey, *, parent: RunKey | None = None) -> TrackedRun:
+    def run(self, key: RunKey, *, parent: RunKey | None = None, adds: bool = False) -> TrackedRun:
         """Return a run, to be entered with `with`; it is made if it does not exist.
 
         Args:
             key: What identifies the run.
             parent: The run below which it is shown; None for a run of its own.
+            adds: Whether the caller only adds figures to a run that has ended, whose duration stays as it is.
 
         Returns:
             The run.
         """
-        return TrackedRun(self, key, parent=parent)
+        return TrackedRun(self, key, parent=parent, adds=adds)
 
     def mark_current(self, keys: Collection[RunKey]) -> None:
         """Tag the runs of these keys, and no others, `current: yes`.
@@ -122,27 +123,30 @@ class Tracker:
 class TrackedRun:
     """One run while a stage adds to it. Every method returns at once or within seconds, and none raises."""
 
-    def __init__(self, tracker: Tracker, key: RunKey, *, parent: RunKey | None = None) -> None:
+    def __init__(self, tracker: Tracker, key: RunKey, *, parent: RunKey | None = None, adds: bool = False) -> None:
         """Name a run; it begins when it is entered with `with`.
 
         Args:
             tracker: The tracker of its experiment.
             key: What identifies the run.
             parent: The run above it.
+            adds: Whether the caller only adds figures to a run that has ended.
         """
         self.key = key
         self._tracker = tracker
         self._parent = parent
+        self._adds = adds
 
     def __enter__(self) -> TrackedRun:
-        """Mark the run as running."""
-        self._record("begin", {})
+        """Mark the run as running, unless the caller only adds to it."""
+        if not self._adds:
+            self._record("begin", {})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Mark the run as finished, failed or killed."""
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
-        self._record("end", {"status": status})
+        self._record("end", {"status": status, "adds": self._adds})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters of the training; those that the run has already stay as they are.

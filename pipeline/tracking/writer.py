@@ -130,13 +130,21 @@ def _write_small(client: MlflowClient, run_id: str, record: TrackingRecord) -> N
     if record.kind == "begin":
         client.update_run(run_id, status="RUNNING")
     elif record.kind == "end":
-        client.set_terminated(run_id, content["status"], record.time)
+        _end(client, run_id, content, time=record.time)
     elif record.kind == "params":
         _write_params(client, run_id, content)
     elif record.kind == "tags":
         _write_tags(client, run_id, content)
     else:
         _write_dataset(client, run_id, content)
+
+
+def _end(client: MlflowClient, run_id: str, content: Mapping[str, Any], *, time: int) -> None:
+    """End a run. A stage that only added to a run leaves its times as they are: its duration is the training's."""
+    if not content.get("adds") or client.get_run(run_id).info.end_time is None:
+        client.set_terminated(run_id, content["status"], time)
+    elif content["status"] != "FINISHED":
+        client.update_run(run_id, status=content["status"])
 
 
 def _write_params(client: MlflowClient, run_id: str, texts: Mapping[str, str]) -> None:
