@@ -53,8 +53,17 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also log what happens inside.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print warnings and errors only.")] = False,
 ) -> None:
-    pass
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if quiet:
+        from pipeline.console import console
+
+        console.quiet = True
 
 
 def experiment() -> Experiment:

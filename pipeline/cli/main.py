@@ -18,7 +18,10 @@ _FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Permis
 _HOW_TO_CONTINUE = {
     "train": "; run the same command again to continue from the last checkpoint",
     "tune": "; run `yolov7 tune --resume` to continue the search",
+    "predict": "; the results so far are kept",
+    "export": "; no file was written",
 }
+_SERVERS = {"serve", "ui"}  # Ctrl-C is how they end
 _EXTRAS = {
     "boto3": "pipeline",
     "dvc": "pipeline",
@@ -69,7 +72,7 @@ def main() -> None:
 
 def _end_interrupted() -> None:
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    _fail(f"interrupted{_HOW_TO_CONTINUE.get(command, '')}", code=_INTERRUPTED)
+    _fail("stopped" if command in _SERVERS else f"interrupted{_HOW_TO_CONTINUE.get(command, '')}", code=_INTERRUPTED)
 
 
 def _end_with(error: Exception) -> None:

@@ -41,9 +41,12 @@ def sync() -> None:
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(metavar="N", help="The port of the web page.")] = 5000) -> None:
+def ui(
+    port: Annotated[int, typer.Option(metavar="N", help="The port of the web page.")] = 5000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
+) -> None:
     """Serve MLflow's web page with all runs."""
     from pipeline.commands.run_stages import open_ui
     from pipeline.params import load_params
 
-    open_ui(load_params().tracking, port=port)
+    open_ui(load_params().tracking, host=host, port=port)

@@ -190,14 +190,15 @@ def _print_missing(missing: Sequence[str]) -> None:
         print(f"missing: {len(missing) - shown} more, listed in {stage_folder('tables')}/index.html")
 
 
-def open_ui(tracking: TrackingSettings, *, port: int) -> None:
+def open_ui(tracking: TrackingSettings, *, host: str, port: int) -> None:
     """Serve MLflow's page on the runs of the experiment until it is interrupted.
 
     Args:
         tracking: Which experiment the page shows.
+        host: The address to listen on.
         port: The port of the page.
     """
-    serve_page(tracking.experiment, port=port, say=console.print)
+    serve_page(tracking.experiment, host=host, port=port, say=console.print)
 
 
 @contextmanager

@@ -13,19 +13,20 @@ from types import FrameType
 
 from pipeline.tracking.addresses import redact, sqlite_file, store_address
 from pipeline.tracking.database import artifact_root
+from pipeline.tracking.shared_view import VIEW_KEY, set_shared_view
 from pipeline.tracking.store import TrackingStore, quiet_environment
-from yolov7.errors import SettingError, one_line
+from yolov7.errors import SettingError, one_line, shown
 
-HOST = "127.0.0.1"
 _LARGEST_PORT = 65535
 _GRACE_SECONDS = 10.0  # for MLflow's server to end by itself
 
 
-def serve_page(experiment: str, *, port: int, say: Callable[[str], None]) -> None:
+def serve_page(experiment: str, *, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serve MLflow's page until it is interrupted or this process gets SIGTERM.
 
     Args:
         experiment: The experiment whose runs the address opens.
+        host: The address to listen on; `0.0.0.0` lets other machines open the page, which asks for no password.
         port: The port of the page.
         say: Receives the address.
 
@@ -36,42 +37,47 @@ def serve_page(experiment: str, *, port: int, say: Callable[[str], None]) -> Non
     address = store_address()
     if address.uri.startswith("http"):
         raise SettingError(f"MLFLOW_TRACKING_URI={address.name} is a server; open that address in a browser")
-    _check_port(port)
-    say(f"MLflow serves {_page_address(experiment, port=port)}; press Ctrl-C to end it")
-    code = _run_until_ended(_command(port), environment=_environment(address.uri))
+    _check_port(host, port)
+    say(f"MLflow serves {_page_address(experiment, host=host, port=port)}; press Ctrl-C to end it")
+    code = _run_until_ended(_command(host, port), environment=_environment(address.uri))
     if code != 0:
         raise SettingError(f"MLflow's server ended with exit code {code}; its own messages are above")
 
 
-def _check_port(port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     if not 1 <= port <= _LARGEST_PORT:
         raise SettingError(f"--port={port} must be between 1 and {_LARGEST_PORT}")
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            free.bind((HOST, port))
+            free.bind((host, port))
         except OSError as error:
             reason = one_line(error.strerror or error)
-            raise SettingError(f"port {port} cannot be used ({reason}); choose another one with --port") from None
+            raise SettingError(
+                f"port {port} of {shown(host)} cannot be used ({reason}); choose another one with --port or --host"
+            ) from None
 
 
-def _page_address(experiment: str, *, port: int) -> str:
+def _page_address(experiment: str, *, host: str, port: int) -> str:
     """Return the address of the runs of the experiment, or of the page's start where there is no such experiment."""
     address = store_address()
-    start = f"http://{HOST}:{port}"
+    start = f"http://{host}:{port}"
     file = sqlite_file(address.uri)
     if file is not None and not file.exists():
         return start
     try:
-        found = TrackingStore(address.uri).find_experiment(experiment)
+        store = TrackingStore(address.uri)
+        found = store.find_experiment(experiment)
+        if found is not None:
+            set_shared_view(store.client, found)
     except Exception as error:
         raise SettingError(f"{address.name} cannot be opened: {redact(one_line(error))}") from None
-    return start if found is None else f"{start}/#/experiments/{found}/runs"
+    return start if found is None else f"{start}/#/experiments/{found}/runs?viewStateShareKey={VIEW_KEY}"
 
 
-def _command(port: int) -> tuple[str, ...]:
+def _command(host: str, port: int) -> tuple[str, ...]:
     """Return the command line, which anyone on the machine can read and therefore names no store."""
-    return (sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1")
+    return (sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1")
 
 
 def _environment(uri: str) -> dict[str, str]:

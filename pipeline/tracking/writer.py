@@ -12,6 +12,7 @@ from pipeline.tracking.models import log_model, log_version_evaluation
 from pipeline.tracking.outbox import WaitingRecord
 from pipeline.tracking.read_back import confirm_large, confirm_metric, confirm_small
 from pipeline.tracking.records import RecordSubject, RunKey, TrackingRecord, chunks, is_large, next_step
+from pipeline.tracking.shared_view import set_shared_view
 from pipeline.tracking.store import TrackingStore
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class RecordWriter:
             client.delete_tag(run_id, "current")
         for run_id in current - before:
             client.set_tag(run_id, "current", "yes")
+        set_shared_view(client, experiment)
 
 
 def _write_large(client: MlflowClient, waiting: WaitingRecord, run_id: str) -> str | None:

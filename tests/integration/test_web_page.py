@@ -22,7 +22,8 @@ from yolov7.errors import SettingError
 
 ROOT = Path(__file__).parents[2]
 _SERVE = (
-    "from pipeline.tracking import serve_page; serve_page('test', port={}, say=lambda line: print(line, flush=True))"
+    "from pipeline.tracking import serve_page; "
+    "serve_page('test', host='127.0.0.1', port={}, say=lambda line: print(line, flush=True))"
 )
 
 
@@ -40,26 +41,28 @@ def taken_port() -> Iterator[int]:
 
 def test_a_port_that_is_in_use_is_an_error_at_once(taken_port: int) -> None:
     said: list[str] = []
-    with pytest.raises(SettingError, match=f"port {taken_port} cannot be used .*; choose another one with --port"):
-        serve_page("test", port=taken_port, say=said.append)
+    with pytest.raises(
+        SettingError, match=f"port {taken_port} of .* cannot be used .*; choose another one with --port or --host"
+    ):
+        serve_page("test", host="127.0.0.1", port=taken_port, say=said.append)
     assert said == []
 
 
 def test_a_port_out_of_range_is_an_error() -> None:
     with pytest.raises(SettingError, match="--port=70000 must be between 1 and 65535"):
-        serve_page("test", port=70000, say=print)
+        serve_page("test", host="127.0.0.1", port=70000, say=print)
 
 
 def test_a_server_has_a_page_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@example.test:5000")
     with pytest.raises(SettingError, match=r"MLFLOW_TRACKING_URI=http://example\.test:5000 is a server; open that"):
-        serve_page("test", port=free_port(), say=print)
+        serve_page("test", host="127.0.0.1", port=free_port(), say=print)
 
 
 def test_a_store_that_cannot_be_opened_is_an_error() -> None:
     Path("mlflow.db").mkdir()
     with pytest.raises(SettingError, match=r"sqlite:///mlflow\.db cannot be opened: .*mlflow\.db is a folder"):
-        serve_page("test", port=free_port(), say=print)
+        serve_page("test", host="127.0.0.1", port=free_port(), say=print)
 
 
 @pytest.mark.slow
@@ -74,7 +77,7 @@ def test_the_page_opens_the_runs_and_ends_with_its_command(tmp_path: Path) -> No
     assert page.stdout is not None
     address = re.search(r"http://\S+(?=;)", page.stdout.readline())
     assert address is not None
-    assert address[0] == f"http://127.0.0.1:{port}/#/experiments/1/runs"
+    assert address[0] == f"http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=variants"
     wait_for(address[0], page)
     children = psutil.Process(page.pid).children(recursive=True)
     assert children
