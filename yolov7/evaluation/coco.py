@@ -35,6 +35,23 @@ class CocoCurves:
 
 
 @dataclass(frozen=True)
+class FoundBoxes:
+    """The n detections of a split in columns.
+
+    Attributes:
+        image: The place of the image in the index (n,) int64.
+        boxes_xywh: x, y, width, height (n, 4) float64, in pixels of the image.
+        scores: Scores (n,) float64.
+        labels: Labels (n,) int64.
+    """
+
+    image: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class _Columns:
     """The boxes of all images: `image` (n,) ids, `boxes_xywh` (n, 4), `areas`, `labels`, `scores` (n,)."""
 
@@ -45,7 +62,9 @@ class _Columns:
     scores: NDArray[np.float64]
 
 
-def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: CocoEngine = COCO_ENGINE) -> CocoCurves:
+def coco_curves(
+    index: ImageIndex, detections: Sequence[Detections] | FoundBoxes, *, engine: CocoEngine = COCO_ENGINE
+) -> CocoCurves:
     """Compare detections with the objects of a split.
 
     The boxes and areas of the objects are those that the annotation file states. Where scores tie, images count in the
@@ -54,13 +73,15 @@ def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: 
 
     Args:
         index: The split.
-        detections: The detections of each image, in its pixels.
+        detections: The detections of each image, in its pixels, or all of them in columns.
         engine: The library that computes the figures.
 
     Returns:
         The curves.
     """
-    assert len(detections) == len(index), f"{len(detections)} detections for {len(index)} images"
+    if not isinstance(detections, FoundBoxes):
+        assert len(detections) == len(index), f"{len(detections)} detections for {len(index)} images"
+        detections = columns(detections)
     order = _rank(index)
     found, objects = _detected(detections, order), _objects(index, order)
     match engine:
@@ -71,22 +92,20 @@ def coco_curves(index: ImageIndex, detections: Sequence[Detections], *, engine: 
     return CocoCurves(evaluation["precision"], evaluation["recall"])
 
 
-def columns(
-    detections: Sequence[Detections],
-) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def columns(detections: Sequence[Detections]) -> FoundBoxes:
     """Return the detections of all images in columns.
 
     Args:
         detections: The detections of each image.
 
     Returns:
-        Of n detections: the place of the image (n,), boxes x, y, width, height (n, 4), scores (n,) and labels (n,).
+        The columns, in the order of the images.
     """
     images = np.repeat(np.arange(len(detections)), [len(found) for found in detections])
     boxes = torch.cat([torch.zeros(0, 4), *(found.boxes_xyxy.cpu().float() for found in detections)])
     scores = torch.cat([torch.zeros(0), *(found.scores.cpu().float() for found in detections)])
     labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(found.labels.cpu() for found in detections)])
-    return images, to_xywh(boxes.numpy()), scores.double().numpy(), labels.numpy()
+    return FoundBoxes(images, to_xywh(boxes.numpy()), scores.double().numpy(), labels.numpy())
 
 
 def _rank(index: ImageIndex) -> NDArray[np.int64]:
@@ -97,9 +116,8 @@ def _rank(index: ImageIndex) -> NDArray[np.int64]:
     return rank
 
 
-def _detected(detections: Sequence[Detections], rank: NDArray[np.int64]) -> _Columns:
-    images, boxes, scores, labels = columns(detections)
-    return _Columns(rank[images], boxes, boxes[:, 2:].prod(1), labels, scores)
+def _detected(found: FoundBoxes, rank: NDArray[np.int64]) -> _Columns:
+    return _Columns(rank[found.image], found.boxes_xywh, found.boxes_xywh[:, 2:].prod(1), found.labels, found.scores)
 
 
 def _objects(index: ImageIndex, rank: NDArray[np.int64]) -> _Columns:

@@ -182,8 +182,9 @@ def coco_results(index: ImageIndex, detections: Sequence[Detections]) -> list[di
     Returns:
         A mapping for each detection: image_id, category_id, bbox (x, y, width, height in pixels) and score.
     """
-    images, boxes, scores, labels = columns(detections)
-    rows = zip(images.tolist(), boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
+    found = columns(detections)
+    table = (found.image, found.boxes_xywh, found.scores, found.labels)
+    rows = zip(*(column.tolist() for column in table), strict=True)
     return [
         {
             "image_id": index.image_ids[image],
