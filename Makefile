@@ -16,7 +16,7 @@ help:
 	@echo "make repro      run the whole pipeline on the embedded data, from the settings to the tables"
 	@echo "make test       run the tests (below 10 minutes on two cores)"
 	@echo "make test-slow  run the slow tests: whole pipelines, several workers and nodes, tracking servers"
-	@echo "make check      check style, types, import layers, infra/, and that our counts agree with the paper"
+	@echo "make check      check style, types, import layers, infra/, the documentation, and our counts beside the paper's"
 	@echo "make bench      measure speed relative to plain versions of the same computations"
 	@echo "make clean      remove what was built; keeps the virtual environment"
 
@@ -57,6 +57,8 @@ check: $(READY)
 	@lint-imports
 	@echo "== infra"
 	@python -m pytest -q tests/contract/test_infra.py
+	@echo "== documentation"
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 	@echo "== the paper's tables"
 	@yolov7 tables --check
 

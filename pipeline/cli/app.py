@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from pipeline.experiment import Experiment, ResolvedVariant
 
+_ORDER = (
+    *("predict", "evaluate", "export", "serve"),
+    *("init", "new", "use", "data", "inspect", "models", "scale"),
+    *("resolve", "prepare", "train", "reparam", "benchmark", "tables", "explain", "tune"),
+    *("weights", "import-weights", "export-weights", "soup", "submission", "ui", "sync"),
+)
+
+
+class _Commands(TyperGroup):
+    """The commands in the order in which users need them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
 app = typer.Typer(
     name="yolov7",
-    help="Compare YOLOv7 models: describe them and the data in params.yaml, then run `dvc repro` or single stages.",
+    cls=_Commands,
+    help="Train, compare, export and use YOLOv7 models. State variants and data in params.yaml, then run `dvc repro`.",
     epilog="Set YOLOV7_TRACEBACK=1 to see where an error was raised.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
