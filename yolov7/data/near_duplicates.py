@@ -9,15 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.data.images import Image
-
 MAX_DISTANCE = 6  # bits in which the hashes of near-duplicates may differ
 _SIDE, _KEPT = 32, 8  # pixels of the small grey image, and coefficients on each axis
 _FLAT = 2.0  # standard deviation of grey values below which the bits of an image are noise
 _BLOCK = 1 << 20  # pairs that are compared at once
 
 
-def perceptual_hash(image: Image) -> int:
+def perceptual_hash(image: NDArray[np.uint8]) -> int:
     """Return a hash of 64 bits that changes little if an image is scaled, compressed or made slightly brighter.
 
     The image is reduced to 32 x 32 grey values. A bit states whether one of the 8 x 8 lowest coefficients of its

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from yolov7.data.build_index import Annotations, Progress, index_annotations
+from yolov7.data.annotations import AnnotatedSplit, Annotations
+from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.index import Id, ImageIndex
+from yolov7.data.inspection import Progress
 from yolov7.data.read.coco_rows import AnnotationRows
 from yolov7.data.read.json_lists import iterate_lists
 from yolov7.data.read.text import decode_text, read_bytes, resolve_name
@@ -91,6 +93,23 @@ def read_coco(
     Raises:
         DataError: If the file or its images cannot be used.
     """
+    return index_split(parse_coco(path, class_names=class_names, root=root), progress=progress)
+
+
+def parse_coco(path: Path, *, class_names: tuple[str, ...] | None = None, root: Path | None = None) -> AnnotatedSplit:
+    """Parse an annotation file; the images are found and not read.
+
+    Args:
+        path: As in `read_coco`.
+        class_names: As in `read_coco`.
+        root: As in `read_coco`.
+
+    Returns:
+        The annotations.
+
+    Raises:
+        DataError: If the file cannot be used, or none of its first images is found.
+    """
     content = _load(path)
     rows, flaws = content.annotations, content.flaws
     categories = _categories(content, path, keep_roots=class_names is not None)
@@ -117,9 +136,7 @@ def read_coco(
         areas=rows.areas()[order],
         outlines=outlines and outlines.select(order, has_outline=np.ones(len(order), np.bool_)),
     )
-    del content, rows, outlines, boxes  # which hold as much memory again
-    ids = _category_ids(names, categories)
-    return index_annotations(annotations, class_names=names, category_ids=ids, flaws=flaws, progress=progress)
+    return AnnotatedSplit(annotations, names, _category_ids(names, categories), tuple(flaws))
 
 
 def _load(path: Path) -> _CocoContent:
