@@ -146,6 +146,37 @@ def rename_classes(split: AnnotatedSplit, classes: Mapping[str, str | None], *, 
     )
 
 
+def match_classes(split: AnnotatedSplit, class_names: tuple[str, ...], *, file: str) -> AnnotatedSplit:
+    """Give the classes of a split other places.
+
+    Args:
+        split: The annotations of a split.
+        class_names: The classes of the result. Objects of other classes are left out and counted.
+        file: What flaws name.
+
+    Returns:
+        The same images. A class that the split does not have gets an id that no other class has.
+    """
+    if split.class_names == class_names:
+        return split
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of.get(name, -1) for name in split.class_names], np.int64)[split.annotations.labels]
+    counts = np.bincount(split.annotations.labels[labels < 0], minlength=len(split.class_names)).tolist()
+    unknown = [
+        Flaw(FlawKind.UNKNOWN_CATEGORY, file, f"{count:,} objects of class {shown(name)}", boxes=count)
+        for name, count in zip(split.class_names, counts, strict=True)
+        if count
+    ]
+    id_of = dict(zip(split.class_names, split.category_ids, strict=True))
+    free = 1 + max((given for given in id_of.values() if isinstance(given, int)), default=0)
+    return AnnotatedSplit(
+        annotations=select_objects(replace(split.annotations, labels=labels), np.flatnonzero(labels >= 0)),
+        class_names=class_names,
+        category_ids=tuple(id_of.get(name, free + label) for name, label in label_of.items()),
+        flaws=(*split.flaws, *unknown),
+    )
+
+
 def select_objects(annotations: Annotations, rows: NDArray[np.int64]) -> Annotations:
     """Return the same images with some of their objects.
 

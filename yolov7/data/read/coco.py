@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from yolov7.data.read.values import IdTable, id_order, parse_id, parse_number
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
 
+_PREFIX = re.compile(r"^(instances|person_keypoints|image_info)_")
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -274,15 +276,15 @@ def _declared_sizes(images: Sequence[Mapping[str, Any]], path: Path, flaws: list
 
 def _find_images(path: Path, root: Path | None, images: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:
     """Return the path of each image; of one that is not found, the place where it should be."""
-    split = path.stem.removeprefix("instances_")
+    split = _PREFIX.sub("", path.stem)
     bases = [path.parent, *([root] if root is not None else [])]
-    folders = [base / part for base in bases for part in ("", "images", split, f"images/{split}")]
+    folders = [base / part for base in bases for part in ("", "images", split, f"images/{split}", "data")]
     names = [image["file_name"] for image in images]
     main = next((f for name in names[:20] for f in folders if is_file(resolve_name(f, name))), None)
     if main is None:
         reason = "" if "\\" not in names[0] else " (neither with backslashes nor with slashes)"
         raise DataError(
-            f"none of the first images of {path} was found{reason}, e.g. {shown(names[0])} in {folders[-1]}; "
+            f"none of the first images of {path} was found{reason}, e.g. {shown(names[0])} in {folders[-2]}; "
             "put the images beside the file or into a folder images"
         )
     paths = []
