@@ -3,74 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov7.data.annotations import (
+    AnnotatedImage,
+    AnnotatedSplit,
+    Annotations,
+    gather_images,
+    is_in_shares,
+    select_objects,
+)
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.images import ImageFacts, inspect_image
-from yolov7.data.index import Id, ImageIndex, to_xywh
-from yolov7.data.outlines import Outline, OutlineTable, bounds, clip_polygon, frame_planes, tabulate
-from yolov7.errors import DataError
-from yolov7.system.files import is_file
+from yolov7.data.images import ImageFacts
+from yolov7.data.index import ImageIndex, to_xywh
+from yolov7.data.inspection import KnownImages, Progress, inspect_images
+from yolov7.data.outlines import Outline, OutlineTable, bounds, clip_polygon, frame_planes
 
-Progress = Callable[[int, int], None]  # images checked so far, images in all
 CLIP_TOLERANCE = 1.0  # pixels that a box or an outline may reach outside its image without being listed
 OUTLINE_TOLERANCE = 2.0, 0.05  # pixels, or the share of its longer side, that a box may differ from its outline's
-
-
-@dataclass(frozen=True)
-class AnnotatedImage:
-    """The annotations of one image with k objects, before any check.
-
-    Attributes:
-        path: The image file.
-        boxes_xyxy: (k, 4) float64 absolute pixels, corners.
-        labels: (k,) int64.
-        crowd: (k,) bool.
-        declared_wh: Width and height as stated, pixels; NaN for a value that is not stated.
-        outlines: k outlines, or () if none is given.
-        image_id: The id of the image in the source; if it is left out, its place in the list from 1.
-    """
-
-    path: Path
-    boxes_xyxy: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    declared_wh: tuple[float, float] = (np.nan, np.nan)
-    outlines: tuple[Outline, ...] = ()
-    image_id: Id | None = None
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """The annotations of n images with m objects, before any check.
-
-    Attributes:
-        paths: (n) image files.
-        image_ids: (n) ids of the images in the source.
-        declared_wh: (n, 2) float64 widths and heights as stated, pixels; NaN for a value that is not stated.
-        image: (m,) int64 the image of each object, rising.
-        boxes_xywh: (m, 4) float64 x, y, width, height in absolute pixels.
-        labels: (m,) int64.
-        crowd: (m,) bool.
-        areas: (m,) float64 square pixels; NaN for an area that is not stated.
-        outlines: The outlines of the m objects; None if there are none.
-    """
-
-    paths: tuple[Path, ...]
-    image_ids: tuple[Id, ...]
-    declared_wh: NDArray[np.float64]
-    image: NDArray[np.int64]
-    boxes_xywh: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    areas: NDArray[np.float64]
-    outlines: OutlineTable | None = None
 
 
 @dataclass(frozen=True)
@@ -101,58 +56,41 @@ def build_index(
     Returns:
         The index of all sound images and boxes, and all flaws.
     """
-    counts = [len(image.labels) for image in images]
-    outlines = [outline for image in images for outline in image.outlines or ((),) * len(image.labels)]
-    annotations = Annotations(
-        paths=tuple(image.path for image in images),
-        image_ids=tuple(k if image.image_id is None else image.image_id for k, image in enumerate(images, start=1)),
-        declared_wh=np.array([image.declared_wh for image in images], np.float64).reshape(-1, 2),
-        image=np.repeat(np.arange(len(images)), counts),
-        boxes_xywh=to_xywh(np.concatenate([np.zeros((0, 4)), *(image.boxes_xyxy for image in images)])),
-        labels=np.concatenate([np.zeros(0, np.int64), *(image.labels for image in images)]),
-        crowd=np.concatenate([np.zeros(0, np.bool_), *(image.crowd for image in images)]),
-        areas=np.full(sum(counts), np.nan),
-        outlines=tabulate(outlines),
-    )
-    return index_annotations(annotations, class_names=class_names, flaws=flaws, progress=progress)
+    split = AnnotatedSplit(gather_images(images), class_names, (), tuple(flaws))
+    return index_split(split, progress=progress)
 
 
-def index_annotations(
-    annotations: Annotations,
-    *,
-    class_names: tuple[str, ...],
-    category_ids: tuple[Id, ...] = (),
-    flaws: Iterable[Flaw] = (),
-    progress: Progress | None = None,
+def index_split(
+    split: AnnotatedSplit, *, known: KnownImages | None = None, progress: Progress | None = None
 ) -> tuple[ImageIndex, tuple[Flaw, ...]]:
-    """Build the index of annotations in columns.
+    """Build the index of a split.
 
-    Every image is decoded once, in threads.
+    Every image is decoded once, in threads, unless it is known.
 
     Args:
-        annotations: The annotations of a split.
-        class_names: The names of the classes, by label.
-        category_ids: The id of each class in the source; if they are left out, the places from 1.
-        flaws: Flaws that were found before.
+        split: The annotations of the split.
+        known: Images that were decoded before; the images of this split are added.
         progress: Called after each image that was checked.
 
     Returns:
         The index of all sound images and boxes, and all flaws.
     """
-    found = list(flaws)
-    annotations = _merge_images(annotations, found)
+    found = list(split.flaws)
+    annotations = _merge_images(split.annotations, found)
     counts = np.bincount(annotations.image, minlength=len(annotations.paths))
-    facts = _inspect_all(annotations.paths, progress)
+    facts = inspect_images(annotations.paths, known=known, progress=progress)
     found.extend(_image_flaws(annotations, facts, counts))
     sizes = np.array([(f.width, f.height) if isinstance(f, ImageFacts) else (0, 0) for f in facts], np.float64)
-    cleaned = _clean(annotations, sizes.reshape(-1, 2), found)
+    sizes = sizes.reshape(-1, 2)
+    annotations = _to_pixels(annotations, sizes)
+    cleaned = _clean(annotations, sizes, found)
     kept = [i for i, fact in enumerate(facts) if isinstance(fact, ImageFacts)]
     sound = [fact for fact in facts if isinstance(fact, ImageFacts)]
     rows = cleaned.rows
     boxes, stated = cleaned.boxes_xyxy.astype(np.float32), annotations.boxes_xywh[rows]
     areas = cleaned.areas
     index = ImageIndex(
-        class_names=class_names,
+        class_names=split.class_names,
         paths=tuple(annotations.paths[i].absolute() for i in kept),
         widths=np.array([fact.width for fact in sound], np.int32),
         heights=np.array([fact.height for fact in sound], np.int32),
@@ -165,7 +103,8 @@ def index_annotations(
         areas=None if np.array_equal(areas, stated[:, 2:].prod(axis=1)) else areas,
         stated_xywh=None if np.array_equal(stated, to_xywh(boxes)) else stated,
         image_ids=tuple(annotations.image_ids[i] for i in kept),
-        category_ids=category_ids,
+        category_ids=split.category_ids,
+        perceptual_hashes=np.array([fact.perceptual_hash for fact in sound], np.uint64),
     )
     return index, tuple(found)
 
@@ -184,39 +123,26 @@ def _merge_images(annotations: Annotations, flaws: list[Flaw]) -> Annotations:
     position = {place: k for k, place in enumerate(kept)}
     image = np.array([position[place] for place in places], np.int64)[annotations.image]
     order = np.argsort(image, kind="stable")
-    everything = np.ones(len(order), np.bool_)
-    return Annotations(
+    return replace(
+        select_objects(annotations, order),
         paths=tuple(annotations.paths[i] for i in kept),
         image_ids=tuple(annotations.image_ids[i] for i in kept),
         declared_wh=annotations.declared_wh[kept],
         image=image[order],
-        boxes_xywh=annotations.boxes_xywh[order],
-        labels=annotations.labels[order],
-        crowd=annotations.crowd[order],
-        areas=annotations.areas[order],
-        outlines=annotations.outlines and annotations.outlines.select(order, has_outline=everything),
     )
 
 
-def _inspect_all(paths: Sequence[Path], progress: Progress | None) -> list[ImageFacts | Flaw]:
-    facts = []
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        for done, fact in enumerate(pool.map(_inspect, paths), start=1):
-            facts.append(fact)
-            if progress is not None:
-                progress(done, len(paths))
-    return facts
-
-
-def _inspect(path: Path) -> ImageFacts | Flaw:
-    if not is_file(path):
-        reason = "not a regular file" if os.path.lexists(path) else "no such file"
-        return Flaw(FlawKind.MISSING, str(path), reason)
-    try:
-        return inspect_image(path)
-    except DataError as error:
-        reason = str(error).removeprefix(f"image {path} ").split(";")[0]
-        return Flaw(FlawKind.UNREADABLE, str(path), reason)
+def _to_pixels(annotations: Annotations, sizes: NDArray[np.float64]) -> Annotations:
+    """Multiply boxes and outlines that are shares of the sides of their images by these sides."""
+    if annotations.in_shares is None:
+        return annotations
+    frame = np.where(annotations.in_shares[:, None], sizes[annotations.image], 1.0)
+    outlines = annotations.outlines
+    if outlines is not None:
+        of_part = np.repeat(frame, np.diff(outlines.object_offsets), axis=0)
+        of_point = np.repeat(of_part, np.diff(outlines.part_offsets), axis=0)
+        outlines = replace(outlines, points=(outlines.points * of_point).astype(np.float32))
+    return replace(annotations, boxes_xywh=annotations.boxes_xywh * np.tile(frame, 2), outlines=outlines)
 
 
 def _image_flaws(
@@ -292,6 +218,7 @@ def _box_kinds(
     sides, left = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]
     # A box within the first pixel of an image is no object: its coordinates are shares of the image's sides.
     is_share = (boxes >= 0).all(axis=1) & (boxes <= 1).all(axis=1) & (frame > 1).all(axis=1)
+    is_share &= ~is_in_shares(annotations)
     conditions = [
         ~np.isfinite(boxes).all(axis=1),
         (sides <= 0).any(axis=1) | (annotations.boxes_xywh[:, 2:] <= 0).any(axis=1),

@@ -45,6 +45,10 @@ class FlawKind(StrEnum):
     LOW_RANGE = "16-bit image of low range"
     NO_ANNOTATION = "missing or damaged annotation"
     UNUSED_ROOT = "category without annotations that is only a supercategory"
+    NO_LABEL_FILE = "image without a label file"
+    FIELD_COUNT = "line with a wrong number of values"
+    NOT_SHARES = "values that are not shares of the image (0 to 1)"
+    OTHER_CLASS = "objects of a class that is left out"
     BACKGROUND = "image without boxes"
 
     @property
@@ -84,6 +88,10 @@ _TREATED: dict[FlawKind, tuple[FlawGroup | None, str]] = {
     FlawKind.LOW_RANGE: (None, "kept, but dark in 8 bits; stretch the values of the files"),
     FlawKind.NO_ANNOTATION: (FlawGroup.IMAGES, "left out"),
     FlawKind.UNUSED_ROOT: (None, "left out"),
+    FlawKind.NO_LABEL_FILE: (None, "kept, as background"),
+    FlawKind.FIELD_COUNT: (FlawGroup.BOXES, "left out"),
+    FlawKind.NOT_SHARES: (FlawGroup.BOXES, "left out; divide x by the width and y by the height of the image"),
+    FlawKind.OTHER_CLASS: (None, "left out, as `classes` states"),
     FlawKind.BACKGROUND: (None, "kept, as background"),
 }
 

@@ -51,6 +51,8 @@ class ImageIndex:
             None if `boxes_xyxy` says exactly the same.
         image_ids: (n) the ids of the images in the annotation file. If they are left out: 1 to n.
         category_ids: The id of each class in the annotation file. If they are left out: 1 to the number of classes.
+        perceptual_hashes: (n,) uint64 hashes of what the images show; see `yolov7.data.near_duplicates`. None if they
+            were not computed.
     """
 
     class_names: tuple[str, ...]
@@ -67,6 +69,7 @@ class ImageIndex:
     stated_xywh: NDArray[np.float64] | None = None
     image_ids: tuple[Id, ...] = ()
     category_ids: tuple[Id, ...] = ()
+    perceptual_hashes: NDArray[np.uint64] | None = None
 
     def __post_init__(self) -> None:
         """Number images and classes from 1 if their ids were left out."""
@@ -190,6 +193,7 @@ def save_index(path: Path, index: ImageIndex, *, root: Path | None = None) -> No
         **_outline_columns(index.outlines),
         **({} if index.areas is None else {"areas": index.areas}),
         **({} if index.stated_xywh is None else {"stated_xywh": index.stated_xywh}),
+        **({} if index.perceptual_hashes is None else {"perceptual_hashes": index.perceptual_hashes}),
     }
     files = {name: _to_bytes(column) for name, column in columns.items()}
     files[_DIGEST] = _to_bytes(_digest(files))
@@ -250,6 +254,7 @@ def _from_columns(columns: Mapping[str, NDArray[Any]], texts: Mapping[str, Any],
         stated_xywh=columns.get("stated_xywh"),
         image_ids=tuple(texts["image_ids"]),
         category_ids=tuple(texts["category_ids"]),
+        perceptual_hashes=columns.get("perceptual_hashes"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from yolov7.data.build_index import Annotations, Progress, index_annotations
+from yolov7.data.annotations import AnnotatedSplit, Annotations
+from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.index import Id, ImageIndex
+from yolov7.data.inspection import Progress
 from yolov7.data.read.coco_rows import AnnotationRows
 from yolov7.data.read.json_lists import iterate_lists
 from yolov7.data.read.text import decode_text, read_bytes, resolve_name
@@ -20,6 +23,7 @@ from yolov7.data.read.values import IdTable, id_order, parse_id, parse_number
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
 
+_PREFIX = re.compile(r"^(instances|person_keypoints|image_info)_")
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -91,6 +95,23 @@ def read_coco(
     Raises:
         DataError: If the file or its images cannot be used.
     """
+    return index_split(parse_coco(path, class_names=class_names, root=root), progress=progress)
+
+
+def parse_coco(path: Path, *, class_names: tuple[str, ...] | None = None, root: Path | None = None) -> AnnotatedSplit:
+    """Parse an annotation file; the images are found and not read.
+
+    Args:
+        path: As in `read_coco`.
+        class_names: As in `read_coco`.
+        root: As in `read_coco`.
+
+    Returns:
+        The annotations.
+
+    Raises:
+        DataError: If the file cannot be used, or none of its first images is found.
+    """
     content = _load(path)
     rows, flaws = content.annotations, content.flaws
     categories = _categories(content, path, keep_roots=class_names is not None)
@@ -117,9 +138,7 @@ def read_coco(
         areas=rows.areas()[order],
         outlines=outlines and outlines.select(order, has_outline=np.ones(len(order), np.bool_)),
     )
-    del content, rows, outlines, boxes  # which hold as much memory again
-    ids = _category_ids(names, categories)
-    return index_annotations(annotations, class_names=names, category_ids=ids, flaws=flaws, progress=progress)
+    return AnnotatedSplit(annotations, names, _category_ids(names, categories), tuple(flaws))
 
 
 def _load(path: Path) -> _CocoContent:
@@ -257,15 +276,15 @@ def _declared_sizes(images: Sequence[Mapping[str, Any]], path: Path, flaws: list
 
 def _find_images(path: Path, root: Path | None, images: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:
     """Return the path of each image; of one that is not found, the place where it should be."""
-    split = path.stem.removeprefix("instances_")
+    split = _PREFIX.sub("", path.stem)
     bases = [path.parent, *([root] if root is not None else [])]
-    folders = [base / part for base in bases for part in ("", "images", split, f"images/{split}")]
+    folders = [base / part for base in bases for part in ("", "images", split, f"images/{split}", "data")]
     names = [image["file_name"] for image in images]
     main = next((f for name in names[:20] for f in folders if is_file(resolve_name(f, name))), None)
     if main is None:
         reason = "" if "\\" not in names[0] else " (neither with backslashes nor with slashes)"
         raise DataError(
-            f"none of the first images of {path} was found{reason}, e.g. {shown(names[0])} in {folders[-1]}; "
+            f"none of the first images of {path} was found{reason}, e.g. {shown(names[0])} in {folders[-2]}; "
             "put the images beside the file or into a folder images"
         )
     paths = []

@@ -13,9 +13,11 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from yolov7.data.build_index import AnnotatedImage, Progress, build_index
+from yolov7.data.annotations import AnnotatedImage, AnnotatedSplit, gather_images
+from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.index import ImageIndex
+from yolov7.data.inspection import Progress
 from yolov7.data.read.text import decode_text, read_bytes, resolve_name
 from yolov7.data.read.values import parse_number, turn_box
 from yolov7.errors import DataError, one_line, shown
@@ -82,11 +84,28 @@ def read_voc(
     Raises:
         DataError: If the folder or the list cannot be used.
     """
+    return index_split(parse_voc(root, split, class_names=class_names), progress=progress)
+
+
+def parse_voc(root: Path, split: str, *, class_names: tuple[str, ...] | None = None) -> AnnotatedSplit:
+    """Parse the annotations of a split; the images are found and not read.
+
+    Args:
+        root: As in `read_voc`.
+        split: As in `read_voc`.
+        class_names: As in `read_voc`.
+
+    Returns:
+        The annotations.
+
+    Raises:
+        DataError: If the folder or the list cannot be used.
+    """
     names = class_names or voc_class_names(root)
     label_of = {name: label for label, name in enumerate(names)}
     flaws: list[Flaw] = []
     images = []
-    for stem in _unique(read_split(root, split), root, flaws):
+    for stem in _unique(read_voc_list(root, split), root, flaws):
         path = root / "Annotations" / f"{stem}.xml"
         try:
             tree = _parse(path)
@@ -94,10 +113,11 @@ def read_voc(
             flaws.append(Flaw(FlawKind.NO_ANNOTATION, str(path), str(error)))
         else:
             images.append(_annotated(tree, root, stem, label_of, flaws))
-    return build_index(images, class_names=names, flaws=flaws, progress=progress)
+    ids = tuple(range(1, len(names) + 1))
+    return AnnotatedSplit(gather_images(images), names, ids, tuple(flaws))
 
 
-def read_split(root: Path, split: str) -> tuple[str, ...]:
+def read_voc_list(root: Path, split: str) -> tuple[str, ...]:
     """Read a list of images, in UTF-8, UTF-16 or cp1252.
 
     A trailing 0, 1 or -1 is the mark of a class unless there is an annotation with the whole name.

@@ -1,0 +1,137 @@
+"""Inspection of image files: each is decoded once, and not again while its size and time of change stay the same."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from yolov7.data.flaws import Flaw, FlawKind
+from yolov7.data.images import ImageFacts, inspect_image
+from yolov7.errors import DataError
+from yolov7.system.files import is_file, write_whole
+
+Progress = Callable[[int, int], None]  # images checked so far, images in all
+_VERSION = 1
+_BATCH = 32  # images of a task of a thread
+_SETTLED = 2.0  # seconds since the last change of a file after which the clock can tell a further change
+
+
+class KnownImages:
+    """What is known of image files, by their path, size and time of change."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        """Read what an earlier process saved.
+
+        Args:
+            file: The file that `save` wrote. A missing or damaged file counts as empty.
+        """
+        self._facts: dict[str, list[Any]] = {}
+        self._used: set[str] = set()
+        try:
+            content = json.loads(file.read_bytes()) if file is not None else {}
+            if content.get("version") == _VERSION:
+                self._facts = content["images"]
+        except (OSError, ValueError, AttributeError, KeyError):
+            pass
+
+    def find(self, path: Path) -> ImageFacts | None:
+        """Return what is known of an image file; None if it changed or was never added.
+
+        Args:
+            path: The image file.
+        """
+        row = self._facts.get(str(path))
+        try:
+            if row is None or row[0] != _stamp(path):
+                return None
+        except OSError:
+            return None
+        self._used.add(str(path))
+        return ImageFacts(*row[1:])
+
+    def add(self, path: Path, facts: ImageFacts, *, stamp: list[int]) -> None:
+        """Add an image file, unless it changed a moment ago.
+
+        Args:
+            path: The image file.
+            facts: What is known of it.
+            stamp: Its size in bytes and its time of change in nanoseconds, from before it was read.
+        """
+        if time.time_ns() - stamp[1] < _SETTLED * 1e9:
+            return
+        self._facts[str(path)] = [
+            stamp,
+            facts.width,
+            facts.height,
+            facts.content_hash,
+            facts.largest_value,
+            facts.perceptual_hash,
+        ]
+        self._used.add(str(path))
+
+    def save(self, file: Path) -> None:
+        """Write all images that were found or added.
+
+        Args:
+            file: The file.
+        """
+        images = {path: self._facts[path] for path in sorted(self._used)}
+        write_whole(file, json.dumps({"version": _VERSION, "images": images}, separators=(",", ":")).encode())
+
+
+def inspect_images(
+    paths: Sequence[Path], *, known: KnownImages | None = None, progress: Progress | None = None
+) -> list[ImageFacts | Flaw]:
+    """Inspect image files in threads.
+
+    Args:
+        paths: The image files.
+        known: Images that were inspected before; the images that are inspected now are added.
+        progress: Called with the number of images that were inspected, and the number of all images.
+
+    Returns:
+        For each file what is known of it, or the flaw because of which it cannot be used.
+    """
+    found: list[ImageFacts | Flaw] = []
+    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        for inspected in pool.map(_inspect_batch, batches, itertools.repeat(known)):
+            for facts in inspected:
+                found.append(facts)
+                if progress is not None:
+                    progress(len(found), len(paths))
+    return found
+
+
+def _inspect_batch(paths: Sequence[Path], known: KnownImages | None) -> list[ImageFacts | Flaw]:
+    return [_inspect(path, known) for path in paths]
+
+
+def _inspect(path: Path, known: KnownImages | None) -> ImageFacts | Flaw:
+    if known is not None and (facts := known.find(path)) is not None:
+        return facts
+    if not is_file(path):
+        reason = "not a regular file" if os.path.lexists(path) else "no such file"
+        return Flaw(FlawKind.MISSING, str(path), reason)
+    try:
+        stamp = _stamp(path)
+        facts = inspect_image(path)
+    except OSError as error:
+        return Flaw(FlawKind.UNREADABLE, str(path), error.strerror or "cannot be read")
+    except DataError as error:
+        reason = str(error).removeprefix(f"image {path} ").split(";")[0]
+        return Flaw(FlawKind.UNREADABLE, str(path), reason)
+    if known is not None:
+        known.add(path, facts, stamp=stamp)
+    return facts
+
+
+def _stamp(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
