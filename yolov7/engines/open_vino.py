@@ -1,0 +1,117 @@
+"""OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from yolov7.engines.arrays import to_decoded, to_input, to_tensors
+from yolov7.engines.metadata import REMEDY, ExportMetadata
+from yolov7.errors import ArtifactError, SettingError, one_line
+
+_SECTION = "framework"
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""OpenVINO's name of the type in which layers that are not quantised are computed."""
+
+
+def read_openvino_texts(path: Path) -> dict[str, str]:
+    """Return the texts that an OpenVINO model holds.
+
+    Args:
+        path: The .xml file; its .bin file lies beside it.
+
+    Returns:
+        The texts by name.
+
+    Raises:
+        ArtifactError: If the file is damaged or is not a model.
+    """
+    model = _read_model(path)
+    # A model that OpenVINO read from an ONNX file has the texts of that file in the section `framework`.
+    names = [[_SECTION, name] for name in ExportMetadata.model_fields]
+    return {name[1]: model.get_rt_info(name).astype(str) for name in names if model.has_rt_info(name)}
+
+
+def resolve_openvino_precision(precision: str, metadata: ExportMetadata) -> str:
+    """Return the type in which OpenVINO computes.
+
+    Args:
+        precision: `auto`, `float32` or `bfloat16`; `auto` is bfloat16 if the CPU multiplies it in hardware.
+        metadata: What the file says about itself.
+
+    Returns:
+        `float32` or `bfloat16`; `int8` for a quantised file.
+
+    Raises:
+        SettingError: If OpenVINO cannot compute in this type here.
+    """
+    import openvino
+
+    if metadata.precision == "int8" and precision in ("auto", "int8"):
+        return "int8"
+    has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16 else "float32"
+    if precision not in ("float32", "bfloat16"):
+        raise SettingError(f"precision={precision!r}: OpenVINO computes this file in 'float32' or 'bfloat16' on CPUs")
+    if precision == "bfloat16" and not has_bfloat16:
+        raise SettingError("precision='bfloat16' is not available: this CPU does not compute in it; use 'float32'")
+    return precision
+
+
+@final
+class OpenVinoEngine:
+    """Runs an ONNX file or an OpenVINO model with OpenVINO. Only one thread may use it at a time."""
+
+    def __init__(self, path: Path, metadata: ExportMetadata, *, precision: str) -> None:
+        """Load and compile the file.
+
+        Args:
+            path: The .onnx or .xml file.
+            metadata: What it says about itself.
+            precision: What `resolve_openvino_precision` returned.
+
+        Raises:
+            ArtifactError: If the file is damaged.
+        """
+        import openvino
+
+        model = _read_model(path)
+        found = tuple(output.any_name for output in model.outputs)
+        if found != metadata.outputs:
+            raise ArtifactError(f"{path}: its outputs are {found} and not {metadata.outputs}; {REMEDY}")
+        options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            self._request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            raise ArtifactError(f"{path}: OpenVINO cannot compile it ({one_line(error)}); {REMEDY}") from None
+        self._metadata = metadata
+
+    def decode(self, images: Tensor) -> Tensor:
+        """Compute the decoded predictions of a batch.
+
+        Args:
+            images: Letterboxed images (B, 3, H, W) uint8 RGB, on any device and in any memory format.
+
+        Returns:
+            Predictions (B, boxes, 5 + classes) on the CPU; see `to_decoded` for files that contain the suppression.
+        """
+        array = to_input(images, self._metadata).cpu().numpy()
+        results = self._request.infer([array])
+        return to_decoded(to_tensors([results[i] for i in range(len(results))]), self._metadata)
+
+
+def _read_model(path: Path) -> Any:
+    import openvino
+
+    try:
+        return openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: OpenVINO cannot read it ({one_line(error)}); {REMEDY}") from None

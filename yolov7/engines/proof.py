@@ -1,0 +1,80 @@
+"""The file `export.json` beside an exported model: the proof that the model was verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from yolov7.errors import ArtifactError
+from yolov7.system.files import is_file, open_regular
+
+PROOF = "export.json"
+_BLOCK = 2**20  # bytes
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 hash of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_proof(folder: Path) -> dict[str, Any]:
+    """Return the content of `export.json` in a folder.
+
+    Args:
+        folder: The folder of the exported model.
+
+    Returns:
+        The content; empty if there is no such file.
+
+    Raises:
+        ArtifactError: If the file is damaged.
+    """
+    path = folder / PROOF
+    if not is_file(path):
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        hashes = content["files"]
+        if not all(isinstance(part, str) for pair in hashes.items() for part in pair):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ArtifactError(f"{path}: is damaged; export the model again, or delete this file") from None
+    return dict(content)
+
+
+def check_proof(file: Path) -> None:
+    """Raise ArtifactError if an exported file is not the one that `export.json` beside it verified.
+
+    A file without `export.json` is accepted.
+
+    Args:
+        file: The exported file.
+
+    Raises:
+        ArtifactError: If the hash of the file, or of a file that belongs to it, differs.
+    """
+    hashes: dict[str, str] = read_proof(file.parent).get("files", {})
+    if file.name not in hashes:
+        return
+    for name, expected in hashes.items():
+        path = file.with_name(Path(name).name)
+        if not is_file(path):
+            raise ArtifactError(f"{path}: is missing; export the model again")
+        if sha256_of(path) != expected:
+            raise ArtifactError(
+                f"{path}: was changed after it was verified (its hash differs from {PROOF}); export the model again, "
+                f"or delete {file.with_name(PROOF)} to use the file unverified"
+            )
