@@ -22,7 +22,7 @@ ImageInput: TypeAlias = Union[str, "os.PathLike[str]", Image, Tensor, "PIL.Image
 """The path or the web address of an image file, an array, a tensor or a Pillow image."""
 
 _EXPECTED = (
-    "an image is the path of a file, a uint8 array (H, W, 3) in RGB, a tensor (3, H, W), or a Pillow image"  # RGB
+    "an image is a uint8 array of shape (H, W, 3), RGB, the path of a file, a tensor (3, H, W) or a Pillow image"
 )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from yolov7.detect.web import VIDEO_SUFFIXES, is_web_address, without_password
-from yolov7.errors import DataError, shown
+from yolov7.errors import DataError, one_line, shown
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif",
@@ -86,7 +86,10 @@ def _not_a_path(name: str) -> Source | None:
     if name == "-":
         return Source("stdin", name, "stdin")
     if is_web_address(name) or _STREAM.match(name):
-        parts = urlsplit(name)
+        try:
+            parts = urlsplit(name)
+        except ValueError as error:
+            raise DataError(f"the address {without_password(name)} is wrong ({one_line(error)}); check it") from None
         stem = PurePosixPath(unquote(parts.path)).stem or parts.hostname or "stream"
         return Source("web" if is_web_address(name) else "stream", name, re.sub(r"[^\w.-]+", "_", stem))
     if name.isdecimal() and not Path(name).exists():

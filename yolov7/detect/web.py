@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
 from pathlib import PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from yolov7.data.image_headers import read_header
 from yolov7.data.images import MAX_BYTES, Image, decode_image, explain_refusal
@@ -72,9 +73,16 @@ def fetch_image_unless_stream(address: str) -> Image | None:
     """
     shown = without_password(address)
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "yolov7-pipeline"})
+        request = urllib.request.Request(shown, headers={"User-Agent": "yolov7-pipeline"})
+        parts = urlsplit(address)
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            login = f"Basic {base64.b64encode(user.encode()).decode()}"
+            request.add_unredirected_header("Authorization", login)  # it is for this server only
         with urllib.request.urlopen(request, timeout=_SECONDS) as response:
             content = _read(response, address)
+    except DataError:
+        raise
     except urllib.error.HTTPError as error:
         raise DataError(f"{shown}: the server answered {error.code} {error.reason}; check the address") from None
     except (OSError, HTTPException, ValueError) as error:
