@@ -133,6 +133,7 @@ class _Run:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._images = self._errors = 0
         self._found: Counter[str] = Counter()
+        self._is_writing = self._is_interrupted = False
         self._prints_counts = options.count and not options.json  # with --json, the lines contain them
 
     def write(self, outcomes: Iterator[Outcome], sources: Sequence[Source]) -> bool:
@@ -144,12 +145,13 @@ class _Run:
         items = _name_files(ahead)
         if options.pictures:
             items = map_in_order(self._draw, items, workers=_DRAWING_THREADS, ahead=2 * _DRAWING_THREADS)
-        with _terminated_as_interrupted(), ExitStack() as stack, _Bar(self._console, sources) as bar:
+        with self._interruptible(), ExitStack() as stack, _Bar(self._console, sources) as bar:
             stack.callback(lambda: self._summarise(time.perf_counter() - began))
             files, lines = self._files(stack), self._line_streams(stack)
             try:
                 for item in items:
-                    self._take(item, files, lines)
+                    with self._uninterrupted():
+                        self._take(item, files, lines)
                     bar.show(item.outcome, rate=self._images / (time.perf_counter() - began))
                 if self._prints_counts:
                     print(f"total: {_counts_text(self._found)}", flush=True)
@@ -203,6 +205,32 @@ class _Run:
             self._options.json_file.parent.mkdir(parents=True, exist_ok=True)
             streams.append(stack.enter_context(self._options.json_file.open("w", encoding="utf-8")))
         return streams
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """End on Ctrl-C and on SIGTERM between two outcomes, so that all files have the same ones and are complete."""
+
+        def interrupt(*_: object) -> None:
+            self._is_interrupted = True
+            if not self._is_writing:
+                raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        self._is_writing = True
+        try:
+            yield
+        finally:
+            self._is_writing = False
+        if self._is_interrupted:
+            raise KeyboardInterrupt
 
     def _summarise(self, seconds: float) -> None:
         options = self._options
@@ -295,17 +323,3 @@ def _split(classes: Sequence[str], class_names: Sequence[str]) -> list[str]:
 
 def _counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items()) or "nothing"
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, so that files are completed."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

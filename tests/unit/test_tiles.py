@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_tiles_cover_the_image_and_overlap(width: int, height: int, overlap: flo
     assert covered.all()
     assert views[0] == (0, 0, width, height)
     starts = sorted({view[0] for view in views[1:]})
-    assert all(b - a <= SIZE * (1 - overlap) + 1 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a <= SIZE * (1 - overlap) + 1 for a, b in pairwise(starts))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def find_sources(names: Sequence[str], *, ignored: Path | None = None) -> list[S
         names: Each is the path of an image, of a video, of a folder (all images and videos in it and in its subfolders,
             sorted), or of a text file (`.txt`) that lists paths and addresses; a pattern such as `images/*.jpg`; the
             number of a camera; an address (http, https, rtsp, ...); or `-` for an encoded image on standard input.
-        ignored: A folder below which files are no sources, because results are written there.
+        ignored: A folder below which files are no sources, because results are written there, unless a name is this
+            folder or is below it.
 
     Returns:
         The sources in the order of the names.
@@ -72,7 +73,7 @@ def _find(name: str, *, ignored: Path | None) -> list[Source]:
         return _in_list(path) if path.suffix.lower() == ".txt" else [_file(path, output=path.stem)]
     if glob.has_magic(name):
         found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207  # may be absolute
-        files = [path for path in found if path.is_file() and not _is_below(path, ignored)]
+        files = [path for path in found if path.is_file()]
         if not files:
             raise DataError(f"the pattern {shown(name)} matches no file; check it, and put it in quotes")
         return [_file(path, output=path.stem) for path in files]
@@ -102,7 +103,8 @@ def _file(path: Path, *, output: str) -> Source:
 
 
 def _in_folder(folder: Path, *, ignored: Path | None) -> list[Source]:
-    found = [path for path in _files_below(folder, ignored=ignored) if _is_media(path)]
+    without = None if _is_below(folder, ignored) else ignored
+    found = [path for path in _files_below(folder, ignored=without) if _is_media(path)]
     if not found:
         raise DataError(f"the folder {shown(str(folder))} has no images and no videos; check the path")
     return [_file(path, output=path.relative_to(folder).with_suffix("").as_posix()) for path in sorted(found)]
