@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     __version__: str
+    from yolov7.detect.detections import Detections, draw
     from yolov7.detect.detector import Detector
+    from yolov7.detect.tiles import Tiling
     from yolov7.errors import ArtifactError, DataError, SettingError, SpecError, TrainingError, UserError
     from yolov7.nn.cost import Cost, spec_cost
     from yolov7.nn.fuse import fuse
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from yolov7.spec.graph import ModelSpec
     from yolov7.spec.scaling import scale_spec
     from yolov7.spec.spec_files import list_specs, load_spec
-    from yolov7.structures import Detections
     from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint
     from yolov7.weights.weight_files import load_weights, save_weights
 
@@ -25,15 +26,17 @@ _HOMES = {
     "Cost": "nn.cost",
     "DataError": "errors",
     "DetectionModel": "nn.model",
-    "Detections": "structures",
+    "Detections": "detect.detections",
     "Detector": "detect.detector",
     "ModelSpec": "spec.graph",
     "NmsSettings": "settings",
     "SettingError": "errors",
     "SpecError": "errors",
+    "Tiling": "detect.tiles",
     "TrainSettings": "settings",
     "TrainingError": "errors",
     "UserError": "errors",
+    "draw": "detect.detections",
     "export_checkpoint": "weights.foreign.reference",
     "fuse": "nn.fuse",
     "import_checkpoint": "weights.foreign.reference",
@@ -56,10 +59,12 @@ __all__ = [
     "NmsSettings",
     "SettingError",
     "SpecError",
+    "Tiling",
     "TrainSettings",
     "TrainingError",
     "UserError",
     "__version__",
+    "draw",
     "export_checkpoint",
     "fuse",
     "import_checkpoint",
