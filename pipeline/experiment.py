@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-import yolov7
 from pipeline.params import (
     PARAMS_FILE,
     BenchmarkSettings,
@@ -37,7 +36,7 @@ from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file
 from yolov7.training.job import NO_EFFECT
-from yolov7.weights.description import Description, describe_weights
+from yolov7.weights.description import READERS, Description, describe_weights
 
 Model = TypeVar("Model", bound=Settings)
 
@@ -221,7 +220,7 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
             "spec": variant.spec.model_dump(mode="json", by_alias=True),
             "image_size": variant.train.image_size,
             "weights": variant.weights_hash,
-            "reader": _hash_folder(Path(yolov7.__file__).parent / "weights"),
+            "reader": _hash_folder(READERS),
             "seed": seed,
         }
     return {

@@ -17,9 +17,7 @@ def use(
     force: Annotated[bool, typer.Option("--force", help="Discard edits of params.yaml that are not saved.")] = False,
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="published|FOLDER", help="Use weights instead of training: published ones or your own."
-        ),
+        typer.Option(metavar="published|FOLDER", help="Use weights instead of training: published ones or your own."),
     ] = None,
     miniature: Annotated[
         bool, typer.Option("--miniature", help="Run an experiment on COCO with 60 drawn images and one epoch.")

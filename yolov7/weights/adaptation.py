@@ -69,6 +69,7 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
 
 def _take_outputs(tensor: Tensor, chosen: list[int], *, num_anchors: int) -> Tensor:
     """Select outputs of every anchor in a weight (outputs, C, 1, 1), bias (outputs,) or scale (1, outputs, 1, 1)."""
-    axis = 1 if tensor.shape[0] == 1 and tensor.dim() == 4 else 0
-    by_anchor = tensor.unflatten(axis, (num_anchors, -1))
-    return by_anchor.index_select(axis + 1, torch.tensor(chosen, device=tensor.device)).flatten(axis, axis + 1)
+    if tensor.dim() == 4 and tensor.shape[0] == 1:
+        return _take_outputs(tensor[0], chosen, num_anchors=num_anchors)[None]
+    by_anchor = tensor.view(num_anchors, -1, *tensor.shape[1:])
+    return by_anchor[:, chosen].flatten(0, 1)

@@ -12,6 +12,8 @@ from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import spec_from_json
 from yolov7.system.files import is_file
 
+READERS = Path(__file__).parent  # the code that reads weight files of every format
+
 
 @dataclass(frozen=True)
 class Description:
