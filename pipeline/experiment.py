@@ -36,20 +36,23 @@ from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file
 from yolov7.training.job import NO_EFFECT
+from yolov7.weights.description import READERS, Description, describe_weights
 
 Model = TypeVar("Model", bound=Settings)
 
 
 @dataclass(frozen=True)
 class ResolvedVariant:
-    """One model of the comparison, with everything that decides its training.
+    """One model of the comparison, with everything that decides its training, or its given weights.
 
     Attributes:
         name: Its key in params.yaml.
         spec: The resolved specification, after swaps, scaling and the auxiliary head.
-        train: The settings of its training. `weights` is absolute.
+        train: The settings of its training. `weights` is absolute. If weights are given, only `image_size` has a
+            meaning: that at which they are evaluated.
         ray: Where it is trained.
-        weights_hash: SHA-256 of the weights that training starts from; empty if there are none.
+        given: The absolute path of the weights that are evaluated as they are; None if the variant is trained.
+        weights_hash: SHA-256 of the weights that are given or that training starts from; empty if there are none.
         declared: The variant without `train` and `ray`, as params.yaml states it.
         overrides: The settings under `train` of the variant itself, as params.yaml states them.
     """
@@ -58,6 +61,7 @@ class ResolvedVariant:
     spec: ModelSpec
     train: TrainSettings
     ray: RaySettings
+    given: Path | None
     weights_hash: str
     declared: Mapping[str, Any]
     overrides: Mapping[str, Any]
@@ -98,9 +102,11 @@ class Experiment:
         """Return a variant, or the packaged or own spec of that name with the settings of `train`.
 
         Raises:
-            SettingError: If the name is neither a variant nor a spec.
+            SettingError: If the name is neither a variant nor a spec, or a variant that is not trained.
         """
         if name in self.variants:
+            if self.variants[name].given is not None:
+                raise SettingError(f"base {name!r} has given weights and no training; name a variant that is trained")
             return self.variants[name]
         known = [*self.variants, *list_specs()]
         if name not in list_specs() and Path(name).suffix not in {".yaml", ".yml"}:
@@ -199,7 +205,24 @@ def tune_settings(experiment: Experiment, options: Mapping[str, Any]) -> TuneSet
 
 
 def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
-    """Return what decides the result of a training, apart from the data and the code, as plain values."""
+    """Return what decides the result of the stage `train`, apart from the data and the code, as plain values.
+
+    Args:
+        variant: The resolved variant.
+        seed: The seed of the training.
+
+    Returns:
+        The settings of a training; or, if weights are given, their content and the code that reads them. That code is
+        no dependency of the stage in dvc.yaml, because an edit of it must not repeat trainings.
+    """
+    if variant.given is not None:
+        return {
+            "spec": variant.spec.model_dump(mode="json", by_alias=True),
+            "image_size": variant.train.image_size,
+            "weights": variant.weights_hash,
+            "reader": _hash_folder(READERS),
+            "seed": seed,
+        }
     return {
         "spec": variant.spec.model_dump(mode="json", by_alias=True),
         "settings": variant.train.model_dump(mode="json", exclude=NO_EFFECT),
@@ -231,28 +254,65 @@ def _resolve_variant(
     hash_file: Callable[[Path], str],
 ) -> tuple[ResolvedVariant, tuple[str, ...]]:
     key = key or f"variants.{name}"
-    try:
-        changes = variant.model_dump(include={"swap", "scale", "auxiliary"}, exclude_none=True)
-        spec = resolve_spec({"base": variant.spec, **changes}, name=Path(variant.spec).stem)
-    except SpecError as error:
-        raise SettingError(f"{key}: {error}") from None
-    merged, notes = resolve_settings(train, variant.train)
-    if "image_size" not in merged:
-        merged["image_size"] = spec.image_size
-    settings = _validate_train(merged, key=f"{key}.train")
-    _check_size(name, spec, settings.image_size)
+    given = None if variant.weights is None else find_weights(variant.weights)
+    described = None if given is None else describe_weights(given)
+    spec = _resolve_spec(variant, described, key=key)
+    if given is None:
+        merged, notes = resolve_settings(train, variant.train or {})
+        if "image_size" not in merged:
+            merged["image_size"] = spec.image_size
+        settings = _validate_train(merged, key=f"{key}.train")
+    else:
+        notes = ()
+        settings = TrainSettings(
+            image_size=variant.image_size or (described.image_size if described else spec.image_size)
+        )
+    _check_size(name, spec, settings.image_size, key="train.image_size" if given is None else "image_size")
     if settings.weights is not None:
-        settings = settings.model_copy(update={"weights": settings.weights.resolve()})
+        settings = settings.model_copy(update={"weights": find_weights(str(settings.weights))})
+    weights = given or settings.weights
     resolved = ResolvedVariant(
         name=name,
         spec=spec,
         train=settings,
         ray=_validate(RaySettings, ray.model_dump() | variant.ray, key=f"{key}.ray"),
-        weights_hash="" if settings.weights is None else hash_file(settings.weights),
+        given=given,
+        weights_hash="" if weights is None else hash_file(weights),
         declared=variant.model_dump(exclude={"train", "ray"}, exclude_defaults=True),
-        overrides=variant.train,
+        overrides=variant.train or {},
     )
     return resolved, tuple(f"variants.{name}.train: {note}" for note in notes)
+
+
+def find_weights(name_or_path: str) -> Path:
+    """Return the absolute path of the weights that a parameter file names.
+
+    Args:
+        name_or_path: A path relative to the working folder.
+
+    Returns:
+        The path; the file may be missing.
+    """
+    return Path(name_or_path).expanduser().resolve()
+
+
+def _resolve_spec(variant: Variant, described: Description | None, *, key: str) -> ModelSpec:
+    """Return the spec of a variant: the one that it names, or that of its weight file, with its changes."""
+    if variant.spec is None and described is None:
+        raise SettingError(
+            f"{key}.weights={variant.weights!r} is missing or does not say which model it holds; name the model in "
+            f"{key}.spec (`yolov7 models` lists the specs)"
+        )
+    changes = variant.model_dump(include={"swap", "scale", "auxiliary"}, exclude_none=True)
+    try:
+        if variant.spec is not None:
+            return resolve_spec({"base": variant.spec, **changes}, name=Path(variant.spec).stem)
+    except SpecError as error:
+        raise SettingError(f"{key}: {error}") from None
+    assert described is not None
+    if any(changes.values()):
+        raise SettingError(f"{key}: swap, scale and auxiliary change a spec, but none is stated; state {key}.spec")
+    return described.spec
 
 
 def _validate_train(content: Mapping[str, Any], *, key: str) -> TrainSettings:
@@ -266,13 +326,12 @@ def _validate(model: type[Model], content: Mapping[str, Any], *, key: str) -> Mo
         raise SettingError(f"{key}.{first_error(error, model=model)}") from None
 
 
-def _check_size(name: str, spec: ModelSpec, image_size: int) -> None:
+def _check_size(name: str, spec: ModelSpec, image_size: int, *, key: str) -> None:
     stride = max(shape.stride for shape in infer_shapes(spec).values())
     if image_size % stride:
         nearest = max(1, round(image_size / stride)) * stride
         raise SettingError(
-            f"train.image_size={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; "
-            f"try {nearest}"
+            f"{key}={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; try {nearest}"
         )
 
 
@@ -282,3 +341,12 @@ def _hash_file(path: Path) -> str:
         return "missing"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _hash_folder(folder: Path) -> str:
+    """Return a digest of the Python files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

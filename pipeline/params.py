@@ -95,9 +95,11 @@ class ScaleSettings(Settings):
 
 
 class Variant(Settings):
-    """One model of the comparison, and how its training differs from `train`."""
+    """One model of the comparison: trained here, or given by its weights (`weights: FILE` with `train: null`)."""
 
-    spec: str = Field(description="A name from `yolov7 models`, or the path of a spec file.")
+    spec: str | None = Field(
+        None, description="A name from `yolov7 models`, or the path of a spec file; null: the spec in `weights`."
+    )
     swap: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Changes of rows of the spec, key by key."
     )
@@ -105,8 +107,31 @@ class Variant(Settings):
     auxiliary: bool | None = Field(
         None, description="Train with an auxiliary head (true) or without one (false); null: as in the spec."
     )
-    train: dict[str, Any] = Field(default_factory=dict, description="Overrides of `train`, with the same nesting.")
+    weights: str | None = Field(
+        None, description="Weight file that is evaluated as it is, without training; needs `train: null`."
+    )
+    image_size: Annotated[int, Field(ge=32, le=8192)] | None = Field(
+        None, description="Side of the images for `weights`, pixels; null: as the weight file or the spec says."
+    )
+    train: dict[str, Any] | None = Field(
+        default_factory=dict, description="Overrides of `train`, with the same nesting; null: no training."
+    )
     ray: dict[str, Any] = Field(default_factory=dict, description="Overrides of `ray`.")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Variant:
+        if self.train is None and self.weights is None:
+            raise ValueError("train=null means that weights are given; name their file in weights, or state train: {}")
+        if self.weights is not None and self.train is not None:
+            raise ValueError(
+                "weights is for models that are not trained; state train: null beside it, or name the weights from "
+                "which a training starts in train.weights"
+            )
+        if self.image_size is not None and self.weights is None:
+            raise ValueError("image_size is for given weights; state train.image_size for a variant that is trained")
+        if self.spec is None and self.weights is None:
+            raise ValueError("spec is missing; choose one of `yolov7 models`")
+        return self
 
 
 class ReparamSettings(Settings):

@@ -28,10 +28,11 @@ class PreparedData(Settings):
 
 
 class TrainSummary(Settings):
-    """`artifacts/train/<variant>/<seed>/train.json`: how a training run ended.
+    """`artifacts/train/<variant>/<seed>/train.json`: how a training run ended, or which weights were given.
 
     Attributes:
         fingerprint: Of the data and of all settings that affect the result; it identifies the MLflow run.
+        given: The name of the file whose weights were used without training; empty if the variant was trained.
         loader_wait_share: Share of the training time in which the loader was waited for.
         skipped_steps: Number of steps whose loss or gradient was not finite.
         AP: AP of the moving average on val after the last epoch; None if there is no val split.
@@ -41,6 +42,7 @@ class TrainSummary(Settings):
     variant: str
     seed: int
     fingerprint: str
+    given: str = ""
     epochs: int
     seconds: float
     images_per_second: float

@@ -12,6 +12,7 @@ from pipeline.artifacts.reports import TrainSummary
 from pipeline.experiment import ResolvedVariant
 from yolov7.errors import ArtifactError, shown
 from yolov7.training.anchors import differ_in_anchors_only
+from yolov7.weights.adaptation import is_of_spec
 from yolov7.weights.weight_files import Weights, load_weights
 
 
@@ -42,7 +43,8 @@ def stage_weights(
     """
     path = existing(stage_folder(stage, variant.name, seed) / WEIGHTS, made_by=f"{stage} {variant.name}")
     weights = load_weights(path, device=device)
-    if stage == "train" and not differ_in_anchors_only(variant.spec, weights.model.spec):
+    is_same = differ_in_anchors_only if variant.given is None else is_of_spec
+    if stage == "train" and not is_same(weights.model.spec, variant.spec):
         raise _stale(path, f"has another spec than variant {variant.name!r} of params.yaml", f"train {variant.name}")
     if stage == "reparam" and weights.training.get("fingerprint") != _fingerprint(variant.name, seed):
         raise _stale(path, "was not made from the current weights of `train`", f"reparam {variant.name}")

@@ -15,6 +15,13 @@ def use(
     name: Annotated[str | None, typer.Argument(help="A file of experiments/ without its suffix .yaml.")] = None,
     data: Annotated[Path | None, typer.Option(envvar="YOLOV7_DATA", help="The folder of the data set.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Discard edits of params.yaml that are not saved.")] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="published|FOLDER", help="Use weights instead of training: published ones or your own."),
+    ] = None,
+    miniature: Annotated[
+        bool, typer.Option("--miniature", help="Run an experiment on COCO with 60 drawn images and one epoch.")
+    ] = False,
 ) -> None:
     """Copy experiments/NAME.yaml to params.yaml.
 
@@ -25,7 +32,7 @@ def use(
     if name is None:
         typer.echo("\n".join(list_experiments()))
     else:
-        typer.echo(use_experiment(name, data=data, force=force))
+        typer.echo(use_experiment(name, data=data, force=force, weights=weights, miniature=miniature))
 
 
 @app.command()

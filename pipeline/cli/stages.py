@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -152,3 +153,23 @@ def inspect(
 
     resolved = experiment()
     run(*selected(resolved, variant or next(iter(resolved.variants)), seed)[0])
+
+
+@app.command()
+def submission(
+    variant: Annotated[str | None, typer.Argument(help="A variant of params.yaml. Default: the first one.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="A seed of params.yaml. Default: the first.")] = None,
+    images: Annotated[
+        str, typer.Option(metavar="NAME", help="The list of images in the folder of the data.")
+    ] = "image_info_test-dev2017",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The zip archive to write.")] = None,
+) -> None:
+    """Write detections for COCO's evaluation server.
+
+    The server measures AP on test-dev, whose annotations are not public. The archive is in its format.
+    """
+    from pipeline.commands.submission import make_submission
+
+    resolved = experiment()
+    chosen, number = selected(resolved, variant or next(iter(resolved.variants)), seed)[0]
+    typer.echo(make_submission(resolved, chosen, seed=number, images=images, output=output))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from pipeline.commands.derived_experiments import is_derived, on_miniature, to_text, with_weights
 from pipeline.experiment import parse_experiment
 from pipeline.params import PARAMS_FILE
 from yolov7.errors import ArtifactError, DataError, SettingError, suggest
@@ -28,7 +30,13 @@ def list_experiments() -> list[str]:
 
 
 def use_experiment(
-    name: str, *, data: Path | None = None, force: bool = False, target: Path = Path(PARAMS_FILE)
+    name: str,
+    *,
+    data: Path | None = None,
+    force: bool = False,
+    miniature: bool = False,
+    weights: str | None = None,
+    target: Path = Path(PARAMS_FILE),
 ) -> str:
     """Copy experiments/NAME.yaml to params.yaml, and fill in the folder of the data set.
 
@@ -36,17 +44,23 @@ def use_experiment(
         name: The file's name without its suffix.
         data: The folder of the data set, for experiments that need one.
         force: Overwrite params.yaml even if no experiment has the same content.
+        miniature: Put an experiment on COCO onto the miniature, with settings that run within minutes.
+        weights: Give the variants weights instead of trainings: `published`, or a folder.
         target: The file to write.
 
     Returns:
         A message with the next step.
 
     Raises:
-        SettingError: There is no such experiment, the folder of the data set is missing, the experiment is invalid, or
-            params.yaml has edits that are not saved in an experiment.
+        SettingError: There is no such experiment, the folder of the data set is missing, there are no weights, the
+            experiment is invalid, or params.yaml has edits that are not saved in an experiment.
     """
     source = _find(name)
-    text = _fill_data(_read(source), data=data, name=name)
+    text, notes = _read(source), [""]
+    if not miniature:
+        text = _fill_data(text, data=data, name=name)
+    if miniature or weights is not None:
+        text, notes = _derive(text, source, data=data, miniature=miniature, weights=weights)
     if not force and target.is_file() and not _is_saved(target):
         raise SettingError(
             f"{target} has edits that are not saved in {FOLDER}/; save them with `cp {target} {FOLDER}/NAME.yaml`, or "
@@ -59,7 +73,27 @@ def use_experiment(
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return f"{target} is now a copy of {source}; next: dvc repro"
+    return f"{target} is now a copy of {source}{''.join(notes)}; next: dvc repro"
+
+
+def _derive(
+    text: str, source: Path, *, data: Path | None, miniature: bool, weights: str | None
+) -> tuple[str, list[str]]:
+    """Return the text of an experiment on the miniature or with weights, and what was changed."""
+    content: dict[str, Any] = yaml.safe_load(text)
+    options, notes = [], []
+    if weights is not None:
+        content, left_out = with_weights(content, weights=weights)
+        options.append(f" --weights {weights}")
+        notes.append(f" with weights for {', '.join(content['variants'])}")
+        if left_out:
+            notes.append(f" and without {', '.join(left_out)}, which have none")
+    if miniature:
+        content = on_miniature(content, data=data)
+        options.append(" --miniature")
+        notes.append(f" on the miniature of COCO in {content['data']['path']}")
+    comment = f"{_title(source)} Made by `yolov7 use {source.stem}{''.join(options)}`."
+    return to_text(content, comment=comment), notes
 
 
 def _experiments() -> dict[str, Path]:
@@ -113,7 +147,16 @@ def _quoted(folder: Path) -> str:
 def _is_saved(target: Path) -> bool:
     """Return whether an experiment has the same parameters, apart from the folder of the data set."""
     current = _content(target)
-    return not current or any(_content(path) == current for path in FOLDER.glob("*.yaml"))
+    if is_derived(target.read_bytes().decode(errors="replace"), current):
+        return True
+    same = _without_folder(current)
+    return not current or any(_without_folder(_content(path)) == same for path in FOLDER.glob("*.yaml"))
+
+
+def _without_folder(content: object) -> object:
+    if isinstance(content, dict) and isinstance(content.get("data"), dict):
+        return content | {"data": {key: value for key, value in content["data"].items() if key != "path"}}
+    return content
 
 
 def _content(path: Path) -> object:
@@ -121,8 +164,6 @@ def _content(path: Path) -> object:
         content = read_yaml(path)
     except ValueError:
         return path.read_bytes()
-    if isinstance(content.get("data"), dict):
-        return content | {"data": {key: value for key, value in content["data"].items() if key != "path"}}
     return content
 
 

@@ -62,7 +62,8 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
             name = _name(experiment, variant, seed)
             with stage_lock("train", variant.name, seed):
                 with _checked(experiment, "train", variant, seed):
-                    summary = _train_tracked(experiment, tracker, variant, seed, name=name)
+                    run = _train_tracked if variant.given is None else _use_given_tracked
+                    summary = run(experiment, tracker, variant, seed, name=name)
                     console.print(stage_line("train", name, _train_text(summary)))
                 if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
                     forget_run(variant, seed=seed)
@@ -240,6 +241,19 @@ def _train_tracked(
     return summary
 
 
+def _use_given_tracked(
+    experiment: Experiment, tracker: Tracker, variant: ResolvedVariant, seed: int, *, name: str
+) -> TrainSummary:
+    from pipeline.stages.train import use_given_weights
+
+    console.print(stage_line("train", name, f"reads {variant.given}"))
+    summary = use_given_weights(variant, seed=seed)
+    with tracker.run(RunKey(variant=variant.name, seed=seed, fingerprint=summary.fingerprint)) as run:
+        _log_start(experiment, run, variant=variant)
+        run.set_tags({"given_weights": summary.given})
+    return summary
+
+
 class _Follower:
     """The view and the tracking of a training run, which receive what the run records.
 
@@ -265,7 +279,8 @@ class _Follower:
 
 def _log_start(experiment: Experiment, run: TrackedRun, *, variant: ResolvedVariant) -> None:
     prepared = _prepared()
-    run.log_params({**variant.declared, **variant.train.model_dump()})
+    settings = variant.train.model_dump() if variant.given is None else {"image_size": variant.train.image_size}
+    run.log_params({**variant.declared, **settings})
     run.log_dataset(
         experiment.data.format,
         digest=prepared.content_hash,
@@ -335,6 +350,8 @@ def _evaluation_text(metrics: Metrics) -> str:
 
 
 def _train_text(summary: TrainSummary) -> str:
+    if summary.given:
+        return f"not trained; uses the weights of {summary.given}"
     measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "
     return (
         f"{counted(summary.epochs, 'epoch')}  {measured}{summary.images_per_second:.0f} img/s"

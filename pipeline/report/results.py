@@ -24,11 +24,13 @@ class VariantModel:
         image_size: The training size in pixels.
         overrides_training: Whether the variant changes settings of `train`. Of two variants with the same graph and
             size, the one that does not fills the paper's row.
+        weights: The name of the file whose weights were given; empty if the variant was trained.
     """
 
     spec: ModelSpec
     image_size: int
     overrides_training: bool = False
+    weights: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from pipeline.report.results import StageResults
 from pipeline.report.summary import headline_row, mean_and_spread
 from yolov7.data.coco_names import COCO_NAMES
 from yolov7.settings import Settings
-from yolov7.spec.graph import ModelSpec
 
 COCO_VAL_IMAGES = 5000
 _AP_FIGURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
@@ -159,7 +158,7 @@ def why_not_coco(results: StageResults, name: str) -> str:
     """
     if results.data is None:
         return "no data are prepared"
-    if set(results.data.class_names) != set(COCO_NAMES):
+    if not _has_coco_classes(results):
         return f"the data here are not COCO (number of classes: {len(results.data.class_names)})"
     images = {one.images for one in results.variants[name].metrics}
     return "" if images <= {COCO_VAL_IMAGES} else f"evaluated on {sorted(images)} images, not on val2017's 5000"
@@ -225,16 +224,16 @@ def _variant_of(row: PrintedRow, model: PaperModel | None, results: StageResults
     """Return the variant that is named for the row, else the one with the row's graph."""
     if row.variant in results.variants:
         return row.variant
-    return _same_graph(model.build_spec(), row.size, results) if model and row.size else None
+    return _same_graph(model, row.size, results) if model and row.size else None
 
 
 def _measured(name: str, row: PrintedRow, results: StageResults) -> Iterator[tuple[str, _Figure]]:
-    """Yield AP and FPS of a variant. Figures on other data than COCO appear only if it is named for the row."""
+    """Yield AP and FPS of a variant. Figures on other classes than COCO's appear only if it is named for the row."""
     variant, reason = results.variants[name], why_not_coco(results, name)
-    if reason and name != row.variant:
+    if reason and name != row.variant and not _has_coco_classes(results):
         return
-    seeds = counted(len(variant.metrics), "seed")
-    note = f"variant {name} (spec {variant.model.spec.name}, {variant.model.image_size} px), {seeds}"
+    made = f"given weights {variant.model.weights}" if variant.model.weights else counted(len(variant.metrics), "seed")
+    note = f"variant {name} (spec {variant.model.spec.name}, {variant.model.image_size} px), {made}"
     for quantity, figure in _AP_FIGURES.items():
         value, spread = mean_and_spread([getattr(one, figure) for one in variant.metrics])
         if value is not None:
@@ -271,22 +270,33 @@ def _empty_figure(name: str | None, row: PrintedRow, model: PaperModel | None, r
     return _Figure(None, "cited")
 
 
-def _same_graph(spec: ModelSpec, size: int, results: StageResults) -> str | None:
-    """Return the variant with this graph and training size, preferably one that does not change `train`.
+def _same_graph(paper: PaperModel, size: int, results: StageResults) -> str | None:
+    """Return the variant with the graph and size of a row, preferably one that does not change `train`.
 
     Variants of an ablation, such as `table6-lead`, are left out: they fill only the table in their name, because there
-    the same graph is trained in different ways.
+    the same graph is trained in different ways. On a part of COCO, whose figures are compared with none of the
+    paper's, the size may differ; of several variants, the one with the row's size in its name is returned.
     """
     named = {"name", "image_size"}
-    wanted = spec.model_dump(exclude=named)
+    wanted = paper.build_spec().model_dump(exclude=named)
     ablations = tuple(f"{table}-" for table in TITLES)
     models = {name: variant.model for name, variant in results.variants.items() if not name.startswith(ablations)}
+    any_size = _has_coco_classes(results)
     found = [
         name
         for name, model in models.items()
-        if model.image_size == size and model.spec.model_dump(exclude=named) == wanted
+        if (model.image_size == size or (any_size and why_not_coco(results, name)))
+        and model.spec.model_dump(exclude=named) == wanted
     ]
-    return min(found, key=lambda name: models[name].overrides_training, default=None)
+    return min(
+        found,
+        key=lambda name: (models[name].image_size != size, str(size) not in name, models[name].overrides_training),
+        default=None,
+    )
+
+
+def _has_coco_classes(results: StageResults) -> bool:
+    return results.data is not None and set(results.data.class_names) == set(COCO_NAMES)
 
 
 def _own_variants(table: PrintedTable, results: StageResults) -> list[str]:

@@ -99,7 +99,8 @@ def _data_inputs(data: DataSettings) -> dict[str, Any]:
 
 def _describe_model(variant: ResolvedVariant) -> dict[str, Any]:
     spec = hashlib.sha256(spec_to_json(variant.spec).encode()).hexdigest()[:16]
-    return {"spec": spec, "image_size": variant.train.image_size, "overrides": bool(variant.overrides)}
+    described = {"spec": spec, "image_size": variant.train.image_size, "overrides": bool(variant.overrides)}
+    return described | ({} if variant.given is None else {"weights": variant.given.name})
 
 
 def _tune_inputs(experiment: Experiment) -> dict[str, Any]:

@@ -67,7 +67,10 @@ def tables(experiment: Experiment) -> Report:
     """
     models = {
         name: VariantModel(
-            spec=variant.spec, image_size=variant.train.image_size, overrides_training=bool(variant.overrides)
+            spec=variant.spec,
+            image_size=variant.train.image_size,
+            overrides_training=bool(variant.overrides),
+            weights=variant.given.name if variant.given else "",
         )
         for name, variant in experiment.variants.items()
     }

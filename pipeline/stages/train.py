@@ -1,8 +1,12 @@
-"""The stage `train`: one variant with one seed, from prepared data to the weights of its moving average."""
+"""The stage `train`: one variant with one seed, from prepared data to the weights of its moving average.
+
+A variant with given weights is not trained: the stage writes these weights in the place of trained ones.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -19,6 +23,7 @@ from pipeline.artifacts.files import (
     whole_folder,
     write_json,
 )
+from pipeline.artifacts.given_weights import load_given
 from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
@@ -30,6 +35,7 @@ from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.record import FIGURES, best_line, read_epochs
+from yolov7.weights.weight_files import save_weights
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +92,54 @@ def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], 
         shutil.copyfile(job.run_folder / WEIGHTS, folder / WEIGHTS)
         _write_curve(folder / "curve.csv", epochs)
         draw_training(folder / "curve.png", epochs)
+        write_json(folder / "train.json", summary)
+    return summary
+
+
+def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
+    """Write the weights that a variant gives in the place of trained ones.
+
+    Args:
+        variant: A variant with given weights.
+        seed: The seed in whose folder they are written; it has no effect on them.
+
+    Returns:
+        A summary that says where the weights are from.
+
+    Raises:
+        ArtifactError: If the data are not prepared, or the weights cannot be used.
+    """
+    assert variant.given is not None
+    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    weights = load_given(variant, class_names=prepared.class_names)
+    parts = (spec_to_json(variant.spec), variant.weights_hash, variant.train.image_size, seed, prepared.content_hash)
+    summary = TrainSummary(
+        variant=variant.name,
+        seed=seed,
+        fingerprint=hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12],
+        given=variant.given.name,
+        epochs=0,
+        seconds=0.0,
+        images_per_second=0.0,
+        loader_wait_share=0.0,
+        skipped_steps=0,
+        AP=None,
+        AP50=None,
+        precision="none",
+        device="none",
+        workers=0,
+    )
+    origin = {"fingerprint": summary.fingerprint, "given": variant.given.name, "sha256": variant.weights_hash}
+    with whole_folder(stage_folder("train", variant.name, seed)) as folder:
+        save_weights(
+            folder / WEIGHTS,
+            weights.model,
+            class_names=weights.class_names,
+            image_size=weights.image_size,
+            training=weights.training | origin,
+        )
+        _write_curve(folder / "curve.csv", [])
+        draw_training(folder / "curve.png", [])
         write_json(folder / "train.json", summary)
     return summary
 

@@ -143,7 +143,6 @@ def test_the_improvement_rows_compare_our_own_figures_if_there_are_both() -> Non
     ("changed", "reason"),
     [
         ({"image_size": 320}, "no variant of params.yaml is this model at this size"),
-        ({"images": 100}, "not on val2017's 5000"),
         ({"class_names": ("red", "green", "blue")}, "the data here are not COCO"),
     ],
 )
@@ -154,6 +153,23 @@ def test_figures_that_cannot_be_compared_are_left_out_with_the_reason(changed: d
     assert reason in find_cell(row, "ap_val").note
     assert any(reason in line and "YOLOv7" in line for line in empty_lines(table))
     assert find_cell(row, "params_m").origin == "computed"
+
+
+@pytest.mark.parametrize("image_size", [640, 64])
+def test_figures_on_a_part_of_coco_fill_the_row_but_are_compared_with_nothing(image_size: int) -> None:
+    table = find_table(coco_results(images=100, image_size=image_size), "table1")
+    cell = find_cell(find_row(table, "YOLOv7"), "ap_val")
+    assert (cell.ours, cell.difference) == (51.2, None)
+    assert "evaluated on [100] images, not on val2017's 5000" in cell.note
+    assert f"{image_size} px" in cell.note
+
+
+def test_figures_of_given_weights_name_their_file() -> None:
+    results = coco_results()
+    big = results.variants["big"]
+    given = replace(big, model=replace(big.model, weights="yolov7.pt"))
+    table = find_table(replace(results, variants={"big": given}), "table1")
+    assert "given weights yolov7.pt" in find_cell(find_row(table, "YOLOv7"), "ap_val").note
 
 
 def test_we_have_no_figures_of_the_evaluation_server() -> None:

@@ -1,0 +1,49 @@
+"""Weights that a variant gives instead of a training (`weights: FILE` with `train: null`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.experiment import ResolvedVariant
+from yolov7.errors import ArtifactError
+from yolov7.spec.graph import ModelSpec
+from yolov7.weights.adaptation import is_of_spec, select_classes
+from yolov7.weights.foreign.reference import import_checkpoint
+from yolov7.weights.weight_files import Weights, load_weights
+
+
+def load_given(variant: ResolvedVariant, *, class_names: tuple[str, ...]) -> Weights:
+    """Load the weights that a variant gives.
+
+    Args:
+        variant: A variant with given weights.
+        class_names: The classes of the prepared data. The weights may have more classes and another order of them.
+
+    Returns:
+        The weights, with the outputs for these classes, at the image size of the variant.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged, is of another spec, or lacks a class.
+    """
+    assert variant.given is not None
+    if variant.weights_hash == "missing":
+        raise ArtifactError(f"weights={variant.given} of variant {variant.name!r} does not exist; name a weight file")
+    weights = _read(variant.given, variant.spec)
+    if not is_of_spec(weights.model.spec, variant.spec):
+        raise ArtifactError(
+            f"weights={variant.given} of variant {variant.name!r} is of spec {weights.model.spec.name!r}, which is "
+            f"not {variant.spec.name!r} as params.yaml states it; correct spec, or leave it out"
+        )
+    try:
+        model = select_classes(weights.model, weights.class_names, class_names)
+    except ArtifactError as error:
+        raise ArtifactError(f"weights={variant.given} of variant {variant.name!r}: {error}") from None
+    return replace(weights, model=model, class_names=class_names, image_size=variant.train.image_size)
+
+
+def _read(path: Path, spec: ModelSpec) -> Weights:
+    """Read a file of any format that the library knows."""
+    if path.suffix == ".safetensors":
+        return load_weights(path)
+    return import_checkpoint(path, spec=spec).weights
