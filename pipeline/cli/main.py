@@ -22,8 +22,8 @@ _HOW_TO_CONTINUE = {
 _EXTRAS = {
     "boto3": "pipeline",
     "dvc": "pipeline",
+    "fastapi": "serve",
     "jinja2": "pipeline",
-    "litserve": "serve",
     "matplotlib": "pipeline",
     "mlflow": "pipeline",
     "nncf": "openvino",
@@ -34,10 +34,12 @@ _EXTRAS = {
     "pandas": "pipeline",
     "psutil": "pipeline",
     "pyarrow": "pipeline",
+    "python_multipart": "serve",
     "ray": "pipeline",
     "sklearn": "pipeline",
     "sqlalchemy": "pipeline",
     "supervision": "supervision",
+    "uvicorn": "serve",
 }
 """The extra that installs a package, by the name under which the package is imported."""
 
