@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.console import console, stage_line
-from pipeline.serving.application import make_application
 from pipeline.serving.server import reserve_port, run_server
-from pipeline.serving.service import Service
 from pipeline.serving.settings import serving_settings
+
+if TYPE_CHECKING:
+    from pipeline.serving.service import Service
 
 
 def serve_model(values: Mapping[str, Any], *, host: str, port: int) -> None:
@@ -25,7 +26,10 @@ def serve_model(values: Mapping[str, Any], *, host: str, port: int) -> None:
         SettingError: If a setting or the port cannot be used.
     """
     settings = serving_settings(values)
-    with reserve_port(host, port) as reserved:  # before the model is opened, which may take long
+    with reserve_port(host, port) as reserved:  # before the slow part: the import of torch, and the model
+        from pipeline.serving.application import make_application
+        from pipeline.serving.service import Service
+
         service = Service(settings)
         try:
             run_server(make_application(service), reserved, on_ready=lambda address: _say_ready(service, address))

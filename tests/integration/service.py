@@ -88,14 +88,24 @@ def serving(*arguments: str | Path) -> Iterator[Server]:
     process = start(*arguments, "--port", "0")
     try:
         yield Server(wait_until_ready(process), process)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    end(process, signal.SIGTERM)
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal to the service, and check that nothing of it is left."""
+    process.send_signal(number)
+    try:
+        output, _ = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, output
+    assert output.endswith("ended\n")
+    assert "Traceback" not in output
+    assert processes_of_session(process.pid) == []
 
 
 def wait_until_ready(process: subprocess.Popen[str]) -> str:

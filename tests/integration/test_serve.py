@@ -15,14 +15,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from typer.main import get_command
 
+from pipeline.cli.main import app
+from pipeline.serving.settings import ServingSettings, serving_settings
 from tests.bench.bench_serving import run_load
 from tests.integration.service import (
     CLASS_NAMES,
     Server,
     ask,
+    end,
     form,
-    processes_of_session,
     serving,
     start,
     wait_until_ready,
@@ -32,6 +35,7 @@ from tests.integration.service import (
     picture as picture_of,
 )
 from yolov7.detect.detector import Detector
+from yolov7.errors import SettingError
 from yolov7.settings import NmsSettings
 
 JSON = "application/json"
@@ -254,17 +258,26 @@ def test_a_port_in_use_ends_the_command_in_one_line(server: Server) -> None:
     assert output == f"yolov7: port {port} cannot be used (Address already in use); choose another one with --port\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_everything(weights: Path, number: signal.Signals) -> None:
+def test_ctrl_c_ends_everything(weights: Path) -> None:
+    """SIGTERM ends the server of the other tests, and is checked there."""
     process = start(weights, "--port", "0", "--replicas", "2")
-    url = wait_until_ready(process)
-    host, port = url.removeprefix("http://").split(":")
+    host, port = wait_until_ready(process).removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30):  # a connection that stays open
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert output.endswith("ended\n")
-    assert "Traceback" not in output
-    assert processes_of_session(process.pid) == []
+        end(process, signal.SIGINT)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=30)
+
+
+def test_the_command_line_has_the_defaults_of_the_settings() -> None:
+    parameters = {parameter.name: parameter.default for parameter in get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
+    fields = ServingSettings.model_fields
+    assert set(parameters) == {*fields, "host", "port"}
+    for name, field in fields.items():
+        assert field.is_required() or parameters[name] == field.default
+
+
+def test_a_wrong_setting_is_refused_in_one_line() -> None:
+    with pytest.raises(SettingError, match=r"^confidence: input should be less than or equal to 1, got 2.0$"):
+        serving_settings({"weights": "w", "confidence": 2.0})
+    with pytest.raises(SettingError, match=r"^replica: unknown key; did you mean 'replicas'\?$"):
+        serving_settings({"weights": "w", "replica": 2})
