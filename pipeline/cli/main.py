@@ -25,8 +25,8 @@ _SERVERS = {"serve", "ui"}  # Ctrl-C is how they end
 _EXTRAS = {
     "boto3": "pipeline",
     "dvc": "pipeline",
+    "fastapi": "serve",
     "jinja2": "pipeline",
-    "litserve": "serve",
     "matplotlib": "pipeline",
     "mlflow": "pipeline",
     "nncf": "openvino",
@@ -37,10 +37,12 @@ _EXTRAS = {
     "pandas": "pipeline",
     "psutil": "pipeline",
     "pyarrow": "pipeline",
+    "python_multipart": "serve",
     "ray": "pipeline",
     "sklearn": "pipeline",
     "sqlalchemy": "pipeline",
     "supervision": "supervision",
+    "uvicorn": "serve",
 }
 """The extra that installs a package, by the name under which the package is imported."""
 

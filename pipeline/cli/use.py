@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -69,3 +70,43 @@ def predict(
     )
     if not run(weights, sources, options):
         raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    weights: Annotated[str, typer.Argument(help="A weight file, or an exported file or folder.")],
+    host: Annotated[str, typer.Option(metavar="NAME", help="Name or address; 0.0.0.0 for all networks.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="The port; 0 chooses a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(metavar="N", help="Copies of the model that work in parallel.")] = 1,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[str, typer.Option(metavar="E", help="What runs the model; auto is the fastest one.")] = "auto",
+    confidence: Annotated[float, typer.Option(metavar="C", help="Lowest score of a detection.")] = 0.25,
+    iou: Annotated[float, typer.Option(metavar="I", help="Largest IoU of two detections of a class.")] = 0.45,
+    max_detections: Annotated[int, typer.Option(metavar="N", help="Largest number of detections per image.")] = 300,
+    max_batch: Annotated[int, typer.Option(metavar="N", help="Waiting images that are processed at once.")] = 8,
+    max_queue: Annotated[int, typer.Option(metavar="N", help="Requests in progress; more get status 503.")] = 64,
+    max_body_megabytes: Annotated[int, typer.Option(metavar="N", help="Size of the largest request.")] = 32,
+    max_megapixels: Annotated[int, typer.Option(metavar="N", help="Size of the largest image.")] = 50,
+) -> None:
+    """Answer HTTP requests with the detections of a model: POST an image to /predict.
+
+    The page /docs describes all requests. Only programs on this machine reach the service, unless --host is given.
+    """
+    from pipeline.commands.serve import serve_model
+
+    settings = {
+        "weights": weights,
+        "engine": engine,
+        "device": device,
+        "precision": precision,
+        "replicas": replicas,
+        "confidence": confidence,
+        "iou": iou,
+        "max_detections": max_detections,
+        "max_batch": max_batch,
+        "max_queue": max_queue,
+        "max_body_megabytes": max_body_megabytes,
+        "max_megapixels": max_megapixels,
+    }
+    serve_model(settings, host=host, port=port)

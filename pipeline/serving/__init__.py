@@ -1,0 +1,1 @@
+"""The HTTP service of a trained model: requests, batches of concurrent requests, answers, the server."""
