@@ -56,10 +56,41 @@ class TrainSummary(Settings):
     val_hash: str | None = None
 
 
+class LayerProof(Settings):
+    """The proof for one row of the specification, or for the detection head.
+
+    Attributes:
+        name: The name of the row; `head` for the detection head, `auxiliary head` for the part that is removed.
+        parameters_before: Number of its parameters in the trained model.
+        parameters_after: Number of its parameters in the deployed model.
+        error: Largest difference between the outputs of both forms for the same input in float32, relative to the
+            largest output; None if the layer has no parameters or is removed.
+    """
+
+    name: str
+    parameters_before: int
+    parameters_after: int
+    error: float | None
+
+
 class ReparamReport(Settings):
     """`artifacts/reparam/<variant>/<seed>/reparam.json`: the proof that the deployed model equals the trained one.
 
     Errors are relative to the largest output of each level.
+
+    Attributes:
+        variant: The variant.
+        seed: The seed of its training.
+        parameters_before: Number of parameters of the trained model.
+        parameters_after: Number of parameters of the deployed model.
+        gflops_before: Cost of the trained model in GFLOPs.
+        gflops_after: Cost of the deployed model in GFLOPs.
+        images: Number of images that the outputs were compared on.
+        max_error_float32: Largest relative error in float32.
+        mean_error_float32: Mean relative error in float32.
+        max_error_float64: Largest relative error in float64.
+        mean_error_float64: Mean relative error in float64.
+        layers: The proof for each layer, in the order in which the model runs them.
     """
 
     variant: str
@@ -73,6 +104,7 @@ class ReparamReport(Settings):
     mean_error_float32: float
     max_error_float64: float
     mean_error_float64: float
+    layers: tuple[LayerProof, ...] = ()
 
 
 class Metrics(Settings):

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: COCO figures of the deployed model, its predictions, plots and example pictures.
+"""The stage `evaluate`: COCO figures of the deployed model, its predictions and errors, plots and example pictures.
 
 It completes the proof of `reparam`: the AP of the deployed model must equal that of the trained model.
 """
@@ -19,6 +19,7 @@ from yolov7.data.images import read_image
 from yolov7.data.index import ImageIndex
 from yolov7.detect.drawing import contact_sheet, draw_detections, write_picture
 from yolov7.errors import ArtifactError
+from yolov7.evaluation.errors import analyse_errors
 from yolov7.evaluation.figures import coco_results, confusion_matrix, precision_recall
 from yolov7.evaluation.split import SplitResult, evaluate_split
 from yolov7.inference.engine import ModelEngine
@@ -52,6 +53,7 @@ def evaluate(settings: EvaluateSettings, variant: ResolvedVariant, *, seed: int)
     with whole_folder(stage_folder("evaluate", variant.name, seed)) as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "predictions.json", coco_results(index, result.detections))
+        write_json(folder / "errors.json", analyse_errors(index, result.detections, split=split))
         _write_plots(folder, index, result)
         _draw_examples(folder / "examples.jpg", index, result.detections, settings)
     return metrics

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.artifacts.files import WEIGHTS, stage_folder, whole_folder, write_json
 from pipeline.artifacts.prepared import load_split
-from pipeline.artifacts.reports import ReparamReport
+from pipeline.artifacts.reports import LayerProof, ReparamReport
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import ResolvedVariant
 from pipeline.params import ReparamSettings
@@ -21,6 +22,7 @@ from yolov7.errors import ArtifactError
 from yolov7.nn.cost import count_operations, count_parameters
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
+from yolov7.structures import HeadMaps
 from yolov7.weights.weight_files import save_weights
 
 
@@ -72,6 +74,7 @@ def reparam(
         mean_error_float32=single.mean,
         max_error_float64=double.largest,
         mean_error_float64=double.mean,
+        layers=compare_layers(trained.model, deployed, images[:1]),
     )
     with whole_folder(stage_folder("reparam", variant.name, seed)) as folder:
         save_weights(
@@ -104,6 +107,56 @@ def compare_outputs(before: DetectionModel, after: DetectionModel, images: Tenso
     ]
     every = torch.cat(errors)  # the maximum is NaN if any element is
     return OutputError(largest=float(every.max()), mean=float(every.mean()))
+
+
+@torch.no_grad()
+def compare_layers(before: DetectionModel, after: DetectionModel, images: Tensor) -> tuple[LayerProof, ...]:
+    """Compare the layers of two models one by one: each layer of `after` gets the input of the same layer of `before`.
+
+    Args:
+        before: The reference.
+        after: The model that should be equivalent.
+        images: (n, 3, H, W), in 0..1.
+
+    Returns:
+        Parameters and output error of each layer with parameters, then of the lead head and of the auxiliary head.
+    """
+    errors: dict[str, float] = {}
+
+    def comparison(name: str, other: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
+        def compare(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            errors[name] = _largest_error(_tensors(output), _tensors(other(*inputs)))
+
+        return compare
+
+    pairs = {name: (row, after.rows[name]) for name, row in before.rows.items() if name in after.rows}
+    pairs["head"] = (before.head, after.head)
+    handles = [row.register_forward_hook(comparison(name, other)) for name, (row, other) in pairs.items()]
+    before.eval()(images)
+    for handle in handles:
+        handle.remove()
+    auxiliary = sum(map(count_parameters, (before.head.auxiliary_stems, before.head.auxiliary_convs)))
+    sizes = [(name, count_parameters(row), name in pairs) for name, row in before.rows.items()]
+    sizes += [("head", count_parameters(before.head) - auxiliary, True), ("auxiliary head", auxiliary, False)]
+    return tuple(
+        LayerProof(
+            name=name,
+            parameters_before=size,
+            parameters_after=count_parameters(pairs[name][1]) if is_kept else 0,
+            error=errors.get(name),
+        )
+        for name, size, is_kept in sizes
+        if size
+    )
+
+
+def _tensors(output: Any) -> tuple[Tensor, ...]:
+    return output.lead if isinstance(output, HeadMaps) else (output,)
+
+
+def _largest_error(expected: tuple[Tensor, ...], got: tuple[Tensor, ...]) -> float:
+    errors = [(b - a).abs().max() / a.abs().max() for a, b in zip(expected, got, strict=True)]
+    return float(torch.stack(errors).max())
 
 
 def _sample_images(index: ImageIndex, *, image_size: int, count: int) -> Tensor:

@@ -87,9 +87,26 @@ def coco_curves(
     match engine:
         case "hotcoco":
             evaluation = _with_hotcoco(index, objects, found)
+            evaluation.accumulate()
+            tables = evaluation.eval
         case "pycocotools":
-            evaluation = _with_pycocotools(index, objects, found)
-    return CocoCurves(evaluation["precision"], evaluation["recall"])
+            tables = _with_pycocotools(index, objects, found)
+    return CocoCurves(tables["precision"], tables["recall"])
+
+
+def matched(index: ImageIndex, detections: Sequence[Detections]) -> Any:
+    """Match detections with the objects of a split.
+
+    Args:
+        index: The split.
+        detections: The detections of each image, in its pixels.
+
+    Returns:
+        An evaluated `hotcoco.COCOeval`. Its ids of detections and objects count from 1, in the order of the images and
+        of the boxes within each image.
+    """
+    order = _rank(index)
+    return _with_hotcoco(index, _objects(index, order), _detected(detections, order))
 
 
 def columns(detections: Sequence[Detections]) -> FoundBoxes:
@@ -144,8 +161,7 @@ def _with_hotcoco(index: ImageIndex, objects: _Columns, found: _Columns) -> Any:
     rows = np.column_stack((found.image, found.boxes_xywh, found.scores, found.labels))
     evaluation = hotcoco.COCOeval(truth, truth.load_res(rows), "bbox")
     evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval
+    return evaluation
 
 
 def _with_pycocotools(index: ImageIndex, objects: _Columns, found: _Columns) -> Any:
