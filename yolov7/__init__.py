@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     __version__: str
+    from yolov7.api.evaluate import Evaluation, evaluate, evaluate_results
+    from yolov7.api.train import train
     from yolov7.detect.detections import Detections, draw
     from yolov7.detect.detector import Detector
     from yolov7.detect.tiles import Tiling
@@ -28,6 +30,7 @@ _HOMES = {
     "DetectionModel": "nn.model",
     "Detections": "detect.detections",
     "Detector": "detect.detector",
+    "Evaluation": "api.evaluate",
     "ModelSpec": "spec.graph",
     "NmsSettings": "settings",
     "SettingError": "errors",
@@ -37,6 +40,8 @@ _HOMES = {
     "TrainingError": "errors",
     "UserError": "errors",
     "draw": "detect.detections",
+    "evaluate": "api.evaluate",
+    "evaluate_results": "api.evaluate",
     "export_checkpoint": "weights.foreign.reference",
     "fuse": "nn.fuse",
     "import_checkpoint": "weights.foreign.reference",
@@ -46,6 +51,7 @@ _HOMES = {
     "save_weights": "weights.weight_files",
     "scale_spec": "spec.scaling",
     "spec_cost": "nn.cost",
+    "train": "api.train",
 }
 
 __all__ = [
@@ -55,6 +61,7 @@ __all__ = [
     "DetectionModel",
     "Detections",
     "Detector",
+    "Evaluation",
     "ModelSpec",
     "NmsSettings",
     "SettingError",
@@ -65,6 +72,8 @@ __all__ = [
     "UserError",
     "__version__",
     "draw",
+    "evaluate",
+    "evaluate_results",
     "export_checkpoint",
     "fuse",
     "import_checkpoint",
@@ -74,6 +83,7 @@ __all__ = [
     "save_weights",
     "scale_spec",
     "spec_cost",
+    "train",
 ]
 
 

@@ -56,12 +56,43 @@ def reparam(variant: VariantName = None, seed: Seed = None) -> None:
     run_reparam(resolved, selected(resolved, variant, seed))
 
 
-@app.command()
-def evaluate(variant: VariantName = None, seed: Seed = None) -> None:
-    """Measure COCO metrics of the deployed models.
+@app.command(short_help="Measure COCO figures of variants, of any model, or of a results file.")
+def evaluate(
+    variant: VariantName = None,
+    seed: Seed = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A weight file, an exported model, or a name as for `predict`.")
+    ] = None,
+    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="A results file in COCO's format.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A data set's folder, a data.yaml, or a COCO file.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="The split. Default: test, val or train.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the figures and detections there.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    engine: Annotated[str, typer.Option(metavar="E", help="What runs the model; auto is the fastest one.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in a batch.")] = 16,
+) -> None:
+    """Measure COCO figures.
 
-    Also draw example detections, precision-recall curves and the confusion matrix.
+    Without options, the deployed models of params.yaml are measured on the prepared data; examples, precision-recall
+    curves, the confusion matrix and the errors by kind are written, too. With --data, any model (--weights) or results
+    file (--predictions) is measured on any data set, and nothing in artifacts/ is changed.
     """
+    if data is not None or weights is not None or predictions is not None:
+        from pipeline.commands.evaluate_model import EvaluateOptions, evaluate_model
+
+        if variant is not None or seed is not None:
+            raise typer.BadParameter("a variant or seed cannot be combined with --data; name the model with --weights")
+        evaluate_model(
+            EvaluateOptions(
+                weights, predictions, data, split, out, json, engine=engine, device=device, precision=precision,
+                batch_size=batch_size,
+            )
+        )  # fmt: skip
+        return
     from pipeline.commands.run_stages import run_evaluate
 
     resolved = experiment()

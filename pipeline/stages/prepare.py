@@ -14,9 +14,9 @@ from pipeline.console import console
 from pipeline.params import DataSettings, FlawSettings
 from pipeline.report.health import describe_flaws, make_report, write_sheet
 from pipeline.report.health_page import report_html
-from yolov7.data.build_index import Progress
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
 from yolov7.data.index import ImageIndex, save_index
+from yolov7.data.inspection import Progress
 from yolov7.data.read.coco import find_coco_file, read_coco
 from yolov7.data.read.voc import read_voc, voc_class_names
 from yolov7.data.synthetic.scene import shuffle_labels, write_synthetic

@@ -106,7 +106,7 @@ def matched(index: ImageIndex, detections: Sequence[Detections]) -> Any:
         of the boxes within each image.
     """
     order = _rank(index)
-    return _with_hotcoco(index, _objects(index, order), _detected(detections, order))
+    return _with_hotcoco(index, _objects(index, order), _detected(columns(detections), order))
 
 
 def columns(detections: Sequence[Detections]) -> FoundBoxes:

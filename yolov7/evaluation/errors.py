@@ -141,7 +141,7 @@ def analyse_errors(index: ImageIndex, detections: Sequence[Detections], *, split
     examples = tuple(_examples(index, confident))
     suspects = list(_suspects(index, detections))
     listed = tuple(_strongest(suspects))
-    images = sorted({one.image for one in (*examples, *listed)})
+    images = sorted({one.image for chosen in (examples, listed) for one in chosen})
     return ErrorReport(
         split=split,
         kinds=_count_kinds(index, detections, confident),
@@ -192,8 +192,8 @@ def _count_per_image(
     status = matched(index, confident).image_diagnostics(iou_thr=IOU)
     shape = (len(index), len(index.class_names))
     correct, wrong, missed = (np.zeros(shape, np.int64) for _ in range(3))
-    images, _, _, labels = columns(confident)
-    for row, (image, label) in enumerate(zip(images.tolist(), labels.tolist(), strict=True), start=1):
+    found = columns(confident)
+    for row, (image, label) in enumerate(zip(found.image.tolist(), found.labels.tolist(), strict=True), start=1):
         match status["dt_status"].get(row):
             case "tp":
                 correct[image, label] += 1
@@ -271,9 +271,7 @@ def _above(found: Detections, confidence: float) -> Detections:
 
 
 def _boxes(found: Detections) -> Iterator[FoundBox]:
-    for box, score, label in zip(
-        found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-    ):
+    for box, score, label in zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
         yield FoundBox(label=label, score=round(score, 4), box_xyxy=_rounded(box))
 
 

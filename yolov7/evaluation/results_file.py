@@ -40,9 +40,9 @@ def read_results(path: Path, index: ImageIndex) -> tuple[FoundBoxes, tuple[str, 
         box, score = _checked(entry, path, number=number)
         image, label = images.get(entry["image_id"]), labels.get(entry["category_id"])
         if image is None:
-            left_out[f"their image is not in the split, such as image_id {shown(entry['image_id'])}"] += 1
+            left_out[f"image is not in the split, such as image_id {shown(entry['image_id'])}"] += 1
         elif label is None:
-            left_out[f"their class is not in the data, such as category_id {shown(entry['category_id'])}"] += 1
+            left_out[f"class is not in the data, such as category_id {shown(entry['category_id'])}"] += 1
         else:
             rows.append((image, box, score, label))
     if left_out and not rows:
@@ -102,4 +102,9 @@ def _summed(left_out: Counter[str]) -> tuple[str, ...]:
         kind = reason.partition(", such as")[0]
         number, first = kinds.get(kind, (0, reason))
         kinds[kind] = (number + count, first)
-    return tuple(f"{number:,} detections were left out, because {first}" for number, first in kinds.values())
+    return tuple(
+        f"{number:,} detections were left out, because their {first}"
+        if number > 1
+        else f"1 detection was left out, because its {first}"
+        for number, first in kinds.values()
+    )

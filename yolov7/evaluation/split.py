@@ -45,6 +45,8 @@ def evaluate_split(
     world_size: int = 1,
     loader_workers: int = 0,
     gather: Callable[[Found], list[Found]] = lambda mine: [mine],
+    class_mapping: Callable[[Detections], Detections] = lambda found: found,
+    progress: Callable[[int], None] | None = None,
 ) -> SplitResult:
     """Detect objects in all images of a split, and compute COCO's figures.
 
@@ -61,6 +63,8 @@ def evaluate_split(
         world_size: The number of processes.
         loader_workers: Processes that read and letterbox images; 0: this process does.
         gather: Collects what every process found, in the order of their ranks.
+        class_mapping: Replaces the labels of the model by those of the split.
+        progress: Called after each batch with the number of images that this process has done.
 
     Returns:
         The detections and figures.
@@ -73,7 +77,12 @@ def evaluate_split(
         rank=rank,
         world_size=world_size,
     )
-    mine = [detect_batch(engine, batch.images, batch.geometry, nms=nms) for batch in batches]
-    found = list(chain.from_iterable(chain.from_iterable(zip_longest(*gather(mine), fillvalue=()))))
-    curves = coco_curves(index, found, engine=coco_engine)
-    return SplitResult(tuple(found), curves, coco_figures(curves, index.class_names))
+    mine: Found = []
+    for batch in batches:
+        found = detect_batch(engine, batch.images, batch.geometry, nms=nms)
+        mine.append([class_mapping(one) for one in found])
+        if progress is not None:
+            progress(sum(len(images) for images in mine))
+    detections = list(chain.from_iterable(chain.from_iterable(zip_longest(*gather(mine), fillvalue=()))))
+    curves = coco_curves(index, detections, engine=coco_engine)
+    return SplitResult(tuple(detections), curves, coco_figures(curves, index.class_names))

@@ -1,0 +1,167 @@
+"""Test the evaluation of models and results files on data sets of any readable format."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from typer.testing import CliRunner
+
+import yolov7
+from pipeline.cli.main import app
+from tests.artifacts import SMALL
+from tests.unit.data_files import write_coco, write_voc
+from yolov7.errors import DataError, SettingError
+from yolov7.evaluation.class_mapping import map_classes
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import resolve_spec
+from yolov7.structures import Detections
+from yolov7.weights.weight_files import save_weights
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO file whose ids are neither consecutive nor ascending."""
+    draw = random.Random(0)
+    boxes = [
+        {"image_id": 50 - 3 * (k % 6), "category_id": draw.choice((7, 3)), "bbox": box, "area": box[2] * box[3]}
+        for k, box in enumerate([[draw.uniform(0, 30), draw.uniform(0, 20), 20.3, 15.7] for _ in range(24)])
+    ]
+    images = [{"id": 50 - 3 * k} for k in range(6)]
+    return write_coco(tmp_path_factory.mktemp("data"), images=images, annotations=boxes)
+
+
+@pytest.fixture(scope="module")
+def results(truth: Path) -> list[dict[str, Any]]:
+    """Shifted boxes with few different scores, so that many tie."""
+    draw, content = random.Random(1), json.loads(truth.read_text())
+    return [
+        {
+            "image_id": row["image_id"],
+            "category_id": draw.choice((row["category_id"], 3)),
+            "bbox": [row["bbox"][0] + draw.uniform(-3, 3), row["bbox"][1], *row["bbox"][2:]],
+            "score": draw.choice((0.3, 0.6, 0.9)),
+        }
+        for row in content["annotations"]
+        for _ in range(3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = DetectionModel(resolve_spec(SMALL, name="small"), num_classes=3)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_weights(path, model, class_names=("Dog", "zebra", "cat"), image_size=64, training={})
+    return path
+
+
+def write_results(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_a_results_file_gets_the_figures_of_pycocotools(
+    truth: Path, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = write_results(tmp_path / "results.json", results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        source = COCO(str(truth))
+        peer = COCOeval(source, source.loadRes(str(path)), "bbox")
+        peer.evaluate()
+        peer.accumulate()
+        peer.summarize()
+    found = yolov7.evaluate_results(path, truth).figures
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    ours = [-1.0 if (value := getattr(found, name)) is None else value for name in names]
+    assert ours == pytest.approx(peer.stats.tolist(), abs=1e-12)
+    assert 0.1 < ours[0] < 0.99
+
+
+def test_results_that_belong_to_nothing_are_counted(truth: Path, results: list[dict[str, Any]], tmp_path: Path) -> None:
+    odd = [{**results[0], "image_id": 999}, {**results[0], "category_id": 8}, {**results[0], "category_id": 9}]
+    path = write_results(tmp_path / "results.json", results + odd)
+    assert yolov7.evaluate_results(path, truth).notes == (
+        "1 detection was left out, because its image is not in the split, such as image_id 999",
+        "2 detections were left out, because their class is not in the data, such as category_id 8",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "must contain a list of detections"),
+        ("[", "is not valid JSON"),
+        ("[3]", "detection 0 is 3; it must have image_id"),
+        ('[{"image_id": 50, "category_id": 7, "score": 1}]', "detection 0 lacks bbox"),
+        ('[{"image_id": 50, "category_id": 7, "score": NaN, "bbox": [0, 0, 1, 1]}]', "score=nan must be a number"),
+        ('[{"image_id": 50, "category_id": 7, "score": 1, "bbox": [0, 0, 1]}]', "bbox=.* must be four numbers"),
+        ('[{"image_id": 1, "category_id": 7, "score": 1, "bbox": [0, 0, 1, 1]}]', "none of its 1 detections belongs"),
+    ],
+)
+def test_a_wrong_results_file_is_an_error(truth: Path, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        yolov7.evaluate_results(path, truth)
+
+
+def test_classes_are_matched_by_name() -> None:
+    mapping = map_classes(("traffic light", "zebra", "Cat"), ("cat", "Traffic_Light", "dog"))
+    found = Detections(torch.arange(12.0).reshape(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]))
+    mapped = mapping.apply(found)
+    assert mapped.labels.tolist() == [1, 0]
+    assert mapped.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert mapping.notes() == (
+        "detections of 'zebra' are left out, because the data have no such class",
+        "the model does not know 'dog', so it finds no such object",
+    )
+    with pytest.raises(DataError, match="no class in common"):
+        map_classes(("a",), ("b",))
+
+
+def test_a_model_is_measured_on_coco_and_voc_data(truth: Path, weights: Path, tmp_path: Path) -> None:
+    ours = yolov7.evaluate(weights, truth, precision="float32")
+    assert len(ours.detections) == 6
+    assert any(len(found) for found in ours.detections)
+    assert {int(label) for found in ours.detections for label in found.labels} <= {0, 1}
+    write_voc(tmp_path, {"one": [("cat", 1, 1, 30, 30)]}, split="val")
+    result = yolov7.evaluate(weights, tmp_path)
+    assert result.split == "val"
+    assert result.notes[-1] == "detections of 'Dog', 'zebra' are left out, because the data have no such class"
+    with pytest.raises(SettingError, match="batch_size=0"):
+        yolov7.evaluate(weights, tmp_path, batch_size=0)
+
+
+def test_the_command_writes_what_it_prints(
+    truth: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--weights", str(weights), "--data", str(truth), "--out", "out", "--precision", "float32"]
+    done = CliRunner().invoke(app, ["evaluate", *options])
+    assert done.exit_code == 0, done.output
+    written = json.loads(Path("out/metrics.json").read_text())
+    assert f"AP    {written['AP']:.4f}" in done.output
+    again = yolov7.evaluate_results("out/predictions.json", truth)
+    assert written["AP"] == again.figures.AP
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 1, "batch_size": 3, "image_size": 64, "precision": "float32", "loader_workers": 0}
+    spec = resolve_spec(SMALL, name="small")
+    path = yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None)
+    assert yolov7.Detector.load(path).class_names == ("dog", "cat")  # by their ids
+    assert yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None) == path  # nothing to do
+    with pytest.raises(SettingError, match="other data or settings"):
+        yolov7.train(spec, truth, tmp_path / "run", settings={**settings, "epochs": 2}, val_split=None)
+    with pytest.raises(SettingError, match="epoch"):
+        yolov7.train(spec, truth, tmp_path / "other", settings={"epoch": 2})

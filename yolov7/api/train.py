@@ -1,0 +1,115 @@
+"""Train a model in this process, from a data set in a readable format to a weight file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from yolov7.data.find_data import FoundData, find_data, read_split
+from yolov7.data.index import save_index
+from yolov7.errors import DataError, SettingError, one_line
+from yolov7.settings import TrainSettings
+from yolov7.spec.graph import ModelSpec
+from yolov7.spec.spec_files import load_spec, spec_to_json
+from yolov7.system.precision import resolve_device
+from yolov7.training.job import TrainJob
+from yolov7.training.loop import WEIGHTS, fit
+from yolov7.training.worker import Worker
+
+
+def train(
+    spec: str | ModelSpec,
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    settings: TrainSettings | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    train_split: str = "train",
+    val_split: str | None = "val",
+) -> Path:
+    """Train a model on one device.
+
+    A training that was interrupted continues from its last checkpoint if it is called again with the same arguments.
+    Training on several devices and comparisons of models need the pipeline.
+
+    Args:
+        spec: The name of a packaged specification, the path of a specification file, or a specification.
+        data: The folder of a data set, a data.yaml, or a COCO file.
+        output: The folder for the weights, the record of the epochs and the checkpoints.
+        settings: Settings of the training; keys that are left out have their defaults. Without an image size, that of
+            the specification is used.
+        seed: The seed of all random numbers.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        train_split: The name of the training split.
+        val_split: The name of the split on which AP is measured; without such a split, nothing is measured.
+
+    Returns:
+        The weight file. `epochs.jsonl` beside it has the figures of each epoch.
+
+    Raises:
+        DataError: If the data cannot be read.
+        SettingError: If a setting is wrong or does not fit the data, or the output folder belongs to another training.
+        SpecError: If the specification is wrong.
+        TrainingError: If training diverges.
+        ArtifactError: If a file in the output folder is damaged.
+    """
+    model = load_spec(spec) if isinstance(spec, str) else spec
+    folder = Path(output).resolve()
+    chosen = _settings(settings, image_size=model.image_size)
+    data_hash = _prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split)
+    weights_hash = "" if chosen.weights is None else hashlib.sha256(chosen.weights.read_bytes()).hexdigest()
+    job = TrainJob(
+        spec_json=spec_to_json(model),
+        settings=chosen,
+        seed=seed,
+        data_folder=folder / "data",
+        data_hash=data_hash,
+        weights_hash=weights_hash,
+        run_folder=folder,
+    )
+    _check_owner(folder / "fingerprint", job.fingerprint)
+    if not (folder / WEIGHTS).is_file():
+        fit(job, Worker(device=resolve_device(device)))
+    return folder / WEIGHTS
+
+
+def _settings(given: TrainSettings | Mapping[str, Any] | None, *, image_size: int) -> TrainSettings:
+    if isinstance(given, TrainSettings):
+        return given
+    try:
+        return TrainSettings.model_validate({"image_size": image_size, **(given or {})})
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in details["loc"])
+        raise SettingError(one_line(f"{key}: {details['msg']}")) from None
+
+
+def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> str:
+    """Write the indices of the splits, and return a hash of their content."""
+    if train not in found.splits:
+        raise DataError(f"{found.description}: there is no split {train!r} to train on")
+    splits = {"train": train} | ({"val": val} if val is not None and val in found.splits else {})
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = []
+    for name, split in splits.items():
+        index, _ = read_split(found, split, class_names=found.class_names)
+        if not len(index):
+            raise DataError(f"{found.description}: the split {split!r} has no images that can be read")
+        save_index(folder / f"{name}.npz", index)
+        hashes.append(index.content_hash())
+    return " ".join(hashes)
+
+
+def _check_owner(path: Path, fingerprint: str) -> None:
+    """Raise SettingError if the folder belongs to another training."""
+    if path.is_file() and path.read_text(encoding="utf-8") != fingerprint:
+        raise SettingError(
+            f"{path.parent} has a training with other data or settings; name another output folder, or remove this one"
+        )
+    path.write_text(fingerprint, encoding="utf-8")
