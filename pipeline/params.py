@@ -162,8 +162,16 @@ class BenchmarkSettings(Settings):
     seconds_per_round: Positive = Field(0.3, description="Seconds per model and round.")
     warmup_seconds: NonNegative = Field(0.5, description="Seconds of warm-up per model.")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1, description="Batch sizes.")
-    precisions: tuple[Precision, ...] = Field(("auto",), min_length=1, description="Floating-point types.")
-    compile: bool = Field(False, description="Also measure the models compiled with torch.compile.")
+    precisions: tuple[Precision | Literal["int8"], ...] = Field(
+        ("auto",), min_length=1, description="Types of the computation; int8 is measured with engines that have it."
+    )
+    engines: tuple[Literal["torch", "torch-compile", "cuda-graphs", "onnxruntime", "openvino", "tensorrt"], ...] = (
+        Field(
+            ("torch",),
+            min_length=1,
+            description="What runs the deployed models. Models are exported for onnxruntime, openvino and tensorrt.",
+        )
+    )
 
 
 _Workers = Annotated[int, Field(ge=1)]

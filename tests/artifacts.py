@@ -85,7 +85,7 @@ def benchmark_of(variants: Iterable[str]) -> Benchmark:
         BenchmarkRow(
             variant=variant,
             form=form,
-            engine="eager",
+            engine="torch",
             precision="float32",
             batch=1,
             nms=nms,

@@ -139,7 +139,10 @@ class BenchmarkRow(Settings):
 
     Attributes:
         form: `trained`, or `deployed` after re-parameterisation.
-        engine: `eager` or `compile`.
+        engine: What ran the model, such as `torch` or `openvino`.
+        nms: Whether the time includes non-maximum suppression.
+        from_file: Whether it also includes reading, decoding and letterboxing the image files.
+        AP: AP of the exported file with this engine and precision; None for weight files, which `evaluate` measures.
         fps: Images per second at the median latency.
         samples: Number of measured batches.
     """
@@ -150,7 +153,9 @@ class BenchmarkRow(Settings):
     precision: str
     batch: int
     nms: bool
+    from_file: bool = False
     image_size: int
+    AP: float | None = None
     p50_ms: float
     p90_ms: float
     p99_ms: float
@@ -166,4 +171,5 @@ class Benchmark(Settings):
     threads: int
     clock_mhz: float | None
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
     rows: tuple[BenchmarkRow, ...]

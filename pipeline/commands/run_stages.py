@@ -104,6 +104,8 @@ def run_benchmark(experiment: Experiment) -> None:
 
     with stage_lock("benchmark"), _checked(experiment, "benchmark"):
         result = benchmark(experiment.benchmark, list(experiment.variants), seed=experiment.seeds[0])
+    for note in result.notes:
+        console.print(stage_line("benchmark", "", note))
     with _tracker(experiment.tracking) as tracker:
         for variant in experiment.variants:
             before, after = fps_before_and_after(result, variant)

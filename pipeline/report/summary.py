@@ -109,11 +109,11 @@ def headline_row(benchmark: Benchmark | None, *, variant: str, form: str) -> Ben
         form: "trained" or "deployed".
 
     Returns:
-        The one without NMS, if possible of the eager engine, with the smallest batch and the first precision.
+        The one without NMS, if possible of torch, with the smallest batch and the first precision.
     """
     measured = benchmark.rows if benchmark else ()
     rows = [row for row in measured if (row.variant, row.form, row.nms) == (variant, form, False)]
-    return min(rows, key=lambda row: (row.engine != "eager", row.batch), default=None)
+    return min(rows, key=lambda row: (row.engine != "torch", row.batch), default=None)
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -1,7 +1,7 @@
 """The stage `benchmark`: latency and FPS of every variant, before and after re-parameterisation, in one measurement.
 
-A sample is one batch: the model, the decoding of its outputs, then non-maximum suppression with the detector's default
-settings. Both times are taken in the same call, so rows with and without NMS differ by NMS alone.
+A sample is one batch, for which three times are taken in the same call: the model with the decoding of its outputs, as
+in the paper; with non-maximum suppression; and from image files to detections. Rows differ by these parts alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from yolov7.export.export_model import ExportData, export_model
 
 from pipeline.artifacts.files import WEIGHTS, existing, stage_folder, whole_folder, write_json
 from pipeline.artifacts.prepared import has_split, load_split
@@ -27,43 +29,51 @@ from pipeline.artifacts.reports import Benchmark, BenchmarkRow
 from pipeline.console import console, stage_line
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
-from yolov7.data.dataset import DetectionDataset
-from yolov7.data.index import ImageIndex
+from yolov7.data.augment.letterbox import letterbox
+from yolov7.data.images import read_image
+from yolov7.engines.engine_table import engines
+from yolov7.engines.opened_model import open_model
+from yolov7.inference.engine import Engine, ModelEngine
 from yolov7.inference.nms import non_max_suppression
-from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
-from yolov7.structures import HeadMaps
-from yolov7.system.precision import autocast, precision_name, resolve_device, resolve_precision
+from yolov7.system.precision import precision_name, resolve_device, resolve_precision
 from yolov7.system.timing import Rounds, measure_interleaved, summarise
 from yolov7.weights.weight_files import load_weights
 
 FORMS = {"trained": "train", "deployed": "reparam"}  # each form, and the stage that makes its weights
-_LIBRARIES = ("torch", "numpy", "opencv-python-headless")
+_LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "tensorrt")
+_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 _NMS = NmsSettings()
+_SLOWER = 1.15  # from the first to the last third of the rounds: the machine was busy, or reduced its clock
+
+_Parts = tuple[float, float, float]
+_PARTS = ((False, False), (True, False), (True, True))  # of each time: with suppression, from files
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model in one setting, on one batch of images (B, 3, S, S) in 0..1."""
+    """One model in one setting, on one batch of image files."""
 
     variant: str
     form: str
-    engine: str
-    dtype: torch.dtype
-    images: Tensor
-    model: DetectionModel
-    forward: Callable[[Tensor], HeadMaps]
+    engine_name: str
+    precision: str
+    image_size: int
+    paths: tuple[Path, ...]
+    engine: Engine
+    device: torch.device
+    AP: float | None = None
 
-    @torch.inference_mode()
-    def run(self) -> tuple[float, float]:
-        """Return the seconds to the decoded boxes, and to the detections."""
-        start = _now(self.images.device)
-        with autocast(self.dtype, self.images.device):
-            maps = self.forward(self.images)
-        decoded = self.model.decode(maps)
-        middle = _now(self.images.device)
+    def run(self) -> _Parts:
+        """Return the seconds to the decoded boxes, to the detections, and from files to detections."""
+        begin = _now(self.device)
+        images = read_batch(self.paths, image_size=self.image_size).to(self.device)
+        start = _now(self.device)
+        decoded = self.engine.decode(images)
+        middle = _now(self.device)
         non_max_suppression(decoded, settings=_NMS)
-        return middle - start, _now(self.images.device) - start
+        end = _now(self.device)
+        return middle - start, end - start, end - begin
 
 
 def benchmark(settings: BenchmarkSettings, variants: Sequence[str], *, seed: int, device: str = "auto") -> Benchmark:
@@ -78,14 +88,15 @@ def benchmark(settings: BenchmarkSettings, variants: Sequence[str], *, seed: int
     Returns:
         Latencies of every case, and what describes the device.
     """
-    cases = list(_make_cases(settings, variants, seed=seed, device=resolve_device(device)))
-    rounds = Rounds(settings.rounds, settings.seconds_per_round, settings.warmup_seconds)
-    with _shown(cases, turns=(rounds.count + 1) * len(cases)) as on_turn:
-        samples = measure_interleaved(
-            [case.run for case in cases], rounds=rounds, generator=random.Random(0), on_turn=on_turn
-        )
-    result = _describe(cases, samples, device=cases[0].images.device)
+    where = resolve_device(device)
     with whole_folder(stage_folder("benchmark")) as folder:
+        cases = list(_make_cases(settings, variants, seed=seed, device=where, exports=folder / "exports"))
+        rounds = Rounds(settings.rounds, settings.seconds_per_round, settings.warmup_seconds)
+        with _shown(cases, turns=(rounds.count + 1) * len(cases)) as on_turn:
+            samples = measure_interleaved(
+                [case.run for case in cases], rounds=rounds, generator=random.Random(0), on_turn=on_turn
+            )
+        result = _describe(cases, samples, device=where)
         write_json(folder / "benchmark.json", result)
         write_rows(folder / "benchmark.csv", result)
     return result
@@ -105,7 +116,7 @@ def write_rows(path: Path, result: Benchmark) -> None:
 
 
 def fps_before_and_after(result: Benchmark, variant: str) -> tuple[float | None, float | None]:
-    """Return the FPS of a variant as trained and as deployed: eager, with the smallest batch, without NMS.
+    """Return the FPS of a variant as trained and as deployed: by torch, with the smallest batch, without NMS.
 
     Args:
         result: What `benchmark` measured.
@@ -135,40 +146,90 @@ def benchmark_metrics(result: Benchmark, variant: str) -> dict[str, float | None
 
 
 def _make_cases(
-    settings: BenchmarkSettings, variants: Sequence[str], *, seed: int, device: torch.device
+    settings: BenchmarkSettings, variants: Sequence[str], *, seed: int, device: torch.device, exports: Path
 ) -> Iterator[Case]:
-    index = load_split("val" if has_split("val") else "train")
+    split = "val" if has_split("val") else "train"
+    index = load_split(split)
+    data = ExportData(index=index if split == "val" else None, images=index.paths[:16], name=f"the split {split}")
     for variant in variants:
         for form, stage in FORMS.items():
-            path = stage_folder(stage, variant, seed) / WEIGHTS
-            weights = load_weights(existing(path, made_by=f"{stage} {variant}"), device=device)
-            for engine, forward in _engines(weights.model, settings):
-                for dtype in dict.fromkeys(resolve_precision(name, device) for name in settings.precisions):
-                    for batch in settings.batch_sizes:
-                        images = read_images(index, image_size=weights.image_size, count=batch).to(device)
-                        yield Case(variant, form, engine, dtype, images, weights.model, forward)
+            path = existing(stage_folder(stage, variant, seed) / WEIGHTS, made_by=f"{stage} {variant}")
+            for made in _engines(path, settings, form=form, device=device, exports=exports / variant, data=data):
+                for batch in settings.batch_sizes:
+                    paths = tuple(index.paths[i % len(index)] for i in range(batch))
+                    yield Case(
+                        variant, form, made.name, made.precision, made.image_size, paths, made.engine, device, made.AP
+                    )
 
 
-def read_images(index: ImageIndex, *, image_size: int, count: int) -> Tensor:
-    """Read the first images of a split, letterboxed; repeat them if there are too few.
+@dataclass(frozen=True)
+class _Made:
+    name: str
+    precision: str
+    image_size: int
+    engine: Engine
+    AP: float | None = None
+
+
+def _engines(
+    path: Path, settings: BenchmarkSettings, *, form: str, device: torch.device, exports: Path, data: ExportData
+) -> Iterator[_Made]:
+    """Yield the trained model with torch, and the deployed model with every engine and precision."""
+    if form == "trained":
+        weights = load_weights(path, device=device)
+        model = weights.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for dtype in dict.fromkeys(resolve_precision(name, device) for name in settings.precisions if name != "int8"):
+            yield _Made("torch", precision_name(dtype), weights.image_size, ModelEngine(model, dtype))
+        return
+    for name in settings.engines:
+        if name in _FORMATS:
+            yield from _exported(path, name, settings, device=device, exports=exports, data=data)
+            continue
+        for precision in dict.fromkeys(resolve_precision(one, device) for one in settings.precisions if one != "int8"):
+            opened = open_model(path, engine=name, device=str(device), precision=precision_name(precision))
+            yield _Made(name, opened.precision, opened.image_size, opened.engine)
+
+
+def _exported(
+    path: Path, name: str, settings: BenchmarkSettings, *, device: torch.device, exports: Path, data: ExportData
+) -> Iterator[_Made]:
+    """Export the model, which also measures its AP, and yield it in the precisions that the engine has."""
+    possible = next(info.precisions for info in engines() if info.name == name)
+    wanted = dict.fromkeys(
+        precision_name(resolve_precision(one, device)) if one == "auto" else one for one in settings.precisions
+    )
+    stored: dict[Literal["float32", "int8"], list[str]] = {"float32": [], "int8": []}
+    for one in wanted:
+        if one in possible:
+            stored["int8" if one == "int8" else "float32"].append(one)
+    if not any(stored.values()):
+        stored["float32"] = ["float32"]
+    for kind, precisions in stored.items():
+        if not precisions:
+            continue
+        report, file = export_model(
+            path, format=_FORMATS[name], output=exports / f"{name}-{kind}", precision=kind, data=data
+        )
+        for precision in precisions:
+            opened = open_model(
+                file, engine=name, device=str(device), precision=precision if kind == "float32" else "auto"
+            )
+            checks = [check for check in report.checks if (check.engine, check.precision) == (name, opened.precision)]
+            yield _Made(name, opened.precision, opened.image_size, opened.engine, checks[0].AP if checks else None)
+
+
+def read_batch(paths: Sequence[Path], *, image_size: int) -> Tensor:
+    """Read image files, and letterbox them so that their longer side has the model's size.
 
     Args:
-        index: The split.
+        paths: The files.
         image_size: Side S of the square, pixels.
-        count: Number of images.
 
     Returns:
-        (count, 3, S, S) in 0..1, channels last in memory, as the detector passes its images.
+        Images (B, 3, S, S) uint8 RGB, channels last in memory, as the detector passes them.
     """
-    dataset = DetectionDataset(index, image_size=image_size, cache="none")
-    arrays = [dataset.letterboxed(i % len(index))[0] for i in range(count)]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
-
-
-def _engines(model: DetectionModel, settings: BenchmarkSettings) -> Iterator[tuple[str, Callable[[Tensor], HeadMaps]]]:
-    yield "eager", model
-    if settings.compile:
-        yield "compile", torch.compile(model, dynamic=False)
+    arrays = [letterbox(read_image(path), size=image_size)[0] for path in paths]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def _now(device: torch.device) -> float:
@@ -177,32 +238,35 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _describe(cases: list[Case], samples: list[list[tuple[float, float]]], *, device: torch.device) -> Benchmark:
+def _describe(cases: list[Case], samples: list[list[_Parts]], *, device: torch.device) -> Benchmark:
     rows = [
-        _row(case, [sample[nms] for sample in taken], nms=bool(nms))
+        _row(case, [sample[part] for sample in taken], part=part)
         for case, taken in zip(cases, samples, strict=True)
-        for nms in (0, 1)
+        for part in range(len(_PARTS))
     ]
     return Benchmark(
         device=_device_name(device),
         threads=torch.get_num_threads(),
         clock_mhz=_clock_mhz(device),
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        versions={"python": platform.python_version(), **_versions()},
+        notes=_drift(samples),
         rows=tuple(rows),
     )
 
 
-def _row(case: Case, seconds: list[float], *, nms: bool) -> BenchmarkRow:
-    latency = summarise(seconds)
-    batch, side = case.images.shape[0], case.images.shape[-1]
+def _row(case: Case, seconds: list[float], *, part: int) -> BenchmarkRow:
+    latency, batch = summarise(seconds), len(case.paths)
+    nms, from_file = _PARTS[part]
     return BenchmarkRow(
         variant=case.variant,
         form=case.form,
-        engine=case.engine,
-        precision=precision_name(case.dtype),
+        engine=case.engine_name,
+        precision=case.precision,
         batch=batch,
         nms=nms,
-        image_size=side,
+        from_file=from_file,
+        image_size=case.image_size,
+        AP=case.AP,
         p50_ms=latency.p50_ms,
         p90_ms=latency.p90_ms,
         p99_ms=latency.p99_ms,
@@ -212,9 +276,35 @@ def _row(case: Case, seconds: list[float], *, nms: bool) -> BenchmarkRow:
     )
 
 
+def _drift(samples: list[list[_Parts]]) -> tuple[str, ...]:
+    """Say whether the machine became slower while it was measured."""
+    ratios = []
+    for taken in samples:
+        third = max(1, len(taken) // 3)
+        first, last = (float(np.median([sample[0] for sample in part])) for part in (taken[:third], taken[-third:]))
+        ratios.append(last / first)
+    change = float(np.median(ratios))
+    if change < _SLOWER:
+        return ()
+    return (
+        f"the last third of the measurement was {change:.2f} times as slow as the first: other programs were running, "
+        "or the clock of the processor was reduced; measure again on a quiet, cool machine",
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def _setting(row: BenchmarkRow) -> str:
-    nms = "_nms" if row.nms else ""
-    return f"fps_{row.form}_{row.engine}_{row.precision}_batch{row.batch}{nms}"
+    scope = "_from_file" if row.from_file else "_nms" if row.nms else ""
+    return f"fps_{row.form}_{row.engine}_{row.precision}_batch{row.batch}{scope}"
 
 
 def _device_name(device: torch.device) -> str:

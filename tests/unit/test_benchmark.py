@@ -12,7 +12,7 @@ from pipeline.artifacts.files import read_json
 from pipeline.artifacts.reports import Benchmark
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
-from pipeline.stages.benchmark import benchmark, benchmark_metrics, fps_before_and_after, read_images
+from pipeline.stages.benchmark import _drift, benchmark, benchmark_metrics, fps_before_and_after, read_batch
 from tests.artifacts import benchmark_of, write_prepared, write_weights
 from yolov7.data.index import load_index
 from yolov7.errors import ArtifactError
@@ -80,8 +80,8 @@ def test_the_stage_measures_every_form_batch_and_precision_with_and_without_supp
     params: BenchmarkSettings,
 ) -> None:
     result = benchmark(params, ("a", "b"), seed=0, device="cpu")
-    settings = [(row.variant, row.form, row.precision, row.batch, row.nms) for row in result.rows]
-    assert len(settings) == len(set(settings)) == 2 * 2 * 2 * 2 * 2
+    settings = [(row.variant, row.form, row.precision, row.batch, row.nms, row.from_file) for row in result.rows]
+    assert len(settings) == len(set(settings)) == 2 * 2 * 2 * 2 * 3
     for row in result.rows:
         assert row.samples >= 3
         assert row.image_size == 64
@@ -91,10 +91,27 @@ def test_the_stage_measures_every_form_batch_and_precision_with_and_without_supp
     assert result.versions["torch"]
 
 
-def test_suppression_costs_time(params: BenchmarkSettings) -> None:
-    result = benchmark(params, ("a", "b"), seed=0, device="cpu")
-    pairs = zip(result.rows[::2], result.rows[1::2], strict=True)
-    assert all(without.p50_ms < with_nms.p50_ms and with_nms.nms for without, with_nms in pairs)
+def test_suppression_and_reading_cost_time(params: BenchmarkSettings) -> None:
+    rows = benchmark(params, ("a", "b"), seed=0, device="cpu").rows
+    for model, suppressed, from_file in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert model.p50_ms < suppressed.p50_ms < from_file.p50_ms
+        assert (model.nms, suppressed.nms, from_file.from_file) == (False, True, True)
+
+
+def test_exported_models_are_measured_with_the_ap_of_their_file(params: BenchmarkSettings) -> None:
+    settings = params.model_copy(update={"engines": ("torch", "openvino"), "batch_sizes": (1,)})
+    result = benchmark(settings, ("a",), seed=0, device="cpu")
+    rows = [row for row in result.rows if row.engine == "openvino"]
+    assert [row.precision for row in rows[::3]] == ["float32", "bfloat16"]
+    assert all(row.form == "deployed" and row.AP is not None for row in rows)
+    assert all(row.AP is None for row in result.rows if row.engine == "torch")
+    assert result.versions["openvino"]
+
+
+def test_a_machine_that_becomes_slower_is_reported() -> None:
+    steady, slower = [(0.1, 0.1, 0.1)] * 9, [(0.1 + 0.01 * k, 0.2, 0.3) for k in range(9)]
+    assert _drift([steady, steady]) == ()
+    assert "1.55 times as slow" in _drift([slower])[0]
 
 
 def test_the_stage_writes_json_and_csv(params: BenchmarkSettings) -> None:
@@ -105,10 +122,10 @@ def test_the_stage_writes_json_and_csv(params: BenchmarkSettings) -> None:
     assert [float(line["fps"]) for line in lines] == [row.fps for row in result.rows]
 
 
-def test_images_are_the_splits_own_over_again_where_there_are_too_few(params: BenchmarkSettings) -> None:
-    images = read_images(load_index(Path("artifacts/prepare/val.npz")), image_size=64, count=5)
-    assert images.shape == (5, 3, 64, 64)
-    assert images.max() <= 1
+def test_a_batch_is_letterboxed_to_the_size_of_the_model(params: BenchmarkSettings) -> None:
+    paths = load_index(Path("artifacts/prepare/val.npz")).paths
+    images = read_batch([*paths, paths[0]], image_size=64)
+    assert images.shape == (4, 3, 64, 64)
     assert (images[3] == images[0]).all()
     assert (images[1] != images[0]).any()
 
@@ -125,5 +142,5 @@ def test_figures_for_tracking() -> None:
     assert fps_before_and_after(result, "none") == (None, None)
     metrics = benchmark_metrics(result, "a")
     assert metrics["benchmark/fps"] == 160.0
-    assert metrics["benchmark/fps_deployed_eager_float32_batch1_nms"] == 80.0
+    assert metrics["benchmark/fps_deployed_torch_float32_batch1_nms"] == 80.0
     assert headline_row(result, variant="a", form="deployed") == result.rows[2]
