@@ -44,9 +44,11 @@ MaxDetections = Annotated[
     int | None, typer.Option(metavar="N", help="Largest number of detections per image. Default: 300.")
 ]
 BatchSize = Annotated[int, typer.Option(metavar="N", help="Number of images that the model processes at once.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-PrecisionName = Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16.")]
-EngineName = Annotated[str, typer.Option(metavar="NAME", help="auto, or the engine that runs the model.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where the model runs: auto, cpu, cuda or cuda:N.")]
+PrecisionName = Annotated[
+    str, typer.Option(metavar="NAME", help="Type of the numbers: auto, float32, bfloat16 or float16.")
+]
+EngineName = Annotated[str, typer.Option(metavar="NAME", help="Engine that runs the model; auto is the fastest.")]
 Tta = Annotated[bool, typer.Option("--tta", help="Test-time augmentation: look at three views of each image.")]
 Tile = Annotated[int | None, typer.Option(metavar="SIZE", help="Divide large images into tiles of SIZE pixels.")]
 Overlap = Annotated[

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
-from pipeline.artifacts.files import RUNS, WEIGHTS, existing, stage_folder
+from pipeline.artifacts.files import RUNS, WEIGHTS, existing, stage_folder, whole_folder
 from pipeline.experiment import load_experiment
 from pipeline.params import PARAMS_FILE
 from pipeline.tracking.addresses import project_folder, redact, sqlite_file, store_address
@@ -69,13 +70,12 @@ def _registered(name: str) -> Path:
         client = TrackingStore(address.uri).client
         model, alias, number = match.groups()
         version = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
-        folder = project_folder() / RUNS / "models" / model / str(version.version)
-        if (folder / _LOGGED_WEIGHTS).is_file():
-            return folder / _LOGGED_WEIGHTS
-        mlflow.set_tracking_uri(address.uri)
-        uri = f"{_REGISTERED}{model}/{version.version}"
-        folder.mkdir(parents=True, exist_ok=True)
-        mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{_LOGGED_WEIGHTS}", dst_path=str(folder))
+        digest = hashlib.sha256(str(version.source).encode()).hexdigest()[:16]  # a new store counts from 1 again
+        folder = project_folder() / RUNS / "models" / f"{model}-{version.version}-{digest}"
+        if not folder.exists():
+            weights = f"{_REGISTERED}{model}/{version.version}/{_LOGGED_WEIGHTS}"
+            with whole_folder(folder) as draft:
+                mlflow.artifacts.download_artifacts(weights, dst_path=str(draft), tracking_uri=address.uri)
     except (UserError, OtherSchemaError):
         raise
     except Exception as error:  # MLflow raises many kinds
