@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,16 @@ class KnownImages:
         ]
         self._used.add(str(path))
 
+    def keep(self, paths: Iterable[Path]) -> None:
+        """Keep what is known of files that are not looked up.
+
+        Args:
+            paths: The image files.
+        """
+        self._used.update(name for name in map(str, paths) if name in self._facts)
+
     def save(self, file: Path) -> None:
-        """Write all images that were found or added.
+        """Write all images that were found, added or kept.
 
         Args:
             file: The file.

@@ -47,7 +47,7 @@ def voc_class_names(root: Path) -> tuple[str, ...]:
     Raises:
         DataError: If there is no such folder, or no file names an object.
     """
-    files = sorted(_annotation_files(_folder(root, "Annotations")))
+    files = sorted(annotation_files(_folder(root, "Annotations")))
     names = set[str]()
     for path in files:
         try:
@@ -164,8 +164,12 @@ def _folder(root: Path, name: str) -> Path:
     return root / name
 
 
-def _annotation_files(folder: Path) -> Iterator[Path]:
-    """Yield the xml files of a folder and of its subfolders; a link to a folder is followed once."""
+def annotation_files(folder: Path) -> Iterator[Path]:
+    """Yield the XML files of a folder and of its subfolders; a link to a folder is followed once.
+
+    Args:
+        folder: The folder.
+    """
     visited = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(here))
