@@ -320,11 +320,11 @@ def _is_coco(path: Path) -> bool:
 
 
 def _split_of(path: Path) -> str | None:
-    """Return `train`, `val` or `test` if the name of a file, or else of its folder, says so."""
-    for name in (path.stem.lower(), path.parent.name.lower()) if path.suffix else (path.name.lower(),):
-        if match := _SPLIT_NAME.search(re.sub(r"\d+$", "", name)):
-            return "val" if match[1].startswith("val") else match[1]
-    return None
+    """Return `train`, `val` or `test` if the name of a file says so, or else if its folder has such a name."""
+    stem = re.sub(r"\d+$", "", (path.stem if path.suffix else path.name).lower())
+    folder = re.sub(r"\d+$", "", path.parent.name.lower())
+    match = _SPLIT_NAME.search(stem) or (_SPLIT_NAME.fullmatch(folder) if path.suffix else None)
+    return None if match is None else "val" if match[1].startswith("val") else match[1]
 
 
 def _sought(format: str) -> str:
