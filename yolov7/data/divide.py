@@ -193,4 +193,9 @@ def _stratify(presence: NDArray[np.int64], order: NDArray[np.int64], shares: NDA
             lacking[split] -= presence[number]
             lacking_images[split] -= presence[number].sum()
             remaining -= presence[number] > 0
+    for split in np.flatnonzero(np.bincount(assigned, minlength=len(shares)) == 0).tolist():
+        counts = np.bincount(assigned, minlength=len(shares))
+        if counts.max() > 1:  # few large groups: the smallest one of the split that has the most is moved
+            donor = order[assigned[order] == counts.argmax()]
+            assigned[donor[presence[donor].sum(axis=1).argmin()]] = split
     return assigned

@@ -35,7 +35,7 @@ class KnownImages:
         self._used: set[str] = set()
         try:
             content = json.loads(file.read_bytes()) if file is not None else {}
-            if content.get("version") == _VERSION:
+            if content.get("version") == _VERSION and isinstance(content["images"], dict):
                 self._facts = content["images"]
         except (OSError, ValueError, AttributeError, KeyError):
             pass
