@@ -149,3 +149,14 @@ def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"shapes": []}')
     with pytest.raises(DataError, match=r"a\.json is not a COCO file"):
         find_data(tmp_path / "a.json")
+
+
+def test_voc_without_lists_has_the_split_all(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"b": [("cat", 1, 1, 20, 20)], "a": [("dog", 1, 1, 20, 20)]})
+    for path in (tmp_path / "ImageSets/Main/train.txt", tmp_path / "ImageSets/Main", tmp_path / "ImageSets"):
+        path.unlink() if path.is_file() else path.rmdir()
+    (tmp_path / "JPEGImages").rename(tmp_path / "images")
+    found = find_data(tmp_path)
+    assert (found.format, dict(found.splits)) == ("voc", {"all": "all"})
+    index, flaws = read_split(found, "all")
+    assert (index.image_ids, flaws) == (("a", "b"), ())

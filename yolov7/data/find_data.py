@@ -20,7 +20,7 @@ from yolov7.data.flaws import Flaw
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import KnownImages, Progress
 from yolov7.data.read.coco import coco_folders, find_coco_file, parse_coco
-from yolov7.data.read.voc import annotation_files, parse_voc, voc_class_names
+from yolov7.data.read.voc import ALL, annotation_files, image_folder, parse_voc, voc_class_names
 from yolov7.data.read.yolo import IMAGE_SUFFIXES, find_images, find_yolo_file, label_path, load_yolo, parse_yolo
 from yolov7.errors import DataError
 from yolov7.system.files import is_file
@@ -192,7 +192,7 @@ def files_of_split(found: FoundData, split: str) -> Iterator[Path]:
             yield from coco_folders(file, found.root)
         case "voc":
             yield found.root / "ImageSets" / "Main" / f"{source.removesuffix('.txt')}.txt"
-            yield found.root / "JPEGImages"
+            yield image_folder(found.root)
             yield from sorted(annotation_files(found.root / "Annotations"))
         case "yolo":
             data = load_yolo(found._described)
@@ -253,8 +253,8 @@ def _find_in_folder(folder: Path, format: DataFormat) -> FoundData | None:
             return _coco(folder)
         case "voc":
             lists = sorted((folder / "ImageSets" / "Main").glob("*.txt"))
-            is_voc = (folder / "Annotations").is_dir() and bool(lists)
-            return FoundData("voc", folder, None, _voc_splits(lists)) if is_voc else None
+            is_voc = next(annotation_files(folder / "Annotations"), None) is not None
+            return FoundData("voc", folder, None, _voc_splits(lists) or {ALL: ALL}) if is_voc else None
         case "yolo":
             file = find_yolo_file(folder)
             return _yolo(file) if file is not None else None
