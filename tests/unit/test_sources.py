@@ -140,7 +140,7 @@ def test_damaged_notes_about_earlier_reads_are_ignored(tmp_path: Path) -> None:
     write_yolo(tmp_path / "pets", {"a": BOX})
     line = prepare(settings(tmp_path / "pets"), project_root=tmp_path)
     for file in (tmp_path / "runs/prepare").iterdir():
-        file.write_bytes(b'{"version": 1, "images": 3}')
+        file.write_bytes(b'{"images": 3}')
     assert prepare(settings(tmp_path / "pets"), project_root=tmp_path) == line
     (tmp_path / "runs/prepare/train.npz").unlink()
     assert prepare(settings(tmp_path / "pets"), project_root=tmp_path) == line
