@@ -27,6 +27,8 @@ _REMARKS = {
     FlawKind.TURNED: ("rotated rectangle", "rotated rectangles"),
     FlawKind.COPY: ("copy of another image", "copies of other images"),
     FlawKind.LOW_RANGE: ("16-bit image that is dark in 8 bits", "16-bit images that are dark in 8 bits"),
+    FlawKind.NO_LABEL_FILE: ("image without a label file", "images without label files"),
+    FlawKind.OTHER_CLASS: ("class left out", "classes left out"),
     FlawKind.UNUSED_ROOT: ("unused supercategory left out", "unused supercategories left out"),
 }
 

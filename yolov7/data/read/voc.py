@@ -23,6 +23,7 @@ from yolov7.data.read.values import parse_number, turn_box
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
 
+ALL = "all"  # the split of all annotation files
 MAX_XML_BYTES = 16 * 2**20  # an annotation of ten thousand objects has about 3 MB
 MAX_LIST_BYTES = 64 * 2**20
 _MAX_DEPTH = 50  # elements within elements
@@ -47,7 +48,7 @@ def voc_class_names(root: Path) -> tuple[str, ...]:
     Raises:
         DataError: If there is no such folder, or no file names an object.
     """
-    files = sorted(_annotation_files(_folder(root, "Annotations")))
+    files = sorted(annotation_files(_folder(root, "Annotations")))
     names = set[str]()
     for path in files:
         try:
@@ -74,7 +75,7 @@ def read_voc(
 
     Args:
         root: The folder of the data set.
-        split: The name of a list in ImageSets/Main.
+        split: The name of a list in ImageSets/Main, or `all` for all annotation files.
         class_names: The classes. If they are left out: `voc_class_names`.
         progress: Called after each image that was checked.
 
@@ -124,7 +125,8 @@ def read_voc_list(root: Path, split: str) -> tuple[str, ...]:
 
     Args:
         root: The folder of the data set.
-        split: The name of a list in ImageSets/Main, with or without `.txt`.
+        split: The name of a list in ImageSets/Main, with or without `.txt`; or `all`, unless there is a list of this
+            name, for all files in Annotations.
 
     Returns:
         The names of the images without a suffix.
@@ -132,8 +134,12 @@ def read_voc_list(root: Path, split: str) -> tuple[str, ...]:
     Raises:
         DataError: If there is no such list, or it names no images. The message names the lists that exist.
     """
+    path = root / "ImageSets/Main" / f"{split.removesuffix('.txt')}.txt"
+    if split == ALL and not is_file(path):
+        annotations = _folder(root, "Annotations")
+        files = sorted(annotation_files(annotations))
+        return tuple(file.relative_to(annotations).with_suffix("").as_posix() for file in files)
     folder = _folder(root, "ImageSets/Main")
-    path = folder / f"{split.removesuffix('.txt')}.txt"
     if not is_file(path):
         present = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
         raise DataError(f"split {split!r} is not in {folder}; it has: {present or 'no lists'}")
@@ -164,8 +170,22 @@ def _folder(root: Path, name: str) -> Path:
     return root / name
 
 
-def _annotation_files(folder: Path) -> Iterator[Path]:
-    """Yield the xml files of a folder and of its subfolders; a link to a folder is followed once."""
+def image_folder(root: Path) -> Path:
+    """Return the folder of the images: `JPEGImages`, or `images` if only this exists.
+
+    Args:
+        root: The folder of the data set.
+    """
+    other = root / "images"
+    return other if other.is_dir() and not (root / "JPEGImages").is_dir() else root / "JPEGImages"
+
+
+def annotation_files(folder: Path) -> Iterator[Path]:
+    """Yield the XML files of a folder and of its subfolders; a link to a folder is followed once.
+
+    Args:
+        folder: The folder.
+    """
     visited = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         visited.add(os.path.realpath(here))
@@ -233,7 +253,7 @@ def _unique(stems: Iterable[str], root: Path, flaws: list[Flaw]) -> list[str]:
 
 def _image_path(root: Path, stem: str, tree: Element) -> Path:
     """Return the image with the name of the annotation, or else the one that the annotation names."""
-    folder = root / "JPEGImages"
+    folder = image_folder(root)
     stated = resolve_name(folder, _text(tree, "filename") or f"{stem}.jpg")
     candidates = [*(folder / f"{stem}{suffix}" for suffix in _SUFFIXES), stated]
     return next((path for path in candidates if is_file(path)), candidates[0])
