@@ -67,46 +67,57 @@ def predict_at_scale(
         OSError: If there is no such weight file.
         SettingError: If a setting cannot be used, or if `out` holds the results of other settings.
     """
-    for name, value in (("actors", actors), ("batch_size", batch_size), ("shard_size", shard_size)):
+    _check(actors=actors, batch_size=batch_size, shard_size=shard_size)
+    work = ShardWork(
+        weights=str(Path(weights).absolute()),
+        source=source if "://" in source else str(Path(source).absolute()),
+        out=out if "://" in out else str(Path(out).absolute()),
+        format=format,
+        nms=nms,
+        batch_size=batch_size,
+        engine=engine,
+        device=device,
+        precision=precision,
+        cpus=1,
+    )
+    store = ShardStore(work.out)
+    _finish_shards(work, store, shard_size=shard_size, actors=actors, on_progress=on_progress)
+    return store.summarise()
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise SettingError(f"{name}={value} must be at least 1")
-    if format not in ("jsonl", "parquet"):
-        raise SettingError(f"format={format} is unknown; use jsonl or parquet")
-    folder, store = Folder(source), ShardStore(out)
+
+
+def _finish_shards(work: ShardWork, store: ShardStore, *, shard_size: int, actors: int, on_progress: Progress) -> None:
+    """Detect objects in the images of all shards that are not finished."""
+    source = Folder(work.source)
     plan = {
-        "source": folder.name,
-        "weights_sha256": hash_content(Path(weights)),
-        "format": format,
+        "source": source.name,
+        "weights_sha256": hash_content(Path(work.weights)),
+        "format": work.format,
         "shard_size": shard_size,
-        "nms": nms.model_dump(),
+        "nms": work.nms.model_dump(),
     }
-    images = store.start_or_continue(plan, folder)
+    images = store.start_or_continue(plan, source)
     finished = store.finished()
-    shards = {
-        number: images[start : start + shard_size] for number, start in enumerate(range(0, len(images), shard_size))
-    }
-    done = sum(len(paths) for number, paths in shards.items() if number in finished)
+    shards = [
+        {"shard": number, "paths": images[start : start + shard_size]}
+        for number, start in enumerate(range(0, len(images), shard_size))
+        if number not in finished
+    ]
+    done = len(images) - sum(len(shard["paths"]) for shard in shards)
     on_progress(done, len(images))
-    todo = [{"shard": number, "paths": paths} for number, paths in shards.items() if number not in finished]
-    if todo:
-        work = ShardWork(
-            weights=str(Path(weights).absolute()),
-            source=source if "://" in source else str(Path(source).absolute()),
-            out=out if "://" in out else str(Path(out).absolute()),
-            format=format,
-            nms=nms,
-            batch_size=batch_size,
-            engine=engine,
-            device=device,
-            precision=precision,
-            cpus=1,
-        )
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns about the restart of its own actors
-        with connect(RaySettings(workers=min(actors, len(todo)), cpus_per_worker="auto")):
-            for images_of_shard in _run(work, todo, actors=min(actors, len(todo))):
-                done += images_of_shard
-                on_progress(done, len(images))
-    return store.summarise()
+    if not shards:
+        return
+    actors = min(actors, len(shards))
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns about the restart of its own actors
+    with connect(RaySettings(workers=actors)):
+        for count in _run(work, shards, actors=actors):
+            done += count
+            on_progress(done, len(images))
 
 
 def _run(work: ShardWork, todo: Sequence[dict[str, Any]], *, actors: int) -> Iterator[int]:
