@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -113,7 +112,6 @@ def _finish_shards(work: ShardWork, store: ShardStore, *, shard_size: int, actor
     if not shards:
         return
     actors = min(actors, len(shards))
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns about the restart of its own actors
     with connect(RaySettings(workers=actors)):
         for count in _run(work, shards, actors=actors):
             done += count
@@ -123,8 +121,9 @@ def _finish_shards(work: ShardWork, store: ShardStore, *, shard_size: int, actor
 def _run(work: ShardWork, todo: Sequence[dict[str, Any]], *, actors: int) -> Iterator[int]:
     """Yield the number of images of each shard as soon as it is finished."""
     import ray
+    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # Ray would report every execution
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # otherwise Ray reports every execution
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

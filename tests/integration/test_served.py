@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -169,7 +168,8 @@ def test_the_scoring_server_answers(
 ) -> None:
     (tmp_path / "image.png").write_bytes(picture)
     with serve(model_path, tmp_path) as url:
-        (command,) = re.findall(r"```sh\n(.*?/invocations\n)```", SERVING_PAGE.read_text(encoding="utf-8"), re.DOTALL)
+        blocks = SERVING_PAGE.read_text(encoding="utf-8").split("```")
+        (command,) = (block.removeprefix("sh\n") for block in blocks if "/invocations" in block)
         command = command.replace("http://127.0.0.1:5001", url).replace("image.jpg", "image.png")
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["predictions"][0]["image"] == {"width": 80, "height": 48}
