@@ -32,7 +32,7 @@ class Engine:
         assert self.may_start.wait(30)
         if self.is_broken:
             raise RuntimeError("the GPU failed")
-        return torch.tensor([[[4.0, 4.0, 2.0, 2.0, 1.0, 0.5]]]).expand(len(images), -1, -1)
+        return torch.tensor([[[4.0, 4.0, 2.0, 2.0, 0.5, 1.0]]]).expand(len(images), -1, -1)
 
 
 def test_images_that_arrive_meanwhile_become_batches_of_equal_thresholds() -> None:
