@@ -127,7 +127,7 @@ def _run(work: ShardWork, todo: Sequence[dict[str, Any]], *, actors: int) -> Ite
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    cpus, gpus = _share(nodes_alive(), actors=actors, device=work.device)
+    cpus, gpus = share_of_actor(nodes_alive(), actors=actors, device=work.device)
     shards = ray.data.from_items(list(todo), override_num_blocks=len(todo)).map(
         ShardDetector,
         fn_constructor_args=(replace(work, cpus=cpus),),
@@ -141,10 +141,19 @@ def _run(work: ShardWork, todo: Sequence[dict[str, Any]], *, actors: int) -> Ite
         yield int(row["images"])
 
 
-def _share(nodes: Sequence[Node], *, actors: int, device: str) -> tuple[int, float]:
-    """Return the CPUs and GPUs of an actor, such that all actors have room."""
-    per_node = ceil(actors / len(nodes))
-    cpus = max(1, min(int(node.cpus) for node in nodes if node.cpus) // per_node)
+def share_of_actor(nodes: Sequence[Node], *, actors: int, device: str) -> tuple[int, float]:
+    """Return what an actor may use, such that all actors have room.
+
+    Args:
+        nodes: The nodes of the cluster.
+        actors: Number of actors.
+        device: The device of the model; `cpu` uses no GPU.
+
+    Returns:
+        Number of CPUs, and number of GPUs or share of a GPU.
+    """
+    offers = [int(node.cpus) for node in nodes if node.cpus >= 1]  # none if nodes start on demand
+    cpus = max(1, min(offers, default=1) // ceil(actors / max(1, len(offers))))
     all_gpus = int(sum(node.gpus for node in nodes))
     if not all_gpus or device == "cpu":
         return cpus, 0.0

@@ -12,6 +12,8 @@ import cv2
 import pytest
 from pyarrow import parquet
 
+from pipeline.ray.placement import Node
+from pipeline.ray.predict_at_scale import share_of_actor
 from pipeline.ray.shard_detector import ShardDetector, ShardWork
 from pipeline.ray.shards import Folder, ShardFormat, ShardStore
 from tests.integration.servers import object_store
@@ -122,3 +124,22 @@ def test_what_cannot_be_used_is_an_error_in_one_line(tmp_path: Path) -> None:
     answer = detector(broken, str(tmp_path), str(tmp_path / "out"))({"shard": 0, "paths": ["a.png"]})
     assert "is damaged or not a weight file" in answer["problem"]
     assert not list((tmp_path / "out").glob("**/*.json*"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "device", "expected"),
+    [
+        ([(8, 0)], 2, "auto", (4, 0.0)),
+        ([(0, 0), (16, 0), (8, 0)], 3, "auto", (4, 0.0)),
+        ([(0, 0)], 4, "auto", (1, 0.0)),
+        ([(2, 0)], 5, "auto", (1, 0.0)),
+        ([(0, 0), (96, 8)], 8, "auto", (12, 1.0)),
+        ([(16, 2)], 3, "cuda", (5, 0.5)),
+        ([(16, 2)], 3, "cpu", (5, 0.0)),
+    ],
+)
+def test_all_actors_have_room(
+    nodes: list[tuple[int, int]], actors: int, device: str, expected: tuple[int, float]
+) -> None:
+    offered = [Node(str(i), cpus=cpus, gpus=gpus) for i, (cpus, gpus) in enumerate(nodes)]
+    assert share_of_actor(offered, actors=actors, device=device) == expected
