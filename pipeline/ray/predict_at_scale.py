@@ -102,7 +102,7 @@ def _finish_shards(work: ShardWork, store: ShardStore, *, shard_size: int, actor
     }
     images = store.start_or_continue(plan, source)
     finished = store.finished()
-    shards = [
+    shards: list[dict[str, Any]] = [
         {"shard": number, "paths": images[start : start + shard_size]}
         for number, start in enumerate(range(0, len(images), shard_size))
         if number not in finished
