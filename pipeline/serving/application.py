@@ -105,6 +105,11 @@ def make_application(service: Service) -> FastAPI:
     async def metadata() -> dict[str, Any]:
         return dict(service.metadata)
 
+    _answer_errors_in_one_sentence(application)
+    return application
+
+
+def _answer_errors_in_one_sentence(application: FastAPI) -> None:
     @application.exception_handler(RequestValidationError)
     async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -117,8 +122,6 @@ def make_application(service: Service) -> FastAPI:
     @application.exception_handler(Exception)
     async def conceal(_: Request, __: Exception) -> JSONResponse:
         return _problem(500, "an error of the service; its log has the details")
-
-    return application
 
 
 async def _read_body(request: Request, *, limit: int) -> bytes:

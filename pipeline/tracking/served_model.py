@@ -1,21 +1,18 @@
 """The model file that MLflow serves: images in, detections out. MLflow runs this file as a script ("model from code").
 
 The `image` of a row is an encoded picture (JPEG, PNG, ...; as bytes, or as base64 text in JSON) or an array of
-H x W x 3 RGB values from 0 to 255 (nested lists in JSON). The answer to a row is a mapping of lists: `boxes_xyxy` in
-pixels of that image, `scores`, `labels` and `names`, the highest score first.
+H x W x 3 RGB values from 0 to 255 (nested lists in JSON). The answer to a row is the one of `yolov7 serve`: the size of
+the image under `image`, and under `detections` the box, score, label and class name of each object.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
@@ -24,15 +21,14 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
 from pydantic import ValidationError
 
-from yolov7.data.images import decode_image
+from yolov7.data.images import Image
 from yolov7.detect.detector import Detector
-from yolov7.errors import UserError, one_line
+from yolov7.detect.messages import Answer, answer_of, image_from_message
+from yolov7.errors import DataError, one_line
 from yolov7.settings import NmsSettings
-from yolov7.structures import Detections
 
 _RUNTIME = ("mlflow", "torch", "numpy", "opencv-python-headless", "pydantic", "safetensors", "jaxtyping", "pyyaml")
 _ANSWER_LIMIT = 300  # characters of a message to a client
-_BRIGHTEST = 255
 
 
 @final
@@ -72,7 +68,7 @@ class ServedDetector(PythonModel):  # type: ignore[misc]
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[Answer]:
         """Detect objects in each row.
 
         Args:
@@ -92,8 +88,10 @@ class ServedDetector(PythonModel):  # type: ignore[misc]
         except ValidationError as error:
             wrong = error.errors()[0]
             raise InputError(f"params.{wrong['loc'][0]}={wrong['input']}: {wrong['msg']}") from None
-        names = self._detector.class_names
-        return [_to_json(found, names) for found in self._detector.predict(images, nms=nms)]
+        return [
+            answer_of(found, class_names=self._detector.class_names, width=image.shape[1], height=image.shape[0])
+            for found, image in zip(self._detector.predict(images, nms=nms), images, strict=True)
+        ]
 
 
 def save_served(folder: Path, weights: Path, *, about: Any) -> None:
@@ -144,61 +142,12 @@ def _flatten(value: Any) -> list[Any]:
     return [value["image"]] if isinstance(value, Mapping) and set(value) == {"image"} else [value]
 
 
-def _to_image(value: Any, *, row: int) -> np.ndarray:
+def _to_image(value: Any, *, row: int) -> Image:
     """Return an image in any accepted form as H W 3 RGB uint8."""
-    if isinstance(value, str):
-        value = _decode_base64(value, row=row)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return _decode_picture(bytes(value), row=row)
     try:
-        array = np.asarray(value)
-    except ValueError:
-        raise InputError(f"row {row}: the rows of an image array must have the same length") from None
-    is_number = np.issubdtype(array.dtype, np.number)
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size or not is_number:
-        kind = f"an array of shape {array.shape}" if is_number else type(value).__name__
-        raise InputError(f"row {row}: an image array must be H x W x 3 numbers (RGB, 0 to 255); this is {kind}")
-    return _check_pixels(array, row=row)
-
-
-def _check_pixels(array: np.ndarray, *, row: int) -> np.ndarray:
-    """Refuse values that cannot be pixels of 8 bits: they would become a black or a white picture."""
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high <= _BRIGHTEST):  # also NaN
-        raise InputError(f"row {row}: pixels must be from 0 to 255, these are from {low:g} to {high:g}; scale them")
-    if high <= 1 and (array != np.round(array)).any():
-        raise InputError(f"row {row}: pixels must be from 0 to 255, these are fractions up to 1; multiply them by 255")
-    return np.ascontiguousarray(np.rint(array), dtype=np.uint8)
-
-
-def _decode_base64(text: str, *, row: int) -> bytes:
-    compact = "".join(text.rpartition("base64,")[2].split())  # encoders break lines
-    try:
-        return base64.b64decode(compact.translate(str.maketrans("-_", "+/")), validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError(f"row {row}: a text must be an encoded picture in base64, and this is not base64") from None
-
-
-def _decode_picture(content: bytes, *, row: int) -> np.ndarray:
-    try:
-        picture = decode_image(content)
-    except UserError as error:  # too many pixels, for example
+        return image_from_message(value)
+    except DataError as error:
         raise InputError(f"row {row}: {error}") from None
-    if picture is None:
-        raise InputError(
-            f"row {row}: {len(content)} bytes that are not a picture; send the content of a JPEG or PNG file"
-        )
-    return picture
-
-
-def _to_json(found: Detections, names: tuple[str, ...]) -> dict[str, Any]:
-    labels = found.labels.tolist()
-    return {
-        "boxes_xyxy": found.boxes_xyxy.tolist(),
-        "scores": found.scores.tolist(),
-        "labels": labels,
-        "names": [names[label] for label in labels],
-    }
 
 
 set_model(ServedDetector())

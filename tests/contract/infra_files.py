@@ -68,6 +68,7 @@ def _checks() -> dict[str, _Check]:
         "infra/compose.yaml": _Check(_compose, (partial(_vendored, "compose-spec"),)),
         "infra/kuberay/raycluster.yaml": _Check(_raycluster, (lambda: claim, lambda: kuberay)),
         "infra/kuberay/rayjob.yaml": _Check(_rayjob, (lambda: kuberay,)),
+        "infra/kuberay/rayservice.yaml": _Check(_rayservice, (lambda: kuberay,)),
         "infra/ray-cluster-aws.yaml": _Check(_launcher, (_launcher_schema,)),
         **dict.fromkeys(workflows, workflow),
     }
@@ -208,6 +209,59 @@ def _rayjob(text: str) -> Iterator[str]:
     if not any(all(f'\\"{key}\\"' in text for key in wanted) for text in offered):
         yield f"no worker offers {wanted}"
     yield from _confined(spec)
+
+
+def _rayservice(text: str) -> Iterator[str]:
+    """Check the cluster as that of raycluster.yaml, and the application as Ray Serve itself does."""
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    service = yaml.safe_load(text)
+    claim, _ = yaml.safe_load_all(_read("infra/kuberay/raycluster.yaml"))
+    if service["metadata"]["namespace"] != claim["metadata"]["namespace"]:
+        yield "service and volume must be in one namespace"
+    cluster = service["spec"]["rayClusterConfig"]
+    if f"ray=={cluster['rayVersion']}" not in _read("constraints.txt").splitlines():
+        yield "rayVersion must be that of constraints.txt"
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        yield from _pod(group["template"]["spec"], claim=claim["metadata"]["name"])
+    try:
+        config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    except ValidationError as error:
+        yield f"serveConfigV2: {error}"
+        return
+    for application in config.applications:
+        yield from _serve_application(application, cluster=cluster)
+
+
+def _serve_application(config: Any, *, cluster: Mapping[str, Any]) -> Iterator[str]:
+    from ray.serve.config import AutoscalingConfig
+
+    from pipeline.serving.settings import serving_settings
+    from yolov7.errors import SettingError
+
+    module, _, name = config.import_path.partition(":")
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    if not path.is_file() or f"def {name}(" not in path.read_text(encoding="utf-8"):
+        yield f"{config.import_path} does not exist"
+    try:
+        settings = serving_settings(config.args)
+    except SettingError as error:
+        yield f"args: {error}"
+        return
+    if not settings.weights.startswith(f"{PROJECT}/"):
+        yield "the weights must be in the project's folder"
+    limits = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    for deployment in config.deployments:
+        for unknown in set(deployment.autoscaling_config or {}) - set(AutoscalingConfig.model_fields):
+            yield f"autoscaling_config has no setting {unknown}"
+        if deployment.name != "detector":
+            yield f"the application has no deployment {deployment.name}"
+        if deployment.max_ongoing_requests != settings.max_queue:
+            yield "max_ongoing_requests must be max_queue, beyond which a replica refuses requests"
+        options = deployment.ray_actor_options
+        if options.num_cpus > int(limits["cpu"]) or options.num_gpus > int(limits["nvidia.com/gpu"]):
+            yield "a replica does not fit into a worker"
 
 
 def _launcher(text: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from tests.contract.infra_files import ROOT, faults, names
 CHECKS, GPU = ".github/workflows/checks.yml", ".github/workflows/gpu.yml"
 PIPELINE = ".github/workflows/pipeline.yml"
 CLUSTER, JOB = "infra/kuberay/raycluster.yaml", "infra/kuberay/rayjob.yaml"
+SERVICE = "infra/kuberay/rayservice.yaml"
 COMPOSE, DOCKERFILE, LAUNCHER = "infra/compose.yaml", "infra/Dockerfile", "infra/ray-cluster-aws.yaml"
 
 MUTATIONS = [
@@ -57,6 +58,18 @@ MUTATIONS = [
     (JOB, '{"pipeline": 1}', '{"pipelines": 1}'),
     (JOB, "namespace: yolov7", "namespace: default"),
     (JOB, "restartPolicy: Never", "restartPolicies: Never"),
+    (SERVICE, "serveConfigV2: |", "serveConfig: |"),
+    (SERVICE, "rayVersion: 2.60.0", "rayVersion: 2.59.0"),
+    (SERVICE, "namespace: yolov7", "namespace: default"),
+    (SERVICE, "claimName: yolov7-project", "claimName: project"),
+    (SERVICE, "runAsNonRoot: true", "runAsNonRoot: false"),
+    (SERVICE, "import_path: pipeline.ray.serve_application:application", "import_path: pipeline.ray.serve:application"),
+    (SERVICE, "weights: /project/", "weights: /home/"),
+    (SERVICE, "          max_queue: 64", "          max_queues: 64"),
+    (SERVICE, "max_ongoing_requests: 64", "max_ongoing_requests: 100"),
+    (SERVICE, "          - name: detector\n            max", "          - name: detectors\n            max"),
+    (SERVICE, "num_gpus: 1", "num_gpus: 2"),
+    (SERVICE, "max_replicas: 8", "max_replica: 8"),
     (LAUNCHER, "max_workers: 8", "max_workers: eight"),
     (LAUNCHER, "head_node_type: head", "head_node_type: chief"),
     (LAUNCHER, "available_node_types", "node_types"),

@@ -39,6 +39,7 @@ from yolov7.errors import SettingError
 from yolov7.settings import NmsSettings
 
 JSON = "application/json"
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,18 @@ def test_an_image_may_be_sent_in_many_forms(
         assert (one["label"], one["class_name"]) == (other["label"], other["class_name"])
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
         assert one["box_xyxy"] == pytest.approx(other["box_xyxy"], abs=0.01)
+
+
+def test_the_commands_of_the_documentation_work(server: Server, picture: bytes, tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(picture)
+    commands = [
+        line for line in PAGE.read_text(encoding="utf-8").splitlines() if "curl" in line and "8000/predict" in line
+    ]
+    assert len(commands) == 3
+    for command in commands:
+        shell = ["bash", "-c", command.replace("http://127.0.0.1:8000", server.url)]
+        done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["image"] == {"width": 80, "height": 48}
 
 
 def test_a_request_may_state_its_own_thresholds(server: Server, picture: bytes) -> None:

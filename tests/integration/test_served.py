@@ -29,6 +29,8 @@ from tests.artifacts import NAMES, write_weights
 from yolov7.detect.detector import Detector
 from yolov7.settings import NmsSettings
 
+SERVING_PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -81,14 +83,16 @@ def expected(weights: Path, image: np.ndarray) -> dict[str, Any]:
     found = Detector.load(weights).predict([image], nms=NmsSettings(confidence=0.0))[0]
     assert len(found)
     names = [NAMES[label] for label in found.labels.tolist()]
-    return {"scores": found.scores, "boxes_xyxy": found.boxes_xyxy, "names": names}
+    return {"score": found.scores, "box_xyxy": found.boxes_xyxy, "class_name": names}
 
 
 def assert_same(answer: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert answer["names"] == expected["names"]
-    for name in ("scores", "boxes_xyxy"):
-        torch.testing.assert_close(torch.tensor(answer[name]), expected[name], rtol=1e-4, atol=1e-3)
-    assert len(answer["labels"]) == len(answer["scores"])
+    assert answer["image"] == {"width": 80, "height": 48}
+    found = answer["detections"]
+    assert [one["class_name"] for one in found] == expected["class_name"]
+    assert [NAMES[one["label"]] for one in found] == expected["class_name"]
+    for name in ("score", "box_xyxy"):
+        torch.testing.assert_close(torch.tensor([one[name] for one in found]), expected[name], rtol=1e-4, atol=1e-3)
     json.dumps(answer)
 
 
@@ -126,8 +130,8 @@ def test_an_image_may_come_in_many_forms(
 @pytest.mark.parametrize(
     ("nonsense", "said"),
     [
-        (b"", "0 bytes that are not a picture"),
-        (b"no picture", "10 bytes that are not a picture"),
+        (b"", "the picture is empty (0 bytes)"),
+        (b"no picture", "is not an image of a known format"),
         ("no base64!", "this is not base64"),
         ([[1, 2], [3, 4]], "this is an array of shape"),
         ([[[1, 2, 3]], [[1, 2, 3], [4, 5, 6]]], "must have the same length"),
@@ -162,7 +166,13 @@ def test_the_model_is_whole_in_itself(model_path: Path) -> None:
 def test_the_scoring_server_answers(
     model_path: Path, tmp_path: Path, image: np.ndarray, picture: bytes, expected: dict[str, Any]
 ) -> None:
+    (tmp_path / "image.png").write_bytes(picture)
     with serve(model_path, tmp_path) as url:
+        blocks = SERVING_PAGE.read_text(encoding="utf-8").split("```")
+        (command,) = (block.removeprefix("sh\n") for block in blocks if "/invocations" in block)
+        command = command.replace("http://127.0.0.1:5001", url).replace("image.jpg", "image.png")
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["predictions"][0]["image"] == {"width": 80, "height": 48}
         body = {"dataframe_records": [{"image": base64.b64encode(picture).decode()}], "params": {"confidence": 0.0}}
         (answer,) = post(url, body)["predictions"]
         assert_same(answer, expected)

@@ -1,0 +1,73 @@
+"""`predict --ray`: detect objects in a folder or bucket of images with a pool of Ray actors."""
+
+from __future__ import annotations
+
+from pipeline.console import console, counted, stage_line
+from pipeline.ray.predict_at_scale import predict_at_scale
+from pipeline.ray.shards import ShardFormat
+from yolov7.errors import SettingError
+from yolov7.settings import NmsSettings
+
+_SHOWN = 10  # unreadable images that are printed; _summary.json lists all of them
+
+
+def predict_many(
+    weights: str,
+    source: str,
+    out: str,
+    *,
+    format: str,
+    actors: int,
+    batch_size: int,
+    nms: NmsSettings,
+    engine: str,
+    device: str,
+    precision: str,
+) -> int:
+    """Detect objects in many images and print the progress. The same command continues an interrupted job.
+
+    Args:
+        weights: A weight file, an exported file, or a folder with an exported model.
+        source: A folder, or a URI such as s3://bucket/folder.
+        out: The folder or URI of the results.
+        format: `jsonl` or `parquet`.
+        actors: Number of processes that detect objects.
+        batch_size: Number of images that a model processes at once.
+        nms: Thresholds and limits.
+        engine: Name of the engine.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `float32`, `bfloat16` or `float16`.
+
+    Returns:
+        The number of images that cannot be read.
+
+    Raises:
+        ClusterError: If Ray cannot be reached or started.
+        DataError: If a folder cannot be used or has no images, or if a node cannot open the model.
+        SettingError: If a setting cannot be used, or if `out` holds the results of other settings.
+    """
+    formats: dict[str, ShardFormat] = {"jsonl": "jsonl", "parquet": "parquet"}
+    if format not in formats:
+        raise SettingError(f"--format={format} is unknown; use jsonl or parquet")
+    summary = predict_at_scale(
+        weights,
+        source,
+        out,
+        format=formats[format],
+        actors=actors,
+        batch_size=batch_size,
+        nms=nms,
+        engine=engine,
+        device=device,
+        precision=precision,
+        on_progress=lambda done, total: console.print(
+            stage_line("predict", source, f"{done:,} of {counted(total, 'image')}")
+        ),
+    )
+    bad = summary["bad"]
+    for path, error in list(bad.items())[:_SHOWN]:
+        console.print(stage_line("predict", path, error))
+    unread = f", {counted(len(bad), 'image')} unreadable (listed in _summary.json)" if bad else ""
+    found = f"{counted(summary['images'], 'image')}, {counted(summary['detections'], 'detection')}{unread}"
+    console.print(stage_line("predict", out, found))
+    return len(bad)
