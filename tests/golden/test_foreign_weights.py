@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ NAMES = {  # one tensor of every kind of module, with MultimediaTechLab's names
     "head.ia.2": "105.heads.2.implicit_a.implicit",
     "head.im.0": "105.heads.0.implicit_m.implicit",
 }
-IN_EACH_RELEASE = {  # how each implementation wraps its state dict
+IN_EACH_RELEASE: dict[
+    str, Callable[[dict[str, Tensor]], dict[str, Any]]
+] = {  # how each implementation wraps its state dict
     "lightning": lambda state: {
         "state_dict": {f"model.model.{name}": value for name, value in state.items()},
         "pytorch-lightning_version": "2.1",
