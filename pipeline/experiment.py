@@ -36,6 +36,7 @@ from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file
 from yolov7.training.job import NO_EFFECT
+from yolov7.weights.published import published_weights
 
 Model = TypeVar("Model", bound=Settings)
 
@@ -242,7 +243,7 @@ def _resolve_variant(
     settings = _validate_train(merged, key=f"{key}.train")
     _check_size(name, spec, settings.image_size)
     if settings.weights is not None:
-        settings = settings.model_copy(update={"weights": settings.weights.resolve()})
+        settings = settings.model_copy(update={"weights": find_weights(str(settings.weights))})
     resolved = ResolvedVariant(
         name=name,
         spec=spec,
@@ -253,6 +254,29 @@ def _resolve_variant(
         overrides=variant.train,
     )
     return resolved, tuple(f"variants.{name}.train: {note}" for note in notes)
+
+
+def find_weights(name_or_path: str) -> Path:
+    """Return the absolute path of the weights that a parameter file names.
+
+    Args:
+        name_or_path: A path relative to the working folder, or a name of `yolov7 weights list`. A file comes first.
+
+    Returns:
+        The path. The file that a path names may be missing.
+
+    Raises:
+        SettingError: The name is that of published weights that are not fetched yet.
+    """
+    entry = published_weights().get(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if entry is None or is_file(path):
+        return path.resolve()
+    if not entry.path.is_file():
+        raise SettingError(
+            f"the weights {name_or_path!r} are published but not fetched; run `yolov7 weights fetch {name_or_path}`"
+        )
+    return entry.path
 
 
 def _validate_train(content: Mapping[str, Any], *, key: str) -> TrainSettings:

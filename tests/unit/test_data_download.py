@@ -62,7 +62,7 @@ def test_a_data_set_from_a_mirror(mirror: FaultyServer, tmp_path: Path, capsys: 
 def test_a_wrong_sum(mirror: FaultyServer, tmp_path: Path) -> None:
     content, _ = mirror.files["/mirror/zips/val2017.zip"]
     mirror.files["/mirror/zips/val2017.zip"] = (content[:-1] + b"x", '"other"')
-    with pytest.raises(DataError, match=r"but [0-9a-f]{64} is published; the file was damaged or replaced"):
+    with pytest.raises(DataError, match=r"but [0-9a-f]{64} is expected; the file was damaged or replaced"):
         download_data("coco2017", mirror=f"{mirror.address}/mirror", parts=["val"], folder=tmp_path / "out")
 
 
@@ -87,6 +87,6 @@ def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         download_data("http://x/y.zip", mirror="http://z")
     with pytest.raises(SettingError, match="names no file; give the address of a zip or tar file"):
         download_data("http://x/")
-    monkeypatch.setattr(command.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
     with pytest.raises(DataError, match=r"about 39\.7 GB are needed, but 1\.0 GB are free"):
         download_data("coco2017", folder=tmp_path / "new" / "folder")

@@ -130,7 +130,7 @@ def test_without_a_length(server: FaultyServer, tmp_path: Path) -> None:
 
 def test_a_busy_server_is_asked_again(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(http_download.time, "sleep", waits.append)
+    monkeypatch.setattr("yolov7.system.downloads.http_download.time.sleep", waits.append)
     past = "Wed, 21 Oct 2015 07:28:00 GMT"
     faults = [
         status(503, Retry_After="7"),
@@ -162,7 +162,7 @@ def test_what_no_retry_can_help_is_refused_at_once(server: FaultyServer, tmp_pat
     assert "the server sent a web page instead of a file; check the address" in refusal(server, tmp_path, page)
     loop = [status(302, Location="/x.zip")] * 20
     assert "the address redirects in a circle" in refusal(server, tmp_path, *loop)
-    assert f"the sha256 of the downloaded file is {SUM}, but {'0' * 64} is published" in refusal(
+    assert f"the sha256 of the downloaded file is {SUM}, but {'0' * 64} is expected" in refusal(
         server, tmp_path, sha256="0" * 64
     )
     assert "the md5 of the downloaded file is" in refusal(server, tmp_path, md5="0" * 32)

@@ -249,7 +249,7 @@ def _verify(url: str, part: Path, *, sha256: str | None, md5: str | None) -> str
         if expected is not None and sums[name] != expected.lower():
             _restart(part)
             raise DataError(
-                f"{url}: the {name} of the downloaded file is {sums[name]}, but {expected} is published; "
+                f"{url}: the {name} of the downloaded file is {sums[name]}, but {expected} is expected; "
                 "the file was damaged or replaced, and was deleted: download it again, or from another mirror"
             )
     return sums["sha256"]
