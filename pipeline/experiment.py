@@ -37,6 +37,7 @@ from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file
 from yolov7.training.job import NO_EFFECT
 from yolov7.weights.description import READERS, Description, describe_weights
+from yolov7.weights.published import published_weights
 
 Model = TypeVar("Model", bound=Settings)
 
@@ -288,12 +289,23 @@ def find_weights(name_or_path: str) -> Path:
     """Return the absolute path of the weights that a parameter file names.
 
     Args:
-        name_or_path: A path relative to the working folder.
+        name_or_path: A path relative to the working folder, or a name of `yolov7 weights list`. A file comes first.
 
     Returns:
-        The path; the file may be missing.
+        The path. The file that a path names may be missing.
+
+    Raises:
+        SettingError: The name is that of published weights that are not fetched yet.
     """
-    return Path(name_or_path).expanduser().resolve()
+    entry = published_weights().get(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if entry is None or is_file(path):
+        return path.resolve()
+    if not entry.path.is_file():
+        raise SettingError(
+            f"the weights {name_or_path!r} are published but not fetched; run `yolov7 weights fetch {name_or_path}`"
+        )
+    return entry.path
 
 
 def _resolve_spec(variant: Variant, described: Description | None, *, key: str) -> ModelSpec:

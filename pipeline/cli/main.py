@@ -6,12 +6,12 @@ import io
 import os
 import sys
 
-from pipeline.cli import data, models, project, stages, use
+from pipeline.cli import data, models, project, stages, use, weights
 from pipeline.cli.app import about, app
 from pipeline.ray.environment import set_ray_environment
 from pipeline.ray.parent_process import end_with_dvc
 
-__all__ = ["app", "data", "main", "models", "project", "stages", "use"]
+__all__ = ["app", "data", "main", "models", "project", "stages", "use", "weights"]
 
 _INTERRUPTED = 130  # the exit code after Ctrl-C
 _FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)

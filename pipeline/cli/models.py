@@ -42,16 +42,20 @@ def scale(
 
 @app.command()
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="A checkpoint (.pt) of the reference implementation.")],
-    spec: Annotated[str, typer.Option(help="A name from `yolov7 models`, or the path of a spec file.")],
+    file: Annotated[Path, typer.Argument(help="A file of weights that another implementation wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write (.safetensors).")],
+    spec: Annotated[
+        str | None,
+        typer.Option(help="A name from `yolov7 models`, or the path of a spec file. Default: the spec that fits."),
+    ] = None,
     names: Annotated[
-        Path | None, typer.Option(help="Class names: one per line, or `names` in YAML. Default: the checkpoint's.")
+        Path | None, typer.Option(help="Class names: one per line, or `names` in YAML. Default: the file's own.")
     ] = None,
 ) -> None:
-    """Convert a reference checkpoint to a weight file.
+    """Convert weights of another implementation to a weight file.
 
-    Nothing in the checkpoint is executed.
+    Checkpoints and state dicts of the reference implementation, darknet's weights, and files of MultimediaTechLab/YOLO
+    and LibreYOLO are recognised by their content. Nothing in them is executed.
     """
     from pipeline.commands.weights import import_weights as run
 

@@ -1,4 +1,4 @@
-"""The commands `import-weights` and `export-weights`: weights of the reference implementation in and out."""
+"""The commands `import-weights` and `export-weights`: weights of other implementations in and out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _WEIGHTS, _CHECKPOINT = ".safetensors", ".pt"
 _MAX_NAMES_FILE = 2 * 2**20  # bytes
 
 
-def import_weights(file: Path, *, spec: str, names: Path | None, output: Path) -> str:
-    """Write a reference checkpoint as a weight file.
+def import_weights(file: Path, *, spec: str | None, names: Path | None, output: Path) -> str:
+    """Write a file of another implementation as a weight file.
 
     Args:
-        file: The checkpoint.
-        spec: The name of a packaged spec, or the path of a spec file.
-        names: A file of class names; None if the checkpoint holds them or they are COCO's.
+        file: The file.
+        spec: The name of a packaged spec, or the path of a spec file; None if the file fits only one.
+        names: A file of class names; None if the file holds them or they are COCO's.
         output: The weight file to write.
 
     Returns:
@@ -27,7 +27,7 @@ def import_weights(file: Path, *, spec: str, names: Path | None, output: Path) -
 
     Raises:
         SettingError: The name of the output has the wrong ending.
-        ArtifactError: The checkpoint cannot be used.
+        ArtifactError: The file cannot be used, or fits several specs.
         DataError: The file of class names cannot be used.
         SpecError: The spec cannot be used.
     """
@@ -37,7 +37,8 @@ def import_weights(file: Path, *, spec: str, names: Path | None, output: Path) -
 
     _expect_ending(output, _WEIGHTS)
     class_names = None if names is None else read_names(names)
-    weights, remarks = import_checkpoint(file, spec=load_spec(spec), class_names=class_names)
+    chosen = None if spec is None else load_spec(spec)
+    weights, remarks = import_checkpoint(file, spec=chosen, class_names=class_names)
     model = weights.model
     save_weights(
         output,

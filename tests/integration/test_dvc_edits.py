@@ -169,7 +169,7 @@ EDITS = (
     Edit("figures", append("yolov7/evaluation/figures.py"), TRAIN | EVALUATE),
     Edit("the training loop", append("yolov7/training/loop.py"), TRAIN),
     Edit("weight files", append("yolov7/weights/weight_files.py"), MODEL),
-    Edit("foreign weights", append("yolov7/weights/foreign/reference.py"), NOTHING),
+    Edit("foreign weights", append("yolov7/weights/foreign/reference.py"), TRAIN),
     Edit("a stage", append("pipeline/stages/evaluate.py"), EVALUATE),
     Edit("plots", append("pipeline/report/plots.py"), EVALUATE | {"tables"}),
     Edit("the page of tables", append("pipeline/report/page.py"), {"tables"}),

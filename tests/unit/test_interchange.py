@@ -154,7 +154,7 @@ def test_other_faults_are_told(tmp_path: Path) -> None:
     assert "(model.77.other is (2,), its spec asks for none)" in refusal(tmp_path, more)
     folded = {name: tensor for name, tensor in state_of().items() if ".bn." not in name}
     folded["model.0.conv.bias"] = torch.zeros(16)
-    assert "batch norms are folded in" in refusal(tmp_path, folded)
+    assert "(model.1.conv.bias is missing, its spec asks for (24,))" in refusal(tmp_path, folded)
     headless = {name: tensor for name, tensor in state_of().items() if not name.startswith(HEAD)}
     assert "none of its 330 tensors belongs to a detection layer" in refusal(tmp_path, headless)
     keypoints = state_of() | {f"{HEAD}m.0.bias": torch.zeros(25)}

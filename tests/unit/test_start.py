@@ -20,6 +20,7 @@ from yolov7.training.averaging import weights_id
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_optimizer, build_schedule
 from yolov7.training.start import build_start, set_training
+from yolov7.weights.foreign.reference import reference_state
 from yolov7.weights.weight_files import save_weights
 
 SPEC = resolve_spec(SMALL, name="small")
@@ -83,6 +84,14 @@ def test_the_ancestor_is_the_beginning_or_the_weights_that_it_began_with(tmp_pat
     save_weights(path, other, class_names=names, image_size=64, training={"ancestors": ["its own"]})
     tuned = build_start(job(weights=str(path)), ORDINARY)
     assert tuned.ancestors == ("its own", weights_id(other))
+
+
+def test_a_training_starts_from_a_checkpoint_of_another_implementation(tmp_path: Path) -> None:
+    begun = build_start(job(), ORDINARY).model
+    torch.save({"model": reference_state(begun)}, tmp_path / "x.pt")  # without class names
+    model = build_start(job(weights=str(tmp_path / "x.pt")), ORDINARY).model
+    own = begun.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
 
 
 def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn() -> None:

@@ -14,8 +14,8 @@ from yolov7.spec.graph import ModelSpec
 from yolov7.training.anchors import SMALLEST_SIDE, choose_anchors, count_small_boxes, with_anchors
 from yolov7.training.averaging import lineage, weights_id
 from yolov7.training.job import TrainJob
+from yolov7.weights.foreign.reference import open_weights
 from yolov7.weights.transfer import transfer
-from yolov7.weights.weight_files import load_weights
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def build_start(job: TrainJob, index: ImageIndex) -> Start:
     if settings.weights is None:
         ancestors: tuple[str, ...] = (weights_id(model),)
     else:
-        source = load_weights(settings.weights)
+        source = open_weights(settings.weights, spec=spec)
         ancestors = lineage(source.model, source.training)
         transfer(model, source.model, weights=settings.weights)
     freeze(model, last=settings.freeze)

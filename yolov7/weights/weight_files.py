@@ -27,7 +27,9 @@ from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import spec_from_json, spec_to_json
 from yolov7.system.files import is_file, write_whole
 
-_FORMAT = "yolov7-pipeline weights 1"
+FORMAT = "yolov7-pipeline weights 1"
+"""What the metadata of a weight file state as its format."""
+
 _REMEDY = "train again, or name another file"
 _TORCH_STARTS = (b"PK", b"\x80\x02")  # the first bytes of a zip archive and of a pickle
 _MAX_CLASSES = 100_000
@@ -102,7 +104,7 @@ def save_weights(
     if len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class names for a model of {model.num_classes} classes")
     metadata = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "spec": spec_to_json(model.spec),
         "fused": json.dumps(model.fused),
         "class_names": json.dumps(class_names, ensure_ascii=False),
@@ -140,6 +142,25 @@ def load_weights(path: str | os.PathLike[str], *, device: torch.device | str = "
         raise ArtifactError(f"{path}: is damaged or not a weight file ({one_line(error)}); {_REMEDY}") from None
     model.load_state_dict(state, assign=True)
     return Weights(model.to(device).eval(), metadata.class_names, metadata.image_size, dict(metadata.training))
+
+
+def stated_format(path: str | os.PathLike[str]) -> str | None:
+    """Read which format a safetensors file states.
+
+    Args:
+        path: Any file.
+
+    Returns:
+        `FORMAT` for weight files of this program; another or an empty text for other safetensors files; None for a
+        file that is missing, damaged or not in the safetensors format.
+    """
+    if not is_file(Path(path)):
+        return None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return str((file.metadata() or {}).get("format", ""))
+    except (safetensors.SafetensorError, OSError):
+        return None
 
 
 def first_difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
@@ -181,8 +202,8 @@ def _check_kind(path: Path) -> None:
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> _Metadata:
-    if metadata.get("format") != _FORMAT:
-        raise ArtifactError(f"{path}: is not a weight file of this program ({_FORMAT!r}); {_REMEDY}")
+    if metadata.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: is not a weight file of this program ({FORMAT!r}); {_REMEDY}")
     try:
         return _Metadata.model_validate(metadata)
     except ValidationError as error:

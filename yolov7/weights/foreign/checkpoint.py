@@ -49,8 +49,7 @@ def read_checkpoint(file: TorchFile) -> ForeignCheckpoint:
         ArtifactError: The file holds no model, or something far larger than a model.
     """
     with naming_file(file.path):
-        part = _choose_part(file.content)
-        named = _name_parts(part)
+        part, named = _choose_part(file.content)
         tensors = {name: value for name, value in named.items() if isinstance(value, TensorNote)}
         activations = (
             value.of for name, value in named.items() if isinstance(value, StandIn) and name.endswith(".act")
@@ -63,10 +62,14 @@ def read_checkpoint(file: TorchFile) -> ForeignCheckpoint:
         return ForeignCheckpoint(tensors, class_names, frozenset(name.rpartition(".")[2] for name in activations))
 
 
-def _choose_part(content: Any) -> Any:
-    if isinstance(content, dict):
-        return next((content[name] for name in _PARTS if content.get(name)), content)
-    return content
+def _choose_part(content: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the first part of a checkpoint that holds tensors, and its modules and tensors by their names."""
+    parts = [content[name] for name in _PARTS if content.get(name)] if isinstance(content, dict) else []
+    for part in (*parts, content):
+        named = _name_parts(part)
+        if any(isinstance(value, TensorNote) for value in named.values()):
+            return part, named
+    return content, {}
 
 
 def _name_parts(part: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from yolov7.spec.graph import ModelSpec
 Layer = dict[str, str]  # the modules of a row, in the reference's order, and their names within its layer
 
 _BARE: Layer = {}  # a layer without weights
-_BRANCHES = {"identity": "rbr_identity", "dense": "rbr_dense", "pointwise": "rbr_1x1"}  # of a RepConv
+_BRANCHES = {"identity": "rbr_identity", "dense": "rbr_dense", "pointwise": "rbr_1x1"}  # of a RepConv, not fused
 
 
 class ReferenceNames(NamedTuple):
@@ -87,7 +87,7 @@ def _layers_of(row: Row) -> list[Layer]:
         case ReorgRow() | MaxPoolRow():
             return [_BARE]
         case RepConvRow():
-            return [{"": ""}]
+            return [{**_BRANCHES, "conv": "rbr_reparam"}]
         case ConvRow() | DownRow() | UpRow() | UpsampleRow():
             return _transition(row)
         case ElanRow():

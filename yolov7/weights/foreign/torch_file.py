@@ -148,7 +148,7 @@ def open_torch_file(path: str | os.PathLike[str]) -> TorchFile:
             return _open_zip(path)
         if start.startswith(b"\x80"):
             return _open_legacy(path, io.BytesIO(start))
-        raise ArtifactError("is not a file that torch.save wrote")
+        raise ArtifactError("is none of the kinds of files that are read: torch.save, safetensors, darknet")
 
 
 @contextmanager
@@ -164,11 +164,11 @@ def naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: there is no such file; name a .pt file") from None
+        raise ArtifactError(f"{path}: there is no such file; name a file of weights") from None
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {one_line(error)}; give another file") from None
     except (PermissionError, IsADirectoryError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); name a readable .pt file") from None
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); name a readable file") from None
     except _DAMAGE as error:
         raise ArtifactError(
             f"{path}: is damaged or cut short ({one_line(error)}); download it again, or give another file"

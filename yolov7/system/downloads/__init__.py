@@ -1,0 +1,1 @@
+"""Downloads that can be resumed, and safe unpacking of archives."""
