@@ -1,4 +1,4 @@
-"""Compute what limits training on many GPUs: the tables of docs/design/scaling-out.md.
+"""Compute what limits training on many GPUs, and what COCO costs: tables of scaling-out.md and ../reproduce.md.
 
 `python docs/design/scaling_out.py` prints the tables, and with the path of a page it renews the tables of that page.
 `--rate yolov7=410` uses a measured rate in images per second instead of the assumed one.
@@ -21,6 +21,7 @@ from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import load_spec
 
 MODELS = ("yolov7-tiny", "yolov7", "yolov7x", "yolov7-w6", "yolov7-e6", "yolov7-d6", "yolov7-e6e")
+BASELINES = ("yolov4-csp", "yolor-csp", "yolor-csp-x", "yolor-p6", "yolor-w6", "yolor-e6", "yolor-d6")
 GPUS = (1, 8, 64, 512)
 LINKS = {"100G": 100e9 / 8, "400G": 400e9 / 8, "8 x 400G": 8 * 400e9 / 8}  # bytes per second and direction of a node
 
@@ -98,6 +99,7 @@ class Assumptions:
         validate_every: Epochs between two validations.
         checkpoint_every: Epochs between two checkpoints.
         epochs: Epochs of a run.
+        gpu_price: Dollars for an hour of a GPU with its share of a node.
     """
 
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -123,6 +125,7 @@ class Assumptions:
     validate_every: int = 1
     checkpoint_every: int = 1
     epochs: int = 300
+    gpu_price: float = 3.0
 
     def images_per_second(self, model: Facts) -> float:
         """Return the rate of a GPU that never waits; a training step costs three forward passes."""
@@ -165,7 +168,7 @@ class Assumptions:
         """Return an epoch of COCO with its part of validations and checkpoints."""
         steps, step = math.ceil(self.train_images / (gpus * self.images_per_gpu)), self.step_seconds(model)
         network = self.network_seconds(model, gpus=gpus, link=link)
-        recipe = "tiny" if model.name == "yolov7-tiny" else "p5" if model.image_size == 640 else "p6"
+        recipe = "tiny" if model.name.startswith("yolov7-tiny") else "p5" if model.image_size == 640 else "p6"
         loading = self.images_per_gpu * self.sample_seconds[recipe] / self.loader_processes
         loader = max(0.0, loading - step - network)
         between_checkpoints = steps * (step + network + loader) * self.checkpoint_every
@@ -213,6 +216,7 @@ def tables(defaults: Assumptions = DEFAULTS, tuned: Assumptions = TUNED) -> dict
         "network": _network_table(models, defaults),
         "epoch": _epoch_table(models, defaults, tuned),
         "fixed": _fixed_table(facts("yolov7"), defaults),
+        "cost": _cost_table([facts(name) for name in (*MODELS, *BASELINES)], defaults),
     }
 
 
@@ -258,6 +262,31 @@ def _epoch_table(models: Iterable[Facts], defaults: Assumptions, tuned: Assumpti
             rows.append((model.name, str(gpus), f"{rate:,.0f}", f"{epoch.total:,.0f} s", *shares, *hours))
     parts = ("GPU", "loader", "network", "validation", "checkpoint")
     return _markdown(("variant", "GPUs", "samples/s", "epoch", *parts, "run", "tuned"), rows)
+
+
+def _cost_table(models: Iterable[Facts], assumed: Assumptions) -> str:
+    """Return the table of a whole run of each model on one node, and of an evaluation of given weights on one GPU."""
+    rows = []
+    for model in models:
+        hours = [
+            assumed.epochs * assumed.epoch(model, gpus=gpus, link=LINKS["400G"]).total / 3600
+            for gpus in (1, assumed.gpus_per_node)
+        ]
+        gpu_hours = assumed.gpus_per_node * hours[1]
+        evaluation = 2 * assumed.validation_seconds(model, gpus=1) / 60  # before and after re-parameterisation
+        rows.append(
+            (
+                model.name,
+                str(model.image_size),
+                *map(_hours, hours),
+                f"{gpu_hours:,.0f}",
+                f"{gpu_hours * assumed.gpu_price:,.0f}",
+                f"{2 * model.checkpoint_bytes / 1e9:.1f} GB",
+                f"{evaluation:.1f} min",
+            )
+        )
+    head = ("variant", "size", "1 GPU", "8 GPUs", "GPU hours", "US dollars", "checkpoints", "evaluation")
+    return _markdown(head, rows)
 
 
 def _hours(hours: float) -> str:

@@ -10,10 +10,15 @@ from ruamel.yaml import YAML
 
 from pipeline.commands.experiments import list_experiments, use_experiment
 from pipeline.experiment import load_experiment
+from pipeline.report.paper.counting import paper_models
+from pipeline.report.paper.printed import printed_table
+from pipeline.stages.resolve import resolve
+from yolov7.data.synthetic.coco_miniature import write_coco_miniature
 from yolov7.errors import ArtifactError, SettingError
 
 ROOT = Path(__file__).parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
+ON_COCO = [name for name in NAMES if name.startswith("table")]
 
 
 @pytest.fixture
@@ -22,6 +27,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "my próject"
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    write_coco_miniature(folder)
     return folder
 
 
@@ -125,3 +137,72 @@ def test_a_mistake_in_an_experiment_names_its_own_file(project: Path) -> None:
         use_experiment("mine")
     assert "mine" in "".join(list_experiments())
     assert not Path("params.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table9"])
+def test_every_row_of_the_paper_that_has_a_spec_has_its_variant_at_the_papers_settings(
+    name: str, project: Path
+) -> None:
+    use_experiment(name, data=project)
+    variants = load_experiment().variants.values()
+    models = paper_models()
+    rows = [row for row in printed_table(name).rows if (row.model, row.size) in models]
+    wanted = {(models[row.model, row.size or 0].spec, row.size) for row in rows}
+    assert {(variant.declared["spec"], variant.train.image_size) for variant in variants} == wanted
+    for variant in variants:
+        is_p6 = variant.train.image_size == 1280
+        assert (variant.train.epochs, variant.train.batch_size) == (300, 128)
+        assert variant.ray.workers == (8 if is_p6 else 4)
+        assert variant.train.optim.lr_final == (0.2 if is_p6 else 0.01 if "tiny" in variant.name else 0.1)
+        assert variant.train.augment.mixup == (0.05 if "tiny" in variant.name else 0.15)
+
+
+@pytest.mark.parametrize("name", ON_COCO)
+def test_every_experiment_on_coco_resolves_on_the_miniature(name: str, project: Path, miniature: Path) -> None:
+    assert f"on the miniature of COCO in {miniature}" in use_experiment(name, miniature=True, data=miniature)
+    experiment = load_experiment()
+    resolve(experiment)
+    for variant in experiment.variants.values():
+        assert (variant.train.image_size, variant.train.epochs, variant.ray.workers) == (64, 1, 1)
+        assert Path(f"artifacts/resolve/train/{variant.name}/0.json").is_file()
+
+
+def test_the_miniature_is_drawn_and_only_an_edit_of_what_was_derived_counts_as_an_edit(project: Path) -> None:
+    use_experiment("table3", miniature=True)
+    assert Path("artifacts/coco-miniature/annotations/instances_val2017.json").is_file()
+    use_experiment("table3", miniature=True)
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("epochs: 1", "epochs: 2"))
+    with pytest.raises(SettingError, match="edits that are not saved"):
+        use_experiment("demo")
+
+
+def test_weights_of_a_folder_replace_trainings(project: Path) -> None:
+    Path("own").mkdir()
+    for file in ("yolov7.pt", "yolov7-tiny.safetensors", "yolov7-tiny-320.weights", "yolov7-w6.txt"):
+        Path("own", file).touch()
+    message = use_experiment("table1", data=project, weights="own")
+    assert "and without yolov4-csp, yolor-csp," in message
+    experiment = load_experiment()
+    found = {name: (str(one.given), one.train.image_size) for name, one in experiment.variants.items()}
+    assert found == {
+        "yolov7": (str(project / "own/yolov7.pt"), 640),
+        "yolov7-tiny-416": (str(project / "own/yolov7-tiny.safetensors"), 416),
+        "yolov7-tiny-320": (str(project / "own/yolov7-tiny-320.weights"), 320),
+    }
+    assert experiment.data.train == experiment.data.val == "instances_val2017"  # the images of train are not needed
+    assert experiment.seeds == (0,)
+    with pytest.raises(SettingError, match="--weights 'nowhere' has no weights for any variant; name the files after"):
+        use_experiment("table3", data=project, weights="nowhere")
+
+
+def test_published_weights_are_those_of_the_list(project: Path) -> None:
+    use_experiment("table2", data=project, weights="published")
+    given = {name: variant.declared["weights"] for name, variant in load_experiment().variants.items()}
+    assert sorted(given) == ["yolov7", "yolov7-d6", "yolov7-e6", "yolov7-e6e", "yolov7-w6", "yolov7x"]
+    assert all(name == weights for name, weights in given.items())
+
+
+def test_only_experiments_on_coco_have_a_miniature(project: Path) -> None:
+    with pytest.raises(SettingError, match="--miniature is for experiments on COCO"):
+        use_experiment("demo", miniature=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -86,6 +91,7 @@ MUTATIONS = [
     (PIPELINE, "needs: repro", "needs: reproduce"),
     (PIPELINE, "contents: read", "contents: write"),
     (PIPELINE, "pull_request:", "pull_requests:"),
+    (PIPELINE, "actions/cache/save@v4.3.0", "actions/cache/save@v4"),
     (GPU, "workflow_dispatch:", "workflow_despatch:"),
     (GPU, "cancel-in-progress: false", "cancel: false"),
     (GPU, 'yolov7 use "$EXPERIMENT"', "yolov7 use ${{ inputs.experiment }}"),
@@ -102,6 +108,34 @@ def test_a_mutation_is_noticed(name: str, old: str, new: str) -> None:
     text = (ROOT / name).read_text()
     assert old in text
     assert faults(name, text.replace(old, new))
+
+
+@pytest.mark.parametrize("has_main", [True, False])
+def test_a_pull_request_shows_which_figures_differ_from_those_of_main(has_main: bool, tmp_path: Path) -> None:
+    steps = yaml.safe_load((ROOT / PIPELINE).read_text())["jobs"]["repro"]["steps"]
+    script = next(step["run"] for step in steps if "dvc metrics diff" in step.get("run", ""))
+    write_figures(tmp_path / "results", {"nano": 0.51, "deep": 0.6, "new": 0.7})
+    (tmp_path / "results" / "tables").mkdir()
+    if has_main:
+        write_figures(tmp_path / "artifacts", {"nano": 0.5, "deep": 0.6})
+    activate = tmp_path / ".venv/bin/activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f"export PATH='{Path(sys.executable).parent}':$PATH\n")
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True, env=environment)
+    lines = (tmp_path / "results/tables/difference.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines if "json" in line]
+    rows = {row[1]: row[3:6] for row in cells}
+    assert rows["evaluate/new/0/metrics.json"] == ["-", "0.7", "-"]
+    assert rows["evaluate/nano/0/metrics.json"] == (["0.5", "0.51", "0.01"] if has_main else ["-", "0.51", "-"])
+    assert ("evaluate/deep/0/metrics.json" in rows) == (not has_main)
+
+
+def write_figures(folder: Path, figures: dict[str, float]) -> None:
+    for variant, ap in figures.items():
+        path = folder / "evaluate" / variant / "0" / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"AP": ap}))
 
 
 def test_every_file_is_checked_and_mutated() -> None:
