@@ -34,7 +34,7 @@ def write_precision_recall(folder: Path, curves: PrecisionRecall) -> None:
     """
     mean = _mean_over_classes(curves.precision)
     columns = np.column_stack([curves.recall, mean, curves.precision])
-    head = ("recall", "all", *_distinct(curves.class_names))
+    head = ("recall", "all", *distinct_names(curves.class_names))
     rows = [[f"{value:.5g}" if np.isfinite(value) else "" for value in line] for line in columns.tolist()]
     _write_csv(folder / "precision_recall.csv", head, rows)
     names = drawable_names(curves.class_names)
@@ -53,7 +53,7 @@ def write_confusion(folder: Path, matrix: NDArray[np.int64], *, class_names: Seq
             last row and column are the background.
         class_names: The names of the classes.
     """
-    names = (*_distinct(class_names), _BACKGROUND)
+    names = (*distinct_names(class_names), _BACKGROUND)
     pairs = [(names[i], names[j]) for i, j in np.argwhere(matrix > 0).tolist() for _ in range(int(matrix[i, j]))]
     _write_csv(folder / "confusion.csv", ("actual", "predicted"), pairs)
     drawable = drawable_names(names)
@@ -147,8 +147,15 @@ def _average(precision: NDArray[np.float64]) -> str:
     return f"{known.mean():.3f}" if known.size else "(no objects)"
 
 
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names that can be used as columns beside `recall`, `all` and `background`."""
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names that differ from `recall`, `all` and `background`, which the CSV files contain too.
+
+    Args:
+        names: The class names, in the order of their numbers.
+
+    Returns:
+        The names as the CSV files contain them.
+    """
     taken = ["recall", "all", _BACKGROUND]
     for name in names:
         column = name

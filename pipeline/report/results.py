@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,11 +41,13 @@ class VariantResults:
         model: What the variant is.
         metrics: The COCO metrics, one for each seed that was evaluated.
         reparam: The re-parameterisation reports, one for each seed that has one.
+        metrics_by_seed: The COCO metrics by seed.
     """
 
     model: VariantModel
     metrics: tuple[Metrics, ...] = ()
     reparam: tuple[ReparamReport, ...] = ()
+    metrics_by_seed: Mapping[int, Metrics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,14 @@ def read_results(variants: Mapping[str, VariantModel], seeds: Sequence[int]) -> 
 
 
 def _read_variant(name: str, model: VariantModel, seeds: Sequence[int]) -> VariantResults:
-    metrics = [_read(_metrics(name, seed), Metrics, made_by=f"evaluate {name}") for seed in seeds]
+    metrics = {seed: _read(_metrics(name, seed), Metrics, made_by=f"evaluate {name}") for seed in seeds}
+    by_seed = {seed: one for seed, one in metrics.items() if one is not None}
     reparam = [_read(_reparam(name, seed), ReparamReport, made_by=f"reparam {name}") for seed in seeds]
     return VariantResults(
-        model=model, metrics=tuple(one for one in metrics if one), reparam=tuple(one for one in reparam if one)
+        model=model,
+        metrics=tuple(by_seed.values()),
+        reparam=tuple(one for one in reparam if one),
+        metrics_by_seed=by_seed,
     )
 
 

@@ -9,6 +9,8 @@ from pipeline.artifacts.reports import Benchmark, BenchmarkRow
 from pipeline.report.results import StageResults, VariantResults
 from yolov7.settings import Settings
 
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
 
 class SummaryRow(Settings):
     """One variant: means over the seeds that were evaluated. Figures that were not measured are None.
@@ -21,6 +23,14 @@ class SummaryRow(Settings):
         AP_spread: Sample standard deviation of AP over seeds; None for one seed.
         AP50: Mean AP at IoU 0.5 as a fraction.
         AP50_spread: Sample standard deviation of AP50 over seeds; None for one seed.
+        AP75: Mean AP at IoU 0.75 as a fraction.
+        AP75_spread: Sample standard deviation of AP75 over seeds; None for one seed.
+        APs: Mean AP of small objects as a fraction.
+        APs_spread: Sample standard deviation of APs over seeds; None for one seed.
+        APm: Mean AP of medium objects as a fraction.
+        APm_spread: Sample standard deviation of APm over seeds; None for one seed.
+        APl: Mean AP of large objects as a fraction.
+        APl_spread: Sample standard deviation of APl over seeds; None for one seed.
         parameters: Number of parameters of the deployed model.
         parameters_before: Number of parameters of the trained model.
         gflops: Cost of the deployed model at `image_size`, in GFLOPs.
@@ -35,6 +45,14 @@ class SummaryRow(Settings):
     AP_spread: float | None
     AP50: float | None
     AP50_spread: float | None
+    AP75: float | None
+    AP75_spread: float | None
+    APs: float | None
+    APs_spread: float | None
+    APm: float | None
+    APm_spread: float | None
+    APl: float | None
+    APl_spread: float | None
     parameters: int | None
     parameters_before: int | None
     gflops: float | None
@@ -132,8 +150,10 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float
 
 
 def _summarise(name: str, results: VariantResults, benchmark: Benchmark | None) -> SummaryRow:
-    ap, ap_spread = mean_and_spread([one.AP for one in results.metrics])
-    ap50, ap50_spread = mean_and_spread([one.AP50 for one in results.metrics])
+    figures: dict[str, float | None] = {}
+    for figure in FIGURES:
+        mean, spread = mean_and_spread([getattr(one, figure) for one in results.metrics])
+        figures |= {figure: mean, f"{figure}_spread": spread}
     before = headline_row(benchmark, variant=name, form="trained")
     after = headline_row(benchmark, variant=name, form="deployed")
     report = results.reparam[0] if results.reparam else None
@@ -141,10 +161,7 @@ def _summarise(name: str, results: VariantResults, benchmark: Benchmark | None) 
         variant=name,
         seeds=len(results.metrics),
         image_size=results.model.image_size,
-        AP=ap,
-        AP_spread=ap_spread,
-        AP50=ap50,
-        AP50_spread=ap50_spread,
+        **figures,
         parameters=report.parameters_after if report else None,
         parameters_before=report.parameters_before if report else None,
         gflops=report.gflops_after if report else None,

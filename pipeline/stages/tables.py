@@ -1,25 +1,23 @@
-"""The stage `tables`: the variants side by side, and the paper's tables with our figures beside them."""
+"""The stage `tables`: a page about the experiment, and the paper's tables with our figures beside them."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from pipeline.artifacts.files import ROOT, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import stage_folder, whole_folder, write_json
 from pipeline.artifacts.reports import Benchmark, PreparedData
 from pipeline.console import counted
 from pipeline.experiment import Experiment
-from pipeline.report.charts import Curve
-from pipeline.report.page import Page, Picture, render_page
+from pipeline.report.details import read_details
+from pipeline.report.page import Page, render_page
 from pipeline.report.paper.check import Comparison, compare_counts, outcome_line
 from pipeline.report.paper.counting import conventions
 from pipeline.report.paper.errata import Erratum, errata
 from pipeline.report.paper.improvement import Improvement
 from pipeline.report.results import StageResults, VariantModel, read_results
+from pipeline.report.runs import Runs
 from pipeline.report.summary import SummaryRow, summarise_variants, summary_lines
-from pipeline.report.tables import Table, paper_tables, table1_improvements
+from pipeline.report.tables import Table, paper_tables, table1_improvements, why_not_coco
 from pipeline.report.text_tables import (
     errata_csv,
     errata_markdown,
@@ -33,11 +31,6 @@ from pipeline.report.text_tables import (
 from yolov7.settings import Settings
 
 SUMMARY = "summary.txt"  # as a terminal shows it
-_PICTURES = {
-    "examples.jpg": "detections",
-    "precision_recall.png": "precision and recall",
-    "confusion.png": "confusion",
-}
 
 
 class Report(Settings):
@@ -45,6 +38,12 @@ class Report(Settings):
 
     Attributes:
         missing: What is left empty because no stage has made it yet, one line each.
+        summary: The comparison of the variants.
+        tables: The paper's tables with our figures.
+        improvements: The improvement rows of Table 1.
+        errata: The errata of the paper's tables.
+        check: The comparison of #Param and FLOPs with the paper.
+        conventions: How the paper counts.
     """
 
     missing: tuple[str, ...]
@@ -56,11 +55,12 @@ class Report(Settings):
     conventions: dict[str, str]
 
 
-def tables(experiment: Experiment) -> Report:
+def tables(experiment: Experiment, *, runs: Runs | None = None) -> Report:
     """Collect the results of all stages in artifacts/tables: CSV, Markdown, JSON and index.html.
 
     Args:
         experiment: The resolved content of params.yaml.
+        runs: The MLflow runs, to which the page refers.
 
     Returns:
         The content of the tables.
@@ -81,7 +81,7 @@ def tables(experiment: Experiment) -> Report:
         for name, text in _files(report, conditions):
             (folder / name).write_text(text, encoding="utf-8")
         write_json(folder / "tables.json", report)
-        (folder / "index.html").write_text(render_page(_page(results, report, conditions)), encoding="utf-8")
+        (folder / "index.html").write_text(render_page(_page(results, report, conditions, runs or {})), encoding="utf-8")
     return report
 
 
@@ -112,15 +112,15 @@ def _files(report: Report, conditions: str) -> Iterator[tuple[str, str]]:
     yield SUMMARY, "\n".join(summary_lines(report.summary)) + "\n"
 
 
-def _page(results: StageResults, report: Report, conditions: str) -> Page:
+def _page(results: StageResults, report: Report, conditions: str, runs: Runs) -> Page:
     return Page(
-        title="YOLOv7 variants and the paper's tables",
         subtitle=_subtitle(results.data),
         conditions=conditions,
-        missing=report.missing,
+        results=results,
         summary=report.summary,
-        curves={name: list(_curves(name, results.seeds)) for name in results.variants},
-        pictures=tuple(_find_pictures(results)),
+        details=read_details(results),
+        runs=runs,
+        is_coco=not any(why_not_coco(results, name) for name in results.variants),
         tables=report.tables,
         improvements=report.improvements,
         errata=report.errata,
@@ -144,27 +144,3 @@ def _conditions(benchmark: Benchmark | None) -> str:
     setting = f"batch {row.batch}, {row.precision}, {row.engine}, without NMS, " if row else ""
     versions = ", ".join(f"{name} {version}" for name, version in benchmark.versions.items())
     return text + (f"FPS: {setting}on {benchmark.device}{clock}, {counted(benchmark.threads, 'thread')}; {versions}.")
-
-
-def _curves(name: str, seeds: Sequence[int]) -> Iterator[Curve]:
-    """Yield AP by epoch for each seed whose training measured it."""
-    for seed in seeds:
-        path = stage_folder("train", name, seed) / "curve.csv"
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                yield [(float(line["epoch"]), float(line["AP"])) for line in csv.DictReader(file) if line.get("AP")]
-
-
-def _find_pictures(results: StageResults) -> Iterator[Picture]:
-    if (stage_folder("prepare") / "sheet.jpg").is_file():
-        yield Picture(_relative(stage_folder("prepare") / "sheet.jpg"), "the data, with their labels")
-    seed = results.seeds[0]
-    for name in results.variants:
-        for file, caption in _PICTURES.items():
-            path = stage_folder("evaluate", name, seed) / file
-            if path.is_file():
-                yield Picture(_relative(path), f"{name}: {caption}")
-
-
-def _relative(path: Path) -> str:
-    return Path(os.path.relpath(path, ROOT / "tables")).as_posix()
