@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yolov7.engines.metadata import INPUT, ExportMetadata, Layout
 from yolov7.engines.tensor_rt import join_engine
@@ -45,22 +45,40 @@ def write_onnx(path: Path, graph: nn.Module, metadata: ExportMetadata) -> None:
             2: stride * torch.export.Dim("height", min=1, max=steps),
             3: stride * torch.export.Dim("width", min=1, max=steps),
         }
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            graph.eval(),
-            (images,),
-            dynamo=True,
-            verbose=False,
-            input_names=[INPUT],
-            output_names=list(metadata.outputs),
-            opset_version=OPSET,
-            dynamic_shapes={"images": shapes},
-            custom_translation_table=onnx_translations(),
-        )
-    assert program is not None
+    program = export_graph(graph, images, names=metadata.outputs, shapes=shapes)
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata.to_texts())
     program.save(str(path), external_data=False)
+
+
+def export_graph(
+    graph: nn.Module, example: Tensor, *, names: Sequence[str], shapes: Mapping[int, Any] | None = None
+) -> torch.onnx.ONNXProgram:
+    """Convert a module of one input to an ONNX graph.
+
+    Args:
+        graph: The module; it may contain `suppress_in_graph`.
+        example: An input.
+        names: Names of the outputs.
+        shapes: The dynamic axes of the input; None if all of them are fixed.
+
+    Returns:
+        The program.
+    """
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=list(names),
+            opset_version=OPSET,
+            dynamic_shapes=None if shapes is None else (dict(shapes),),
+            custom_translation_table=onnx_translations(),
+        )
+    assert program is not None
+    return program
 
 
 def write_openvino(path: Path, onnx_file: Path, metadata: ExportMetadata) -> None:
