@@ -35,30 +35,42 @@ def read_openvino_texts(path: Path) -> dict[str, str]:
     return {name[1]: model.get_rt_info(name).astype(str) for name in names if model.has_rt_info(name)}
 
 
+def openvino_precisions(metadata: ExportMetadata) -> tuple[str, ...]:
+    """Return the types in which OpenVINO can compute a file on this CPU, the fastest first.
+
+    Args:
+        metadata: What the file says about itself.
+
+    Returns:
+        `bfloat16` if the CPU multiplies it in hardware, then `float32`; only `int8` for a quantised file.
+    """
+    import openvino
+
+    if metadata.precision == "int8":
+        return ("int8",)
+    has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bfloat16", "float32") if has_bfloat16 else ("float32",)
+
+
 def resolve_openvino_precision(precision: str, metadata: ExportMetadata) -> str:
     """Return the type in which OpenVINO computes.
 
     Args:
-        precision: `auto`, `float32` or `bfloat16`; `auto` is bfloat16 if the CPU multiplies it in hardware.
+        precision: `auto` for the fastest one, or the name of a type.
         metadata: What the file says about itself.
 
     Returns:
-        `float32` or `bfloat16`; `int8` for a quantised file.
+        The type.
 
     Raises:
-        SettingError: If OpenVINO cannot compute in this type here.
+        SettingError: If OpenVINO cannot compute the file in this type on this CPU.
     """
-    import openvino
-
-    if metadata.precision == "int8" and precision in ("auto", "int8"):
-        return "int8"
-    has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_precisions(metadata)
     if precision == "auto":
-        return "bfloat16" if has_bfloat16 else "float32"
-    if precision not in ("float32", "bfloat16"):
-        raise SettingError(f"precision={precision!r}: OpenVINO computes this file in 'float32' or 'bfloat16' on CPUs")
-    if precision == "bfloat16" and not has_bfloat16:
-        raise SettingError("precision='bfloat16' is not available: this CPU does not compute in it; use 'float32'")
+        return able[0]
+    if precision not in able:
+        names = " or ".join(repr(one) for one in able)
+        raise SettingError(f"precision={precision!r}: OpenVINO computes this file on this CPU in {names}; use 'auto'")
     return precision
 
 

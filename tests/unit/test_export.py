@@ -1,0 +1,243 @@
+"""Exported files contain what they should, and are written only after they were found equal."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.cli.main import main
+from tests.unit.exported import NAMES, SIZE, annotate, write_weights
+from yolov7.data.index import ImageIndex, save_index
+from yolov7.engines.metadata import DETECTED, INPUT
+from yolov7.engines.opened_model import open_model
+from yolov7.errors import ArtifactError, SettingError
+from yolov7.export import formats, verify
+from yolov7.export.export_model import ExportData, export_model
+from yolov7.export.report import Tolerance
+from yolov7.export.suppression import suppress_in_graph
+from yolov7.export.writers import export_graph
+from yolov7.inference.nms import non_max_suppression
+from yolov7.settings import COCO_NMS, NmsSettings
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "nano.safetensors")
+
+
+@pytest.fixture(scope="module")
+def split(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    return annotate(weights, tmp_path_factory.mktemp("split") / "images")
+
+
+class Suppression(nn.Module):
+    def __init__(self, settings: NmsSettings, num_boxes: int) -> None:
+        super().__init__()
+        self.settings, self.num_boxes = settings, num_boxes
+
+    def forward(self, decoded: Tensor) -> tuple[Tensor, ...]:
+        return suppress_in_graph(decoded, settings=self.settings, num_boxes=self.num_boxes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["best_025_045", "best_025_045_agnostic", "empty", "multi_001_065_agnostic", "nc1", "over30000"],
+)
+def test_the_suppression_of_a_graph_is_the_reference_implementations(name: str, tmp_path: Path) -> None:
+    data = np.load(GOLDEN / f"nms_{name}.npz")
+    options = json.loads(str(data["kwargs"]))
+    settings = NmsSettings(
+        confidence=options["conf_thres"],
+        iou=options["iou_thres"],
+        multi_label=options.get("multi_label", False),
+        agnostic=options.get("agnostic", False),
+    )
+    decoded = torch.from_numpy(data["pred"])
+    file = tmp_path / "nms.onnx"
+    program = export_graph(Suppression(settings, decoded.shape[1]), decoded, names=DETECTED)
+    program.save(str(file))
+    session = onnxruntime.InferenceSession(str(file))
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for run in (lambda x: session.run(None, {INPUT: x}), lambda x: list(compiled([x]).values())):
+        num, boxes, scores, labels = run(decoded.numpy())
+        for image in range(len(decoded)):
+            expected, count = data[f"out{image}"], int(num[image])
+            assert count == len(expected)
+            assert not scores[image, count:].any()
+            assert labels[image, :count].tolist() == expected[:, 5].astype(int).tolist()
+            np.testing.assert_allclose(scores[image, :count], expected[:, 4], rtol=1e-5)
+            np.testing.assert_allclose(boxes[image, :count], expected[:, :4], rtol=1e-5, atol=1e-3)
+
+
+def test_an_export_with_suppression_keeps_ap(weights: Path, split: ImageIndex, tmp_path: Path) -> None:
+    data = ExportData(split, name="the split")
+    report, path = export_model(weights, format="onnx", nms=COCO_NMS, output=tmp_path / "a.onnx", data=data)
+    assert report.AP is not None
+    assert report.AP > 0.5
+    for check in report.checks:
+        assert pytest.approx(report.AP, abs=0.005) == check.AP
+        assert check.detections > 10
+    assert {(check.engine, check.precision) for check in report.checks} >= {
+        ("onnxruntime", "float32"),
+        ("openvino", "float32"),
+    }
+    written = json.loads((tmp_path / "export.json").read_text())
+    assert (written["file"], written["AP_images"]) == ("a.onnx", len(split))
+    assert written["model"]["nms"] == COCO_NMS.model_dump()
+    assert 0 < written["fuse_error"] < 1e-4
+    opened = open_model(path, engine="onnxruntime")
+    assert opened.suppression == COCO_NMS
+    images = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+    expected = non_max_suppression(open_model(weights, precision="float32").engine.decode(images), settings=COCO_NMS)
+    found = non_max_suppression(opened.engine.decode(images), settings=COCO_NMS)
+    for one, other in zip(expected, found, strict=True):
+        assert len(one) == len(other) > 0
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_openvino_takes_bgr_images_and_stores_half_the_bytes(weights: Path, tmp_path: Path) -> None:
+    report, path = export_model(
+        weights, format="openvino", layout="bgr_nhwc", precision="float16", output=tmp_path / "half"
+    )
+    assert path == tmp_path / "half" / "model.xml"
+    assert set(report.files) == {"model.xml", "model.bin"}
+    assert (tmp_path / "half" / "model.bin").stat().st_size < 0.6 * weights.stat().st_size
+    model = openvino.Core().read_model(path)
+    assert model.input().get_element_type() == openvino.Type.u8
+    assert model.input().partial_shape.to_string() == f"[?,{SIZE},{SIZE},3]"
+    assert open_model(path).class_names == NAMES
+
+
+def test_a_model_of_one_class_is_exported(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "one.safetensors", names=("thing",))
+    report, path = export_model(weights, format="onnx", nms=NmsSettings(confidence=0.1))
+    assert path == tmp_path / "one-onnx" / "model.onnx"
+    assert report.checks[0].detections > 10
+    assert report.checks[0].unmatched == 0
+
+
+@pytest.mark.slow
+def test_an_export_of_dynamic_size_takes_other_sizes(weights: Path, tmp_path: Path) -> None:
+    _, path = export_model(weights, format="onnx", nms=NmsSettings(), dynamic=True, output=tmp_path)
+    images = torch.randint(0, 256, (2, 3, 96, 160), dtype=torch.uint8)
+    expected = non_max_suppression(
+        open_model(weights, precision="float32").engine.decode(images), settings=NmsSettings()
+    )
+    for engine in ("onnxruntime", "openvino"):
+        opened = open_model(path, engine=engine, precision="float32")
+        assert not opened.fixed_size
+        found = non_max_suppression(opened.engine.decode(images), settings=NmsSettings(iou=1.0))
+        assert [len(one) for one in found] == [len(one) for one in expected]
+        with pytest.raises(SettingError, match="multiples of 32"):
+            opened.engine.decode(images[..., :40])
+
+
+def leave_nothing(folder: Path) -> bool:
+    return not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_file_that_differs_too_much_is_not_written(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    target = tmp_path / "out"
+    if existed:
+        target.mkdir()
+    monkeypatch.setitem(verify.TOLERANCES, "float32", Tolerance(output=0.0, unmatched=0.0, AP=0.0))
+    with pytest.raises(ArtifactError, match=r"its largest output error is .* above 0"):
+        export_model(weights, format="torchscript", output=target)
+    assert leave_nothing(target)
+    assert target.exists() == existed
+
+
+def test_a_change_of_ap_is_refused(
+    weights: Path, split: ImageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolov7.export import export_model as module
+
+    other = write_weights(tmp_path / "other.safetensors", seed=1)
+    monkeypatch.setattr(module, "_deploy", lambda model, images: (module.fuse(module.load_weights(other).model), None))
+    monkeypatch.setitem(verify.TOLERANCES, "float32", Tolerance(output=1e9, unmatched=1.0, AP=0.001))
+    with pytest.raises(ArtifactError, match=r"AP is 0.* and was .*, a change above"):
+        export_model(weights, format="torchscript", output=tmp_path / "out", data=ExportData(split))
+    assert leave_nothing(tmp_path / "out")
+
+
+def test_a_killed_export_leaves_no_model(weights: Path, tmp_path: Path) -> None:
+    def kill(step: str) -> None:
+        if step == "time":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    options = {"format": "torchscript", "output": tmp_path / "out", "progress": kill}
+    process = multiprocessing.get_context("fork").Process(target=export_model, args=(weights,), kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(ArtifactError, match="contains none"):
+        open_model(tmp_path / "out")
+    export_model(weights, format="torchscript", output=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "model.torchscript"]
+
+
+def test_wrong_requests_are_named(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options, message in (
+        ({"format": "onxn"}, "format='onxn' is unknown; .*did you mean 'onnx'"),
+        ({"format": "onnx", "precision": "bfloat16"}, "precision='bfloat16' is not available for onnx; .*float32 file"),
+        ({"format": "onnx", "precision": "int8"}, r"precision='int8' is not available .*\['float32', 'float16'\]"),
+        ({"format": "onnx", "layout": "bgr_nhwc"}, "layout='bgr_nhwc' is not available for onnx"),
+        ({"format": "torchscript", "nms": NmsSettings()}, "cannot contain the suppression"),
+        ({"format": "onnx", "output": tmp_path / "model.xml"}, "must end in .onnx or be a folder"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            export_model(weights, **options)
+    (tmp_path / "export.json").write_text(json.dumps({"file": "model.xml", "files": {}}))
+    with pytest.raises(SettingError, match=r"contains the export model.xml; choose another folder"):
+        export_model(weights, format="onnx", output=tmp_path)
+    monkeypatch.setattr(formats, "installed", lambda package: None)
+    with pytest.raises(SettingError, match=r"needs the package onnxscript; .*'yolov7-pipeline\[onnx\]'"):
+        export_model(weights, format="onnx")
+
+
+def test_the_command_verifies_on_the_data_and_prints_one_line(
+    weights: Path,
+    split: ImageIndex,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_index(tmp_path / "val.npz", split)
+    arguments = [
+        str(weights),
+        "--format",
+        "torchscript",
+        "-o",
+        str(tmp_path / "out"),
+        "--data",
+        str(tmp_path / "val.npz"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["yolov7", "export", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "AP " in printed
+    assert "on 6 images" in printed
+    monkeypatch.setattr(sys, "argv", ["yolov7", "export", *arguments, "--iou", "0.5"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "yolov7: iou concerns the suppression inside the file; add --nms\n"

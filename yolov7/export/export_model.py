@@ -1,0 +1,222 @@
+"""Export a weight file, verify the result, and write both or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolov7.data.augment.letterbox import FILL, letterbox
+from yolov7.data.images import Image, read_image
+from yolov7.data.index import ImageIndex
+from yolov7.data.synthetic.scene import draw_scene
+from yolov7.engines.metadata import ExportMetadata
+from yolov7.engines.proof import PROOF, read_proof, sha256_of
+from yolov7.errors import SettingError, shown
+from yolov7.export.formats import FORMATS, ExportSettings, Format, check_settings, installed
+from yolov7.export.graph import ExportedGraph, count_boxes
+from yolov7.export.report import ExportReport, write_proof
+from yolov7.export.verify import Reference, check_fusing, tolerance_of, verify
+from yolov7.export.writers import write_onnx, write_openvino, write_tensorrt, write_torchscript
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.nn.regroup import regroup
+from yolov7.settings import NmsSettings
+from yolov7.spec.spec_files import spec_to_json
+from yolov7.weights.weight_files import Weights, load_weights
+
+_IMAGES = 16  # on which outputs are compared
+_SCENES = 8  # that are drawn if there are no images
+_LARGEST_BATCH = 16  # of a TensorRT engine
+_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt")
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """What an export is verified on.
+
+    Attributes:
+        index: A split on which AP is measured, whose classes are those of the model; None if there is none.
+        images: Image files on which outputs are compared if there is no split. Without both, images are drawn.
+        name: Where they are from, for the report.
+    """
+
+    index: ImageIndex | None = None
+    images: Sequence[Path] = ()
+    name: str = "drawn images"
+
+
+def export_model(
+    weights_path: str | os.PathLike[str],
+    *,
+    format: str,
+    output: str | os.PathLike[str] | None = None,
+    nms: NmsSettings | None = None,
+    dynamic: bool = False,
+    precision: str = "float32",
+    layout: str = "rgb_nchw",
+    data: ExportData = ExportData(),
+    tolerance_ap: float | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[ExportReport, Path]:
+    """Export a model, and verify the file against torch in float32 before it gets its name.
+
+    A model that is not re-parameterised is re-parameterised first, and the result is compared with the original.
+
+    Args:
+        weights_path: A weight file.
+        format: The format.
+        output: The file to write, or a folder for it; None for a folder beside the weight file.
+        nms: Settings of the suppression inside the file; None for decoded predictions as output.
+        dynamic: Whether the file takes images of any size whose sides are multiples of the largest stride; the size of
+            the batch is always dynamic.
+        precision: Type of the stored numbers; `FORMATS` lists those of each format.
+        layout: Order of the channels and axes of the input.
+        data: What the file is verified on.
+        tolerance_ap: Largest change of AP, as a fraction; None for the default of each precision.
+        progress: Called with the name of each step.
+
+    Returns:
+        The report, and the path of the file; `export.json` lies beside it.
+
+    Raises:
+        ArtifactError: If the weights cannot be used, or if a difference exceeds its tolerance.
+        SettingError: If the format cannot be written as asked.
+    """
+    weights_path = Path(weights_path)
+    settings = check_settings(format, nms=nms, dynamic=dynamic, precision=precision, layout=layout)
+    weights = load_weights(weights_path)
+    target = _target(weights_path, output, settings.format)
+    if data.index is not None and data.index.class_names != weights.class_names:
+        raise SettingError(
+            f"data={data.name} has the classes {shown(list(data.index.class_names))}, and {weights_path} has "
+            f"{shown(list(weights.class_names))}; name data with the classes of the weights"
+        )
+    images = _sample(data, weights.image_size)
+    deployed, fuse_error = _deploy(weights.model, images)
+    metadata = _describe(weights, weights_path, settings)
+    with _draft(target, PROOF) as draft:
+        progress("writing the file")
+        _write(draft / target.name, deployed, metadata, settings.format)
+        reference = Reference(weights.model, images, data.index, nms)
+        checked = verify(draft / target.name, metadata, reference, tolerance_ap=tolerance_ap, progress=progress)
+        files = sorted(draft.iterdir())
+        report = ExportReport(
+            file=target.name,
+            files={path.name: sha256_of(path) for path in files},
+            bytes=sum(path.stat().st_size for path in files),
+            format=settings.format,
+            model=metadata.model_dump(mode="json", exclude={"spec"}),
+            outputs=metadata.outputs,
+            spec=metadata.spec_name,
+            weights=weights_path.name,
+            fuse_error=fuse_error,
+            images=len(images),
+            data=data.name,
+            AP_images=0 if checked.AP is None or data.index is None else len(data.index),
+            AP=checked.AP,
+            torch_ms=checked.torch_ms,
+            checks=checked.checks,
+            tolerances={check.precision: tolerance_of(check.precision, tolerance_ap) for check in checked.checks},
+            versions={name: found for name in _VERSIONS if (found := installed(name))},
+        )
+        write_proof(draft / PROOF, report)
+    return report, target
+
+
+def _describe(weights: Weights, path: Path, settings: ExportSettings) -> ExportMetadata:
+    return ExportMetadata(
+        class_names=weights.class_names,
+        image_size=weights.image_size,
+        strides=weights.model.strides,
+        letterbox_value=FILL,
+        fixed_size=not settings.dynamic and settings.format != "torchscript",
+        input=settings.layout,
+        precision=settings.precision,
+        engines=FORMATS[settings.format].engines,
+        nms=settings.nms,
+        spec=spec_to_json(weights.model.spec),
+        weights_sha256=sha256_of(path),
+    )
+
+
+def _target(weights: Path, output: str | os.PathLike[str] | None, format: Format) -> Path:
+    """Return the file to write; raise SettingError if its name does not fit or its folder has another export."""
+    suffix = FORMATS[format].suffix
+    chosen = weights.with_name(f"{weights.stem}-{format}") if output is None else Path(output)
+    if chosen.suffix != suffix and (chosen.is_file() or chosen.suffix in {info.suffix for info in FORMATS.values()}):
+        raise SettingError(f"output={chosen} must end in {suffix} or be a folder; try {chosen.with_suffix(suffix)}")
+    target = chosen if chosen.suffix == suffix else chosen / f"model{suffix}"
+    other = read_proof(target.parent).get("file", target.name)
+    if other != target.name:
+        raise SettingError(f"output={chosen}: {target.parent} contains the export {other}; choose another folder")
+    return target
+
+
+def _sample(data: ExportData, size: int) -> Tensor:
+    """Return letterboxed images (n, 3, S, S) uint8: spread over the data, or drawn."""
+    paths = data.images if data.index is None else data.index.paths
+    if paths:
+        step = max(1, len(paths) // _IMAGES)
+        images: list[Image] = [read_image(path) for path in paths[::step][:_IMAGES]]
+    else:
+        generator = np.random.default_rng(0)
+        images = [draw_scene(size, generator=generator).image for _ in range(_SCENES)]
+    return torch.from_numpy(np.stack([letterbox(image, size=size)[0] for image in images])).permute(0, 3, 1, 2)
+
+
+def _deploy(model: DetectionModel, images: Tensor) -> tuple[DetectionModel, float | None]:
+    """Return the re-parameterised model with its E-ELANs side by side, and its error."""
+    fused = model if model.fused else fuse(model)
+    deployed = regroup(fused, grouped=False).eval()
+    return deployed, None if model.fused else check_fusing(model, deployed, images)
+
+
+def _write(file: Path, model: DetectionModel, metadata: ExportMetadata, format: Format) -> None:
+    # OpenVINO converts the numbers itself, when it saves the model.
+    dtype = torch.float32 if format == "openvino" else getattr(torch, metadata.precision)
+    boxes = count_boxes(model, metadata.image_size) if metadata.fixed_size else None
+    graph = ExportedGraph(model, dtype=dtype, nms=metadata.nms, num_boxes=boxes)
+    onnx_file = file.with_name("graph.onnx")
+    match format:
+        case "onnx":
+            write_onnx(file, graph, metadata)
+        case "openvino":
+            write_onnx(onnx_file, graph, metadata)
+            write_openvino(file, onnx_file, metadata)
+        case "torchscript":
+            write_torchscript(file, graph, metadata)
+        case "tensorrt":
+            write_onnx(onnx_file, graph, metadata)
+            write_tensorrt(file, onnx_file, metadata, largest_batch=_LARGEST_BATCH)
+    onnx_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _draft(target: Path, *last: str) -> Iterator[Path]:
+    """Provide a folder whose files move beside `target` when the body ends, and are removed if it fails.
+
+    Args:
+        target: The file that the body writes.
+        last: Names of the files that move last.
+    """
+    created = [folder for folder in target.parents if not folder.exists()]
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # of an export that was killed
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        for path in sorted(draft.iterdir(), key=lambda path: path.name in last):
+            path.replace(target.with_name(path.name))
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        for folder in created:
+            if not any(folder.iterdir()):
+                folder.rmdir()
