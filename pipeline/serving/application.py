@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -16,6 +17,7 @@ from yolov7.detect.messages import Answer
 from yolov7.errors import DataError, one_line
 
 _BODY_SECONDS = 30.0  # for a client to send its request
+_DISCARDED = 4  # times the largest body that is read and discarded before a body is refused
 _SENTENCE = 300  # characters of a message to a client
 _Share = Annotated[float | None, Query(ge=0, le=1)]
 
@@ -82,6 +84,7 @@ def make_application(service: Service) -> FastAPI:
     async def predict(request: Request, confidence: _Share = None, iou: _Share = None) -> JSONResponse:
         nonlocal in_progress
         if in_progress >= service.settings.max_queue:
+            await _discard_body(request)
             return _problem(503, f"{in_progress} requests are in progress; try again later", {"Retry-After": "1"})
         changes = {"confidence": confidence, "iou": iou}
         nms = service.settings.nms.model_copy(update={name: v for name, v in changes.items() if v is not None})
@@ -127,23 +130,35 @@ def _answer_errors_in_one_sentence(application: FastAPI) -> None:
 async def _read_body(request: Request, *, limit: int) -> bytes:
     """Read a body; raise HTTPException if it is too large or does not arrive."""
     stated = request.headers.get("content-length", "")
-    too_large = HTTPException(413, f"the body has more than {limit >> 20} megabytes")
-    if stated.isdecimal() and int(stated) > limit:
-        raise too_large
+    is_too_large = stated.isdecimal() and int(stated) > limit
     parts, size = [], 0
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             async for part in request.stream():
                 size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
+                is_too_large = is_too_large or size > limit
+                if is_too_large:  # read on, because most clients read the answer only after they have sent the body
+                    parts.clear()
+                else:
+                    parts.append(part)
+                if size > _DISCARDED * limit:
+                    break
     except TimeoutError:
         seconds = f"{_BODY_SECONDS:g} seconds"
         raise HTTPException(408, f"the body did not arrive in {seconds}", headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise HTTPException(400, "the connection ended before the body was complete") from None
+    if is_too_large:
+        raise HTTPException(413, f"the body has more than {limit >> 20} megabytes")
     return b"".join(parts)
+
+
+async def _discard_body(request: Request) -> None:
+    """Read a body without keeping it, because most clients read the answer only after they have sent the body."""
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for _ in request.stream():
+                pass
 
 
 def _problem(status: int, sentence: object, headers: Any = None) -> JSONResponse:

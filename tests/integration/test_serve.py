@@ -181,8 +181,15 @@ def test_a_body_without_length_is_limited_too(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as line:
         line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        chunk = b"%x\r\n%b\r\n" % (1 << 19, bytes(1 << 19))
-        line.sendall(3 * chunk)
+        line.sendall(6 * (b"%x\r\n%b\r\n" % (1 << 18, bytes(1 << 18))) + b"0\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_without_end_is_refused(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as line:
+        line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        line.sendall(5 * (b"%x\r\n%b\r\n" % (1 << 20, bytes(1 << 20))))
         assert line.recv(100).startswith(b"HTTP/1.1 413")
 
 
@@ -194,7 +201,7 @@ def test_requests_beyond_the_limit_are_asked_to_wait(server: Server, picture: by
     for line in lines:
         line.sendall(head + picture[:10])
     assert _eventually(lambda: ask(f"{server.url}/predict", picture).status == 503)
-    refused = ask(f"{server.url}/predict", picture)
+    refused = ask(f"{server.url}/predict", bytes(3 << 20))  # more than sockets hold
     assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
     assert refused.content == {"error": "8 requests are in progress; try again later"}
     assert ask(f"{server.url}/health").status == 200
