@@ -70,6 +70,9 @@ class FaultyServer(ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients end connections, too
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"

@@ -164,8 +164,8 @@ def download_data(
 def _archive_of(url: str, *, mirror: str | None, parts: Sequence[str] | None, sha256: str | None) -> Archive:
     if "://" not in url:
         raise SettingError(
-            f"no data set {url!r}{suggest(url, DATA_SETS)}; name one of {', '.join(DATA_SETS)}, or the address of an "
-            "archive"
+            f"no data set {url!r}{suggest(url, DATA_SETS)} (name one of {', '.join(DATA_SETS)}, or the address of an "
+            "archive)"
         )
     if mirror is not None or parts is not None:
         raise SettingError("--mirror and --parts are for data sets, and an address is given; leave them out")

@@ -70,7 +70,7 @@ def fetch_weights(
     """
     known = published_weights()
     if name not in known:
-        raise SettingError(f"no published weights {name!r}{suggest(name, known)}; name one of {', '.join(known)}")
+        raise SettingError(f"no published weights {name!r}{suggest(name, known)} (name one of {', '.join(known)})")
     entry = known[name]
     if entry.path.is_file():
         return f"{name}: is fetched already, as {entry.path}"

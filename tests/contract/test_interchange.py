@@ -45,9 +45,12 @@ def test_in_and_out_again(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path, checkpoint: Path) -> None:
-    wanted = ("import-weights", "last.pt", "--spec", "yolov7", "-o", "out.safetensors")
+    wanted = ("import-weights", "last.pt", "-o", "out.safetensors")
     message = fails_in_one_line(run(tmp_path, *wanted))
     assert message.startswith("yolov7: last.pt: has 3 classes but not their names")
+    message = fails_in_one_line(run(tmp_path, *wanted, "--spec", "yolov7"))
+    assert message.startswith("yolov7: last.pt: does not fit spec 'yolov7' (")
+    assert message.rstrip().endswith("; it fits spec 'nano'")
     assert not (tmp_path / "out.safetensors").exists()
 
 
