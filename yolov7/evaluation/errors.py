@@ -141,7 +141,7 @@ def analyse_errors(index: ImageIndex, detections: Sequence[Detections], *, split
     examples = tuple(_examples(index, confident))
     suspects = list(_suspects(index, detections))
     listed = tuple(_strongest(suspects))
-    images = sorted({one.image for one in (*examples, *listed)})
+    images = sorted({one.image for one in examples} | {one.image for one in listed})
     return ErrorReport(
         split=split,
         kinds=_count_kinds(index, detections, confident),
@@ -271,9 +271,7 @@ def _above(found: Detections, confidence: float) -> Detections:
 
 
 def _boxes(found: Detections) -> Iterator[FoundBox]:
-    for box, score, label in zip(
-        found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-    ):
+    for box, score, label in zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
         yield FoundBox(label=label, score=round(score, 4), box_xyxy=_rounded(box))
 
 
