@@ -204,3 +204,17 @@ def submission(
     resolved = experiment()
     chosen, number = selected(resolved, variant or next(iter(resolved.variants)), seed)[0]
     typer.echo(make_submission(resolved, chosen, seed=number, images=images, output=output))
+
+
+@app.command()
+def explain(
+    row: Annotated[str, typer.Argument(help="A variant as nano or nano/0, or a cell as table2:YOLOv7:AP.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print where a figure comes from.
+
+    Name the file with its hash, the MLflow run, the commit, the data, the settings, the seeds and the stages.
+    """
+    from pipeline.commands.explain import explain as run
+
+    run(experiment(), row, as_json=json)

@@ -22,7 +22,7 @@ from pipeline.console import TrainView, console, counted, duration, stage_line, 
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.params import TrackingSettings, TuneSettings
 from pipeline.stages.resolve import resolve, stage_inputs
-from pipeline.tracking import RunKey, TrackedRun, Tracker, serve_page, tracking_server
+from pipeline.tracking import RunKey, TrackedRun, Tracker, find_runs, serve_page, tracking_server
 from yolov7.errors import SettingError
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 
@@ -129,23 +129,30 @@ def print_summary() -> None:
     folder = stage_folder("tables")
     path = existing(folder / "summary.txt", made_by="tables")
     print(path.read_text(encoding="utf-8").rstrip())
-    print(f"Pictures: {stage_folder('evaluate')}/*/*/examples.jpg   Tables: {folder}/index.html   Runs: yolov7 ui")
+    print(f"Page: {folder}/index.html   Pictures: {stage_folder('evaluate')}/*/*/examples.jpg   Runs: yolov7 ui")
 
 
 def run_tables(experiment: Experiment, *, as_json: bool = False) -> None:
     """Write the tables, and mark the runs that they show in MLflow."""
     from pipeline.stages.tables import tables
 
-    with stage_lock("tables"), _checked(experiment, "tables"):
-        report = tables(experiment)
-    if as_json:
-        print(report.model_dump_json(indent=1))
-    else:
-        _print_missing(report.missing)
-        print_summary()
-    keys = [_key(name, seed) for name in experiment.variants for seed in _trained_seeds(experiment, name)]
     with _tracker(experiment.tracking) as tracker:
+        keys = run_keys(experiment)
+        found = find_runs(experiment.tracking.experiment, keys)
+        runs = {(key.variant, key.seed): run for key, run in found.items()}
+        with stage_lock("tables"), _checked(experiment, "tables"):
+            report = tables(experiment, runs=runs)
+        if as_json:
+            print(report.model_dump_json(indent=1))
+        else:
+            _print_missing(report.missing)
+            print_summary()
         tracker.mark_current(keys)
+
+
+def run_keys(experiment: Experiment) -> list[RunKey]:
+    """Return what identifies the MLflow run of each variant and seed that was trained."""
+    return [_key(name, seed) for name in experiment.variants for seed in _trained_seeds(experiment, name)]
 
 
 def run_sync(tracking: TrackingSettings) -> None:

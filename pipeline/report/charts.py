@@ -55,9 +55,7 @@ def precision_chart(details: Mapping[str, VariantDetails]) -> list[Chart]:
     return [_line_chart(title, curves, x="recall", y="precision", limit=1.0)] if any(curves.values()) else []
 
 
-def class_precision_chart(
-    name: str, details: VariantDetails, per_class_AP: Mapping[str, float | None]
-) -> list[Chart]:
+def class_precision_chart(name: str, details: VariantDetails, per_class_AP: Mapping[str, float | None]) -> list[Chart]:
     """Draw precision over recall of each class of one variant.
 
     Args:
@@ -126,7 +124,7 @@ def error_chart(errors: Mapping[str, ErrorReport]) -> list[Chart]:
             lost = [report.kinds[kind].AP50_lost or 0.0 for kind in kinds]
             places = [k + (i - (len(errors) - 1) / 2) * width for k in range(len(kinds))]
             axes.bar(places, lost, width=width * 0.92, color=colour_of(i), linewidth=0)
-        axes.set_xticks(range(len(kinds)), kinds)
+        axes.set_xticks(range(len(kinds)), kinds, fontsize=7)
         axes.grid(visible=False, axis="x")
         svg = svg_text(figure, title=title)
     return [Chart(title, svg, tuple(errors), tuple(map(colour_of, range(len(errors)))))]

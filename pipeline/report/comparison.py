@@ -1,4 +1,4 @@
-"""The tables of the page that compare the variants: figures, speed, classes, errors, and where the figures come from."""
+"""The tables of the page that compare the variants: figures, speed, classes, errors, and sources of the figures."""
 
 from __future__ import annotations
 
@@ -146,11 +146,11 @@ def confusion_table(confusion: Confusion, names: Sequence[str]) -> TextTable:
         pairs = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:_MOST_PAIRS]
         rows = [[true, found, f"{count:,}", f"{count / total[true]:.0%}"] for (true, found), count in pairs]
         return TextTable(("true class", "detected as", "number", "share of the true class"), rows)
-    counts = [[confusion.get((true, found), 0) for found in everything] for true in everything]
+    counts = {true: [confusion.get((true, found), 0) for found in everything] for true in everything}
     return TextTable(
         ("true class", *everything),
-        [[true, *(f"{count:,}" if count else "" for count in row)] for true, row in zip(everything, counts)],
-        [[0.0, *(count / max(total[true], 1) for count in row)] for true, row in zip(everything, counts)],
+        [[true, *(f"{count:,}" if count else "" for count in row)] for true, row in counts.items()],
+        [[0.0, *(count / max(total[true], 1) for count in row)] for true, row in counts.items()],
     )
 
 

@@ -117,9 +117,7 @@ def _read_curves(name: str, seeds: Sequence[int]) -> dict[str, list[Curve]]:
 def _read_precision(path: Path) -> dict[str, Curve]:
     lines = list(_lines(path))
     names = [name for name in lines[0] if name != "recall"] if lines else []
-    curves = {
-        name: [(float(line["recall"]), float(line[name])) for line in lines if line[name]] for name in names
-    }
+    curves = {name: [(float(line["recall"]), float(line[name])) for line in lines if line[name]] for name in names}
     return {name: curve for name, curve in curves.items() if curve}
 
 

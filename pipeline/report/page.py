@@ -190,13 +190,15 @@ def _variant_view(name: str, page: Page, *, most: int) -> _VariantView:
     metrics = page.results.variants[name].metrics
     per_class = metrics[0].per_class_AP if metrics else {}
     names = page.results.data.class_names if page.results.data else ()
-    show = details.errors is not None and index is not None
+    examples: Sequence[ExamplePicture] = ()
+    if details.errors is not None and index is not None:
+        examples = draw_examples(details.errors, index, per_class_AP=per_class, most=most)
     return _VariantView(
         name=name,
         seed=details.seed,
         precision=class_precision_chart(name, details, per_class),
         confusion=confusion_table(details.confusion, distinct_names(names)) if details.confusion else TextTable((), ()),
-        examples=draw_examples(details.errors, index, per_class_AP=per_class, most=most) if show else (),
+        examples=examples,
         proof=proof_chart(details.proof) if details.proof else (),
     )
 

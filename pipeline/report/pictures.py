@@ -9,7 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
@@ -17,7 +16,7 @@ from yolov7.detect.drawing import class_colour, draw_boxes
 from yolov7.errors import DataError
 from yolov7.evaluation.errors import Box, ClassExample, ErrorReport, FoundBox, Suspect
 
-MOST_EXAMPLES = 40  # of all variants together, so that the page stays below about 3 MB
+MOST_EXAMPLES = 32  # of all variants together, so that the page stays below about 3 MB
 MOST_SUSPECTS = 8  # of each kind
 _SIDE, _CROP = 300, 150  # pixels of the longer side of an example, and of a side of a cut-out
 _CONTEXT = 2.4  # the side of a cut-out in sides of its box
@@ -150,8 +149,7 @@ def _draw_example(example: ClassExample, errors: ErrorReport, index: ImageIndex)
     if image is None:
         return None
     small, scale = _fit(image, _SIDE)
-    labels = index.labels_of(example.image).tolist()
-    truth = [FoundBox(label=label, score=1.0, box_xyxy=box) for label, box in zip(labels, _boxes(index, example.image))]
+    truth = _labels(index, example.image)
     found = errors.detections.get(example.image, ())
     return ExamplePicture(
         class_name=index.class_names[example.label],
@@ -213,9 +211,10 @@ def _read(place: int, errors: ErrorReport, index: ImageIndex) -> Image | None:
         return None
 
 
-def _boxes(index: ImageIndex, place: int) -> list[Box]:
-    corners: NDArray[np.float32] = index.boxes_of(place)
-    return [(box[0], box[1], box[2], box[3]) for box in corners.tolist()]
+def _labels(index: ImageIndex, place: int) -> list[FoundBox]:
+    """Return the labels of an image in the form of detections."""
+    rows = zip(index.labels_of(place).tolist(), index.boxes_of(place).tolist(), strict=True)
+    return [FoundBox(label=label, score=1.0, box_xyxy=box) for label, box in rows]
 
 
 def _fit(image: Image, side: int) -> tuple[Image, float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.artifacts.reports import Benchmark
 from pipeline.report.canvas import drawing, svg_text
@@ -43,7 +43,11 @@ def scatter_charts(rows: Sequence[SummaryRow], benchmark: Benchmark | None, *, i
         if (measured := headline_row(benchmark, variant=row.variant, form="deployed")) is not None
     }
     costs = {row.variant: row.gflops for row in rows if row.gflops}
-    data = "" if is_coco else "The paper's models were measured on COCO: their AP cannot be compared with AP on other data."
+    data = (
+        ""
+        if is_coco
+        else "The paper's models were measured on COCO: their AP cannot be compared with AP on other data."
+    )
     device = "The paper's times are those of a V100."
     return [
         *_scatter("AP over GFLOPs", rows, costs, quantity="gflops", x="GFLOPs of the deployed model", note=data),
@@ -72,6 +76,7 @@ def _scatter(
             AP = 100 * (row.AP or 0.0)
             axes.errorbar(costs[row.variant], AP, spread, fmt="o", color=colour_of(i), markersize=6, capsize=2)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(bottom=0)
@@ -84,10 +89,10 @@ def _draw_paper(axes: Axes, quantity: str) -> None:
     for point in _paper_points(quantity):
         is_named = point.name.startswith(_FAMILY)
         axes.plot(point.cost, point.AP, "o", color=INK, alpha=0.9 if is_named else 0.4, markersize=3)
-    family = [point for point in _paper_points(quantity) if point.name.startswith(_FAMILY)]
-    for point in (min(family, key=lambda one: one.AP), max(family, key=lambda one: one.AP)):
+    family = sorted((one for one in _paper_points(quantity) if one.name.startswith(_FAMILY)), key=lambda one: one.AP)
+    for point, side, shift in ((family[0], "left", (4, -7)), (family[-1], "right", (0, 4))):
         axes.annotate(
-            point.name, (point.cost, point.AP), (0, 4), textcoords="offset points", ha="center", color=INK, fontsize=7
+            point.name, (point.cost, point.AP), shift, textcoords="offset points", ha=side, color=INK, fontsize=7
         )
 
 

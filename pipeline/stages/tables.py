@@ -81,7 +81,9 @@ def tables(experiment: Experiment, *, runs: Runs | None = None) -> Report:
         for name, text in _files(report, conditions):
             (folder / name).write_text(text, encoding="utf-8")
         write_json(folder / "tables.json", report)
-        (folder / "index.html").write_text(render_page(_page(results, report, conditions, runs or {})), encoding="utf-8")
+        (folder / "index.html").write_text(
+            render_page(_page(results, report, conditions, runs or {})), encoding="utf-8"
+        )
     return report
 
 

@@ -6,6 +6,7 @@ when the store has it.
 """
 
 from pipeline.tracking.addresses import project_folder, tracking_server, tracking_uri, without_secrets
+from pipeline.tracking.links import find_runs
 from pipeline.tracking.records import RunKey
 from pipeline.tracking.store import quiet_environment
 from pipeline.tracking.tracker import TrackedRun, Tracker
@@ -15,6 +16,7 @@ __all__ = [
     "RunKey",
     "TrackedRun",
     "Tracker",
+    "find_runs",
     "project_folder",
     "quiet_environment",
     "serve_page",

@@ -141,7 +141,7 @@ def analyse_errors(index: ImageIndex, detections: Sequence[Detections], *, split
     examples = tuple(_examples(index, confident))
     suspects = list(_suspects(index, detections))
     listed = tuple(_strongest(suspects))
-    images = sorted({one.image for chosen in (examples, listed) for one in chosen})
+    images = sorted({one.image for one in examples} | {one.image for one in listed})
     return ErrorReport(
         split=split,
         kinds=_count_kinds(index, detections, confident),
