@@ -12,10 +12,13 @@ from pipeline.artifacts.files import stage_folder, whole_folder, write_json
 from pipeline.artifacts.reports import PreparedData
 from pipeline.console import console
 from pipeline.params import DataSettings, FlawSettings
-from pipeline.report.health import describe_flaws, make_report, write_sheet
-from pipeline.report.health_page import report_html
+from pipeline.report.check_report import report_checks
+from pipeline.report.health import MAX_LISTED, describe_flaws, make_report, write_sheet
+from pipeline.report.health_page import draw_examples, report_html
 from yolov7.data.build_index import Progress
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
+from yolov7.data.health.checks import CHECKS
+from yolov7.data.health.run import ReadData, quick_checks, run_checks
 from yolov7.data.index import ImageIndex, save_index
 from yolov7.data.read.coco import find_coco_file, read_coco
 from yolov7.data.read.voc import read_voc, voc_class_names
@@ -167,10 +170,11 @@ def _write(splits: Splits, settings: DataSettings, folder: Path, project_root: P
         split_hashes={split: index.evaluation_hash() for split, index in indices.items()},
     )
     write_json(folder / "dataset.json", prepared)
-    report = make_report(splits, source=source)
+    results = run_checks(CHECKS, quick_checks(ReadData(splits)))
+    report = make_report(splits, source=source, checks=report_checks(results, max_listed=MAX_LISTED))
     write_json(folder / "health.json", report)
     write_sheet(folder / "sheet.jpg", indices["train"])
-    html = report_html(report, sheet=(folder / "sheet.jpg").read_bytes())
+    html = report_html(report, pictures=draw_examples(results), sheet=(folder / "sheet.jpg").read_bytes())
     (folder / "health.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
