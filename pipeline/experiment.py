@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from pipeline.data_settings import DataSettings
 from pipeline.params import (
     PARAMS_FILE,
     BenchmarkSettings,
-    DataSettings,
     EvaluateSettings,
     Params,
     RaySettings,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipeline.data_settings import MAX_SEED, DataSettings
 from yolov7.errors import SettingError, one_line, shown, suggest
 from yolov7.settings import (
     COCO_ENGINE,
@@ -30,58 +31,7 @@ from yolov7.system.files import is_file
 from yolov7.system.yaml_files import read_yaml
 
 PARAMS_FILE = "params.yaml"
-MAX_SEED = 2**32 - 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-class SyntheticSettings(Settings):
-    """The embedded data set, which is drawn from a seed."""
-
-    train_images: int = Field(640, ge=1, description="Number of training images.")
-    val_images: int = Field(160, ge=1, description="Number of validation images.")
-    image_size: int = Field(192, ge=64, le=2048, description="Side of the images, pixels.")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed from which the images are drawn.")
-    shuffle_labels: bool = Field(
-        False, description="Shuffle the labels of the training split, as a control: nothing can be learned from them."
-    )
-
-
-class FlawSettings(Settings):
-    """What happens to flaws in the data. All flaws are counted and listed in the health report.
-
-    Flawed boxes, the second of two images with one id, and unreadable images are left out, unless they are fatal.
-    """
-
-    fatal: tuple[Literal["boxes", "outlines", "ids", "sizes", "leaks"], ...] = Field(
-        (), description="Groups of flaws of which a single one stops `prepare`."
-    )
-    max_unreadable: Probability = Field(
-        0.01, description="Share of a split's images that may be unreadable before `prepare` stops."
-    )
-
-
-class DataSettings(Settings):
-    """Where the images and annotations are.
-
-    For COCO, `train`, `val` and `test` name JSON files under `path`. For VOC, they name split lists in ImageSets/Main.
-    """
-
-    format: Literal["synthetic", "coco", "voc"] = Field("synthetic", description="Format of the annotations.")
-    path: str = Field(
-        "yolov7/data/synthetic",
-        description="Folder of the data set. For synthetic data: the code that draws them, so that DVC notices edits.",
-    )
-    train: str = Field("train", description="Training split.")
-    val: str | None = Field("val", description="Split on which AP is measured during training; null: no split.")
-    test: str | None = Field(None, description="Split that `evaluate` measures once; null: `evaluate` measures `val`.")
-    flaws: FlawSettings = FlawSettings()
-    synthetic: SyntheticSettings = SyntheticSettings()
-
-    @model_validator(mode="after")
-    def _check_splits(self) -> DataSettings:
-        if self.format == "synthetic" and self.test is not None:
-            raise ValueError(f"test={self.test!r}: the synthetic data have no test split; leave it out")
-        return self
 
 
 class ScaleSettings(Settings):
@@ -275,7 +225,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _check_splits(self) -> Params:
-        if self.data.val is None and self.data.test is None:
+        if not self.data.has_split("val") and not self.data.has_split("test"):
             raise ValueError("data.val and data.test are both null, but evaluate needs one of them; name a split")
         return self
 

@@ -1,4 +1,4 @@
-"""Labels that a trained model doubts: confident detections without a label, other classes, labels that it never finds."""
+"""Labels that a trained model doubts: objects without a label, other classes, and labels that it never finds."""
 
 from __future__ import annotations
 

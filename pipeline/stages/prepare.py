@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.artifacts.files import stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import RUNS, stage_folder, whole_folder, write_json
 from pipeline.artifacts.reports import PreparedData
 from pipeline.console import console
-from pipeline.params import DataSettings, FlawSettings
+from pipeline.data_settings import DataFormat, DataSettings, FlawSettings, source_name
 from pipeline.report.check_report import report_checks
 from pipeline.report.health import MAX_LISTED, describe_flaws, make_report, write_sheet
 from pipeline.report.health_page import draw_examples, report_html
-from yolov7.data.build_index import Progress
+from yolov7.data.divide import divide_flaws, divide_images, select_images
+from yolov7.data.find_data import FoundData, find_data
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
 from yolov7.data.health.checks import CHECKS
 from yolov7.data.health.run import ReadData, quick_checks, run_checks
 from yolov7.data.index import ImageIndex, save_index
-from yolov7.data.read.coco import find_coco_file, read_coco
-from yolov7.data.read.voc import read_voc, voc_class_names
+from yolov7.data.inspection import KnownImages, Progress
+from yolov7.data.read.coco import read_coco
+from yolov7.data.sources import JoinedSources, Source
+from yolov7.data.split_store import SplitStore
 from yolov7.data.synthetic.scene import shuffle_labels, write_synthetic
 from yolov7.errors import DataError
 
 Splits = Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]]
-_FORMATS = "the formats that are read are coco (a json file per split) and voc (Annotations, ImageSets, JPEGImages)"
+_CACHE = RUNS / "prepare"  # outside DVC's outputs, which DVC deletes before a stage runs
+_FORMATS = (
+    "the formats that are read are coco (a JSON file per split), voc (Annotations, ImageSets, JPEGImages) and yolo "
+    "(data.yaml)"
+)
 _PLAIN_STEPS = 4  # lines of progress if the output is no terminal
 
 
@@ -45,43 +53,78 @@ def prepare(settings: DataSettings, *, project_root: Path = Path()) -> str:
     """
     final = (project_root / stage_folder("prepare")).absolute()
     with whole_folder(final) as folder:
-        splits = _read_splits(settings, folder, project_root)
+        if settings.format == "synthetic":
+            source, splits = "synthetic", _draw_splits(settings, folder)
+        else:
+            sources = _find_sources(settings, project_root)
+            source, splits = _describe(settings, sources), _read_splits(sources, settings, project_root)
+        splits = _with_leaks(splits)
         _check(splits, settings.flaws)
-        _write(splits, settings, folder, project_root)
-    return _summary(splits, settings, final / "health.html")
+        _write(splits, source, folder, project_root)
+    return _summary(splits, settings, source, final / "health.html")
 
 
-def _read_splits(settings: DataSettings, folder: Path, project_root: Path) -> Splits:
-    """Read every split that is named; the classes of all splits are those of train."""
-    root = (project_root / settings.path).absolute()
-    if settings.format != "synthetic":
-        _check_root(root, settings.path)
-    names = {"train": settings.train, "val": settings.val, "test": settings.test}
-    splits: dict[str, tuple[ImageIndex, tuple[Flaw, ...]]] = {}
-    classes = voc_class_names(root) if settings.format == "voc" else None
-    for split, name in names.items():
-        if name is None or (settings.format == "synthetic" and split == "test"):
-            continue
-        with _progress(split) as progress:
-            match settings.format:
-                case "synthetic":
-                    index, flaws = _draw(settings, folder / "synthetic" / split, split, progress)
-                case "coco":
-                    index, flaws = read_coco(
-                        find_coco_file(root, name), class_names=classes, root=root, progress=progress
-                    )
-                case "voc":
-                    index, flaws = read_voc(root, name, class_names=classes, progress=progress)
-        classes = index.class_names
-        splits[split] = (index, flaws)
-    return _with_leaks(splits)
+def _find_sources(settings: DataSettings, project_root: Path) -> list[Source]:
+    """Find the files of every source."""
+    sources = []
+    for stated in settings.all_sources:
+        path = Path(os.path.normpath(project_root / settings.path / stated.path)).absolute()
+        found = _find(path, stated.format, str(Path(settings.path) / stated.path))
+        if stated.format == "auto":
+            console.print(f"{'prepare':<10} found {found.description}")
+        names = {"train": stated.train, "val": stated.val, "test": stated.test}
+        splits = {split: name for split, name in names.items() if name is not None}
+        sources.append(Source(source_name(stated), found, splits, stated.classes))
+    return sources
 
 
-def _check_root(root: Path, stated: str) -> None:
-    """Raise an error if `data.path` is no folder."""
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
+def _find(path: Path, format: DataFormat, stated: str) -> FoundData:
+    """Find the data of a source; if the format is stated, its reader says best what is missing."""
+    if format in ("coco", "voc") and not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
         raise DataError(f"data.path={stated!r} {what}, is not a folder; name the folder of the data; {_FORMATS}")
+    try:
+        return find_data(path, format=format)
+    except DataError:
+        if format not in ("coco", "voc"):
+            raise
+        return FoundData(format, path, None, {})
+
+
+def _describe(settings: DataSettings, sources: Sequence[Source]) -> str:
+    """Return where the data are from, such as `voc: /data/bccd`."""
+    if not settings.sources:
+        return f"{sources[0].found.format}: {settings.path}"
+    return ", ".join(f"{source.name} ({source.found.format})" for source in sources) + f" in {settings.path}"
+
+
+def _read_splits(sources: Sequence[Source], settings: DataSettings, project_root: Path) -> Splits:
+    """Read every split that is named, and divide the training split if the settings say so."""
+    cache = (project_root / _CACHE).absolute()
+    known = KnownImages(cache / "images.json")
+    store = SplitStore(cache, root=project_root)
+    joined = JoinedSources(sources)
+    if "train" not in joined.splits:
+        raise DataError("no source has a split train; name one in `train`")
+    splits = {}
+    for split in joined.splits:
+        with _progress(split) as progress:
+            splits[split] = joined.read(split, store=store, known=known, progress=progress)
+    known.save(cache / "images.json")
+    if settings.split is None:
+        return splits
+    index, flaws = splits.pop("train")
+    fractions = {name: getattr(settings.split, name) for name in ("val", "test") if getattr(settings.split, name)}
+    places = divide_images(index, fractions, seed=settings.split.seed, group=settings.split.group)
+    return divide_flaws({split: select_images(index, images) for split, images in places.items()}, flaws) | splits
+
+
+def _draw_splits(settings: DataSettings, folder: Path) -> Splits:
+    splits = {}
+    for split in ("train", *(["val"] if settings.val is not None else [])):
+        with _progress(split) as progress:
+            splits[split] = _draw(settings, folder / "synthetic" / split, split, progress)
+    return splits
 
 
 def _draw(settings: DataSettings, folder: Path, split: str, progress: Progress) -> tuple[ImageIndex, tuple[Flaw, ...]]:
@@ -154,12 +197,11 @@ def _told(flaw: Flaw) -> str:
     return f"{flaw.kind}, {flaw.file}: {flaw.detail}"
 
 
-def _write(splits: Splits, settings: DataSettings, folder: Path, project_root: Path) -> None:
+def _write(splits: Splits, source: str, folder: Path, project_root: Path) -> None:
     digest = hashlib.blake2b(digest_size=16)
     for split, (index, _) in splits.items():
         save_index(folder / f"{split}.npz", index, root=project_root)
         digest.update(f"{split} {index.content_hash()}\n".encode())
-    source = "synthetic" if settings.format == "synthetic" else f"{settings.format}: {settings.path}"
     indices = {split: index for split, (index, _) in splits.items()}
     prepared = PreparedData(
         class_names=indices["train"].class_names,
@@ -178,7 +220,7 @@ def _write(splits: Splits, settings: DataSettings, folder: Path, project_root: P
     (folder / "health.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
-def _summary(splits: Splits, settings: DataSettings, report: Path) -> str:
+def _summary(splits: Splits, settings: DataSettings, source: str, report: Path) -> str:
     images = " + ".join(f"{len(index):,}" for index, _ in splits.values())
     boxes = sum(index.num_boxes for index, _ in splits.values())
     classes = _counted(len(splits["train"][0].class_names), "class", "classes")
@@ -186,7 +228,8 @@ def _summary(splits: Splits, settings: DataSettings, report: Path) -> str:
     shuffled = ", labels shuffled" if settings.format == "synthetic" and settings.synthetic.shuffle_labels else ""
     told = describe_flaws(flaws) + (f"; see {_shown(report)}" if flaws else "")
     counts = f"{images} images, {classes}, {_counted(boxes, 'box', 'boxes')}{shuffled}"
-    return f"{'prepare':<10} {settings.format}: {counts}, {told}"
+    origin = source if settings.sources else source.partition(":")[0]
+    return f"{'prepare':<10} {origin}: {counts}, {told}"
 
 
 def _counted(count: int, one: str, many: str) -> str:

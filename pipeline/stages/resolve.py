@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import RUNS, resolved_path, stage_folder, whole_folder, write_json
+from pipeline.data_settings import DataSettings
 from pipeline.experiment import Experiment, ResolvedVariant, training_inputs
-from pipeline.params import DataSettings
-from yolov7.errors import SettingError
+from yolov7.errors import DataError, SettingError
 from yolov7.settings import NmsSettings
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.files import is_file, write_whole
@@ -94,7 +94,30 @@ def _data_inputs(data: DataSettings) -> dict[str, Any]:
         content.pop("path")  # the code that draws the images is a dependency of its own
     else:
         content["symlinked"] = _hash_symlinked_folders(Path(data.path))
+        content["outside"] = _hash_outside(data)
     return content
+
+
+def _hash_outside(data: DataSettings) -> dict[str, str]:
+    """Return a digest of each file and folder that is read and is not in `data.path`, so that DVC does not see it."""
+    from yolov7.data.find_data import find_data, folders_of_data
+
+    folder = Path(os.path.normpath(Path(data.path).absolute()))
+    outside: dict[str, str] = {}
+    for source in data.all_sources:
+        path = Path(os.path.normpath(folder / source.path))
+        try:
+            places = [path, *folders_of_data(find_data(path, format=source.format))]
+        except DataError:  # `prepare` reports it
+            places = [path]
+        for place in places:
+            if place.exists() and not any(place.is_relative_to(seen) for seen in (folder, *outside)):
+                outside[str(place)] = _hash_folder(place) if place.is_dir() else _hash_file(place)
+    return outside
+
+
+def _hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _describe_model(variant: ResolvedVariant) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import DataSettings
+from pipeline.data_settings import DataSettings
 from tests.unit.data_files import write_image
 from yolov7.errors import is_mendable, told
 

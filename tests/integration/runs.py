@@ -19,7 +19,7 @@ from torch import nn
 
 import yolov7.training.loop
 import yolov7.training.validation
-from pipeline.params import DataSettings, SyntheticSettings
+from pipeline.data_settings import DataSettings, SyntheticSettings
 from pipeline.stages.prepare import prepare
 from tests.artifacts import SMALL
 from yolov7.settings import TrainSettings

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.params import DataSettings
+from pipeline.data_settings import DataSettings
 from pipeline.report.health import HealthReport
 from pipeline.stages.prepare import prepare
 from tests.integration.bad_input import TINY, coco_settings, one_line_of, write_set

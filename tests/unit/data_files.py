@@ -76,3 +76,18 @@ def _voc_xml(rows: Sequence[tuple[str, int, int, int, int]]) -> str:
         for name, x1, y1, x2, y2 in rows
     )
     return f"<annotation><size><width>60</width><height>40</height></size>{objects}</annotation>"
+
+
+def write_yolo(
+    root: Path, labels: Mapping[str, str | None], *, names: str = "[cat, dog]", folder: str = "images/train"
+) -> Path:
+    """A data.yaml with one image of 60 x 40 a key and its label file in the parallel tree; None: no label file."""
+    for seed, (stem, text) in enumerate(labels.items()):
+        write_image(root / folder / f"{stem}.jpg", seed=seed)
+        label = root / folder.replace("images", "labels") / f"{stem}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        if text is not None:
+            label.write_text(text)
+    path = root / "data.yaml"
+    path.write_text(f"train: {folder}\nnames: {names}\n")
+    return path

@@ -19,7 +19,8 @@ import pytest
 from tests.unit.data_files import write_coco, write_image
 from yolov7.data.flaws import FlawKind
 from yolov7.data.image_headers import read_header
-from yolov7.data.images import decode_image, explain_refusal, inspect_image, read_image
+from yolov7.data.images import decode_image, explain_refusal, read_image
+from yolov7.data.inspection import inspect_image
 from yolov7.data.read.coco import read_coco
 from yolov7.errors import DataError
 from yolov7.system.files import open_regular

@@ -12,7 +12,8 @@ import pytest
 
 from tests.unit.data_files import make_index, write_image
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.images import inspect_image, read_image
+from yolov7.data.images import read_image
+from yolov7.data.inspection import inspect_image
 from yolov7.errors import DataError
 from yolov7.settings import AugmentSettings
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.artifacts.files import read_json
 from pipeline.artifacts.reports import PreparedData
-from pipeline.params import DataSettings
+from pipeline.data_settings import DataSettings
 from pipeline.report.health import HealthReport
 from pipeline.stages.prepare import prepare
 from tests.unit.data_files import write_coco, write_image, write_voc
@@ -157,5 +157,5 @@ def test_names_are_shown_and_never_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("path", "what"), [("data.yaml", "is a file"), ("nowhere", "does not exist")])
 def test_a_path_that_is_no_folder_names_the_formats(tmp_path: Path, path: str, what: str) -> None:
     (tmp_path / "data.yaml").write_text("train: images\n")
-    with pytest.raises(DataError, match=rf"data\.path='.*{path}' {what}, is not a folder.*coco .* and voc"):
+    with pytest.raises(DataError, match=rf"data\.path='.*{path}' {what}, is not a folder.*coco .*, voc .* and yolo"):
         prepare(_coco(tmp_path / path), project_root=tmp_path)

@@ -106,14 +106,40 @@ def gather_images(images: Sequence[AnnotatedImage]) -> Annotations:
     )
 
 
+def new_classes(
+    class_names: Sequence[str], classes: Mapping[str, str | None], *, file: str
+) -> dict[str, tuple[str, ...]]:
+    """Return the classes that remain after some are renamed, merged or left out, each with its old classes.
+
+    Args:
+        class_names: The old classes.
+        classes: The new name of each class that changes; None for a class that is left out.
+        file: Where the old classes are from, for messages.
+
+    Raises:
+        DataError: If a class is unknown, or none is left.
+    """
+    for old in classes:
+        if old not in class_names:
+            hint = suggest(old, class_names) or f"; it has: {', '.join(class_names[:20])}"
+            raise DataError(f"the class {shown(old)} of `classes` is not in {file}{hint}")
+    remaining: dict[str, tuple[str, ...]] = {}
+    for old in class_names:
+        name = classes.get(old, old)
+        if name is not None:
+            remaining[name] = (*remaining.get(name, ()), old)
+    if not remaining:
+        raise DataError(f"`classes` leaves out all classes of {file}; keep at least one")
+    return remaining
+
+
 def rename_classes(split: AnnotatedSplit, classes: Mapping[str, str | None], *, file: str) -> AnnotatedSplit:
     """Rename, merge and leave out classes.
 
     Args:
         split: The annotations of a split.
-        classes: The new name of each class that changes; None for a class whose objects are left out. All other
-            classes keep their names.
-        file: What the remark about objects that were left out names.
+        classes: As in `new_classes`.
+        file: What messages and the remark about objects that were left out name.
 
     Returns:
         The same images with the new classes, in the order of their first old class. A class keeps the id of that class.
@@ -121,28 +147,17 @@ def rename_classes(split: AnnotatedSplit, classes: Mapping[str, str | None], *, 
     Raises:
         DataError: If a class is unknown, or none is left.
     """
-    for old in classes:
-        if old not in split.class_names:
-            hint = suggest(old, split.class_names) or f"; it has: {', '.join(split.class_names[:20])}"
-            raise DataError(f"the class {shown(old)} of `classes` is not in {file}{hint}")
-    targets = [classes.get(name, name) for name in split.class_names]
-    names = tuple(dict.fromkeys(name for name in targets if name is not None))
-    if not names:
-        raise DataError(f"`classes` leaves out all classes of {file}; keep at least one")
-    relabel = np.array([-1 if name is None else names.index(name) for name in targets], np.int64)
-    labels = relabel[split.annotations.labels]
-    counts = np.bincount(split.annotations.labels[labels < 0], minlength=len(targets)).tolist()
-    remarks = [
-        Flaw(FlawKind.OTHER_CLASS, file, f"{count:,} of class {shown(name)}", boxes=count)
-        for name, count in zip(split.class_names, counts, strict=True)
-        if count
-    ]
-    kept = replace(split.annotations, labels=labels)
+    if not classes:
+        return split
+    remaining = new_classes(split.class_names, classes, file=file)
+    label_of = {old: label for label, olds in enumerate(remaining.values()) for old in olds}
+    labels = np.array([label_of.get(name, -1) for name in split.class_names], np.int64)[split.annotations.labels]
+    id_of = dict(zip(split.class_names, split.category_ids, strict=True))
     return AnnotatedSplit(
-        annotations=select_objects(kept, np.flatnonzero(labels >= 0)),
-        class_names=names,
-        category_ids=tuple(split.category_ids[targets.index(name)] for name in names),
-        flaws=(*split.flaws, *remarks),
+        annotations=select_objects(replace(split.annotations, labels=labels), np.flatnonzero(labels >= 0)),
+        class_names=tuple(remaining),
+        category_ids=tuple(id_of[olds[0]] for olds in remaining.values()),
+        flaws=(*split.flaws, *_left_out(split, labels < 0, FlawKind.OTHER_CLASS, file)),
     )
 
 
@@ -161,19 +176,13 @@ def match_classes(split: AnnotatedSplit, class_names: tuple[str, ...], *, file: 
         return split
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of.get(name, -1) for name in split.class_names], np.int64)[split.annotations.labels]
-    counts = np.bincount(split.annotations.labels[labels < 0], minlength=len(split.class_names)).tolist()
-    unknown = [
-        Flaw(FlawKind.UNKNOWN_CATEGORY, file, f"{count:,} objects of class {shown(name)}", boxes=count)
-        for name, count in zip(split.class_names, counts, strict=True)
-        if count
-    ]
     id_of = dict(zip(split.class_names, split.category_ids, strict=True))
     free = 1 + max((given for given in id_of.values() if isinstance(given, int)), default=0)
     return AnnotatedSplit(
         annotations=select_objects(replace(split.annotations, labels=labels), np.flatnonzero(labels >= 0)),
         class_names=class_names,
         category_ids=tuple(id_of.get(name, free + label) for name, label in label_of.items()),
-        flaws=(*split.flaws, *unknown),
+        flaws=(*split.flaws, *_left_out(split, labels < 0, FlawKind.UNKNOWN_CATEGORY, file)),
     )
 
 
@@ -233,6 +242,13 @@ def is_in_shares(annotations: Annotations) -> NDArray[np.bool_]:
     """Return for each object (m,) whether its box and outline are shares of the sides of its image."""
     plain = np.zeros(len(annotations.labels), np.bool_)
     return plain if annotations.in_shares is None else annotations.in_shares
+
+
+def _left_out(split: AnnotatedSplit, is_out: NDArray[np.bool_], kind: FlawKind, file: str) -> list[Flaw]:
+    """Return one flaw for each class with objects that are left out."""
+    counts = np.bincount(split.annotations.labels[is_out], minlength=len(split.class_names)).tolist()
+    named = zip(split.class_names, counts, strict=True)
+    return [Flaw(kind, file, f"{count:,} of class {shown(name)}", boxes=count) for name, count in named if count]
 
 
 def _join_outlines(parts: Sequence[Annotations]) -> OutlineTable | None:

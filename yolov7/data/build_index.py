@@ -19,9 +19,8 @@ from yolov7.data.annotations import (
     select_objects,
 )
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.images import ImageFacts
 from yolov7.data.index import ImageIndex, to_xywh
-from yolov7.data.inspection import KnownImages, Progress, inspect_images
+from yolov7.data.inspection import ImageFacts, KnownImages, Progress, inspect_images
 from yolov7.data.outlines import Outline, OutlineTable, bounds, clip_polygon, frame_planes
 
 CLIP_TOLERANCE = 1.0  # pixels that a box or an outline may reach outside its image without being listed

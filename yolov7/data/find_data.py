@@ -19,9 +19,9 @@ from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import KnownImages, Progress
-from yolov7.data.read.coco import find_coco_file, parse_coco
-from yolov7.data.read.voc import parse_voc, voc_class_names
-from yolov7.data.read.yolo import IMAGE_SUFFIXES, find_yolo_file, load_yolo, parse_yolo
+from yolov7.data.read.coco import coco_folders, find_coco_file, parse_coco
+from yolov7.data.read.voc import ALL, annotation_files, image_folder, parse_voc, voc_class_names
+from yolov7.data.read.yolo import IMAGE_SUFFIXES, find_images, find_yolo_file, label_path, load_yolo, parse_yolo
 from yolov7.errors import DataError
 from yolov7.system.files import is_file
 
@@ -146,16 +146,60 @@ def parse_split(found: FoundData, split: str, *, class_names: tuple[str, ...] | 
     source = find_split(found, split)
     match found.format:
         case "coco":
-            file = (
-                found.file if found.file is not None and split in found.splits else find_coco_file(found.root, source)
-            )
-            return parse_coco(file, class_names=class_names, root=found.root)
+            return parse_coco(_coco_file(found, split), class_names=class_names, root=found.root)
         case "voc":
             return parse_voc(found.root, source, class_names=class_names or found.class_names)
         case "yolo":
             data = load_yolo(found._described)
             parsed = parse_yolo(data, source)
             return match_classes(parsed, class_names or data.class_names, file=str(data.file))
+
+
+def folders_of_data(found: FoundData) -> Iterator[Path]:
+    """Yield the folders and files that hold the data; a data.yaml may name some that are not in its own folder.
+
+    Args:
+        found: The data set.
+
+    Raises:
+        DataError: If a source of a data.yaml does not exist.
+    """
+    yield found.root
+    if found.format == "yolo":
+        yield found._described
+        data = load_yolo(found._described)
+        for split in data.splits:
+            yield from dict.fromkeys(
+                folder for image in find_images(data, split) for folder in (image.parent, label_path(image).parent)
+            )
+
+
+def files_of_split(found: FoundData, split: str) -> Iterator[Path]:
+    """Yield the files and folders whose change can change the annotations of a split.
+
+    Args:
+        found: The data set.
+        split: As in `find_split`.
+
+    Raises:
+        DataError: If the split does not exist.
+    """
+    source = find_split(found, split)
+    match found.format:
+        case "coco":
+            file = _coco_file(found, split)
+            yield file
+            yield from coco_folders(file, found.root)
+        case "voc":
+            yield found.root / "ImageSets" / "Main" / f"{source.removesuffix('.txt')}.txt"
+            yield image_folder(found.root)
+            yield from sorted(annotation_files(found.root / "Annotations"))
+        case "yolo":
+            data = load_yolo(found._described)
+            yield data.file
+            for image in find_images(data, source):
+                yield image
+                yield label_path(image)
 
 
 def read_split(
@@ -186,6 +230,11 @@ def read_split(
     return index_split(parsed, known=known, progress=progress)
 
 
+def _coco_file(found: FoundData, split: str) -> Path:
+    is_single = found.file is not None and split in found.splits
+    return found._described if is_single else find_coco_file(found.root, find_split(found, split))
+
+
 def _find_in_file(path: Path, format: str) -> FoundData:
     suffix = path.suffix.lower()
     if suffix in {".yaml", ".yml"} and format in ("auto", "yolo"):
@@ -204,8 +253,8 @@ def _find_in_folder(folder: Path, format: DataFormat) -> FoundData | None:
             return _coco(folder)
         case "voc":
             lists = sorted((folder / "ImageSets" / "Main").glob("*.txt"))
-            is_voc = (folder / "Annotations").is_dir() and bool(lists)
-            return FoundData("voc", folder, None, _voc_splits(lists)) if is_voc else None
+            is_voc = next(annotation_files(folder / "Annotations"), None) is not None
+            return FoundData("voc", folder, None, _voc_splits(lists) or {ALL: ALL}) if is_voc else None
         case "yolo":
             file = find_yolo_file(folder)
             return _yolo(file) if file is not None else None
@@ -271,11 +320,11 @@ def _is_coco(path: Path) -> bool:
 
 
 def _split_of(path: Path) -> str | None:
-    """Return `train`, `val` or `test` if the name of a file, or else of its folder, says so."""
-    for name in (path.stem.lower(), path.parent.name.lower()) if path.suffix else (path.name.lower(),):
-        if match := _SPLIT_NAME.search(re.sub(r"\d+$", "", name)):
-            return "val" if match[1].startswith("val") else match[1]
-    return None
+    """Return `train`, `val` or `test` if the name of a file says so, or else if its folder has such a name."""
+    stem = re.sub(r"\d+$", "", (path.stem if path.suffix else path.name).lower())
+    folder = re.sub(r"\d+$", "", path.parent.name.lower())
+    match = _SPLIT_NAME.search(stem) or (_SPLIT_NAME.fullmatch(folder) if path.suffix else None)
+    return None if match is None else "val" if match[1].startswith("val") else match[1]
 
 
 def _sought(format: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -11,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov7.data.image_headers import FORMATS, Header, find_damage, read_header
-from yolov7.data.near_duplicates import perceptual_hash
 from yolov7.errors import DataError, one_line
 from yolov7.system.files import open_regular
 
@@ -21,32 +18,11 @@ MAX_BYTES = 2**30  # of an image file
 _MAX_SIDE = 1_000_000  # pixels
 _MAX_DECODED = 4 * 10**9  # pixels that the scans of a progressive JPEG file may go over
 _LOW_RANGE = 2**14  # a 16-bit image whose values are all below becomes darker than a quarter of full brightness
-_HASHED_SIDE = 48  # pixels of the shorter side that an image has at least if it is decoded at a fraction of its size
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }  # these flags mean grey only if no colour is requested with them
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What is known of an image file after it was decoded once.
-
-    Attributes:
-        width: Columns in pixels, after the EXIF rotation.
-        height: Rows in pixels, after the EXIF rotation.
-        content_hash: Hash of the bytes of the file.
-        largest_value: The largest sample of a 16-bit image that uses only a small part of its range, so that it is
-            almost black in 8 bits; None for all other images.
-        perceptual_hash: Hash of what the image shows; see `yolov7.data.near_duplicates`.
-    """
-
-    width: int
-    height: int
-    content_hash: str
-    largest_value: int | None = None
-    perceptual_hash: int = 0
 
 
 def read_image(path: Path, *, reduce: int = 1) -> Image:
@@ -64,46 +40,7 @@ def read_image(path: Path, *, reduce: int = 1) -> Image:
     Raises:
         DataError: If the file is missing, truncated, not an image, or larger than `MAX_PIXELS`.
     """
-    return _decode_sound(path, _read_bytes(path), reduce=reduce)
-
-
-def inspect_image(path: Path) -> ImageFacts:
-    """Read a whole image file, so that a file that passes can be trained on.
-
-    A JPEG file is decoded at a fraction of its size, which takes a quarter of the time. All of its data are read.
-
-    Args:
-        path: The image file.
-
-    Returns:
-        The size, the hashes and the range of the image.
-
-    Raises:
-        DataError: As `read_image`.
-    """
-    content = _read_bytes(path)
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    header = read_header(content) or Header(0, 0)
-    reduce = next((step for step in (8, 4, 2) if min(header.width, header.height) >= step * _HASHED_SIDE), 1)
-    image = _decode_sound(path, content, reduce=reduce)
-    size = _upright_size(header, image, reduce=reduce)
-    if size is None:
-        image = _decode_sound(path, content)
-        size = image.shape[1], image.shape[0]
-    largest = _low_range(content, image)
-    return ImageFacts(*size, digest, largest_value=largest, perceptual_hash=perceptual_hash(image))
-
-
-def _upright_size(header: Header, image: Image, *, reduce: int) -> tuple[int, int] | None:
-    """Return width and height after the EXIF rotation of an image that was decoded at a fraction of its size.
-
-    Returns None if the sides are too similar to tell whether the image was rotated.
-    """
-    height, width = image.shape[:2]
-    across, down = -(-header.width // reduce), -(-header.height // reduce)
-    if (header.width == header.height or across != down) and (width, height) == (across, down):
-        return header.width, header.height
-    return (header.height, header.width) if across != down and (width, height) == (down, across) else None
+    return decode_content(path, read_content(path), reduce=reduce)
 
 
 def decode_image(content: bytes, *, reduce: int = 1) -> Image | None:
@@ -160,7 +97,15 @@ def _decode(content: bytes, flags: int) -> Image | None:
         return None
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Args:
+        path: The image file.
+
+    Raises:
+        DataError: If the file cannot be read, or has more than `MAX_BYTES`.
+    """
     try:
         with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
@@ -172,7 +117,20 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _decode_sound(path: Path, content: bytes, *, reduce: int = 1) -> Image:
+def decode_content(path: Path, content: bytes, *, reduce: int = 1) -> Image:
+    """Decode the bytes of an image file.
+
+    Args:
+        path: The image file, for messages.
+        content: Its bytes.
+        reduce: As in `read_image`.
+
+    Returns:
+        The image as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: If the content is truncated, not an image, or larger than `MAX_PIXELS`.
+    """
     image = decode_image(content, reduce=reduce)
     if image is None:
         what = explain_refusal(content)
@@ -180,8 +138,16 @@ def _decode_sound(path: Path, content: bytes, *, reduce: int = 1) -> Image:
     return image
 
 
-def _low_range(content: bytes, image: Image) -> int | None:
-    """Return the largest value of a 16-bit image that becomes dark in 8 bits although it may not be dark."""
+def largest_deep_value(content: bytes, image: Image) -> int | None:
+    """Return the largest value of a 16-bit image that becomes dark in 8 bits although it may not be dark.
+
+    Args:
+        content: The bytes of the image file.
+        image: The decoded image, (H, W, 3) uint8 RGB.
+
+    Returns:
+        The value, or None for every other image.
+    """
     header = read_header(content) or Header(0, 0)
     if header.bits <= 8 or image.max(initial=0) >= _LOW_RANGE >> 8:
         return None

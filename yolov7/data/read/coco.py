@@ -274,11 +274,21 @@ def _declared_sizes(images: Sequence[Mapping[str, Any]], path: Path, flaws: list
     return sizes
 
 
-def _find_images(path: Path, root: Path | None, images: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:
-    """Return the path of each image; of one that is not found, the place where it should be."""
+def coco_folders(path: Path, root: Path | None) -> list[Path]:
+    """Return the folders in which images are looked for.
+
+    Args:
+        path: The annotation file.
+        root: The folder of the data set, if it is known.
+    """
     split = _PREFIX.sub("", path.stem)
     bases = [path.parent, *([root] if root is not None else [])]
-    folders = [base / part for base in bases for part in ("", "images", split, f"images/{split}", "data")]
+    return [base / part for base in bases for part in ("", "images", split, f"images/{split}", "data")]
+
+
+def _find_images(path: Path, root: Path | None, images: Sequence[Mapping[str, Any]]) -> tuple[Path, ...]:
+    """Return the path of each image; of one that is not found, the place where it should be."""
+    folders = coco_folders(path, root)
     names = [image["file_name"] for image in images]
     main = next((f for name in names[:20] for f in folders if is_file(resolve_name(f, name))), None)
     if main is None:
