@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,3 +37,52 @@ def download_data(
 
     chosen = None if parts is None else [part.strip() for part in parts.split(",") if part.strip()]
     typer.echo(run(name, mirror=mirror, parts=chosen, sha256=sha256, folder=out))
+
+
+@data.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="The folder of a data set, a data.yaml or a COCO file.")],
+    format: Annotated[Literal["auto", "coco", "voc", "yolo"], typer.Option(help="`auto` recognises it.")] = "auto",
+    split: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Splits to check, with commas between. Default: all.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="IDS", help="Checks to run, with commas between. Default: all.")
+    ] = None,
+    skip: Annotated[str | None, typer.Option(metavar="IDS", help="Checks to leave out, with commas between.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything is found, also a note.")] = False,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the report as JSON; `-` prints it instead of the text.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page with pictures.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, metavar="N", help="Training size in pixels. Default: 640, or the weights'.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Let this model look for suspicious labels.")
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a cleaned copy of the annotations to this new folder.")
+    ] = None,
+) -> None:
+    """Check a data set: flaws, copies, leaks, small boxes, skew between splits.
+
+    The exit code is 0 if no error was found, 1 if an error was found or a check stopped, and 2 if an option or the data
+    cannot be used.
+    """
+    from pipeline.commands.data_check import check_data
+
+    code = check_data(
+        path,
+        format=format,
+        splits=split,
+        only=only,
+        skip=skip,
+        strict=strict,
+        json=json,
+        html=html,
+        image_size=size,
+        weights=weights,
+        fix=fix,
+    )
+    raise typer.Exit(code)

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.report.check_report import CheckReport
 from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
 from yolov7.data.images import Image, read_image
@@ -18,7 +19,8 @@ from yolov7.detect.text import drawable_names
 from yolov7.settings import Settings
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels, COCO's bounds
-MAX_LISTED = 500  # flaws of a split
+MAX_LISTED = 500  # flaws of a split, and findings of a check in the files of `prepare`
+REPORT_VERSION = 1
 _SHEET_COLUMNS, _SHEET_ROWS, _SHEET_CELL = 6, 4, 320
 _LEGIBLE = 480  # pixels of the longer side of an image that boxes are drawn on
 _REMARKS = {
@@ -82,32 +84,46 @@ class SplitHealth(Settings):
 
 
 class HealthReport(Settings):
-    """The content of `artifacts/prepare/health.json`.
+    """The health of data: the content of `artifacts/prepare/health.json` and of the output of `yolov7 data check`.
 
     Attributes:
+        version: The version of this form. It grows if a key changes its meaning or is removed.
         source: Where the data come from.
         class_names: The names of the classes.
+        image_size: The training size in pixels for which boxes were checked; None if they were not.
         splits: The figures of each split.
+        checks: The result of each check that ran.
     """
 
+    version: int = REPORT_VERSION
     source: str
     class_names: tuple[str, ...]
+    image_size: int | None = None
     splits: dict[str, SplitHealth]
+    checks: tuple[CheckReport, ...] = ()
 
 
-def make_report(splits: Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]], *, source: str) -> HealthReport:
+def make_report(
+    splits: Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]],
+    *,
+    source: str,
+    checks: tuple[CheckReport, ...] = (),
+    image_size: int | None = None,
+) -> HealthReport:
     """Return the report of all splits.
 
     Args:
         splits: The index and the flaws of each split.
         source: Where the data come from.
+        checks: The results of the checks.
+        image_size: The training size in pixels for which boxes were checked.
 
     Returns:
         The report.
     """
     names = next(iter(splits.values()))[0].class_names
     health = {split: split_health(index, flaws) for split, (index, flaws) in splits.items()}
-    return HealthReport(source=source, class_names=names, splits=health)
+    return HealthReport(source=source, class_names=names, image_size=image_size, splits=health, checks=checks)
 
 
 def split_health(index: ImageIndex, flaws: Sequence[Flaw]) -> SplitHealth:

@@ -14,11 +14,14 @@ from pipeline.artifacts.files import RUNS, stage_folder, whole_folder, write_jso
 from pipeline.artifacts.reports import PreparedData
 from pipeline.console import console
 from pipeline.data_settings import DataFormat, DataSettings, FlawSettings, source_name
-from pipeline.report.health import describe_flaws, make_report, write_sheet
-from pipeline.report.health_page import report_html
+from pipeline.report.check_report import report_checks
+from pipeline.report.health import MAX_LISTED, describe_flaws, make_report, write_sheet
+from pipeline.report.health_page import draw_examples, report_html
 from yolov7.data.divide import divide_flaws, divide_images, select_images
 from yolov7.data.find_data import FoundData, find_data
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
+from yolov7.data.health.checks import CHECKS
+from yolov7.data.health.run import ReadData, quick_checks, run_checks
 from yolov7.data.index import ImageIndex, save_index
 from yolov7.data.inspection import KnownImages, Progress
 from yolov7.data.read.coco import read_coco
@@ -214,10 +217,11 @@ def _write(splits: Splits, source: str, folder: Path, project_root: Path, *, is_
         split_hashes={split: index.evaluation_hash() for split, index in indices.items()},
     )
     write_json(folder / "dataset.json", prepared)
-    report = make_report(splits, source=source)
+    results = run_checks(CHECKS, quick_checks(ReadData(splits)))
+    report = make_report(splits, source=source, checks=report_checks(results, max_listed=MAX_LISTED))
     write_json(folder / "health.json", report)
     write_sheet(folder / "sheet.jpg", indices["train"])
-    html = report_html(report, sheet=(folder / "sheet.jpg").read_bytes())
+    html = report_html(report, pictures=draw_examples(results), sheet=(folder / "sheet.jpg").read_bytes())
     (folder / "health.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 

@@ -186,7 +186,8 @@ def _clean(annotations: Annotations, sizes: NDArray[np.float64], flaws: list[Fla
         kind, values = _KINDS[kinds[row]], ", ".join(f"{value:g}" for value in boxes[row])
         assert kind is not None
         path = str(annotations.paths[annotations.image[row]])
-        flaws.append(Flaw(kind, path, f"[{values}]", boxes=int(not is_kept[row])))
+        x1, y1, x2, y2 = boxes[row].tolist()
+        flaws.append(Flaw(kind, path, f"[{values}]", boxes=int(not is_kept[row]), box_xyxy=(x1, y1, x2, y2)))
     areas = annotations.boxes_xywh[:, 2:].prod(axis=1)
     if outlines is not None:
         outlined = outlines.areas()

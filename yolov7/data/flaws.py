@@ -105,9 +105,11 @@ class Flaw:
         file: The file that has the flaw.
         detail: The value, and where it is in the file.
         boxes: How many boxes are left out because of it.
+        box_xyxy: The box that has the flaw as it is stated, corners in pixels; None if the flaw is not that of a box.
     """
 
     kind: FlawKind
     file: str
     detail: str
     boxes: int = 0
+    box_xyxy: tuple[float, float, float, float] | None = None

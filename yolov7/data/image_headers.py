@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 FORMATS = "JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, JPEG 2000, PNM"
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type
 _JPEG_END, _JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that state the size of the picture
 _JPEG_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers without a segment
@@ -31,12 +32,14 @@ class Header(NamedTuple):
         bits: Bits of one sample of one channel: 8, or 16 and more for deep images and for JPEG 2000, whose decoder
             needs as much memory as for deep images.
         scans: How many times a progressive JPEG file goes over its pixels; 1 for all others.
+        channels: The samples of a pixel as a JPEG or PNG file states them, 3 for a palette; None for other formats.
     """
 
     width: int
     height: int
     bits: int = 8
     scans: int = 1
+    channels: int | None = None
 
 
 def read_header(content: bytes) -> Header | None:
@@ -118,14 +121,16 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
 def _jpeg(content: bytes) -> Header | None:
     for marker, position in _jpeg_segments(content):
         if marker in _JPEG_FRAMES:
-            bits, height, width = struct.unpack_from(">BHH", content, position + 4)
-            return Header(width, height, bits, scans=max(1, content.count(_JPEG_SCAN, position)))
+            bits, height, width, channels = struct.unpack_from(">BHHB", content, position + 4)
+            scans = max(1, content.count(_JPEG_SCAN, position))
+            return Header(width, height, bits, scans=scans, channels=channels)
     return None
 
 
 def _png(content: bytes) -> Header | None:
-    width, height, bits = struct.unpack_from(">IIB", content, 16)
-    return Header(width, height, max(8, bits)) if content[12:16] == b"IHDR" else None
+    width, height, bits, colour = struct.unpack_from(">IIBB", content, 16)
+    is_png = content[12:16] == b"IHDR"
+    return Header(width, height, max(8, bits), channels=_PNG_CHANNELS.get(colour)) if is_png else None
 
 
 def _gif(content: bytes) -> Header:

@@ -52,7 +52,10 @@ class SplitStore:
             paths = [Path(path) for path in content["images"]]
             if content["key"] != key or content["stamp"] != stamp_files(paths):
                 return None
-            flaws = tuple(Flaw(FlawKind(kind), *rest) for kind, *rest in content["flaws"])
+            flaws = tuple(
+                Flaw(FlawKind(kind), *rest, box_xyxy=None if box is None else tuple(box))
+                for kind, *rest, box in content["flaws"]
+            )
             return load_index(self.index_file(split)), flaws, content["notes"]
         except (OSError, ValueError, LookupError, TypeError, ArtifactError):
             return None
@@ -86,7 +89,7 @@ class SplitStore:
             "key": key,
             "stamp": stamp,
             "notes": notes,
-            "flaws": [[flaw.kind, flaw.file, flaw.detail, flaw.boxes] for flaw in flaws],
+            "flaws": [[flaw.kind, flaw.file, flaw.detail, flaw.boxes, flaw.box_xyxy] for flaw in flaws],
             "images": [str(path) for path in images],
         }
         write_whole(manifest, json.dumps(content).encode())

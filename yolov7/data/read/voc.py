@@ -32,7 +32,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp", 
 _UNKNOWN = [math.nan] * 4
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """An annotation file that cannot be used; the message says why."""
 
 
@@ -52,8 +52,8 @@ def voc_class_names(root: Path) -> tuple[str, ...]:
     names = set[str]()
     for path in files:
         try:
-            names.update(name for node in _parse(path).iter("object") if (name := _text(node, "name")))
-        except _UnreadableError:
+            names.update(name for node in parse_annotation(path).iter("object") if (name := _text(node, "name")))
+        except UnreadableError:
             continue  # counted if a split lists the file
     if not names:
         raise DataError(f"no objects in the {len(files)} annotation files of {root / 'Annotations'}; annotate some")
@@ -109,8 +109,8 @@ def parse_voc(root: Path, split: str, *, class_names: tuple[str, ...] | None = N
     for stem in _unique(read_voc_list(root, split), root, flaws):
         path = root / "Annotations" / f"{stem}.xml"
         try:
-            tree = _parse(path)
-        except _UnreadableError as error:
+            tree = parse_annotation(path)
+        except UnreadableError as error:
             flaws.append(Flaw(FlawKind.NO_ANNOTATION, str(path), str(error)))
         else:
             images.append(_annotated(tree, root, stem, label_of, flaws))
@@ -147,14 +147,19 @@ def read_voc_list(root: Path, split: str) -> tuple[str, ...]:
         lines = decode_text(read_bytes(path, limit=MAX_LIST_BYTES), path).splitlines()
     except OSError as error:
         raise DataError(f"split list {path} cannot be read ({error.strerror or error}); restore the file") from None
-    names = tuple(_stem(line.strip(), root / "Annotations") for line in lines if line.strip())
+    names = tuple(entry_name(line.strip(), root / "Annotations") for line in lines if line.strip())
     if not names:
         raise DataError(f"split list {path} names no images; fill it or name another split")
     return names
 
 
-def _stem(line: str, annotations: Path) -> str:
-    """Return the name that an entry of a list means."""
+def entry_name(line: str, annotations: Path) -> str:
+    """Return the name of the annotation that an entry of a list means, without `.xml`.
+
+    Args:
+        line: The entry.
+        annotations: The folder of the annotations.
+    """
     unmarked = _PRESENCE.sub("", line)
     for name in (line, unmarked, unmarked.replace("\\", "/"), re.sub(r"\.\w{3,4}$", "", unmarked)):
         if is_file(annotations / f"{name}.xml"):
@@ -193,19 +198,26 @@ def annotation_files(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in files if name.endswith(".xml"))
 
 
-def _parse(path: Path) -> Element:
-    """Return the root of an annotation, with tags in lower case and without namespaces."""
+def parse_annotation(path: Path) -> Element:
+    """Return the root of an annotation, with tags in lower case and without namespaces.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableError: If the file cannot be used.
+    """
     try:
         content = read_bytes(path, limit=MAX_XML_BYTES)
         tree = _parse_bytes(content)
     except OSError as error:
-        raise _UnreadableError("no such file" if not path.exists() else str(error.strerror or error)) from None
+        raise UnreadableError("no such file" if not path.exists() else str(error.strerror or error)) from None
     except DataError:
-        raise _UnreadableError(f"larger than {MAX_XML_BYTES / 2**20:g} MiB") from None
+        raise UnreadableError(f"larger than {MAX_XML_BYTES / 2**20:g} MiB") from None
     except (ElementTree.ParseError, ValueError, LookupError, MemoryError) as error:  # also errors of encodings
-        raise _UnreadableError(f"does not parse: {one_line(error, limit=100)}") from None
+        raise UnreadableError(f"does not parse: {one_line(error, limit=100)}") from None
     if tree.tag != "annotation":
-        raise _UnreadableError(f"the root element is <{one_line(tree.tag, limit=40)}> instead of <annotation>")
+        raise UnreadableError(f"the root element is <{one_line(tree.tag, limit=40)}> instead of <annotation>")
     return tree
 
 
@@ -251,8 +263,17 @@ def _unique(stems: Iterable[str], root: Path, flaws: list[Flaw]) -> list[str]:
     return list(unique)
 
 
-def _image_path(root: Path, stem: str, tree: Element) -> Path:
-    """Return the image with the name of the annotation, or else the one that the annotation names."""
+def find_image(root: Path, stem: str, tree: Element) -> Path:
+    """Return the image with the name of the annotation, or else the one that the annotation names.
+
+    Args:
+        root: The folder of the data set.
+        stem: The name of the annotation, without `.xml`.
+        tree: The annotation.
+
+    Returns:
+        The path. If no such image exists, where it should be.
+    """
     folder = image_folder(root)
     stated = resolve_name(folder, _text(tree, "filename") or f"{stem}.jpg")
     candidates = [*(folder / f"{stem}{suffix}" for suffix in _SUFFIXES), stated]
@@ -267,14 +288,14 @@ def _annotated(tree: Element, root: Path, stem: str, label_of: dict[str, int], f
         if name not in label_of:
             flaws.append(Flaw(FlawKind.UNKNOWN_CATEGORY, annotation, repr(name), boxes=1))
             continue
-        corners, turned = _corners(node)
+        corners, turned = box_of_object(node)
         if turned:
             flaws.append(Flaw(FlawKind.TURNED, annotation, f"{name!r} {turned}"))
         boxes.append(corners)
         labels.append(label_of[name])
     width, height = (_declared(tree, side, annotation, flaws) for side in ("width", "height"))
     return AnnotatedImage(
-        path=_image_path(root, stem, tree),
+        path=find_image(root, stem, tree),
         boxes_xyxy=np.array(boxes, np.float64).reshape(-1, 4),
         labels=np.array(labels, np.int64),
         crowd=np.zeros(len(labels), np.bool_),
@@ -283,8 +304,15 @@ def _annotated(tree: Element, root: Path, stem: str, label_of: dict[str, int], f
     )
 
 
-def _corners(node: Element) -> tuple[list[float], str]:
-    """Return the box of an object, NaN where it is not numbers, and by how much it is turned, as text."""
+def box_of_object(node: Element) -> tuple[list[float], str]:
+    """Return the box of an object and by how much it is rotated.
+
+    Args:
+        node: The element `object`.
+
+    Returns:
+        The corners in pixels, NaN where they are not numbers; and the rotation as text, empty for none.
+    """
     if node.find("bndbox") is None and node.find("robndbox") is not None:  # as roLabelImg writes it, in radians
         cx, cy, w, h, angle = (parse_number(_text(node, f"robndbox/{key}")) for key in ("cx", "cy", "w", "h", "angle"))
         return _turned([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], math.degrees(angle))

@@ -158,7 +158,7 @@ def find_images(data: YoloData, split: str) -> Iterator[Path]:
         DataError: If a source does not exist.
     """
     for source in data.splits.get(split, (split,)):
-        path = _find_source(data, source, split)
+        path = source_path(data, source, split)
         if path.is_dir():
             yield from _images_in(path)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
@@ -236,10 +236,18 @@ def _from_names(file: Path) -> YoloData:
     return YoloData(file, root, names, splits or {"train": ("images" if (root / "images").is_dir() else ".",)})
 
 
-def _find_source(data: YoloData, source: str, split: str) -> Path:
+def source_path(data: YoloData, source: str, split: str) -> Path:
     """Return the file or folder of a source.
 
     Roboflow writes `../train/images` for the folder `train/images` beside the data.yaml.
+
+    Args:
+        data: From `load_yolo`.
+        source: The source as data.yaml states it.
+        split: The split, for messages.
+
+    Raises:
+        DataError: If it does not exist.
     """
     inner = source.replace("\\", "/")
     while inner.startswith("../"):
