@@ -19,12 +19,13 @@ from yolov7.data.index import ImageIndex
 from yolov7.data.synthetic.scene import draw_scene
 from yolov7.engines.metadata import ExportMetadata
 from yolov7.engines.proof import PROOF, read_proof, sha256_of
-from yolov7.errors import SettingError, shown
-from yolov7.export.formats import FORMATS, ExportSettings, Format, check_settings, installed
+from yolov7.errors import ArtifactError, SettingError, shown
+from yolov7.export.formats import FORMATS, ExportSettings, Format, check_settings, engines_of, installed
 from yolov7.export.graph import ExportedGraph, count_boxes
+from yolov7.export.quantise import float_layer_sets, quantise_openvino, rank_layers, write_int8_onnx
 from yolov7.export.report import ExportReport, write_proof
-from yolov7.export.verify import Reference, check_fusing, tolerance_of, verify
-from yolov7.export.writers import write_onnx, write_openvino, write_tensorrt, write_torchscript
+from yolov7.export.verify import Reference, Verified, check_fusing, tolerance_of, verify
+from yolov7.export.writers import save_openvino, write_onnx, write_openvino, write_tensorrt, write_torchscript
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import regroup
@@ -33,6 +34,7 @@ from yolov7.spec.spec_files import spec_to_json
 from yolov7.weights.weight_files import Weights, load_weights
 
 _IMAGES = 16  # on which outputs are compared
+_CALIBRATION_IMAGES = 160
 _SCENES = 8  # that are drawn if there are no images
 _LARGEST_BATCH = 16  # of a TensorRT engine
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt")
@@ -45,11 +47,13 @@ class ExportData:
     Attributes:
         index: A split on which AP is measured, whose classes are those of the model; None if there is none.
         images: Image files on which outputs are compared if there is no split. Without both, images are drawn.
-        name: Where they are from, for the report.
+        calibration: Image files from which the ranges of INT8 are taken. Without them, the other images are used.
+        name: Where the images are from, for the report.
     """
 
     index: ImageIndex | None = None
     images: Sequence[Path] = ()
+    calibration: Sequence[Path] = ()
     name: str = "drawn images"
 
 
@@ -103,10 +107,10 @@ def export_model(
     deployed, fuse_error = _deploy(weights.model, images)
     metadata = _describe(weights, weights_path, settings)
     with _draft(target, PROOF) as draft:
-        progress("writing the file")
-        _write(draft / target.name, deployed, metadata, settings.format)
         reference = Reference(weights.model, images, data.index, nms)
-        checked = verify(draft / target.name, metadata, reference, tolerance_ap=tolerance_ap, progress=progress)
+        checked, float_layers = _write_verified(
+            draft / target.name, deployed, metadata, settings.format, reference, data, tolerance_ap, progress
+        )
         files = sorted(draft.iterdir())
         report = ExportReport(
             file=target.name,
@@ -118,6 +122,7 @@ def export_model(
             spec=metadata.spec_name,
             weights=weights_path.name,
             fuse_error=fuse_error,
+            float_layers=float_layers,
             images=len(images),
             data=data.name,
             AP_images=0 if checked.AP is None or data.index is None else len(data.index),
@@ -140,7 +145,7 @@ def _describe(weights: Weights, path: Path, settings: ExportSettings) -> ExportM
         fixed_size=not settings.dynamic and settings.format != "torchscript",
         input=settings.layout,
         precision=settings.precision,
-        engines=FORMATS[settings.format].engines,
+        engines=engines_of(settings.format, settings.precision),
         nms=settings.nms,
         spec=spec_to_json(weights.model.spec),
         weights_sha256=sha256_of(path),
@@ -160,12 +165,12 @@ def _target(weights: Path, output: str | os.PathLike[str] | None, format: Format
     return target
 
 
-def _sample(data: ExportData, size: int) -> Tensor:
+def _sample(data: ExportData, size: int, *, count: int = _IMAGES) -> Tensor:
     """Return letterboxed images (n, 3, S, S) uint8: spread over the data, or drawn."""
     paths = data.images if data.index is None else data.index.paths
     if paths:
-        step = max(1, len(paths) // _IMAGES)
-        images: list[Image] = [read_image(path) for path in paths[::step][:_IMAGES]]
+        step = max(1, len(paths) // count)
+        images: list[Image] = [read_image(path) for path in paths[::step][:count]]
     else:
         generator = np.random.default_rng(0)
         images = [draw_scene(size, generator=generator).image for _ in range(_SCENES)]
@@ -177,6 +182,52 @@ def _deploy(model: DetectionModel, images: Tensor) -> tuple[DetectionModel, floa
     fused = model if model.fused else fuse(model)
     deployed = regroup(fused, grouped=False).eval()
     return deployed, None if model.fused else check_fusing(model, deployed, images)
+
+
+def _write_verified(
+    file: Path,
+    model: DetectionModel,
+    metadata: ExportMetadata,
+    format: Format,
+    reference: Reference,
+    data: ExportData,
+    tolerance_ap: float | None,
+    progress: Callable[[str], None],
+) -> tuple[Verified, tuple[str, ...] | None]:
+    """Write and verify the file; keep more layers of an INT8 file in floating point until it passes.
+
+    Returns:
+        What was measured, and the layers outside of the head that stay in floating point; None if none is quantised.
+    """
+    if metadata.precision != "int8":
+        progress("writing the file")
+        _write(file, model, metadata, format)
+        return verify(file, metadata, reference, tolerance_ap=tolerance_ap, progress=progress), None
+    float_file = file.with_name("graph.onnx")
+    progress("writing the graph in float32")
+    _write(float_file, model, metadata.model_copy(update={"precision": "float32"}), "onnx")
+    calibration = reference.images
+    if data.calibration:
+        calibration = _sample(ExportData(images=data.calibration), metadata.image_size, count=_CALIBRATION_IMAGES)
+    failure: ArtifactError | None = None
+    sets = float_layer_sets(
+        lambda: rank_layers(model, calibration, progress=lambda done, of: progress(f"layer {done} of {of}"))
+    )
+    try:
+        for float_layers in sets:
+            progress(f"quantising, {len(float_layers)} layers in floating point")
+            if format == "onnx":
+                write_int8_onnx(file, float_file, metadata, images=calibration, float_layers=float_layers)
+            else:
+                quantised = quantise_openvino(float_file, images=calibration, float_layers=float_layers)
+                save_openvino(file, quantised, metadata)
+            try:
+                return verify(file, metadata, reference, tolerance_ap=tolerance_ap, progress=progress), float_layers
+            except ArtifactError as error:
+                failure = error
+    finally:
+        float_file.unlink(missing_ok=True)
+    raise failure or AssertionError("no set of layers was tried")
 
 
 def _write(file: Path, model: DetectionModel, metadata: ExportMetadata, format: Format) -> None:
@@ -196,7 +247,8 @@ def _write(file: Path, model: DetectionModel, metadata: ExportMetadata, format: 
         case "tensorrt":
             write_onnx(onnx_file, graph, metadata)
             write_tensorrt(file, onnx_file, metadata, largest_batch=_LARGEST_BATCH)
-    onnx_file.unlink(missing_ok=True)
+    if format != "onnx":
+        onnx_file.unlink(missing_ok=True)
 
 
 @contextmanager

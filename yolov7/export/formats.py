@@ -39,10 +39,10 @@ _ONNX = dict.fromkeys(("onnxscript", "onnx"), "yolov7-pipeline[onnx]")
 _OPENVINO = _ONNX | {"openvino": "yolov7-pipeline[openvino]"}
 _NCHW: tuple[Layout, ...] = ("rgb_nchw",)
 FORMATS: dict[Format, FormatInfo] = {
-    "onnx": FormatInfo(".onnx", ("float32", "float16"), ("openvino", "onnxruntime"), _NCHW, True, _ONNX),
+    "onnx": FormatInfo(".onnx", ("float32", "float16", "int8"), ("openvino", "onnxruntime"), _NCHW, True, _ONNX),
     "openvino": FormatInfo(
         ".xml",
-        ("float32", "float16"),
+        ("float32", "float16", "int8"),
         ("openvino",),
         ("rgb_nchw", "rgb_nhwc", "bgr_nhwc"),
         True,
@@ -116,6 +116,8 @@ def check_settings(
     if dynamic and known == "tensorrt":
         raise SettingError("dynamic: a TensorRT engine is built for one image size; leave it out")
     _check_packages(known)
+    if stored == "int8":
+        _check_quantiser(known)
     return ExportSettings(known, nms, dynamic, stored, order)
 
 
@@ -129,6 +131,26 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def engines_of(format: Format, precision: StoredPrecision) -> tuple[str, ...]:
+    """Return the names of the engines that run a file, the fastest first.
+
+    A file that was quantised for ONNX Runtime gives wrong detections in OpenVINO.
+
+    Args:
+        format: The format.
+        precision: Type of the stored numbers.
+    """
+    return ("onnxruntime",) if (format, precision) == ("onnx", "int8") else FORMATS[format].engines
+
+
+def _check_quantiser(format: Format) -> None:
+    package, extra = ("nncf", "openvino") if format == "openvino" else ("onnxruntime", "onnx")
+    if installed(package) is None:
+        raise SettingError(
+            f"precision='int8' needs the package {package}; install it with: pip install 'yolov7-pipeline[{extra}]'"
+        )
 
 
 def _check_packages(format: Format) -> None:

@@ -66,6 +66,7 @@ class ExportReport:
         weights: Name of the weight file.
         fuse_error: Largest relative difference of the outputs that re-parameterisation made; None if the weights were
             re-parameterised before.
+        float_layers: Layers outside of the head that stay in floating point in an INT8 file; None for other files.
         images: Number of images on which outputs were compared.
         data: Where these images are from.
         AP_images: Number of images on which AP was measured; 0 if it was not.
@@ -85,6 +86,7 @@ class ExportReport:
     spec: str
     weights: str
     fuse_error: float | None
+    float_layers: tuple[str, ...] | None
     images: int
     data: str
     AP_images: int

@@ -92,7 +92,20 @@ def write_openvino(path: Path, onnx_file: Path, metadata: ExportMetadata) -> Non
     """
     import openvino
 
-    model = _with_layout(openvino.Core().read_model(onnx_file), metadata.input)
+    save_openvino(path, openvino.Core().read_model(onnx_file), metadata)
+
+
+def save_openvino(path: Path, model: Any, metadata: ExportMetadata) -> None:
+    """Save an OpenVINO model with its metadata, in the layout that they state.
+
+    Args:
+        path: The .xml file.
+        model: The model, which takes images (B, 3, H, W) RGB.
+        metadata: What the model says about itself.
+    """
+    import openvino
+
+    model = _with_layout(model, metadata.input)
     for name, text in metadata.to_texts().items():
         model.set_rt_info(text, ["framework", name])  # where OpenVINO keeps the metadata of ONNX files
     openvino.save_model(model, path, compress_to_fp16=metadata.precision == "float16")
