@@ -118,7 +118,7 @@ def serve(
 
 @app.command()
 def export(
-    weights: Annotated[Path, typer.Argument(help="A weight file (.safetensors).")],
+    weights: Annotated[str, typer.Argument(help="A weight file, a variant, or a registered model.")],
     format: Annotated[_Format, typer.Option(help="The format.")] = "onnx",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file or a folder. Default: a folder beside the weights.")
@@ -139,7 +139,11 @@ def export(
     precision: Annotated[_Precision, typer.Option(help="Type of the stored numbers.")] = "float32",
     layout: Annotated[_Layout, typer.Option(help="Channels and axes of the input (openvino).")] = "rgb_nchw",
     data: Annotated[
-        Path | None, typer.Option(help="Verify on a COCO file, a prepared split or a folder. Default: the val split.")
+        Path | None,
+        typer.Option(metavar="PATH", help="What it is verified on. Default: the val split."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="With int8: data for calibration. Default: the train split.")
     ] = None,
     tolerance: Annotated[float | None, typer.Option(metavar="F", help="Largest change of AP, as a fraction.")] = None,
 ) -> None:
@@ -162,5 +166,6 @@ def export(
         precision=precision,
         layout=layout,
         data=data,
+        calibrate=calibrate,
         tolerance=tolerance,
     )
