@@ -196,7 +196,10 @@ def test_wrong_requests_are_named(weights: Path, tmp_path: Path, monkeypatch: py
     for options, message in (
         ({"format": "onxn"}, "format='onxn' is unknown; .*did you mean 'onnx'"),
         ({"format": "onnx", "precision": "bfloat16"}, "precision='bfloat16' is not available for onnx; .*float32 file"),
-        ({"format": "torchscript", "precision": "int8"}, r"precision='int8' is not available .*\['float32', 'float16', 'bfloat16'\]"),
+        (
+            {"format": "torchscript", "precision": "int8"},
+            r"precision='int8' is not available .*\['float32', 'float16', 'bfloat16'\]",
+        ),
         ({"format": "onnx", "layout": "bgr_nhwc"}, "layout='bgr_nhwc' is not available for onnx"),
         ({"format": "torchscript", "nms": NmsSettings()}, "cannot contain the suppression"),
         ({"format": "onnx", "output": tmp_path / "model.xml"}, "must end in .onnx or be a folder"),
