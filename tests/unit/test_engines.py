@@ -219,7 +219,7 @@ def test_the_documentation_lists_all_engines_and_formats() -> None:
         for name, one in TOLERANCES.items()
         if name != "int8"
     ]
-    head = ("precision of the computation", "output error", "share of unmatched detections", "change of AP")
+    head = ("precision", "output error", "share of unmatched detections", "change of AP")
     assert markdown_table(head, tolerances) in text
 
 

@@ -88,7 +88,7 @@ def test_an_export_with_suppression_keeps_ap(weights: Path, split: ImageIndex, t
     assert report.AP is not None
     assert report.AP > 0.5
     for check in report.checks:
-        assert pytest.approx(report.AP, abs=0.005) == check.AP
+        assert pytest.approx(report.AP, abs=0.001 if check.precision == "float32" else 0.05) == check.AP
         assert check.detections > 10
     assert {(check.engine, check.precision) for check in report.checks} >= {
         ("onnxruntime", "float32"),
@@ -115,6 +115,7 @@ def test_openvino_takes_bgr_images_and_stores_half_the_bytes(weights: Path, tmp_
     assert path == tmp_path / "half" / "model.xml"
     assert set(report.files) == {"model.xml", "model.bin"}
     assert (tmp_path / "half" / "model.bin").stat().st_size < 0.6 * weights.stat().st_size
+    assert all(check.output_error > 1e-5 for check in report.checks)  # a float32 file would be more exact
     model = openvino.Core().read_model(path)
     assert model.input().get_element_type() == openvino.Type.u8
     assert model.input().partial_shape.to_string() == f"[?,{SIZE},{SIZE},3]"
@@ -125,8 +126,8 @@ def test_a_model_of_one_class_is_exported(tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "one.safetensors", names=("thing",))
     report, path = export_model(weights, format="onnx", nms=NmsSettings(confidence=0.1))
     assert path == tmp_path / "one-onnx" / "model.onnx"
-    assert report.checks[0].detections > 10
-    assert report.checks[0].unmatched == 0
+    exact = [check for check in report.checks if check.precision == "float32"]
+    assert all(check.detections > 10 and check.unmatched == 0 for check in exact)
 
 
 @pytest.mark.slow

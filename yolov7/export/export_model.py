@@ -23,7 +23,7 @@ from yolov7.errors import SettingError, shown
 from yolov7.export.formats import FORMATS, ExportSettings, Format, check_settings, installed
 from yolov7.export.graph import ExportedGraph, count_boxes
 from yolov7.export.report import ExportReport, write_proof
-from yolov7.export.verify import Reference, check_fusing, tolerance_of, verify
+from yolov7.export.verify import Reference, Verified, check_fusing, verify
 from yolov7.export.writers import write_onnx, write_openvino, write_tensorrt, write_torchscript
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
@@ -105,30 +105,36 @@ def export_model(
     with _draft(target, PROOF) as draft:
         progress("writing the file")
         _write(draft / target.name, deployed, metadata, settings.format)
-        reference = Reference(weights.model, images, data.index, nms)
+        reference = Reference(weights.model, images, data.index, nms, fuse_error)
         checked = verify(draft / target.name, metadata, reference, tolerance_ap=tolerance_ap, progress=progress)
-        files = sorted(draft.iterdir())
-        report = ExportReport(
-            file=target.name,
-            files={path.name: sha256_of(path) for path in files},
-            bytes=sum(path.stat().st_size for path in files),
-            format=settings.format,
-            model=metadata.model_dump(mode="json", exclude={"spec"}),
-            outputs=metadata.outputs,
-            spec=metadata.spec_name,
-            weights=weights_path.name,
-            fuse_error=fuse_error,
-            images=len(images),
-            data=data.name,
-            AP_images=0 if checked.AP is None or data.index is None else len(data.index),
-            AP=checked.AP,
-            torch_ms=checked.torch_ms,
-            checks=checked.checks,
-            tolerances={check.precision: tolerance_of(check.precision, tolerance_ap) for check in checked.checks},
-            versions={name: found for name in _VERSIONS if (found := installed(name))},
-        )
+        report = _report(draft / target.name, weights_path, settings, metadata, checked, data=data.name)
         write_proof(draft / PROOF, report)
     return report, target
+
+
+def _report(
+    file: Path, weights: Path, settings: ExportSettings, metadata: ExportMetadata, checked: Verified, *, data: str
+) -> ExportReport:
+    files = sorted(file.parent.iterdir())
+    return ExportReport(
+        file=file.name,
+        files={path.name: sha256_of(path) for path in files},
+        bytes=sum(path.stat().st_size for path in files),
+        format=settings.format,
+        model=metadata.model_dump(mode="json", exclude={"spec"}),
+        outputs=metadata.outputs,
+        spec=metadata.spec_name,
+        weights=weights.name,
+        fuse_error=checked.fuse_error,
+        images=checked.images,
+        data=data,
+        AP_images=checked.AP_images,
+        AP=checked.AP,
+        torch_ms=checked.torch_ms,
+        checks=checked.checks,
+        tolerances=checked.tolerances,
+        versions={name: found for name in _VERSIONS if (found := installed(name))},
+    )
 
 
 def _describe(weights: Weights, path: Path, settings: ExportSettings) -> ExportMetadata:
