@@ -19,7 +19,7 @@ _Layout = Literal["rgb_nchw", "rgb_nhwc", "bgr_nhwc"]
 def predict(
     weights: of.WeightsName,
     sources: of.SourceNames,
-    out: of.Out = Path("predictions"),
+    out: of.Out = "predictions",
     json: of.Json = False,
     json_file: of.JsonFile = None,
     coco: of.Coco = False,
@@ -40,17 +40,37 @@ def predict(
     tile: of.Tile = None,
     overlap: of.Overlap = None,
     every: of.Every = 1,
+    ray: of.Ray = False,
+    actors: of.Actors = 1,
+    format: of.ShardFormat = "jsonl",
 ) -> None:
     """Detect objects in images, videos and streams.
 
     Annotated pictures and videos are written to the folder of the results. A source that cannot be read is reported in
     one line, the others are processed, and the exit code is 1 then.
     """
+    if ray:
+        from pipeline.commands.predict_many import predict_many
+
+        thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
+        bad = predict_many(
+            weights,
+            sources,
+            out,
+            format=format,
+            actors=actors,
+            batch_size=batch_size,
+            thresholds={name: value for name, value in thresholds.items() if value is not None},
+            engine=engine,
+            device=device,
+            precision=precision,
+        )
+        raise typer.Exit(1 if bad else 0)
     from pipeline.commands.predict import PredictOptions
     from pipeline.commands.predict import predict as run
 
     options = PredictOptions(
-        out=out,
+        out=Path(out),
         pictures=not no_pictures,
         json=json,
         json_file=json_file,
