@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,9 @@ def prepare(settings: DataSettings, *, project_root: Path = Path()) -> str:
             source, splits = _describe(settings, sources), _read_splits(sources, settings, project_root)
         splits = _with_leaks(splits)
         _check(splits, settings.flaws)
-        _write(splits, source, folder, project_root)
+        _write(
+            splits, source, folder, project_root, is_stored=settings.format != "synthetic" and settings.split is None
+        )
     return _summary(splits, settings, source, final / "health.html")
 
 
@@ -107,10 +110,12 @@ def _read_splits(sources: Sequence[Source], settings: DataSettings, project_root
     if "train" not in joined.splits:
         raise DataError("no source has a split train; name one in `train`")
     splits = {}
-    for split in joined.splits:
-        with _progress(split) as progress:
-            splits[split] = joined.read(split, store=store, known=known, progress=progress)
-    known.save(cache / "images.json")
+    try:
+        for split in joined.splits:
+            with _progress(split) as progress:
+                splits[split] = joined.read(split, store=store, known=known, progress=progress)
+    finally:
+        known.save(cache / "images.json")
     if settings.split is None:
         return splits
     index, flaws = splits.pop("train")
@@ -197,10 +202,10 @@ def _told(flaw: Flaw) -> str:
     return f"{flaw.kind}, {flaw.file}: {flaw.detail}"
 
 
-def _write(splits: Splits, source: str, folder: Path, project_root: Path) -> None:
+def _write(splits: Splits, source: str, folder: Path, project_root: Path, *, is_stored: bool) -> None:
     digest = hashlib.blake2b(digest_size=16)
     for split, (index, _) in splits.items():
-        save_index(folder / f"{split}.npz", index, root=project_root)
+        _save(split, index, folder, project_root, is_stored=is_stored)
         digest.update(f"{split} {index.content_hash()}\n".encode())
     indices = {split: index for split, (index, _) in splits.items()}
     prepared = PreparedData(
@@ -218,6 +223,16 @@ def _write(splits: Splits, source: str, folder: Path, project_root: Path) -> Non
     write_sheet(folder / "sheet.jpg", indices["train"])
     html = report_html(report, pictures=draw_examples(results), sheet=(folder / "sheet.jpg").read_bytes())
     (folder / "health.html").write_text(html, encoding="utf-8", errors="backslashreplace")
+
+
+def _save(split: str, index: ImageIndex, folder: Path, project_root: Path, *, is_stored: bool) -> None:
+    """Write the index of a split; compressing it again takes long, so the file of the store is copied if possible."""
+    stored = (project_root / _CACHE / f"{split}.npz").absolute()
+    roots = {os.path.relpath(project_root.resolve(), path.resolve()) for path in (folder, stored.parent)}
+    if is_stored and stored.is_file() and len(roots) == 1:  # paths of images are relative to the folder
+        shutil.copyfile(stored, folder / f"{split}.npz")
+    else:
+        save_index(folder / f"{split}.npz", index, root=project_root)
 
 
 def _summary(splits: Splits, settings: DataSettings, source: str, report: Path) -> str:

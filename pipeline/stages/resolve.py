@@ -111,7 +111,7 @@ def _hash_outside(data: DataSettings) -> dict[str, str]:
         except DataError:  # `prepare` reports it
             places = [path]
         for place in places:
-            if place.exists() and not any(place.is_relative_to(seen) for seen in (folder, *outside)):
+            if place.exists() and not any(place.is_relative_to(seen) for seen in (folder, *map(Path, outside))):
                 outside[str(place)] = _hash_folder(place) if place.is_dir() else _hash_file(place)
     return outside
 

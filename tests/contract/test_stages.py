@@ -38,6 +38,7 @@ NO_EFFECT = {
     "pipeline/artifacts/reports.py": PLUMBING,
     "pipeline/artifacts/stage_weights.py": "it refuses stale weights; DVC makes them anew instead",
     "pipeline/console.py": "it prints",
+    "pipeline/data_settings.py": VALUES,
     "pipeline/experiment.py": VALUES,
     "pipeline/params.py": VALUES,
     "pipeline/ray/cluster.py": PLACES,

@@ -14,6 +14,7 @@ from yolov7.system.files import open_regular
 
 Image = NDArray[np.uint8]  # H W 3, RGB
 MAX_PIXELS = 178_956_970  # of 8 bits a sample, half a gigabyte as RGB; deeper images may have proportionally fewer
+JPEG_START = b"\xff\xd8\xff"
 MAX_BYTES = 2**30  # of an image file
 _MAX_SIDE = 1_000_000  # pixels
 _MAX_DECODED = 4 * 10**9  # pixels that the scans of a progressive JPEG file may go over
@@ -43,12 +44,13 @@ def read_image(path: Path, *, reduce: int = 1) -> Image:
     return decode_content(path, read_content(path), reduce=reduce)
 
 
-def decode_image(content: bytes, *, reduce: int = 1) -> Image | None:
+def decode_image(content: bytes, *, reduce: int = 1, grey: bool = False) -> Image | None:
     """Decode the bytes of an image file; of an animation the first frame.
 
     Args:
         content: The bytes of the file.
         reduce: As in `read_image`.
+        grey: Decode a JPEG file as (H, W) grey values. All of its data are read, but only the brightness is computed.
 
     Returns:
         The image as (H, W, 3) uint8 RGB, or None if `explain_refusal` says why there is none.
@@ -56,8 +58,9 @@ def decode_image(content: bytes, *, reduce: int = 1) -> Image | None:
     if _refusal(content) is not None:
         return None
     flags = cv2.IMREAD_COLOR_RGB
-    if reduce > 1 and content.startswith(b"\xff\xd8\xff"):  # other formats would be decoded in full size first
-        flags |= _REDUCED[reduce]
+    if content.startswith(JPEG_START):  # other formats would be decoded in full size first
+        flags = cv2.IMREAD_GRAYSCALE if grey else flags
+        flags |= _REDUCED.get(reduce, 0)
     return _decode(content, flags)
 
 
@@ -117,13 +120,14 @@ def read_content(path: Path) -> bytes:
     return content
 
 
-def decode_content(path: Path, content: bytes, *, reduce: int = 1) -> Image:
+def decode_content(path: Path, content: bytes, *, reduce: int = 1, grey: bool = False) -> Image:
     """Decode the bytes of an image file.
 
     Args:
         path: The image file, for messages.
         content: Its bytes.
         reduce: As in `read_image`.
+        grey: As in `decode_image`.
 
     Returns:
         The image as (H, W, 3) uint8 RGB.
@@ -131,7 +135,7 @@ def decode_content(path: Path, content: bytes, *, reduce: int = 1) -> Image:
     Raises:
         DataError: If the content is truncated, not an image, or larger than `MAX_PIXELS`.
     """
-    image = decode_image(content, reduce=reduce)
+    image = decode_image(content, reduce=reduce, grey=grey)
     if image is None:
         what = explain_refusal(content)
         raise DataError(f"image {path} {what} ({len(content)} bytes); replace the file or remove it from the split")

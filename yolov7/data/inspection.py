@@ -18,7 +18,7 @@ import cv2
 
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.image_headers import Header, read_header
-from yolov7.data.images import Image, decode_content, largest_deep_value, read_content
+from yolov7.data.images import JPEG_START, Image, decode_content, largest_deep_value, read_content
 from yolov7.data.near_duplicates import perceptual_hash
 from yolov7.errors import DataError
 from yolov7.system.files import is_file, write_whole
@@ -26,6 +26,7 @@ from yolov7.system.files import is_file, write_whole
 Progress = Callable[[int, int], None]  # images checked so far, images in all
 _CODE = ("inspection.py", "images.py", "image_headers.py", "near_duplicates.py")  # what facts depend on
 _HASHED_SIDE = 48  # pixels of the shorter side that an image has at least if it is decoded at a fraction of its size
+_HEADER_BYTES = 1 << 16  # that contain the header of most files
 _BATCH = 32  # images of a task of a thread
 _SETTLED = 2.0  # seconds since the last change of a file after which the clock can tell a further change
 
@@ -124,7 +125,7 @@ class KnownImages:
 def inspect_image(path: Path) -> ImageFacts:
     """Read a whole image file, so that a file that passes can be trained on.
 
-    A JPEG file is decoded at a fraction of its size, which takes a quarter of the time. All of its data are read.
+    All data of a JPEG file are read, but only the brightness is computed, at a fraction of the size of the image.
 
     Args:
         path: The image file.
@@ -137,14 +138,16 @@ def inspect_image(path: Path) -> ImageFacts:
     """
     content = read_content(path)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    header = read_header(content) or Header(0, 0)
-    reduce = next((step for step in (8, 4, 2) if min(header.width, header.height) >= step * _HASHED_SIDE), 1)
-    image = decode_content(path, content, reduce=reduce)
+    header = read_header(content[:_HEADER_BYTES]) or read_header(content) or Header(0, 0)
+    is_jpeg = content.startswith(JPEG_START)
+    shorter = min(header.width, header.height) if is_jpeg else 0
+    reduce = next((step for step in (8, 4, 2) if shorter >= step * _HASHED_SIDE), 1)
+    image = decode_content(path, content, reduce=reduce, grey=is_jpeg)
     size = _upright_size(header, image, reduce=reduce)
     if size is None:
         image = decode_content(path, content)
         size = image.shape[1], image.shape[0]
-    largest = largest_deep_value(content, image)
+    largest = largest_deep_value(content, image) if header.bits > 8 else None
     return ImageFacts(*size, digest, largest_value=largest, perceptual_hash=perceptual_hash(image))
 
 
@@ -153,6 +156,8 @@ def _upright_size(header: Header, image: Image, *, reduce: int) -> tuple[int, in
 
     Returns None if the sides are too similar to tell whether the image was rotated.
     """
+    if reduce == 1:
+        return image.shape[1], image.shape[0]
     height, width = image.shape[:2]
     across, down = -(-header.width // reduce), -(-header.height // reduce)
     if (header.width == header.height or across != down) and (width, height) == (across, down):

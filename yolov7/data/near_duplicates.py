@@ -22,12 +22,12 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
     discrete cosine transform is above their median. The constant coefficient does not count.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, or (H, W) uint8 grey.
 
     Returns:
         The hash; 0 for an image of nearly one colour, which has no structure to compare.
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     if small.std() < _FLAT:
         return 0
