@@ -11,8 +11,9 @@ import torch
 
 from pipeline.artifacts.given_weights import load_given
 from pipeline.artifacts.stage_weights import stage_weights
+from pipeline.data_settings import DataSettings, SyntheticSettings
 from pipeline.experiment import Experiment, parse_experiment
-from pipeline.params import DataSettings, ReparamSettings, SyntheticSettings
+from pipeline.params import ReparamSettings
 from pipeline.stages.prepare import prepare
 from pipeline.stages.reparam import reparam
 from pipeline.stages.resolve import stage_inputs
