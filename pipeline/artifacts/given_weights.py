@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.experiment import ResolvedVariant
 from yolov7.errors import ArtifactError
-from yolov7.spec.graph import ModelSpec
 from yolov7.weights.adaptation import is_of_spec, select_classes
-from yolov7.weights.foreign.reference import import_checkpoint
-from yolov7.weights.weight_files import Weights, load_weights
+from yolov7.weights.description import describe_weights
+from yolov7.weights.foreign.reference import open_weights
+from yolov7.weights.weight_files import Weights
 
 
 def load_given(variant: ResolvedVariant, *, class_names: tuple[str, ...]) -> Weights:
@@ -29,8 +28,9 @@ def load_given(variant: ResolvedVariant, *, class_names: tuple[str, ...]) -> Wei
     assert variant.given is not None
     if variant.weights_hash == "missing":
         raise ArtifactError(f"weights={variant.given} of variant {variant.name!r} does not exist; name a weight file")
-    weights = _read(variant.given, variant.spec)
-    if not is_of_spec(weights.model.spec, variant.spec):
+    weights = open_weights(variant.given, spec=variant.spec)
+    described = describe_weights(variant.given)  # of another format, reading has checked that it fits the spec
+    if described is not None and not is_of_spec(described.spec, variant.spec):
         raise ArtifactError(
             f"weights={variant.given} of variant {variant.name!r} is of spec {weights.model.spec.name!r}, which is "
             f"not {variant.spec.name!r} as params.yaml states it; correct spec, or leave it out"
@@ -40,10 +40,3 @@ def load_given(variant: ResolvedVariant, *, class_names: tuple[str, ...]) -> Wei
     except ArtifactError as error:
         raise ArtifactError(f"weights={variant.given} of variant {variant.name!r}: {error}") from None
     return replace(weights, model=model, class_names=class_names, image_size=variant.train.image_size)
-
-
-def _read(path: Path, spec: ModelSpec) -> Weights:
-    """Read a file of any format that the library knows."""
-    if path.suffix == ".safetensors":
-        return load_weights(path)
-    return import_checkpoint(path, spec=spec).weights

@@ -12,7 +12,6 @@ from pipeline.artifacts.reports import TrainSummary
 from pipeline.experiment import ResolvedVariant
 from yolov7.errors import ArtifactError, shown
 from yolov7.training.anchors import differ_in_anchors_only
-from yolov7.weights.adaptation import is_of_spec
 from yolov7.weights.weight_files import Weights, load_weights
 
 
@@ -43,9 +42,11 @@ def stage_weights(
     """
     path = existing(stage_folder(stage, variant.name, seed) / WEIGHTS, made_by=f"{stage} {variant.name}")
     weights = load_weights(path, device=device)
-    is_same = differ_in_anchors_only if variant.given is None else is_of_spec
-    if stage == "train" and not is_same(weights.model.spec, variant.spec):
+    is_trained = stage == "train" and variant.given is None
+    if is_trained and not differ_in_anchors_only(variant.spec, weights.model.spec):
         raise _stale(path, f"has another spec than variant {variant.name!r} of params.yaml", f"train {variant.name}")
+    if stage == "train" and variant.given and weights.training.get("sha256") != variant.weights_hash != "missing":
+        raise _stale(path, f"was not made from {variant.given}", f"train {variant.name}")
     if stage == "reparam" and weights.training.get("fingerprint") != _fingerprint(variant.name, seed):
         raise _stale(path, "was not made from the current weights of `train`", f"reparam {variant.name}")
     if weights.class_names != class_names:

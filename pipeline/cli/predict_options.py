@@ -23,7 +23,7 @@ SourceNames = Annotated[
         "addresses (http, https, rtsp, ...), or - for an image on standard input.",
     ),
 ]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder of all results.")]
+Out = Annotated[str, typer.Option(metavar="DIR", help="Folder of all results; with --ray also a URI.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one line of JSON per image, and nothing else, on standard output.")
 ]
@@ -55,3 +55,11 @@ Overlap = Annotated[
     float | None, typer.Option(metavar="SHARE", help="Share that neighbouring tiles have in common. Default: 0.2.")
 ]
 Every = Annotated[int, typer.Option(metavar="N", help="Look at every Nth frame of a video.")]
+Ray = Annotated[
+    bool,
+    typer.Option(
+        "--ray", help="Detect with a pool of Ray actors; SOURCE is a folder or a URI such as s3://bucket/folder."
+    ),
+]
+Actors = Annotated[int, typer.Option(metavar="N", help="With --ray: processes that detect objects.")]
+ShardFormat = Annotated[str, typer.Option(metavar="F", help="With --ray: jsonl or parquet.")]

@@ -19,7 +19,7 @@ _Layout = Literal["rgb_nchw", "rgb_nhwc", "bgr_nhwc"]
 def predict(
     weights: of.WeightsName,
     sources: of.SourceNames,
-    out: of.Out = Path("predictions"),
+    out: of.Out = "predictions",
     json: of.Json = False,
     json_file: of.JsonFile = None,
     coco: of.Coco = False,
@@ -40,17 +40,37 @@ def predict(
     tile: of.Tile = None,
     overlap: of.Overlap = None,
     every: of.Every = 1,
+    ray: of.Ray = False,
+    actors: of.Actors = 1,
+    format: of.ShardFormat = "jsonl",
 ) -> None:
     """Detect objects in images, videos and streams.
 
     Annotated pictures and videos are written to the folder of the results. A source that cannot be read is reported in
     one line, the others are processed, and the exit code is 1 then.
     """
+    if ray:
+        from pipeline.commands.predict_many import predict_many
+
+        thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
+        bad = predict_many(
+            weights,
+            sources,
+            out,
+            format=format,
+            actors=actors,
+            batch_size=batch_size,
+            thresholds={name: value for name, value in thresholds.items() if value is not None},
+            engine=engine,
+            device=device,
+            precision=precision,
+        )
+        raise typer.Exit(1 if bad else 0)
     from pipeline.commands.predict import PredictOptions
     from pipeline.commands.predict import predict as run
 
     options = PredictOptions(
-        out=out,
+        out=Path(out),
         pictures=not no_pictures,
         json=json,
         json_file=json_file,
@@ -118,7 +138,7 @@ def serve(
 
 @app.command()
 def export(
-    weights: Annotated[Path, typer.Argument(help="A weight file (.safetensors).")],
+    weights: Annotated[str, typer.Argument(help="A weight file, a variant, or a registered model.")],
     format: Annotated[_Format, typer.Option(help="The format.")] = "onnx",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file or a folder. Default: a folder beside the weights.")
@@ -139,7 +159,11 @@ def export(
     precision: Annotated[_Precision, typer.Option(help="Type of the stored numbers.")] = "float32",
     layout: Annotated[_Layout, typer.Option(help="Channels and axes of the input (openvino).")] = "rgb_nchw",
     data: Annotated[
-        Path | None, typer.Option(help="Verify on a COCO file, a prepared split or a folder. Default: the val split.")
+        Path | None,
+        typer.Option(metavar="PATH", help="What it is verified on. Default: the val split."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="With int8: data for calibration. Default: the train split.")
     ] = None,
     tolerance: Annotated[float | None, typer.Option(metavar="F", help="Largest change of AP, as a fraction.")] = None,
 ) -> None:
@@ -162,5 +186,6 @@ def export(
         precision=precision,
         layout=layout,
         data=data,
+        calibrate=calibrate,
         tolerance=tolerance,
     )

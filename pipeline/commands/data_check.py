@@ -17,7 +17,8 @@ from pipeline.console import console
 from pipeline.report.check_report import exit_code, report_checks
 from pipeline.report.health import HealthReport, make_report
 from pipeline.report.health_text import report_text
-from yolov7.data.find_data import DataFormat, FoundData, find_data, read_split
+from yolov7.data.build_index import index_split
+from yolov7.data.find_data import DataFormat, FoundData, find_data, parse_split
 from yolov7.data.fix.copy import check_target, write_fixed_copy
 from yolov7.data.flaws import Flaw
 from yolov7.data.health.checks import ANCHORS, MODEL_CHECKS, Check, Finding, select_checks
@@ -30,22 +31,28 @@ from yolov7.inference.engine import ModelEngine
 from yolov7.settings import LossSettings
 from yolov7.spec.spec_files import load_spec
 from yolov7.system.files import write_whole
-from yolov7.training.anchors import WANTED_RECALL, box_sizes, measure_anchors
+from yolov7.training.anchors import WANTED_RECALL, Sides, box_sizes, measure_anchors
 
 Format = DataFormat | Literal["auto"]
 _SPEC = "yolov7"  # whose anchors are measured if there are no weights
-_IMAGE_SIZE = 640
+_IMAGE_SIZE, _STRIDE = 640, 8  # pixels, if there are no weights
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of the model that the data are for."""
+    """What is known of the model that the data are for; `opened` is None if it is the default spec."""
 
     opened: OpenedModel | None
-    name: str
     image_size: int
-    anchors_px: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     stride: int
+
+    def anchors(self) -> tuple[str, Sides]:
+        """Return the name of the spec, and its anchors (k, 2) in pixels."""
+        if self.opened is not None and isinstance(self.opened.engine, ModelEngine):
+            module = self.opened.engine.model
+            return module.spec.name, module.anchors_px.cpu().numpy().astype(np.float64).reshape(-1, 2)
+        spec = load_spec(_SPEC)
+        return spec.name, np.array(spec.head.anchors, np.float64).reshape(-1, 2)
 
 
 def check_data(
@@ -129,16 +136,11 @@ def _chosen_splits(found: FoundData, wanted: tuple[str, ...]) -> tuple[str, ...]
 
 
 def _open(weights: Path | None, image_size: int | None) -> _Model:
-    opened = None if weights is None else open_model(weights)
-    if opened is not None and isinstance(opened.engine, ModelEngine):
-        module = opened.engine.model
-        anchors, stride = module.anchors_px.cpu().numpy().astype(np.float64), min(module.strides)
-        name = module.spec.name
-    else:
-        spec = load_spec(_SPEC)
-        anchors, stride, name = np.array(spec.head.anchors, np.float64).reshape(-1, 2), 8, spec.name
-    size = image_size or (opened.image_size if opened is not None else _IMAGE_SIZE)
-    return _Model(opened, name, size, anchors, stride)
+    if weights is None:
+        return _Model(None, image_size or _IMAGE_SIZE, _STRIDE)
+    opened = open_model(weights)
+    stride = min(opened.engine.model.strides) if isinstance(opened.engine, ModelEngine) else _STRIDE
+    return _Model(opened, image_size or opened.image_size, stride)
 
 
 def _read(found: FoundData, splits: tuple[str, ...], model: _Model) -> ReadData:
@@ -146,7 +148,8 @@ def _read(found: FoundData, splits: tuple[str, ...], model: _Model) -> ReadData:
     names = None
     for split in splits:
         with _progress(f"images of {split}") as progress:
-            read[split] = read_split(found, split, class_names=names, progress=progress)
+            parsed = parse_split(found, split, class_names=names)  # the first split states the classes
+            read[split] = index_split(parsed, progress=progress)
         names = read[split][0].class_names
     return ReadData(read, image_size=model.image_size, stride=model.stride)
 
@@ -170,11 +173,12 @@ def _find_misfits(indices: Mapping[str, ImageIndex], model: _Model) -> Iterator[
     if split is None:
         return
     index, threshold = indices[split], LossSettings().anchor_threshold
-    fit = measure_anchors(box_sizes(index, image_size=model.image_size), model.anchors_px, threshold=threshold)
+    name, anchors_px = model.anchors()
+    fit = measure_anchors(box_sizes(index, image_size=model.image_size), anchors_px, threshold=threshold)
     if fit.is_sufficient or fit.recall is None:
         return
     detail = (
-        f"best possible recall {fit.recall:.4f} with the anchors of {model.name} at {model.image_size} pixels, "
+        f"best possible recall {fit.recall:.4f} with the anchors of {name} at {model.image_size} pixels, "
         f"below {WANTED_RECALL:g}; {fit.anchors_per_box:.1f} anchors fit a box on average"
     )
     yield Finding(split, str(index.paths[0].parent), detail)

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from pipeline.commands.model_file import model_file
 from pipeline.console import counted
 from yolov7.api import evaluate as evaluation
 from yolov7.errors import SettingError
@@ -87,7 +88,7 @@ def _measure(options: EvaluateOptions, data: Path) -> evaluation.Evaluation:
         if options.predictions is not None:
             return evaluation.evaluate_results(options.predictions, data, split=options.split, progress=progress)
         return evaluation.evaluate(
-            _model_file(str(options.weights)),
+            model_file(str(options.weights)),
             data,
             split=options.split,
             engine=options.engine,
@@ -96,15 +97,6 @@ def _measure(options: EvaluateOptions, data: Path) -> evaluation.Evaluation:
             batch_size=options.batch_size,
             progress=progress,
         )
-
-
-def _model_file(name: str) -> Path:
-    """Return the file that a name stands for; the pipeline's packages are needed only for names that are no files."""
-    if Path(name).exists():
-        return Path(name)
-    from pipeline.tracking.named_models import find_model
-
-    return find_model(name) or Path(name)
 
 
 def _content(options: EvaluateOptions, result: evaluation.Evaluation) -> dict[str, Any]:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from pipeline.commands.model_file import model_file
 from pipeline.console import console, counted, stage_line
+from yolov7.data.find_data import find_data, parse_split, read_split
 from yolov7.data.index import load_index
-from yolov7.data.read.coco import read_coco
 from yolov7.errors import DataError, SettingError
 from yolov7.export.export_model import ExportData, export_model
 from yolov7.export.report import ExportReport
 from yolov7.settings import NmsSettings
 from yolov7.weights.weight_files import load_weights
 
-_PREPARED = Path("artifacts") / "prepare" / "val.npz"
+_PREPARED = Path("artifacts") / "prepare"
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def export(
-    weights: Path,
+    name: str,
     *,
     format: str,
     output: Path | None,
@@ -32,12 +34,13 @@ def export(
     precision: str,
     layout: str,
     data: Path | None,
+    calibrate: Path | None,
     tolerance: float | None,
 ) -> None:
     """Export a weight file, and print what was measured.
 
     Args:
-        weights: The weight file.
+        name: The weight file, a variant, or a registered model.
         format: The format.
         output: The file to write, or a folder for it; None for a folder beside the weights.
         nms: Whether the file contains the suppression.
@@ -45,8 +48,10 @@ def export(
         dynamic: Whether the file takes images of any size.
         precision: Type of the stored numbers.
         layout: Order of the channels and axes of the input.
-        data: What the file is verified on: a COCO file, the index of a prepared split, or a folder of images; None for
+        data: What the file is verified on: a data set, the index of a prepared split, or a folder of images; None for
             the project's prepared val split if it fits the weights.
+        calibrate: The images from which the ranges of INT8 are taken; None for the training split of the project if it
+            fits the weights, otherwise for the images of the verification.
         tolerance: Largest change of AP, as a fraction; None for the default of each precision.
 
     Raises:
@@ -56,8 +61,13 @@ def export(
     """
     if nms_options and not nms:
         raise SettingError(f"{next(iter(nms_options))} concerns the suppression inside the file; add --nms")
+    if calibrate is not None and precision != "int8":
+        raise SettingError("--calibrate concerns INT8; add --precision int8")
+    weights = model_file(name)
     class_names = load_weights(weights).class_names
     chosen = _prepared(class_names) if data is None else _read(data, class_names)
+    if calibrate is not None:
+        chosen = replace(chosen, calibration=_calibration(calibrate))
     with _steps(weights.name) as show:
         report, path = export_model(
             weights,
@@ -75,26 +85,47 @@ def export(
 
 
 def _prepared(class_names: tuple[str, ...]) -> ExportData:
-    """Return the prepared val split of the project in this folder if its classes are those of the weights."""
-    if not _PREPARED.is_file():
+    """Return the prepared splits of the project in this folder if their classes are those of the weights."""
+    if not (_PREPARED / "val.npz").is_file():
         return ExportData()
-    index = load_index(_PREPARED)
+    index = load_index(_PREPARED / "val.npz")
     if index.class_names != class_names or not len(index):
         return ExportData()
-    return ExportData(index, name=str(_PREPARED))
+    return ExportData(
+        index, calibration=load_index(_PREPARED / "train.npz").paths, name=f"the val split of {_PREPARED}"
+    )
 
 
 def _read(path: Path, class_names: tuple[str, ...]) -> ExportData:
-    if path.is_dir():
-        images = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
-        if not images:
-            raise DataError(f"data={path} contains no images; name a folder of images or a COCO file")
-        return ExportData(images=images, name=str(path))
-    if not path.is_file():
-        raise DataError(f"data={path} does not exist; name a COCO file, a prepared split (.npz) or a folder of images")
+    """Return the annotated data of a path, or the images of a folder without annotations."""
     if path.suffix == ".npz":
         return ExportData(load_index(path), name=str(path))
-    return ExportData(read_coco(path, class_names=class_names)[0], name=str(path))
+    images = _images_in(path)
+    if images and not any(one.is_dir() or one.suffix in {".json", ".yaml", ".yml"} for one in path.iterdir()):
+        return ExportData(images=images, name=str(path))
+    found = find_data(path)
+    split = next((name for name in ("val", "test", "train") if name in found.splits), None)
+    if split is None:
+        raise DataError(f"{found.description}: no split was found to measure AP on")
+    index, _ = read_split(found, split, class_names=class_names)
+    return ExportData(index, name=f"the split {split} of {path}")
+
+
+def _calibration(path: Path) -> tuple[Path, ...]:
+    """Return the images of the training split of a data set, of a prepared split, or of a folder."""
+    if path.suffix == ".npz":
+        return load_index(path).paths
+    images = _images_in(path)
+    if images:
+        return images
+    found = find_data(path)
+    split = "train" if "train" in found.splits else next(iter(found.splits))
+    return parse_split(found, split).annotations.paths
+
+
+def _images_in(path: Path) -> tuple[Path, ...]:
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    return tuple(file for file in files if file.suffix.lower() in _IMAGE_SUFFIXES)
 
 
 @contextmanager
@@ -118,4 +149,5 @@ def _summary(report: ExportReport, path: Path) -> str:
     if report.AP is not None and check.AP is not None:
         ap = f"AP {report.AP:.4f} -> {check.AP:.4f} on {counted(report.AP_images, 'image')}"
     speed = f"{check.ms:.1f} ms by {check.engine} in {check.precision} (torch {report.torch_ms:.1f} ms)"
-    return f"{path}: {report.bytes / 1e6:.1f} MB, {raw}{found}, {ap}, {speed}"
+    kept = "" if not report.float_layers else f"{counted(len(report.float_layers), 'layer')} kept in floating point, "
+    return f"{path}: {kept}{report.bytes / 1e6:.1f} MB, {raw}{found}, {ap}, {speed}"

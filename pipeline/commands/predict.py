@@ -16,6 +16,7 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.commands.model_file import model_file
 from pipeline.commands.prediction_files import (
     CocoFile,
     CropFiles,
@@ -28,7 +29,6 @@ from pipeline.commands.prediction_files import (
     json_line,
 )
 from pipeline.console import counted, duration, stage_line
-from pipeline.tracking.named_models import find_model
 from yolov7.detect.detections import class_labels
 from yolov7.detect.detector import Detector, nms_settings
 from yolov7.detect.drawing import draw_detections
@@ -112,7 +112,7 @@ def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool
     sources = find_sources(names, ignored=options.out)
     _check_out(sources, options)
     detection = _detection_options(options)
-    path = weights if Path(weights).exists() else find_model(weights) or weights
+    path = model_file(weights)
     detector = Detector.load(path, engine=options.engine, device=options.device, precision=options.precision)
     if options.classes is not None:
         detection = replace(

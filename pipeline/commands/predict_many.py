@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from pipeline.commands.model_file import model_file
 from pipeline.console import console, counted, stage_line
 from pipeline.ray.predict_at_scale import predict_at_scale
 from pipeline.ray.shards import ShardFormat
@@ -13,13 +16,13 @@ _SHOWN = 10  # unreadable images that are printed; _summary.json lists all of th
 
 def predict_many(
     weights: str,
-    source: str,
+    sources: Sequence[str],
     out: str,
     *,
     format: str,
     actors: int,
     batch_size: int,
-    nms: NmsSettings,
+    thresholds: Mapping[str, float],
     engine: str,
     device: str,
     precision: str,
@@ -27,13 +30,13 @@ def predict_many(
     """Detect objects in many images and print the progress. The same command continues an interrupted job.
 
     Args:
-        weights: A weight file, an exported file, or a folder with an exported model.
-        source: A folder, or a URI such as s3://bucket/folder.
+        weights: A weight file, an exported file or folder, a variant, or a registered model.
+        sources: One folder, or one URI such as s3://bucket/folder.
         out: The folder or URI of the results.
         format: `jsonl` or `parquet`.
         actors: Number of processes that detect objects.
         batch_size: Number of images that a model processes at once.
-        nms: Thresholds and limits.
+        thresholds: Keys of `NmsSettings` that are stated.
         engine: Name of the engine.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32`, `bfloat16` or `float16`.
@@ -49,19 +52,21 @@ def predict_many(
     formats: dict[str, ShardFormat] = {"jsonl": "jsonl", "parquet": "parquet"}
     if format not in formats:
         raise SettingError(f"--format={format} is unknown; use jsonl or parquet")
+    if len(sources) != 1:
+        raise SettingError(f"--ray takes one SOURCE, a folder or a URI, and not {len(sources)}")
     summary = predict_at_scale(
-        weights,
-        source,
+        str(model_file(weights)),
+        sources[0],
         out,
         format=formats[format],
         actors=actors,
         batch_size=batch_size,
-        nms=nms,
+        nms=NmsSettings.model_validate(dict(thresholds)),
         engine=engine,
         device=device,
         precision=precision,
         on_progress=lambda done, total: console.print(
-            stage_line("predict", source, f"{done:,} of {counted(total, 'image')}")
+            stage_line("predict", sources[0], f"{done:,} of {counted(total, 'image')}")
         ),
     )
     bad = summary["bad"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.commands.model_file import model_file
 from pipeline.console import console, stage_line
 from pipeline.serving.server import reserve_port, run_server
 from pipeline.serving.settings import serving_settings
@@ -25,7 +26,7 @@ def serve_model(values: Mapping[str, Any], *, host: str, port: int) -> None:
         ArtifactError: If the file is not a model.
         SettingError: If a setting or the port cannot be used.
     """
-    settings = serving_settings(values)
+    settings = serving_settings({**values, "weights": str(model_file(str(values["weights"])))})
     with reserve_port(host, port) as reserved:  # before the slow part: the import of torch, and the model
         from pipeline.serving.application import make_application
         from pipeline.serving.service import Service

@@ -166,6 +166,7 @@ def proof_chart(proof: ReparamReport) -> list[Chart]:
         removed.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         error.set_xscale("log")
         error.set_xlim(left=1e-9, right=max(1e-5, 3 * max((layer.error or 0.0 for layer in layers), default=0.0)))
+        error.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
         error.xaxis.set_minor_formatter(NullFormatter())
         error.tick_params(labelleft=False)
         return [Chart(title, svg_text(figure, title=title))]

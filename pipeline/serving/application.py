@@ -131,7 +131,8 @@ async def _read_body(request: Request, *, limit: int) -> bytes:
     """Read a body; raise HTTPException if it is too large or does not arrive."""
     stated = request.headers.get("content-length", "")
     is_too_large = stated.isdecimal() and int(stated) > limit
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             async for part in request.stream():

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import bench_coco, bench_inference, bench_loader, bench_loss, bench_method, bench_nms, bench_step
+from tests.bench import (
+    bench_coco,
+    bench_engines,
+    bench_inference,
+    bench_loader,
+    bench_loss,
+    bench_method,
+    bench_nms,
+    bench_step,
+)
 from tests.bench.comparison import Row, Stopwatch
 from yolov7.system.precision import precision_name, resolve_precision
 
@@ -26,6 +35,7 @@ CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "nms": bench_nms.rows,
     "coco": bench_coco.rows,
     "inference": bench_inference.rows,
+    "engines": bench_engines.rows,
 }
 
 

@@ -198,9 +198,9 @@ def test_weights_of_a_folder_replace_trainings(project: Path) -> None:
 
 def test_published_weights_are_those_of_the_list(project: Path) -> None:
     use_experiment("table2", data=project, weights="published")
-    given = {name: variant.declared["weights"] for name, variant in load_experiment().variants.items()}
-    assert sorted(given) == ["yolov7", "yolov7-d6", "yolov7-e6", "yolov7-e6e", "yolov7-w6", "yolov7x"]
-    assert all(name == weights for name, weights in given.items())
+    variants = YAML(typ="safe").load(Path("params.yaml").read_text())["variants"]
+    given = {name: variant["weights"] for name, variant in variants.items()}
+    assert given == {"yolov7": "yolov7", "yolov7x": "yolov7x"}
 
 
 def test_only_experiments_on_coco_have_a_miniature(project: Path) -> None:

@@ -28,7 +28,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_weights(tmp_path_factory.mktemp("weights") / "nano.safetensors")
+    return write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_engines_agree_with_torch(
     opened = open_model(request.getfixturevalue(file), engine=engine, precision="float32", device="cpu")
     assert (opened.engine_name, opened.precision) == (engine, "float32")
     assert (opened.class_names, opened.image_size) == (NAMES, SIZE)
-    assert opened.source["spec"] == "nano"
+    assert opened.source["spec"] == "small"
     assert len(opened.source["weights_sha256"]) == 64
     for batch in (images, images[:1]):
         assert worst(opened.engine.decode(batch), expected(weights, batch)) < 1e-4
@@ -137,7 +137,7 @@ def test_metadata_are_those_that_onnx_reads(onnx_file: Path, tmp_path: Path) -> 
     model = onnx.load(onnx_file)
     assert {entry.key: entry.value for entry in model.metadata_props} == read_onnx_texts(onnx_file)
     metadata = read_texts(onnx_file, read_onnx_texts(onnx_file))
-    assert (metadata.class_names, metadata.strides, metadata.letterbox_value) == (NAMES, (8, 16, 32), 114)
+    assert (metadata.class_names, metadata.strides, metadata.letterbox_value) == (NAMES, (8, 16), 114)
     del model.metadata_props[:]
     foreign = tmp_path / "foreign.onnx"
     onnx.save(model, foreign)
@@ -219,7 +219,7 @@ def test_the_documentation_lists_all_engines_and_formats() -> None:
         for name, one in TOLERANCES.items()
         if name != "int8"
     ]
-    head = ("precision of the computation", "output error", "share of unmatched detections", "change of AP")
+    head = ("precision", "output error", "share of unmatched detections", "change of AP")
     assert markdown_table(head, tolerances) in text
 
 

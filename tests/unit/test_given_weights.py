@@ -11,8 +11,9 @@ import torch
 
 from pipeline.artifacts.given_weights import load_given
 from pipeline.artifacts.stage_weights import stage_weights
+from pipeline.data_settings import DataSettings, SyntheticSettings
 from pipeline.experiment import Experiment, parse_experiment
-from pipeline.params import DataSettings, ReparamSettings, SyntheticSettings
+from pipeline.params import ReparamSettings
 from pipeline.stages.prepare import prepare
 from pipeline.stages.reparam import reparam
 from pipeline.stages.resolve import stage_inputs
@@ -125,6 +126,9 @@ def test_the_stage_writes_the_weights_with_the_classes_of_the_data_and_the_next_
     report = reparam(ReparamSettings(images=1), variant, seed=0)
     assert report.parameters_after < report.parameters_before
     stage_weights("reparam", variant, seed=0, class_names=CLASS_NAMES)
+    save_weights("own.safetensors", given, class_names=REVERSED, image_size=64, training={})
+    with pytest.raises(ArtifactError, match=r"was not made from .*own\.safetensors; run `yolov7 train own` again"):
+        stage_weights("train", experiment().variants["own"], seed=0, class_names=CLASS_NAMES)
 
 
 def test_a_checkpoint_of_the_reference_and_deployed_weights_are_read_too(project: Path) -> None:

@@ -53,8 +53,8 @@ class SplitStore:
             if content["key"] != key or content["stamp"] != stamp_files(paths):
                 return None
             flaws = tuple(
-                Flaw(FlawKind(kind), *rest, box_xyxy=None if box is None else tuple(box))
-                for kind, *rest, box in content["flaws"]
+                Flaw(FlawKind(kind), file, detail, boxes, None if box is None else tuple(box))
+                for kind, file, detail, boxes, box in content["flaws"]
             )
             return load_index(self.index_file(split)), flaws, content["notes"]
         except (OSError, ValueError, LookupError, TypeError, ArtifactError):

@@ -17,10 +17,10 @@ from yolov7.errors import SettingError, shown, suggest
 Kind = Literal["weights", "onnx", "openvino", "torchscript", "tensorrt"]
 KINDS: dict[Kind, str] = {
     "weights": "weight file (.safetensors)",
-    "onnx": "ONNX (.onnx)",
-    "openvino": "OpenVINO (.xml)",
-    "torchscript": "TorchScript (.torchscript)",
-    "tensorrt": "TensorRT (.engine)",
+    "onnx": "ONNX file (.onnx)",
+    "openvino": "OpenVINO model (.xml)",
+    "torchscript": "TorchScript file (.torchscript)",
+    "tensorrt": "TensorRT engine (.engine)",
 }
 """What can be opened."""
 

@@ -24,7 +24,7 @@ from yolov7.export.formats import FORMATS, ExportSettings, Format, check_setting
 from yolov7.export.graph import ExportedGraph, count_boxes
 from yolov7.export.quantise import float_layer_sets, quantise_openvino, rank_layers, write_int8_onnx
 from yolov7.export.report import ExportReport, write_proof
-from yolov7.export.verify import Reference, Verified, check_fusing, tolerance_of, verify
+from yolov7.export.verify import Reference, Verified, check_fusing, verify
 from yolov7.export.writers import save_openvino, write_onnx, write_openvino, write_tensorrt, write_torchscript
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
@@ -107,33 +107,48 @@ def export_model(
     deployed, fuse_error = _deploy(weights.model, images)
     metadata = _describe(weights, weights_path, settings)
     with _draft(target, PROOF) as draft:
-        reference = Reference(weights.model, images, data.index, nms)
+        reference = Reference(weights.model, images, data.index, nms, fuse_error)
         checked, float_layers = _write_verified(
             draft / target.name, deployed, metadata, settings.format, reference, data, tolerance_ap, progress
         )
-        files = sorted(draft.iterdir())
-        report = ExportReport(
-            file=target.name,
-            files={path.name: sha256_of(path) for path in files},
-            bytes=sum(path.stat().st_size for path in files),
-            format=settings.format,
-            model=metadata.model_dump(mode="json", exclude={"spec"}),
-            outputs=metadata.outputs,
-            spec=metadata.spec_name,
-            weights=weights_path.name,
-            fuse_error=fuse_error,
-            float_layers=float_layers,
-            images=len(images),
-            data=data.name,
-            AP_images=0 if checked.AP is None or data.index is None else len(data.index),
-            AP=checked.AP,
-            torch_ms=checked.torch_ms,
-            checks=checked.checks,
-            tolerances={check.precision: tolerance_of(check.precision, tolerance_ap) for check in checked.checks},
-            versions={name: found for name in _VERSIONS if (found := installed(name))},
+        report = _report(
+            draft / target.name, weights_path, settings, metadata, checked, data=data.name, float_layers=float_layers
         )
         write_proof(draft / PROOF, report)
     return report, target
+
+
+def _report(
+    file: Path,
+    weights: Path,
+    settings: ExportSettings,
+    metadata: ExportMetadata,
+    checked: Verified,
+    *,
+    data: str,
+    float_layers: tuple[str, ...] | None,
+) -> ExportReport:
+    files = sorted(file.parent.iterdir())
+    return ExportReport(
+        file=file.name,
+        files={path.name: sha256_of(path) for path in files},
+        bytes=sum(path.stat().st_size for path in files),
+        format=settings.format,
+        model=metadata.model_dump(mode="json", exclude={"spec"}),
+        outputs=metadata.outputs,
+        spec=metadata.spec_name,
+        weights=weights.name,
+        fuse_error=checked.fuse_error,
+        float_layers=float_layers,
+        images=checked.images,
+        data=data,
+        AP_images=checked.AP_images,
+        AP=checked.AP,
+        torch_ms=checked.torch_ms,
+        checks=checked.checks,
+        tolerances=checked.tolerances,
+        versions={name: found for name in _VERSIONS if (found := installed(name))},
+    )
 
 
 def _describe(weights: Weights, path: Path, settings: ExportSettings) -> ExportMetadata:

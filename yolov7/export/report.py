@@ -73,7 +73,7 @@ class ExportReport:
         AP: AP of the weights with torch in float32; None if it was not measured.
         torch_ms: Shortest time of the weights as given, with torch in float32, milliseconds.
         checks: One for each engine and precision on this machine; the first one is what `open_model` chooses.
-        tolerances: The tolerances by precision.
+        tolerances: The tolerances by the precision of the computation.
         versions: Versions of the packages.
     """
 

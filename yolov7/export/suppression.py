@@ -1,5 +1,8 @@
 """Non-maximum suppression as part of an ONNX graph, with the result of `yolov7.inference.nms`.
 
+If boxes may have several classes (`multi_label`), they are not rounded as the reference implementation rounds them.
+Pairs whose IoU equals the threshold to about six digits may then be decided otherwise.
+
 The graph contains ONNX's own operator NonMaxSuppression, whose number of results depends on the values. Its results
 are scattered into tensors of fixed shapes.
 """
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolov7.inference.nms import REFERENCE_EXTENT, REFERENCE_STEP
 from yolov7.settings import NmsSettings
 
 
@@ -61,17 +65,19 @@ def suppress_in_graph(
     # As in `yolov7.inference.nms`, the score of the only class is the objectness.
     scores = decoded[..., 5:] * decoded[..., 4:5] if num_classes > 1 else decoded[..., 4:5]
     labels = scores.argmax(dim=-1)  # B boxes
+    compared = boxes
     if settings.agnostic:
         # The suppression across classes keeps at most the best class of a box, because a box overlaps itself.
         scores = scores.amax(dim=-1, keepdim=True)
     elif not settings.multi_label:
+        compared = _round_as_reference(boxes, labels)
         is_best = torch.arange(num_classes, device=scores.device) == labels[..., None]
         scores = torch.where(is_best, scores, 0.0)
     by_class = scores.transpose(1, 2).contiguous()  # B classes boxes
     size = None if num_boxes is None else num_boxes * by_class.shape[1]
     by_class = _limit_candidates(by_class, limit=settings.max_candidates, size=size)
     image, label, box = torch.ops.yolov7.nms(
-        boxes, by_class, settings.max_detections, settings.iou, settings.confidence
+        compared, by_class, settings.max_detections, settings.iou, settings.confidence
     ).unbind(1)
     kept = torch.zeros_like(by_class).index_put((image, label, box), by_class[image, label, box])
     top, place = _pad(kept.flatten(1), settings.max_detections, size).topk(settings.max_detections, dim=1)
@@ -81,6 +87,13 @@ def suppress_in_graph(
     if settings.agnostic:
         label = labels.gather(1, box)
     return (top > 0).sum(1), boxes.gather(1, box[..., None].expand(-1, -1, 4)), top, label
+
+
+def _round_as_reference(boxes: Tensor, labels: Tensor) -> Tensor:
+    """Shift boxes (B, boxes, 4) by class, whose rounding decides where an IoU almost equals the threshold."""
+    shift = labels * REFERENCE_STEP
+    is_fine = shift + boxes.abs().amax(dim=(1, 2))[:, None] < REFERENCE_EXTENT
+    return boxes + torch.where(is_fine, shift, 0.0)[..., None]
 
 
 def _limit_candidates(scores: Tensor, *, limit: int, size: int | None) -> Tensor:

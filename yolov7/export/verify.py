@@ -33,7 +33,7 @@ TOLERANCES = {
     "bfloat16": Tolerance(output=0.5, unmatched=0.1, AP=0.003),
     "int8": Tolerance(output=1.0, unmatched=0.2, AP=0.005),
 }
-"""By the precision of the computation. AP decides about the lower ones; single outputs may differ more."""
+"""By precision. AP decides about the lower ones; single outputs may differ more."""
 
 FUSE_TOLERANCE = 1e-4  # relative error of the raw outputs, as for the stage that re-parameterises
 _SURE = 0.05  # by how much the score of a detection must exceed the confidence so that it must be found again
@@ -51,12 +51,14 @@ class Reference:
         images: Letterboxed images (n, 3, S, S) uint8 RGB.
         index: The split on which AP is measured; None if there is none.
         nms: Settings of the suppression inside the file; None if there is none.
+        fuse_error: What `check_fusing` returned for the model that was exported; None if it did not have to be fused.
     """
 
     model: DetectionModel
     images: Tensor
     index: ImageIndex | None
     nms: NmsSettings | None
+    fuse_error: float | None
 
     @property
     def engine(self) -> Engine:
@@ -93,12 +95,20 @@ class Verified:
     Attributes:
         checks: One for each engine and precision; the first one is what `open_model` chooses.
         AP: AP of the weights with torch in float32; None if it was not measured.
+        AP_images: Number of images on which AP was measured; 0 if it was not.
         torch_ms: Shortest time of the weights for one image, milliseconds.
+        fuse_error: See `Reference`.
+        images: Number of images on which outputs were compared.
+        tolerances: The tolerances by the precision of the computation.
     """
 
     checks: tuple[Check, ...]
     AP: float | None
+    AP_images: int
     torch_ms: float
+    fuse_error: float | None
+    images: int
+    tolerances: dict[str, Tolerance]
 
 
 def check_fusing(model: DetectionModel, deployed: DetectionModel, images: Tensor) -> float:
@@ -155,26 +165,29 @@ def verify(
     opened = _open_all(file, metadata)
     progress("AP of the weights with torch")
     expected_ap = reference.reference_ap()
+    tolerances = {one.precision: _tolerance_of(one.precision, metadata.precision, tolerance_ap) for one in opened}
     checks = []
     for model in opened:
         progress(f"{model.engine_name} in {model.precision}")
         check = _compare(model, reference)
-        _judge(check, reference, expected_ap, tolerance_ap)
+        _judge(check, tolerances[model.precision], reference, expected_ap)
         checks.append(check)
     progress("time")
     times = _measure([reference.engine, *(model.engine for model in opened)], reference.images[:1])
-    timed = [replace(check, ms=ms) for check, ms in zip(checks, times[1:], strict=True)]
-    return Verified(tuple(timed), expected_ap, times[0])
+    return Verified(
+        checks=tuple(replace(check, ms=ms) for check, ms in zip(checks, times[1:], strict=True)),
+        AP=expected_ap,
+        AP_images=0 if expected_ap is None or reference.index is None else len(reference.index),
+        torch_ms=times[0],
+        fuse_error=reference.fuse_error,
+        images=len(reference.images),
+        tolerances=tolerances,
+    )
 
 
-def tolerance_of(precision: str, tolerance_ap: float | None) -> Tolerance:
-    """Return the tolerance of a precision.
-
-    Args:
-        precision: Type of the computation.
-        tolerance_ap: Largest change of AP; None for the default.
-    """
-    tolerance = TOLERANCES[precision]
+def _tolerance_of(computed: str, stored: str, tolerance_ap: float | None) -> Tolerance:
+    """Return the tolerance of the less exact one of two precisions, with another change of AP if it is stated."""
+    tolerance = max(TOLERANCES[computed], TOLERANCES[stored], key=lambda one: one.output)
     return tolerance if tolerance_ap is None else replace(tolerance, AP=tolerance_ap)
 
 
@@ -254,9 +267,8 @@ def _match(expected: Detections, got: Detections, *, confidence: float) -> _Matc
     )
 
 
-def _judge(check: Check, reference: Reference, expected_ap: float | None, tolerance_ap: float | None) -> None:
+def _judge(check: Check, tolerance: Tolerance, reference: Reference, expected_ap: float | None) -> None:
     """Raise ArtifactError if a difference is above its tolerance."""
-    tolerance = tolerance_of(check.precision, tolerance_ap)
     name = f"the exported model, run by {check.engine} in {check.precision}, differs from torch in float32"
     if check.output_error is not None and not check.output_error <= tolerance.output:
         raise ArtifactError(f"{name}: its largest output error is {check.output_error:.2e}, above {tolerance.output:g}")

@@ -14,8 +14,8 @@ from yolov7.structures import Detections
 
 _BLOCK = 512  # candidates that are compared with each other at once
 _FEW = 1024  # up to this limit, all kept boxes are compared with each new block, whatever their group
-_REFERENCE_STEP = 4096.0  # pixels by which the reference implementation shifts the boxes of successive classes
-_REFERENCE_EXTENT = 2.0**19  # up to this coordinate, float32 resolves 1/32 pixel
+REFERENCE_STEP = 4096.0  # pixels by which the reference implementation shifts the boxes of successive classes
+REFERENCE_EXTENT = 2.0**19  # up to this coordinate, float32 resolves 1/32 pixel
 
 
 @torch.no_grad()
@@ -114,8 +114,8 @@ def _round_as_reference(boxes_xyxy: Float[Tensor, "c 4"], groups: Int[Tensor, " 
     classes. Boxes of later classes and boxes with larger coordinates are not shifted, because the rounding would change
     their IoUs visibly.
     """
-    shift = groups * _REFERENCE_STEP
-    is_fine = shift + boxes_xyxy.abs().max() < _REFERENCE_EXTENT
+    shift = groups * REFERENCE_STEP
+    is_fine = shift + boxes_xyxy.abs().max() < REFERENCE_EXTENT
     return boxes_xyxy + (shift * is_fine)[:, None]
 
 

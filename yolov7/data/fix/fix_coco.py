@@ -220,7 +220,8 @@ def _fix_outline(
         return None
     around = bounds(tuple(polygons)).astype(np.float64)
     if np.abs(around - np.clip(around, 0.0, np.tile(np.array(size, np.float64), 2))).max() > CLIP_TOLERANCE:
-        clipped = [part for polygon in polygons if len(part := clip_polygon(polygon, frame_planes(*size)))]
+        planes = frame_planes(*size)
+        clipped = [part.astype(np.float32) for polygon in polygons if len(part := clip_polygon(polygon, planes))]
         fits = bool(clipped) and _is_near(bounds(tuple(clipped)), np.clip(box, 0.0, np.tile(size, 2)))
         if fits and changes.apply(_ID[FlawKind.OUTLINE_CLIPPED]):
             row["segmentation"] = [part.ravel().tolist() for part in clipped]

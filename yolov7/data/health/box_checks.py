@@ -41,7 +41,7 @@ def overlapping_pairs(boxes_xyxy: NDArray[np.floating], labels: NDArray[np.int64
         Two places of each pair, the lower one first.
     """
     order = np.argsort(boxes_xyxy[:, 0], kind="stable")
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for start, place in enumerate(order.tolist()):
         # An IoU above 0.95 needs left edges that differ by less than a tenth of the width.
         limit = boxes_xyxy[place, 0] + 0.1 * (boxes_xyxy[place, 2] - boxes_xyxy[place, 0])
@@ -86,7 +86,7 @@ def find_whole_images(split: str, index: ImageIndex) -> Iterator[Finding]:
     """
     sizes = np.stack([index.widths, index.heights], axis=1)[_image_of_box(index)]
     sides = index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]
-    yield from _box_findings(split, index, (sides >= _WHOLE * sizes).all(axis=1))
+    yield from _box_findings(split, index, np.all(sides >= _WHOLE * sizes, axis=1))
 
 
 def find_small_boxes(split: str, index: ImageIndex, *, image_size: int) -> Iterator[Finding]:
@@ -117,7 +117,7 @@ def find_boxes_below_stride(split: str, index: ImageIndex, *, image_size: int, s
         A finding for each box.
     """
     sides = _fitted_sides(index, image_size)
-    is_small = (sides < stride).all(axis=1) & (sides >= SMALLEST_SIDE).all(axis=1)
+    is_small = np.all((sides < stride) & (sides >= SMALLEST_SIDE), axis=1)
     yield from _box_findings(split, index, is_small, sides)
 
 

@@ -1,0 +1,39 @@
+"""The proof of re-parameterisation for each layer alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.stages.reparam import compare_layers
+from yolov7.nn.cost import count_parameters
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import resolve_spec
+
+SPEC = {"base": "nano", "image_size": 64, "scale": {"rule": "width", "width": 0.5}, "auxiliary": True}
+
+
+@pytest.fixture(scope="module")
+def model() -> DetectionModel:
+    torch.manual_seed(0)
+    return DetectionModel(resolve_spec(SPEC, name="small"), num_classes=3).eval()
+
+
+def test_the_layers_together_are_the_model(model: DetectionModel) -> None:
+    deployed = fuse(model)
+    layers = compare_layers(model, deployed, torch.rand(1, 3, 64, 64))
+    assert sum(layer.parameters_before for layer in layers) == count_parameters(model)
+    assert sum(layer.parameters_after for layer in layers) == count_parameters(deployed)
+    assert [layer.name for layer in layers if layer.error is None] == ["auxiliary head"]
+    assert max(layer.error or 0.0 for layer in layers) < 1e-5
+    assert not any(layer.parameters_after > layer.parameters_before for layer in layers)
+
+
+def test_a_wrong_layer_is_the_only_one_with_an_error(model: DetectionModel) -> None:
+    deployed = fuse(model)
+    name = list(deployed.rows)[1]
+    with torch.no_grad():
+        next(iter(deployed.rows[name].parameters())).mul_(1.1)
+    layers = compare_layers(model, deployed, torch.rand(1, 3, 64, 64))
+    assert [layer.name for layer in layers if layer.error is not None and layer.error > 1e-5] == [name]
