@@ -84,7 +84,6 @@ NOT_RUN = {  # tests/unit/test_documents.py compares their options with the comm
     "data check FOLDER": "needs a data set; tests/unit/test_data_health.py",
     "new": "needs a data set; tests/unit/test_new_experiment.py",
     "use": "replaces params.yaml; tests/contract/test_experiments.py",
-    "tables --check": "compares with the paper; `make check` runs it",
     "import-weights": "needs a file of another implementation; tests/unit/test_interchange.py",
     "export-weights": "needs a file of another implementation; tests/unit/test_interchange.py",
 }
@@ -142,11 +141,12 @@ def test_the_readmes_commands_use_a_model_as_they_are_written(project: Project, 
     project.run("git", "clean", "-dqf")
 
 
-def test_the_readmes_python_runs_as_it_is_written(project: Project, image: Path) -> None:
+@pytest.mark.usefixtures("image")
+def test_the_readmes_python_runs_as_it_is_written(project: Project) -> None:
     code = README.partition("```python\n")[2].partition("```")[0].replace("nano-deep", "deep")
     assert "tensor" in project.run(sys.executable, "-c", code)
     assert (project.folder / "drawn.jpg").is_file()
-    image.unlink()
+    project.run("git", "clean", "-dqf")
 
 
 def test_a_clone_gets_everything_from_a_remote(project: Project, tmp_path: Path) -> None:

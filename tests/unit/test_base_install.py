@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import pytest
@@ -32,7 +31,7 @@ BASE = {
     "import-weights": "weights.pt -o again.safetensors",
     "resolve": "",
 }
-NEEDS_PIPELINE = ("train nano", "benchmark", "tables", "tune --budget 1m", "ui")
+NEEDS_PIPELINE = ("train nano", "reparam", "tables", "tune --budget 1m", "ui")
 RUNNER = """
 import contextlib, io, json, sys
 from pathlib import Path
