@@ -109,7 +109,7 @@ def test_small_data_are_trained_for_more_epochs(images: int, epochs: int) -> Non
 def test_weights_are_fine_tuned(tmp_path: Path) -> None:
     weights = tmp_path / "nano.safetensors"
     model = DetectionModel(load_spec("nano"), num_classes=2)
-    save_weights(weights, model, class_names=("a", "b"), image_size=192)
+    save_weights(weights, model, class_names=("a", "b"), image_size=192, training={})
     data = write_large(tmp_path / "data", side=200)
     new_experiment("fine", data=data, weights=weights)
     (variant,) = use("fine").variants.values()
