@@ -84,7 +84,9 @@ def new_experiment(
     """
     path = FOLDER / f"{name}.yaml"
     if not _NAME.fullmatch(name):
-        raise SettingError(f"name={shown(name)} must consist of letters, digits, '_' and '-', and begin with neither")
+        raise SettingError(
+            f"name={shown(name)} must consist of letters, digits, '_' and '-', and begin with a letter or digit"
+        )
     if path.exists() and not force:
         raise SettingError(f"{path} exists; choose another name, or pass --force to replace it")
     found = find_data(data)
@@ -134,7 +136,7 @@ def describe_experiment(found: FoundData, *, named: Path, weights: Path | None, 
 def _data_settings(found: FoundData, named: Path) -> dict[str, _Choice]:
     splits = dict(found.splits)
     train = next((key for key in ("train", "trainval") if key in splits), next(iter(splits), "train"))
-    source = {key: splits.pop(key, key) for key in (train,)}[train]
+    source = splits.pop(train, train)
     place = named if named.is_file() and found.format == "yolo" else found.root
     if found.format == "yolo" and not named.is_file() and found.file is not None:
         place = found.file.parent.parent if found.file.parent.name == "labels" else found.file.parent

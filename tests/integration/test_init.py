@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -36,8 +37,5 @@ def test_the_pipeline_runs_in_an_empty_folder(tmp_path: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(small))
     assert "Running stage 'tables'" in run(folder, "dvc", "repro")
     assert (folder / "artifacts/tables/index.html").is_file()
-    code = folder / "artifacts/resolve/code/tables.json"
-    assert run(folder, "dvc", "status", "tables").count("changed deps") <= 1
-    again = run(folder, "dvc", "repro")
-    assert "Running stage 'train" not in again
-    assert code.is_file()
+    assert sorted(path.stem for path in (folder / "artifacts/resolve/code").iterdir())[0] == "benchmark"
+    assert re.findall(r"Running stage '([^']+)'", run(folder, "dvc", "repro")) == ["resolve"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -172,4 +171,4 @@ def test_init_writes_a_project_for_data(tmp_path: Path) -> None:
     assert Path(use("demo").data.path).is_dir()
     with pytest.raises(SettingError, match=r"\. has params\.yaml, dvc\.yaml, experiments already"):
         init_project(Path())
-    assert json.loads(json.dumps(lines))[-1] == "next: dvc repro"
+    assert lines[-1] == "next: dvc repro"
