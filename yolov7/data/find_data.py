@@ -247,8 +247,8 @@ def _find_in_file(path: Path, format: str) -> FoundData:
             raise DataError(f"{path} is not a COCO file: it has no lists images, annotations and categories; {reason}")
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
         return FoundData("coco", root, path, {_split_of(path) or path.stem: path.name})
-    if (reason := tell_other_tool(path)) is not None:
-        raise DataError(reason)
+    if (other := tell_other_tool(path)) is not None:
+        raise DataError(other)
     raise DataError(f"{path} is not {_sought(format)}data; name the folder of a data set, a data.yaml or a COCO file")
 
 
