@@ -207,9 +207,12 @@ def _choose_model(weights: Path | None) -> tuple[str, ModelSpec, str]:
 
 
 def _choose_size(facts: _Facts, spec: ModelSpec, size: int | None) -> _Choice:
-    if size is not None:
-        return _Choice(str(size), "as --size states")
     stride = max(shape.stride for shape in infer_shapes(spec).values())
+    if size is not None:
+        if size < stride or size % stride:
+            nearest = max(1, round(size / stride)) * stride
+            raise SettingError(f"--size={size} must be a multiple of {stride}, the largest stride; try {nearest}")
+        return _Choice(str(size), "as --size states")
     sizes = [one for one in _SIZES if one % stride == 0]
     own = math.ceil(facts.longer_side / stride) * stride
     sizes = [one for one in sizes if one <= own] or sizes[:1]

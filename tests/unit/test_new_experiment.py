@@ -127,7 +127,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         new_experiment("x", data=data)
     with pytest.raises(SettingError, match=r"name='\.\./x' must consist of"):
         new_experiment("../x", data=data)
-    with pytest.raises(SettingError, match="image_size=100 of variant 'model' must be a multiple of 32"):
+    with pytest.raises(SettingError, match="--size=100 must be a multiple of 32, the largest stride; try 96"):
         new_experiment("y", data=data, size=100)
     with pytest.raises(DataError, match="does not exist"):
         new_experiment("y", data=tmp_path / "nowhere")
