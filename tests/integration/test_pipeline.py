@@ -75,19 +75,43 @@ def test_mlflow_holds_one_run_a_variant_with_the_figures_of_all_stages(project: 
         assert run.data.params["epochs"] == "1"
 
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOT_RUN = {  # tests/unit/test_documents.py compares their options with the command line
+    "serve": "a server; tests/integration/test_serve.py",
+    "ui": "a server; tests/integration/test_web_page.py",
+    "tune": "takes long; tests/integration/test_tune.py",
+    "weights fetch": "needs the internet; tests/unit/test_published_weights.py",
+    "data check FOLDER": "needs a data set; tests/unit/test_data_health.py",
+    "new": "needs a data set; tests/unit/test_new_experiment.py",
+    "use": "replaces params.yaml; tests/contract/test_experiments.py",
+    "tables --check": "compares with the paper; `make check` runs it",
+    "import-weights": "needs a file of another implementation; tests/unit/test_interchange.py",
+    "export-weights": "needs a file of another implementation; tests/unit/test_interchange.py",
+}
+
+
 def readme_lines(heading: str) -> list[str]:
-    """The commands of the first shell block below a heading of the README, without their comments."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
-    block = section.partition("```sh\n")[2].partition("```")[0]
-    return [line.partition(" #")[0].strip() for line in block.splitlines() if line.strip()]
+    """The commands of the shell blocks below a heading of the README, in order, without their comments."""
+    section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def run_readme(project: Project, heading: str) -> dict[str, str]:
+    """Run the commands of a section as they are written, with this project's variant `deep` for `nano-deep`."""
+    skipped = tuple(f"yolov7 {name}" for name in NOT_RUN)
+    lines = [line for line in readme_lines(heading) if not line.startswith(skipped)]
+    assert lines
+    return {line: project.run(*shlex.split(line.replace("nano-deep", "deep"))) for line in lines}
 
 
 def test_the_readmes_commands_of_dvc_run_as_they_are_written(project: Project, tmp_path: Path) -> None:
     project.commit("the small run")
     shown = {}
     for line in readme_lines("Work with DVC and MLflow"):
-        if not line.startswith("yolov7 ui"):  # a server, which has a test of its own
-            shown[line] = project.run(*shlex.split(line.replace("/path/to/storage", str(tmp_path / "store"))))
+        if line.startswith(("yolov7 ui", "MLFLOW_TRACKING_URI=")):  # servers, which have tests of their own
+            continue
+        shown[line] = project.run(*shlex.split(line.replace("/path/to/storage", str(tmp_path / "store"))))
     assert "AP50" in shown["dvc metrics show"]
     assert list((project.folder / "dvc_plots").rglob("*.png"))
     assert project.run("dvc", "exp", "list", "--name-only").strip()
@@ -96,17 +120,33 @@ def test_the_readmes_commands_of_dvc_run_as_they_are_written(project: Project, t
     project.run("dvc", "checkout")
 
 
-def test_the_readmes_commands_of_specs_run_as_they_are_written(project: Project) -> None:
-    for line in readme_lines("Variants and settings"):
-        assert project.run(*shlex.split(line))
-
-
-def test_the_readmes_python_runs_as_it_is_written(project: Project) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = text.partition("```python\n")[2].partition("```")[0].replace("nano-deep", "deep")
+@pytest.fixture
+def image(project: Project) -> Path:
     image = next((project.folder / "artifacts/prepare/synthetic/val").rglob("*.jpg"))
-    shutil.copy(image, project.folder / "image.jpg")
+    return Path(shutil.copy(image, project.folder / "image.jpg"))
+
+
+@pytest.mark.parametrize("heading", ["Variants and settings", "Weights and licences", "Reproduce the paper's tables"])
+def test_the_readmes_commands_run_as_they_are_written(project: Project, heading: str) -> None:
+    assert all(run_readme(project, heading).values())
+
+
+def test_the_readmes_commands_use_a_model_as_they_are_written(project: Project, image: Path) -> None:
+    first = README.partition("```sh\n")[2].partition("```")[0].partition(" #")[0].strip()
+    project.run(*shlex.split(first.replace("nano-deep", "deep")))
+    assert (project.folder / "predictions" / image.name).is_file()
+    for heading in ("Use a model", "Evaluate anything", "Export and serve"):
+        assert all(run_readme(project, heading).values())
+    assert (project.folder / "figures/metrics.json").is_file()
+    assert (project.folder / "deploy/export.json").is_file()
+    project.run("git", "clean", "-dqf")
+
+
+def test_the_readmes_python_runs_as_it_is_written(project: Project, image: Path) -> None:
+    code = README.partition("```python\n")[2].partition("```")[0].replace("nano-deep", "deep")
     assert "tensor" in project.run(sys.executable, "-c", code)
+    assert (project.folder / "drawn.jpg").is_file()
+    image.unlink()
 
 
 def test_a_clone_gets_everything_from_a_remote(project: Project, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class FormatInfo:
 
 
 _ONNX = dict.fromkeys(("onnxscript", "onnx"), "yolov7-pipeline[onnx]")
-_OPENVINO = _ONNX | {"openvino": "yolov7-pipeline[openvino]"}
+_OPENVINO = dict.fromkeys((*_ONNX, "openvino"), "yolov7-pipeline[openvino]")
 _NCHW: tuple[Layout, ...] = ("rgb_nchw",)
 FORMATS: dict[Format, FormatInfo] = {
     "onnx": FormatInfo(".onnx", ("float32", "float16", "int8"), ("openvino", "onnxruntime"), _NCHW, True, _ONNX),
