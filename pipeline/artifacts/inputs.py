@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import read_resolved
+from pipeline.artifacts.stage_code import installed_code_digest
 from yolov7.errors import ArtifactError
 from yolov7.system.yaml_files import read_yaml
 
@@ -79,9 +80,10 @@ def unchanged_inputs(
 
 def code_digest(stage: str) -> str:
     """Return a digest of the code that a stage of dvc.yaml depends on; empty where dvc.yaml does not have the stage."""
-    code = [path for path in _dependencies(stage) if path.startswith(("yolov7", "pipeline"))]
+    dependencies = _dependencies(stage)
+    code = [path for path in dependencies if path.startswith(("yolov7", "pipeline"))]
     if not code:
-        return ""
+        return installed_code_digest(stage) if dependencies else ""
     digest = hashlib.sha256()
     for path, (_, _, content) in sorted(_states(code).items()):
         digest.update(f"{path} {content}\n".encode())

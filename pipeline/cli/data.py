@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -86,3 +86,23 @@ def check(
         fix=fix,
     )
     raise typer.Exit(code)
+
+
+@data.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The folder of a data set, a data.yaml or a COCO file.")],
+    to: Annotated[str, typer.Option("--to", metavar="coco|voc|yolo", help="The new format.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new folder; it must be empty or missing.")],
+    link: Annotated[
+        bool | None,
+        typer.Option("--link/--copy", help="Hard-link or copy the images. Default: link where this is possible."),
+    ] = None,
+) -> None:
+    """Write a data set in another format, and count what that format cannot express.
+
+    The source is not changed. Hard links share the content of the images with the source.
+    """
+    from pipeline.commands.data_convert import run_convert
+
+    placement: Any = "auto" if link is None else "link" if link else "copy"
+    typer.echo("\n".join(run_convert(source, to, out, placement=placement)))

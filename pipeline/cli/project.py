@@ -57,3 +57,36 @@ def ui(
     from pipeline.params import load_params
 
     open_ui(load_params().tracking, host=host, port=port)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The name of the experiment.")],
+    data: Annotated[Path, typer.Option(envvar="YOLOV7_DATA", help="The folder of the data set, or its data.yaml.")],
+    weights: Annotated[Path | None, typer.Option(help="Weights to fine-tune. Default: train from scratch.")] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", help="Side of the training images. Default: from the sizes of boxes.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace experiments/NAME.yaml if it exists.")] = False,
+) -> None:
+    """Write experiments/NAME.yaml with settings for a data set.
+
+    The command looks at the data, and states the reason of each setting in the file.
+    """
+    from pipeline.commands.new_experiment import new_experiment
+
+    typer.echo("\n".join(new_experiment(name, data=data, weights=weights, size=size, force=force)))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder of the new project.")] = Path(),
+    data: Annotated[Path | None, typer.Option(help="A data set. Default: the demo, which draws its images.")] = None,
+) -> None:
+    """Make a folder a project with params.yaml, dvc.yaml and experiments/.
+
+    The project uses the installed package and needs no clone of the repository.
+    """
+    from pipeline.commands.init_project import init_project
+
+    typer.echo("\n".join(init_project(folder, data=data)))

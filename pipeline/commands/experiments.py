@@ -101,7 +101,8 @@ def _experiments() -> dict[str, Path]:
     found = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     if not found:
         raise SettingError(
-            f"there is no {FOLDER}/*.yaml in {Path.cwd()}; run this in the top folder of a clone of the project"
+            f"there is no {FOLDER}/*.yaml in {Path.cwd()}; run this in the top folder of a clone of the project, "
+            "or in a folder that `yolov7 init` made"
         )
     return found
 

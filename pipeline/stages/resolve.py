@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import RUNS, resolved_path, stage_folder, whole_folder, write_json
+from pipeline.artifacts.stage_code import stage_code
 from pipeline.data_settings import DataSettings
 from pipeline.experiment import Experiment, ResolvedVariant, training_inputs
 from yolov7.errors import DataError, SettingError
@@ -47,7 +48,7 @@ def resolve(experiment: Experiment) -> list[str]:
             f"data.path={experiment.data.path!r} does not exist; set it to the folder of the data, or run "
             "`yolov7 use NAME --data FOLDER`"
         )
-    inputs = stage_inputs(experiment)
+    inputs = {**stage_inputs(experiment), **stage_code()}
     final = stage_folder("resolve")
     with whole_folder(final) as folder:
         for path, content in inputs.items():

@@ -75,13 +75,13 @@ def index_split(
         The index of all sound images and boxes, and all flaws.
     """
     found = list(split.flaws)
-    annotations = _merge_images(split.annotations, found)
+    annotations = merge_images(split.annotations, found)
     counts = np.bincount(annotations.image, minlength=len(annotations.paths))
     facts = inspect_images(annotations.paths, known=known, progress=progress)
     found.extend(_image_flaws(annotations, facts, counts))
     sizes = np.array([(f.width, f.height) if isinstance(f, ImageFacts) else (0, 0) for f in facts], np.float64)
     sizes = sizes.reshape(-1, 2)
-    annotations = _to_pixels(annotations, sizes)
+    annotations = to_pixels(annotations, sizes)
     cleaned = _clean(annotations, sizes, found)
     kept = [i for i, fact in enumerate(facts) if isinstance(fact, ImageFacts)]
     sound = [fact for fact in facts if isinstance(fact, ImageFacts)]
@@ -108,8 +108,16 @@ def index_split(
     return index, tuple(found)
 
 
-def _merge_images(annotations: Annotations, flaws: list[Flaw]) -> Annotations:
-    """Make one image of all entries with the same file: each entry would show the others' objects as background."""
+def merge_images(annotations: Annotations, flaws: list[Flaw]) -> Annotations:
+    """Make one image of all entries with the same file: each entry would show the others' objects as background.
+
+    Args:
+        annotations: The annotations.
+        flaws: A flaw is added for each entry that is merged into another.
+
+    Returns:
+        The annotations with one entry per file, which has the id of the first entry.
+    """
     first: dict[str, int] = {}
     places = [first.setdefault(os.path.normpath(path), i) for i, path in enumerate(annotations.paths)]
     kept = list(first.values())
@@ -131,8 +139,16 @@ def _merge_images(annotations: Annotations, flaws: list[Flaw]) -> Annotations:
     )
 
 
-def _to_pixels(annotations: Annotations, sizes: NDArray[np.float64]) -> Annotations:
-    """Multiply boxes and outlines that are shares of the sides of their images by these sides."""
+def to_pixels(annotations: Annotations, sizes: NDArray[np.float64]) -> Annotations:
+    """Multiply boxes and outlines that are shares of the sides of their images by these sides.
+
+    Args:
+        annotations: The annotations of n images.
+        sizes: (n, 2) width and height of each image in pixels.
+
+    Returns:
+        The same annotations; `in_shares` stays as it is.
+    """
     if annotations.in_shares is None:
         return annotations
     frame = np.where(annotations.in_shares[:, None], sizes[annotations.image], 1.0)

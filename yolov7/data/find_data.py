@@ -19,6 +19,7 @@ from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import KnownImages, Progress
+from yolov7.data.other_tools import tell_other_tool
 from yolov7.data.read.coco import coco_folders, find_coco_file, parse_coco
 from yolov7.data.read.voc import ALL, annotation_files, image_folder, parse_voc, voc_class_names
 from yolov7.data.read.yolo import IMAGE_SUFFIXES, find_images, find_yolo_file, label_path, load_yolo, parse_yolo
@@ -111,7 +112,8 @@ def find_data(path: Path, *, format: DataFormat | Literal["auto"] = "auto") -> F
         several = "; ".join(data.description for data in found)
         raise DataError(f"{path} has several data sets: {several}; state the format, or name one of them")
     if not found:
-        raise DataError(f"no {_sought(format)}annotations were found in {path}{_contents(path)}; {_KNOWN}")
+        reason = tell_other_tool(path) or _KNOWN
+        raise DataError(f"no {_sought(format)}annotations were found in {path}{_contents(path)}; {reason}")
     return found[0]
 
 
@@ -241,9 +243,12 @@ def _find_in_file(path: Path, format: str) -> FoundData:
         return _yolo(path)
     if suffix == ".json" and format in ("auto", "coco"):
         if not _is_coco(path):
-            raise DataError(f"{path} is not a COCO file: it has no lists images, annotations and categories; {_KNOWN}")
+            reason = tell_other_tool(path) or _KNOWN
+            raise DataError(f"{path} is not a COCO file: it has no lists images, annotations and categories; {reason}")
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
         return FoundData("coco", root, path, {_split_of(path) or path.stem: path.name})
+    if (other := tell_other_tool(path)) is not None:
+        raise DataError(other)
     raise DataError(f"{path} is not {_sought(format)}data; name the folder of a data set, a data.yaml or a COCO file")
 
 

@@ -200,7 +200,7 @@ def save_index(path: Path, index: ImageIndex, *, root: Path | None = None) -> No
     buffer = io.BytesIO()
     with ZipFile(buffer, "w", ZIP_DEFLATED) as archive:
         for name, content in files.items():
-            archive.writestr(ZipInfo(f"{name}.npy"), content, ZIP_DEFLATED, compresslevel=6)
+            archive.writestr(ZipInfo(f"{name}.npy"), content, ZIP_DEFLATED, compresslevel=1)
     write_whole(path, buffer.getvalue())
 
 

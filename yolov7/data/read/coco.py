@@ -178,6 +178,8 @@ def _read_content(path: Path) -> tuple[_CocoContent, set[str]]:
 
 
 def _add_image(row: object, content: _CocoContent, path: Path) -> None:
+    if isinstance(row, dict) and "file_name" not in row and isinstance(row.get("coco_url"), str):  # as LVIS has it
+        row = row | {"file_name": "/".join(row["coco_url"].split("/")[-2:])}
     given = parse_id(row.get("id")) if isinstance(row, dict) else None
     if given is None or not isinstance(row, dict) or not _is_name(row.get("file_name")) or "\0" in row["file_name"]:
         raise DataError(f"{path} has an image without id or file_name: {shown(row)}; give each image both")

@@ -1,0 +1,174 @@
+"""Experiments and projects for data of one's own: which settings are chosen, and which files are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.artifacts.stage_code import project_pipeline, stage_code
+from pipeline.commands import new_experiment as module
+from pipeline.commands.experiments import use_experiment
+from pipeline.commands.init_project import init_project
+from pipeline.commands.new_experiment import new_experiment
+from pipeline.experiment import Experiment, load_experiment
+from tests.unit.data_files import write_coco, write_image, write_voc, write_yolo
+from yolov7.errors import ArtifactError, DataError, SettingError
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import load_spec
+from yolov7.weights.weight_files import save_weights
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to an empty folder, on a machine without a GPU and with 8 GiB of free memory."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(module, "_gpu_memory", lambda: None)
+    monkeypatch.setattr(module, "_free_memory", lambda: 8 * 2**30)
+
+
+def use(name: str) -> Experiment:
+    use_experiment(name, force=True)
+    return load_experiment()
+
+
+def write_large(root: Path, *, side: int) -> Path:
+    """Write a COCO data set of one image of 1920 x 1080 whose boxes have the same side."""
+    rows = [{"image_id": 1, "bbox": [50 * n, 10, side, 2 * side]} for n in range(5)]
+    path = write_coco(root, images=[{"skip": True}], annotations=rows)
+    write_image(root / "images/0.jpg", width=1920, height=1080)
+    return path
+
+
+def test_the_file_states_the_data_and_reasons_and_can_be_used(tmp_path: Path) -> None:
+    boxes = {f"{n}": [("cat", 1, 1, 30, 30), ("dog", 5, 5, 40, 38)] for n in range(3)}
+    for split in ("trainval", "test"):
+        write_voc(tmp_path / "my data", boxes, split=split)
+    lines = new_experiment("mine", data=tmp_path / "my data")
+    assert lines[0].startswith("found voc data in ")
+    assert lines[1] == "3 training images with 6 objects; classes: 2"
+    text = Path("experiments/mine.yaml").read_text()
+    settings = [line for line in text.splitlines() if line.startswith("  ")]
+    assert len(settings) > 10
+    assert all("    # " in line for line in settings)
+    experiment = use("mine")
+    assert (experiment.data.format, experiment.data.train, experiment.data.test) == ("voc", "trainval", "test")
+    assert experiment.data.split is not None
+    assert experiment.data.split.val == 0.2
+    (variant,) = experiment.variants.values()
+    assert variant.spec.name == "yolov7-tiny"
+    assert (variant.train.epochs, variant.train.batch_size, variant.train.image_size) == (300, 2, 320)
+    assert (variant.train.augment.mosaic, variant.train.optim.warmup_epochs) == (1.0, 3.0)
+
+
+def test_given_splits_are_used_and_paths_are_kept(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path / "yolo", {"a": "0 0.5 0.5 0.5 0.5\n"})
+    file.write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    new_experiment("folder", data=tmp_path / "yolo")
+    data = use("folder").data
+    assert (data.format, data.path, data.val, data.split) == ("yolo", str(tmp_path / "yolo"), "val", None)
+    new_experiment("file", data=file)
+    assert use("file").data.path == str(file)
+
+
+@pytest.mark.parametrize(("side", "size"), [(200, 320), (60, 512), (33, 960), (8, 1280)])
+def test_small_boxes_need_large_images(tmp_path: Path, side: int, size: int) -> None:
+    new_experiment("x", data=write_large(tmp_path / "data", side=side))
+    assert use("x").variants["model"].train.image_size == size
+
+
+def test_the_batch_fits_into_memory_and_the_model_to_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"image_id": n + 1, "bbox": [5, 5, 30, 30]} for n in range(200)]
+    write_coco(tmp_path / "data", images=[{"file_name": f"{n % 2}.jpg"} for n in range(200)], annotations=rows)
+
+    def batch_with(gibibytes: float) -> int:
+        monkeypatch.setattr(module, "_free_memory", lambda: int(gibibytes * 2**30))
+        new_experiment("x", data=tmp_path / "data", size=640, force=True)
+        return use("x").variants["model"].train.batch_size
+
+    batches = [batch_with(memory) for memory in (64, 4, 1)]
+    assert batches == sorted(batches, reverse=True)
+    assert (batches[0], batches[1] < 16, batches[2] < batches[1]) == (16, True, True)
+    monkeypatch.setattr(module, "_gpu_memory", lambda: 80 * 2**30)
+    new_experiment("x", data=tmp_path / "data", force=True)
+    assert use("x").variants["model"].spec.name == "yolov7"
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(100, 300), (1000, 97), (100_000, 50)])
+def test_small_data_are_trained_for_more_epochs(images: int, epochs: int) -> None:
+    facts = module._Facts(images, images, 2, 640, module.np.array([0.5]))
+    assert module._choose_length(facts, 16, fine=False)["epochs"].value == str(epochs)
+
+
+def test_weights_are_fine_tuned(tmp_path: Path) -> None:
+    weights = tmp_path / "nano.safetensors"
+    model = DetectionModel(load_spec("nano"), num_classes=2)
+    save_weights(weights, model, class_names=("a", "b"), image_size=192, training={})
+    data = write_large(tmp_path / "data", side=200)
+    new_experiment("fine", data=data, weights=weights)
+    (variant,) = use("fine").variants.values()
+    assert (variant.spec.name, variant.train.recipe, variant.train.weights) == ("nano", "finetune", weights)
+    with pytest.raises(ArtifactError, match=r"lost\.pt is missing"):
+        new_experiment("other", data=data, weights=tmp_path / "lost.pt")
+    (tmp_path / "lost.pt").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="convert it with `yolov7 import-weights` first"):
+        new_experiment("other", data=data, weights=tmp_path / "lost.pt")
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    data = write_large(tmp_path / "data", side=200)
+    new_experiment("x", data=data)
+    with pytest.raises(SettingError, match=r"experiments/x\.yaml exists; choose another name, or pass --force"):
+        new_experiment("x", data=data)
+    with pytest.raises(SettingError, match=r"name='\.\./x' must consist of"):
+        new_experiment("../x", data=data)
+    with pytest.raises(SettingError, match="--size=100 must be a multiple of 32, the largest stride; try 96"):
+        new_experiment("y", data=data, size=100)
+    with pytest.raises(DataError, match="does not exist"):
+        new_experiment("y", data=tmp_path / "nowhere")
+    assert [path.name for path in Path("experiments").iterdir()] == ["x.yaml"]
+
+
+def test_files_of_a_project_are_those_of_the_repository() -> None:
+    packaged = ROOT / "pipeline/artifacts/project"
+    for name, own in {"dvc.yaml": "dvc.yaml", "demo.yaml": "experiments/demo.yaml"}.items():
+        assert (packaged / name).read_bytes() == (ROOT / own).read_bytes(), f"cp {own} {packaged / name}"
+
+
+def test_the_pipeline_of_a_project_depends_on_digests_instead_of_code() -> None:
+    assert stage_code() == {}
+    stages = yaml.safe_load(project_pipeline())["stages"]
+    own = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == list(own)
+    for name, stage in stages.items():
+        is_code = [dep.startswith(("pipeline/", "yolov7/")) for dep in own[name].get("deps", [])]
+        assert (f"artifacts/resolve/code/{name}.json" in stage.get("deps", [])) == any(is_code)
+        assert not any(dep.startswith(("pipeline", "yolov7")) for dep in stage.get("deps", []))
+        assert {key: value for key, value in stage.items() if key != "deps"} == {
+            key: value for key, value in own[name].items() if key != "deps"
+        }
+    Path("dvc.yaml").write_text(project_pipeline())
+    digests = {path.stem: content["code"] for path, content in stage_code().items()}
+    assert len(set(digests.values())) == len(digests) == len(stages) - 1
+
+
+def test_init_writes_a_project_for_data(tmp_path: Path) -> None:
+    data = write_large(tmp_path / "data", side=200)
+    Path(".gitignore").write_text("mine\n")
+    Path(".dvc").mkdir()
+    lines = init_project(Path(), data=data)
+    assert any("is a DVC project already" in line for line in lines)
+    assert Path(".gitignore").read_text() == "mine\n"
+    experiment = load_experiment()
+    assert (experiment.data.format, experiment.data.train) == ("coco", "train.json")
+    assert sorted(path.name for path in Path("experiments").iterdir()) == ["data.yaml", "demo.yaml"]
+    assert use("demo").data.path == "data"
+    assert Path(use("demo").data.path).is_dir()
+    with pytest.raises(SettingError, match=r"\. has params\.yaml, dvc\.yaml, experiments already"):
+        init_project(Path())
+    assert lines[-1] == "next: dvc repro"
