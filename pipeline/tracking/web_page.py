@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from types import FrameType
 
 from pipeline.tracking.addresses import redact, sqlite_file, store_address
@@ -31,9 +32,12 @@ def serve_page(experiment: str, *, host: str, port: int, say: Callable[[str], No
         say: Receives the address.
 
     Raises:
+        ModuleNotFoundError: If MLflow is not installed.
         SettingError: If the port cannot be used, the store is a server with a page of its own, the store cannot be
             opened, or MLflow's server ends by itself.
     """
+    if find_spec("mlflow") is None:  # the server is another process, whose message would be a traceback
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
     address = store_address()
     if address.uri.startswith("http"):
         raise SettingError(f"MLFLOW_TRACKING_URI={address.name} is a server; open that address in a browser")
