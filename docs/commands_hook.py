@@ -25,7 +25,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return markdown
     command = [sys.executable, "-m", "typer", "pipeline.cli.main", "utils", "docs", "--name", "yolov7"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return markdown.replace("[help of all commands]", text[text.index("## ") :].replace("<", "&lt;"))
+    escaped = re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], text[text.index("## ") :])
+    return markdown.replace("[help of all commands]", escaped)
 
 
 def on_page_content(html: str, **_: Any) -> str:
