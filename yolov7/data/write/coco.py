@@ -66,7 +66,7 @@ def _annotations(
         around = np.where(outlined > 0, outlined, around)
     areas = np.where(np.isnan(source.areas), around, source.areas).tolist()
     boxes = source.boxes_xywh.tolist()
-    finite: list[bool] = np.isfinite(source.boxes_xywh).all(axis=1).tolist()
+    finite: list[bool] = np.asarray(np.isfinite(source.boxes_xywh).all(axis=1)).tolist()
     rows: list[dict[str, Any]] = []
     for image, objects in split.rows():
         for row in objects:
