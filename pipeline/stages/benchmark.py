@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from yolov7.export.export_model import ExportData, export_model
 
 from pipeline.artifacts.files import WEIGHTS, existing, stage_folder, whole_folder, write_json
 from pipeline.artifacts.prepared import has_split, load_split
@@ -33,6 +32,7 @@ from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.images import read_image
 from yolov7.engines.engine_table import engines
 from yolov7.engines.opened_model import open_model
+from yolov7.export.export_model import ExportData, export_model
 from yolov7.inference.engine import Engine, ModelEngine
 from yolov7.inference.nms import non_max_suppression
 from yolov7.settings import NmsSettings
