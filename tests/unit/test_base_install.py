@@ -1,4 +1,4 @@
-"""The package without extras: which commands work, and what the others say. An import hook refuses the extras."""
+"""The package without extras: which commands work, and what the others say. An import hook hides the packages of extras."""
 
 from __future__ import annotations
 
@@ -36,13 +36,18 @@ RUNNER = """
 import contextlib, io, json, sys
 from pathlib import Path
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in REFUSED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Hide:  # a finder that does not find the packages of extras, as if they were not installed
+    def __init__(self, finder):
+        self.finder = finder
 
-REFUSED = set(sys.argv[1].split(","))
-sys.meta_path.insert(0, Refuse())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+
+HIDDEN = set(sys.argv[1].split(","))
+sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
 from pipeline.cli.main import main
 results = {}
 for line in sys.argv[2:]:
@@ -59,7 +64,7 @@ Path("results.json").write_text(json.dumps(results))
 """
 
 
-def refused() -> set[str]:
+def hidden() -> set[str]:
     """The names under which the packages of extras are imported, apart from jinja2, which torch requires."""
     from pipeline.cli.main import _EXTRAS
 
@@ -95,7 +100,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     lines = [*(f"{name} {rest}".strip() for name, rest in BASE.items()), *NEEDS_PIPELINE, "serve weights.safetensors"]
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, ",".join(sorted(refused())), *lines],
+        [sys.executable, "-c", RUNNER, ",".join(sorted(hidden())), *lines],
         cwd=folder,
         capture_output=True,
         text=True,
