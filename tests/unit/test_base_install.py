@@ -1,4 +1,4 @@
-"""The package without extras: which commands work, and what the others say. An import hook hides the packages of extras."""
+"""The package without extras: which commands work, and what the others say. A finder hides the packages of extras."""
 
 from __future__ import annotations
 
