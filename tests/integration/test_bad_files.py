@@ -20,8 +20,8 @@ import yaml
 from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.artifacts.reports import TrainSummary
 from pipeline.artifacts.stage_weights import stage_weights
-from pipeline.experiment import load_experiment, parse_experiment
 from pipeline.data_settings import DataSettings
+from pipeline.experiment import load_experiment, parse_experiment
 from pipeline.stages.prepare import prepare
 from tests.integration.bad_input import TINY, one_line_of, write_set
 from yolov7.errors import ArtifactError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.experiment import load_experiment
 from pipeline.data_settings import DataSettings, SyntheticSettings
+from pipeline.experiment import load_experiment
 from pipeline.stages.prepare import prepare
 from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import spec_to_json

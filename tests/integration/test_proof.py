@@ -11,8 +11,8 @@ import torch
 from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.artifacts.prepared import load_split
 from pipeline.artifacts.reports import TrainSummary
-from pipeline.experiment import parse_experiment
 from pipeline.data_settings import DataSettings, SyntheticSettings
+from pipeline.experiment import parse_experiment
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.prepare import prepare
 from pipeline.stages.reparam import reparam
