@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from yolov7.engines.arrays import to_decoded, to_input, to_tensors
+from yolov7.engines.arrays import check_size, to_array, to_decoded, to_tensors
 from yolov7.engines.metadata import INPUT, REMEDY, ExportMetadata
 from yolov7.errors import ArtifactError, SettingError, one_line
 
@@ -66,5 +66,6 @@ class OnnxRuntimeEngine:
         Returns:
             Predictions (B, boxes, 5 + classes) on the CPU; see `to_decoded` for files that contain the suppression.
         """
-        array = to_input(images, self._metadata).cpu().numpy()
+        check_size(images, self._metadata)
+        array = to_array(images, self._metadata.input)
         return to_decoded(to_tensors(self._session.run(None, {INPUT: array})), self._metadata)

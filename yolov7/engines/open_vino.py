@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from yolov7.engines.arrays import to_decoded, to_input, to_tensors
+from yolov7.engines.arrays import check_size, to_array, to_decoded, to_tensors
 from yolov7.engines.metadata import REMEDY, ExportMetadata
 from yolov7.errors import ArtifactError, SettingError, one_line
 
@@ -115,7 +115,8 @@ class OpenVinoEngine:
         Returns:
             Predictions (B, boxes, 5 + classes) on the CPU; see `to_decoded` for files that contain the suppression.
         """
-        array = to_input(images, self._metadata).cpu().numpy()
+        check_size(images, self._metadata)
+        array = to_array(images, self._metadata.input)
         results = self._request.infer([array])
         return to_decoded(to_tensors([results[i] for i in range(len(results))]), self._metadata)
 

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from yolov7.engines.arrays import to_decoded, to_input
+from yolov7.engines.arrays import check_size, to_decoded
 from yolov7.engines.metadata import INPUT, REMEDY, ExportMetadata
 from yolov7.errors import ArtifactError, one_line
 from yolov7.system.files import is_file, open_regular
@@ -96,7 +96,8 @@ class TensorRtEngine:
         Returns:
             Predictions (B, boxes, 5 + classes) on the GPU; see `to_decoded` for files that contain the suppression.
         """
-        batch = to_input(images, self._metadata).to(self._device)
+        check_size(images, self._metadata)
+        batch = images.to(self._device).contiguous()
         self._context.set_input_shape(INPUT, tuple(batch.shape))
         self._context.set_tensor_address(INPUT, batch.data_ptr())
         outputs = []

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from yolov7.engines.arrays import to_decoded, to_input
+from yolov7.engines.arrays import check_size, to_decoded
 from yolov7.engines.metadata import REMEDY, ExportMetadata
 from yolov7.errors import ArtifactError, one_line
 
@@ -87,4 +87,5 @@ class TorchScriptEngine:
         Returns:
             Predictions (B, boxes, 5 + classes) on the engine's device.
         """
-        return to_decoded([self._run(to_input(images, self._metadata).to(self._device))], self._metadata)
+        check_size(images, self._metadata)
+        return to_decoded([self._run(images.to(self._device))], self._metadata)

@@ -39,7 +39,7 @@ FUSE_TOLERANCE = 1e-4  # relative error of the raw outputs, as for the stage tha
 _SURE = 0.05  # by how much the score of a detection must exceed the confidence so that it must be found again
 _SAME = 0.5  # IoU of two boxes that are the same detection
 _BATCH = 8
-_ROUNDS = Rounds(count=3, seconds=0.3, warmup_seconds=0.1)
+_ROUNDS = Rounds(count=3, seconds=0.1, warmup_seconds=0.05)
 
 
 @dataclass(frozen=True)
