@@ -67,7 +67,7 @@ def test_the_readme_names_every_extra_for_users() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
     extras = set(re.findall(r"^(\w+) = \[", project.partition("[project.scripts]")[0], re.MULTILINE))
     for page in ("README.md", "docs/quick-start.md"):
-        named = set(re.findall(r"\\[(\w+)\]`", (ROOT / page).read_text(encoding="utf-8")))
+        named = set(re.findall(r"\[(\w+)\]`", (ROOT / page).read_text(encoding="utf-8")))
         assert extras - {"dev", "docs"} <= named, page
 
 
