@@ -2,7 +2,8 @@
 
 In a clone, dvc.yaml lists the code of each stage as files, so that DVC notices edits. Outside, the code is an installed
 package: `resolve` writes a digest of the files of each stage, and the stage depends on this digest. An upgrade of the
-package therefore reruns exactly the stages whose code changed. `project/dvc.yaml` is a copy of the repository's file.
+package therefore reruns exactly the stages whose code changed. `project/stages.yaml` is a copy of the repository's
+dvc.yaml.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _stages() -> dict[str, dict[str, Any]]:
-    stages: dict[str, dict[str, Any]] = yaml.safe_load((_PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages: dict[str, dict[str, Any]] = yaml.safe_load((_PROJECT / "stages.yaml").read_text(encoding="utf-8"))["stages"]
     return stages
 
 

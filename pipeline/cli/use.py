@@ -49,49 +49,15 @@ def predict(
     Annotated pictures and videos are written to the folder of the results. A source that cannot be read is reported in
     one line, the others are processed, and the exit code is 1 then.
     """
-    if ray:
-        from pipeline.commands.predict_many import predict_many
-
-        thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
-        bad = predict_many(
-            weights,
-            sources,
-            out,
-            format=format,
-            actors=actors,
-            batch_size=batch_size,
-            thresholds={name: value for name, value in thresholds.items() if value is not None},
-            engine=engine,
-            device=device,
-            precision=precision,
-        )
-        raise typer.Exit(1 if bad else 0)
     from pipeline.commands.predict import PredictOptions
     from pipeline.commands.predict import predict as run
 
     options = PredictOptions(
-        out=Path(out),
-        pictures=not no_pictures,
-        json=json,
-        json_file=json_file,
-        count=count,
-        coco=coco,
-        yolo=yolo,
-        csv=csv,
-        crops=crops,
-        confidence=confidence,
-        iou=iou,
-        classes=classes,
-        max_detections=max_detections,
-        batch_size=batch_size,
-        tta=tta,
-        tile=tile,
-        overlap=overlap,
-        every=every,
-        engine=engine,
-        device=device,
-        precision=precision,
-    )
+        out=out, pictures=not no_pictures, json=json, json_file=json_file, count=count, coco=coco, yolo=yolo, csv=csv,
+        crops=crops, confidence=confidence, iou=iou, classes=classes, max_detections=max_detections,
+        batch_size=batch_size, tta=tta, tile=tile, overlap=overlap, every=every, engine=engine, device=device,
+        precision=precision, ray=ray, actors=actors, shard_format=format,
+    )  # fmt: skip
     if not run(weights, sources, options):
         raise typer.Exit(1)
 

@@ -100,15 +100,15 @@ def check_data(
     model = _open(weights, image_size)
     data = _read(found, _chosen_splits(found, _listed(splits)), model)
     results = run_checks(chosen, _finders(data, model))
-    source = f"{found.format}: {path}"
     reports = report_checks(results)
-    report = make_report(data.splits, source=source, checks=reports, image_size=model.image_size)
+    named = f"{found.format}: {path}"
+    report = make_report(data.splits, source=named, checks=reports, image_size=model.image_size)
     if json == "-":
         sys.stdout.write(_as_json(report))
     else:
         console.print(f"{found.description}\n{report_text(report, root=found.root)}")
-    if json not in (None, "-"):
-        write_whole(Path(json), _as_json(report).encode())
+        if json is not None:
+            write_whole(Path(json), _as_json(report).encode())
     if html is not None:
         from pipeline.report.health_page import draw_examples, report_html
 

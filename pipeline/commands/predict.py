@@ -68,9 +68,12 @@ class PredictOptions:
         engine: Name of the engine.
         device: Where the model runs.
         precision: Floating-point type of the model.
+        ray: Whether a pool of Ray actors works on a folder or bucket; then only detections are written, in shards.
+        actors: Number of these processes.
+        shard_format: `jsonl` or `parquet`.
     """
 
-    out: Path
+    out: str
     pictures: bool = True
     json: bool = False
     json_file: Path | None = None
@@ -91,6 +94,9 @@ class PredictOptions:
     engine: str = "auto"
     device: str = "auto"
     precision: str = "auto"
+    ray: bool = False
+    actors: int = 1
+    shard_format: str = "jsonl"
 
 
 def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool:
@@ -108,8 +114,10 @@ def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool
         UserError: If a name or an option is wrong; nothing was written then.
         OSError: If a result cannot be written. Results before it are complete.
     """
+    if options.ray:
+        return _predict_many(weights, names, options)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our own messages describe faults in videos
-    sources = find_sources(names, ignored=options.out)
+    sources = find_sources(names, ignored=Path(options.out))
     _check_out(sources, options)
     detection = _detection_options(options)
     path = model_file(weights)
@@ -121,6 +129,25 @@ def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool
     if options.tta:
         detector = detector.augmented()
     return _Run(weights, options, detector).write(detect_sources(detector, sources, detection), sources)
+
+
+def _predict_many(weights: str, names: Sequence[str], options: PredictOptions) -> bool:
+    from pipeline.commands.predict_many import predict_many
+
+    thresholds = {"confidence": options.confidence, "iou": options.iou, "max_detections": options.max_detections}
+    unread = predict_many(
+        weights,
+        names,
+        options.out,
+        format=options.shard_format,
+        actors=options.actors,
+        batch_size=options.batch_size,
+        thresholds={name: value for name, value in thresholds.items() if value is not None},
+        engine=options.engine,
+        device=options.device,
+        precision=options.precision,
+    )
+    return not unread
 
 
 class _Run:
@@ -183,7 +210,7 @@ class _Run:
         return replace(item, picture=draw_detections(outcome.image, outcome.found, outcome.found.class_names))
 
     def _files(self, stack: ExitStack) -> list[OutcomeFile]:
-        options, out = self._options, self._options.out
+        options, out = self._options, Path(self._options.out)
         files: list[OutcomeFile] = []
         if options.pictures:
             files.append(PictureFiles(out))
@@ -307,7 +334,7 @@ def _detection_options(options: PredictOptions) -> DetectionOptions:
 def _check_out(sources: Sequence[Source], options: PredictOptions) -> None:
     """Raise SettingError if a picture could replace an image that it is made from."""
     files = [Path(source.location) for source in sources if source.kind in ("image", "video")]
-    out = options.out.resolve()
+    out = Path(options.out).resolve()
     if out.exists() and not out.is_dir():
         raise SettingError(f"--out {options.out} is a file; name a folder")
     if options.pictures and any(path.resolve().is_relative_to(out) for path in files):

@@ -45,9 +45,7 @@ def predict_many(
         The number of images that cannot be read.
 
     Raises:
-        ClusterError: If Ray cannot be reached or started.
-        DataError: If a folder cannot be used or has no images, or if a node cannot open the model.
-        SettingError: If a setting cannot be used, or if `out` holds the results of other settings.
+        UserError: If a source, a setting or the model cannot be used, or if Ray cannot be started.
     """
     formats: dict[str, ShardFormat] = {"jsonl": "jsonl", "parquet": "parquet"}
     if format not in formats:

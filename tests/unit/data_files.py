@@ -33,6 +33,7 @@ def write_coco(root: Path, *, images: Sequence[Mapping[str, Any]], annotations: 
     boxes = [{"id": number + 1, "category_id": 7, "iscrowd": 0} | dict(row) for number, row in enumerate(annotations)]
     categories = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
     path = root / "train.json"
+    root.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"images": rows, "annotations": boxes, "categories": categories}))
     return path
 

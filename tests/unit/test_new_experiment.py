@@ -136,7 +136,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_files_of_a_project_are_those_of_the_repository() -> None:
     packaged = ROOT / "pipeline/artifacts/project"
-    for name, own in {"dvc.yaml": "dvc.yaml", "demo.yaml": "experiments/demo.yaml"}.items():
+    for name, own in {"stages.yaml": "dvc.yaml", "demo.yaml": "experiments/demo.yaml"}.items():
         assert (packaged / name).read_bytes() == (ROOT / own).read_bytes(), f"cp {own} {packaged / name}"
 
 
