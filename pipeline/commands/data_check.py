@@ -91,9 +91,7 @@ def check_data(
         SettingError: If an option is wrong.
         DataError: If the data cannot be read.
     """
-    chosen = select_checks(_listed(only), _listed(skip))
-    if weights is None and set(_listed(only)) & {check.id for check in MODEL_CHECKS}:
-        raise SettingError("the label checks need a model; name its weight file in --weights")
+    chosen = _select(only, skip, has_model=weights is not None)
     found = find_data(path.absolute(), format=format)
     if fix is not None:
         check_target(fix, found)
@@ -117,6 +115,12 @@ def check_data(
     if fix is not None:
         _write_copy(fix, found, data, chosen, quiet=json == "-")
     return exit_code(reports, strict=strict)
+
+
+def _select(only: str | None, skip: str | None, *, has_model: bool) -> tuple[Check, ...]:
+    if not has_model and set(_listed(only)) & {check.id for check in MODEL_CHECKS}:
+        raise SettingError("the label checks need a model; name its weight file in --weights")
+    return select_checks(_listed(only), _listed(skip))
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

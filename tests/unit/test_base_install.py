@@ -63,6 +63,8 @@ for line in sys.argv[2:]:
 Path("results.json").write_text(json.dumps(results))
 """
 
+pytestmark = pytest.mark.slow  # each command is a process that imports torch
+
 
 def hidden() -> set[str]:
     """The names under which the packages of extras are imported, apart from jinja2, which torch requires."""
