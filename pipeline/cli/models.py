@@ -40,7 +40,7 @@ def scale(
     typer.echo(run(name, rule=rule, depth=depth, width=width, output=output), nl=False)
 
 
-@app.command()
+@app.command(short_help="Convert weights of other implementations.")
 def import_weights(
     file: Annotated[Path, typer.Argument(help="A file of weights that another implementation wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The weight file to write (.safetensors).")],

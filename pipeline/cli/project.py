@@ -78,7 +78,7 @@ def new(
     typer.echo("\n".join(new_experiment(name, data=data, weights=weights, size=size, force=force)))
 
 
-@app.command()
+@app.command(short_help="Write the files of a project into a folder.")
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder of the new project.")] = Path(),
     data: Annotated[Path | None, typer.Option(help="A data set. Default: the demo, which draws its images.")] = None,

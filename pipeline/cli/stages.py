@@ -71,8 +71,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the figures and detections there.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     engine: Annotated[str, typer.Option(metavar="E", help="What runs the model; auto is the fastest one.")] = "auto",
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="D", help="`auto`, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="`auto`, float32, bfloat16 or float16.")] = "auto",
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images in a batch.")] = 16,
 ) -> None:
     """Measure COCO figures.

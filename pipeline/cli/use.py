@@ -62,14 +62,14 @@ def predict(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Answer HTTP requests with detections.")
 def serve(
     weights: Annotated[str, typer.Argument(help="A weight file, or an exported file or folder.")],
     host: Annotated[str, typer.Option(metavar="NAME", help="Name or address; 0.0.0.0 for all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="The port; 0 chooses a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(metavar="N", help="Copies of the model that work in parallel.")] = 1,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="P", help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="D", help="`auto`, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="P", help="`auto`, float32, bfloat16 or float16.")] = "auto",
     engine: Annotated[str, typer.Option(metavar="E", help="What runs the model; auto is the fastest one.")] = "auto",
     confidence: Annotated[float, typer.Option(metavar="C", help="Lowest score of a detection.")] = 0.25,
     iou: Annotated[float, typer.Option(metavar="I", help="Largest IoU of two detections of a class.")] = 0.45,
@@ -102,7 +102,7 @@ def serve(
     serve_model(settings, host=host, port=port)
 
 
-@app.command()
+@app.command(short_help="Export a model, and verify the file against torch.")
 def export(
     weights: Annotated[str, typer.Argument(help="A weight file, a variant, or a registered model.")],
     format: Annotated[_Format, typer.Option(help="The format.")] = "onnx",

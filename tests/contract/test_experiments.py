@@ -15,6 +15,7 @@ from pipeline.report.paper.printed import printed_table
 from pipeline.stages.resolve import resolve
 from yolov7.data.synthetic.coco_miniature import write_coco_miniature
 from yolov7.errors import ArtifactError, SettingError
+from yolov7.weights.published import published_weights
 
 ROOT = Path(__file__).parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
@@ -196,11 +197,14 @@ def test_weights_of_a_folder_replace_trainings(project: Path) -> None:
         use_experiment("table3", data=project, weights="nowhere")
 
 
-def test_published_weights_are_those_of_the_list(project: Path) -> None:
-    use_experiment("table2", data=project, weights="published")
-    variants = YAML(typ="safe").load(Path("params.yaml").read_text())["variants"]
-    given = {name: variant["weights"] for name, variant in variants.items()}
-    assert given == {"yolov7": "yolov7", "yolov7x": "yolov7x"}
+def test_published_weights_have_to_be_fetched_first(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLOV7_CACHE", str(tmp_path / "cache"))
+    named = YAML(typ="safe").load((ROOT / "experiments/overrides/published.yaml").read_text())
+    assert set(named.values()) <= published_weights().keys()
+    with pytest.raises(SettingError, match="'yolov7' are published but not fetched; run `yolov7 weights fetch yolov7`"):
+        use_experiment("table2", data=project, weights="published")
 
 
 def test_only_experiments_on_coco_have_a_miniature(project: Path) -> None:
