@@ -99,6 +99,7 @@ def test_suppression_and_reading_cost_time(params: BenchmarkSettings) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.engines
 def test_exported_models_are_measured_with_the_ap_of_their_file(params: BenchmarkSettings) -> None:
     settings = params.model_copy(update={"engines": ("torch", "openvino"), "batch_sizes": (1,)})
     result = benchmark(settings, ("a",), seed=0, device="cpu")

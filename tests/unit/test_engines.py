@@ -23,6 +23,8 @@ from yolov7.export.formats import FORMATS
 from yolov7.export.verify import TOLERANCES
 from yolov7.weights.weight_files import load_weights
 
+pytestmark = pytest.mark.engines
+
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 
 

@@ -32,6 +32,8 @@ from yolov7.export.writers import export_graph
 from yolov7.inference.nms import non_max_suppression
 from yolov7.settings import COCO_NMS, NmsSettings
 
+pytestmark = pytest.mark.engines
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 
 

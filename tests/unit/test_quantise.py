@@ -19,6 +19,8 @@ from yolov7.export.quantise import float_layer_sets, rank_layers
 from yolov7.nn.fuse import fuse
 from yolov7.weights.weight_files import load_weights
 
+pytestmark = pytest.mark.engines
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
