@@ -70,9 +70,22 @@ def speed_table(benchmark: Benchmark | None) -> TextTable:
         benchmark: The benchmark; None if it was not run.
 
     Returns:
-        One row for each variant, form, engine, precision, batch size, with and without NMS.
+        One row for each variant, form, engine, precision, batch size and scope. AP is that of the exported file with this
+        engine; weight files are measured by `evaluate`.
     """
-    head = ("variant", "model", "engine", "precision", "batch", "NMS", "median ms", "90 % ms", "99 % ms", "images/s")
+    head = (
+        "variant",
+        "model",
+        "engine",
+        "precision",
+        "batch",
+        "scope",
+        "median ms",
+        "90 % ms",
+        "99 % ms",
+        "images/s",
+        "AP",
+    )
     return TextTable(
         head,
         [
@@ -82,9 +95,10 @@ def speed_table(benchmark: Benchmark | None) -> TextTable:
                 row.engine,
                 row.precision,
                 str(row.batch),
-                "with" if row.nms else "without",
+                "file to detections" if row.from_file else "with NMS" if row.nms else "without NMS",
                 *(number_text(value, 2) for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
                 number_text(row.fps, 0 if row.fps >= 10 else 1),
+                number_text(row.AP, 3),
             ]
             for row in (benchmark.rows if benchmark else ())
         ],

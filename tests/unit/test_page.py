@@ -115,7 +115,7 @@ def test_each_engine_and_precision_has_a_column() -> None:
     benchmark = Benchmark(**eager.model_dump(exclude={"rows"}), rows=(*eager.rows, *other))
     table = figures_table([row], benchmark)
     texts = dict(zip(table.head, table.rows[0], strict=True))
-    assert (texts["FPS eager float32"], texts["FPS openvino int8"]) == ("160", "400")
+    assert (texts["FPS torch float32"], texts["FPS openvino int8"]) == ("160", "400")
 
 
 def test_a_large_confusion_matrix_becomes_a_list() -> None:
