@@ -70,8 +70,8 @@ def speed_table(benchmark: Benchmark | None) -> TextTable:
         benchmark: The benchmark; None if it was not run.
 
     Returns:
-        One row for each variant, form, engine, precision, batch size and scope. AP is that of the exported file with this
-        engine; weight files are measured by `evaluate`.
+        One row for each variant, form, engine, precision, batch size and scope. AP is that of the exported file with
+        this engine; weight files are measured by `evaluate`.
     """
     head = (
         "variant",
