@@ -316,7 +316,7 @@ def test_finished_work_is_kept_when_it_is_interrupted(weights: Path, folder: Pat
         running.send_signal(signal.SIGTERM)
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert errors.decode().splitlines()[-1] == "yolov7: interrupted"
+    assert errors.decode().splitlines()[-1] == "yolov7: interrupted; the results so far are kept"
     images = json.loads(Path("predictions/predictions.json").read_text(encoding="utf-8"))["images"]
     assert 10 < len(images) == len(lines(output.read_text(encoding="utf-8"))) < 100_000
 
