@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -31,9 +30,9 @@ from pipeline.report.summary import headline_row
 from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.images import read_image
 from yolov7.engines.engine_table import engines
-from yolov7.engines.opened_model import open_model
+from yolov7.engines.opened_model import OpenedModel, open_model
 from yolov7.export.export_model import ExportData, export_model
-from yolov7.inference.engine import Engine, ModelEngine
+from yolov7.inference.engine import ModelEngine
 from yolov7.inference.nms import non_max_suppression
 from yolov7.settings import NmsSettings
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
@@ -56,20 +55,17 @@ class Case:
 
     variant: str
     form: str
-    engine_name: str
-    precision: str
-    image_size: int
+    model: OpenedModel
     paths: tuple[Path, ...]
-    engine: Engine
     device: torch.device
-    AP: float | None = None
+    AP: float | None
 
     def run(self) -> _Parts:
         """Return the seconds to the decoded boxes, to the detections, and from files to detections."""
         begin = _now(self.device)
-        images = read_batch(self.paths, image_size=self.image_size).to(self.device)
+        images = read_batch(self.paths, image_size=self.model.image_size).to(self.device)
         start = _now(self.device)
-        decoded = self.engine.decode(images)
+        decoded = self.model.engine.decode(images)
         middle = _now(self.device)
         non_max_suppression(decoded, settings=_NMS)
         end = _now(self.device)
@@ -150,72 +146,70 @@ def _make_cases(
 ) -> Iterator[Case]:
     split = "val" if has_split("val") else "train"
     index = load_split(split)
-    data = ExportData(index=index if split == "val" else None, images=index.paths[:16], name=f"the split {split}")
+    data = ExportData(
+        index=index if split == "val" else None,
+        images=index.paths,
+        calibration=load_split("train").paths if "int8" in settings.precisions else (),
+        name=f"the split {split}",
+    )
     for variant in variants:
         for form, stage in FORMS.items():
             path = existing(stage_folder(stage, variant, seed) / WEIGHTS, made_by=f"{stage} {variant}")
-            for made in _engines(path, settings, form=form, device=device, exports=exports / variant, data=data):
+            models = (
+                ((model, None) for model in _open_trained(path, settings, device))
+                if form == "trained"
+                else _open_deployed(path, settings, device=device, exports=exports / variant, data=data)
+            )
+            for model, ap in models:
                 for batch in settings.batch_sizes:
                     paths = tuple(index.paths[i % len(index)] for i in range(batch))
-                    yield Case(
-                        variant, form, made.name, made.precision, made.image_size, paths, made.engine, device, made.AP
-                    )
+                    yield Case(variant, form, model, paths, device, ap)
 
 
-@dataclass(frozen=True)
-class _Made:
-    name: str
-    precision: str
-    image_size: int
-    engine: Engine
-    AP: float | None = None
+def _open_trained(path: Path, settings: BenchmarkSettings, device: torch.device) -> Iterator[OpenedModel]:
+    """Yield the model as it was trained; `open_model` would re-parameterise it."""
+    weights = load_weights(path, device=device)
+    model = weights.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name in _float_precisions(settings, device):
+        engine = ModelEngine(model, resolve_precision(name, device))
+        yield OpenedModel(engine, "torch", name, weights.class_names, weights.image_size, path)
 
 
-def _engines(
-    path: Path, settings: BenchmarkSettings, *, form: str, device: torch.device, exports: Path, data: ExportData
-) -> Iterator[_Made]:
-    """Yield the trained model with torch, and the deployed model with every engine and precision."""
-    if form == "trained":
-        weights = load_weights(path, device=device)
-        model = weights.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for dtype in dict.fromkeys(resolve_precision(name, device) for name in settings.precisions if name != "int8"):
-            yield _Made("torch", precision_name(dtype), weights.image_size, ModelEngine(model, dtype))
-        return
-    for name in settings.engines:
-        if name in _FORMATS:
-            yield from _exported(path, name, settings, device=device, exports=exports, data=data)
-            continue
-        for precision in dict.fromkeys(resolve_precision(one, device) for one in settings.precisions if one != "int8"):
-            opened = open_model(path, engine=name, device=str(device), precision=precision_name(precision))
-            yield _Made(name, opened.precision, opened.image_size, opened.engine)
+def _open_deployed(
+    path: Path, settings: BenchmarkSettings, *, device: torch.device, exports: Path, data: ExportData
+) -> Iterator[tuple[OpenedModel, float | None]]:
+    """Yield the deployed model with every engine and precision, and the AP of exported files."""
+    for engine in settings.engines:
+        if engine in _FORMATS:
+            yield from _export(path, engine, settings, device=device, exports=exports, data=data)
+        else:
+            for precision in _float_precisions(settings, device):
+                yield open_model(path, engine=engine, device=str(device), precision=precision), None
 
 
-def _exported(
-    path: Path, name: str, settings: BenchmarkSettings, *, device: torch.device, exports: Path, data: ExportData
-) -> Iterator[_Made]:
+def _export(
+    path: Path, engine: str, settings: BenchmarkSettings, *, device: torch.device, exports: Path, data: ExportData
+) -> Iterator[tuple[OpenedModel, float | None]]:
     """Export the model, which also measures its AP, and yield it in the precisions that the engine has."""
-    possible = next(info.precisions for info in engines() if info.name == name)
-    wanted = dict.fromkeys(
-        precision_name(resolve_precision(one, device)) if one == "auto" else one for one in settings.precisions
-    )
-    stored: dict[Literal["float32", "int8"], list[str]] = {"float32": [], "int8": []}
-    for one in wanted:
-        if one in possible:
-            stored["int8" if one == "int8" else "float32"].append(one)
-    if not any(stored.values()):
-        stored["float32"] = ["float32"]
-    for kind, precisions in stored.items():
+    possible = next(info.precisions for info in engines() if info.name == engine)
+    floats = [one for one in _float_precisions(settings, device) if one in possible]
+    is_quantised = "int8" in settings.precisions and "int8" in possible
+    wanted = {"float32": floats or ([] if is_quantised else ["float32"]), "int8": ["auto"] if is_quantised else []}
+    for stored, precisions in wanted.items():
         if not precisions:
             continue
-        report, file = export_model(
-            path, format=_FORMATS[name], output=exports / f"{name}-{kind}", precision=kind, data=data
-        )
+        output = exports / f"{engine}-{stored}"
+        report, file = export_model(path, format=_FORMATS[engine], output=output, precision=stored, data=data)
         for precision in precisions:
-            opened = open_model(
-                file, engine=name, device=str(device), precision=precision if kind == "float32" else "auto"
-            )
-            checks = [check for check in report.checks if (check.engine, check.precision) == (name, opened.precision)]
-            yield _Made(name, opened.precision, opened.image_size, opened.engine, checks[0].AP if checks else None)
+            model = open_model(file, engine=engine, device=str(device), precision=precision)
+            measured = {(check.engine, check.precision): check.AP for check in report.checks}
+            yield model, measured.get((engine, model.precision))
+
+
+def _float_precisions(settings: BenchmarkSettings, device: torch.device) -> list[str]:
+    """Return the names of the floating-point types to measure, each once."""
+    names = (precision_name(resolve_precision(one, device)) for one in settings.precisions if one != "int8")
+    return list(dict.fromkeys(names))
 
 
 def read_batch(paths: Sequence[Path], *, image_size: int) -> Tensor:
@@ -260,12 +254,12 @@ def _row(case: Case, seconds: list[float], *, part: int) -> BenchmarkRow:
     return BenchmarkRow(
         variant=case.variant,
         form=case.form,
-        engine=case.engine_name,
-        precision=case.precision,
+        engine=case.model.engine_name,
+        precision=case.model.precision,
         batch=batch,
         nms=nms,
         from_file=from_file,
-        image_size=case.image_size,
+        image_size=case.model.image_size,
         AP=case.AP,
         p50_ms=latency.p50_ms,
         p90_ms=latency.p90_ms,
