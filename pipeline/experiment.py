@@ -34,7 +34,7 @@ from yolov7.recipes import resolve_settings
 from yolov7.settings import COCO_ENGINE, COCO_NMS, Settings, TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
-from yolov7.system.files import is_file
+from yolov7.system.files import is_file, sha256_of
 from yolov7.training.job import NO_EFFECT
 from yolov7.weights.description import READERS, Description, describe_weights
 from yolov7.weights.published import published_weights
@@ -349,10 +349,7 @@ def _check_size(name: str, spec: ModelSpec, image_size: int, *, key: str) -> Non
 
 def _hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, or `missing`: only training needs the file itself."""
-    if not is_file(path):
-        return "missing"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path) if is_file(path) else "missing"
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.data_settings import MAX_SEED, DataSettings
-from yolov7.errors import SettingError, one_line, shown, suggest
+from yolov7.errors import SettingError, one_line, shown
 from yolov7.settings import (
     COCO_ENGINE,
     COCO_NMS,
@@ -25,6 +25,8 @@ from yolov7.settings import (
     Precision,
     Probability,
     Settings,
+    describe_fault,
+    nested_settings,
 )
 from yolov7.spec.scaling import Rule
 from yolov7.system.files import is_file
@@ -309,26 +311,7 @@ def first_error(error: ValidationError, *, model: type[Settings] = Params) -> st
     Returns:
         One line, with the number of further faults.
     """
-    details = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in details["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if details["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(details['loc'], model)}{more}"
-    if details["type"] == "value_error":
-        message = str(details["ctx"]["error"])
-        return f"{key}: {message}{more}" if key else message + more
-    got = "" if details["type"] == "missing" else f", got {shown(details['input'])}"
-    message = details["msg"][0].lower() + details["msg"][1:]
-    return f"{key}: {message}{got}{more}"
-
-
-def _suggestion(location: tuple[int | str, ...], root: type[Settings]) -> str:
-    model: type[Settings] | None = root
-    for part in location[:-1]:
-        model = _child(model, str(part))
-    names = list(model.model_fields) if model else []
-    possible = f"; possible keys: {', '.join(names)}" if names else ""
-    return suggest(str(location[-1]), names) or possible
+    return describe_fault(error, model, child=_child)
 
 
 def _child(model: type[Settings] | None, part: str) -> type[Settings] | None:
@@ -336,6 +319,4 @@ def _child(model: type[Settings] | None, part: str) -> type[Settings] | None:
         return Params  # the next part is the variant's name
     if model is Params and part not in Params.model_fields:
         return Variant
-    field = model.model_fields.get(part) if model else None
-    annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+    return nested_settings(model, part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.stages.tables import Report
 from pipeline.tracking import find_runs
 from yolov7.errors import SettingError, suggest
 from yolov7.settings import Settings
+from yolov7.system.files import sha256_of
 
 _EXAMPLE = "table2:YOLOv7:AP"
 _SUFFIXES = ("_val", "_v100", "_m")  # of quantities, which may be left out
@@ -180,7 +180,7 @@ def _find_cell(row: Row, quantity: str, asked: str) -> Cell:
 
 
 def _names_of(quantity: str) -> set[str]:
-    """Return the ways to write a quantity: its key, its label, and both without what is in the suffix."""
+    """Return the names by which a user may ask for a quantity: its key and its label, with and without their suffix."""
     label = LABELS[quantity]
     short = next((quantity.removesuffix(end) for end in _SUFFIXES if quantity.endswith(end)), quantity)
     return {_plain(text) for text in (quantity, label, short, label.partition("(")[0])}
@@ -226,10 +226,7 @@ def _source(variant: str, seed: int, runs: Runs, *, data_hash: str | None, bench
 
 
 def _hashed(path: Path) -> HashedFile:
-    if not path.is_file():
-        return HashedFile(path=path.as_posix(), sha256=None)
-    with path.open("rb") as file:
-        return HashedFile(path=path.as_posix(), sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    return HashedFile(path=path.as_posix(), sha256=sha256_of(path) if path.is_file() else None)
 
 
 def _lines(explanation: Explanation) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from yolov7.system.files import sha256_of
+
 
 def hash_content(path: Path) -> str:
     """Return the SHA-256 hash of a file, or of the names and hashes of all files of a folder.
@@ -19,5 +21,4 @@ def hash_content(path: Path) -> str:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         lines = [f"{hash_content(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from pipeline.params import first_error
 from yolov7.errors import SettingError
-from yolov7.settings import NmsSettings, Probability, Settings
+from yolov7.settings import NmsSettings, Probability, Settings, describe_fault
 
 _Count = Annotated[int, Field(ge=1, le=100_000)]
 _NMS = NmsSettings()
@@ -54,4 +53,4 @@ def serving_settings(values: Mapping[str, Any]) -> ServingSettings:
     try:
         return ServingSettings.model_validate(dict(values))
     except ValidationError as error:
-        raise SettingError(first_error(error, model=ServingSettings)) from None
+        raise SettingError(describe_fault(error, ServingSettings)) from None

@@ -21,7 +21,7 @@ from pipeline.experiment import Experiment, ResolvedVariant, training_inputs
 from yolov7.errors import DataError, SettingError
 from yolov7.settings import NmsSettings
 from yolov7.spec.spec_files import spec_to_json
-from yolov7.system.files import is_file, write_whole
+from yolov7.system.files import is_file, sha256_of, write_whole
 
 _LAST = RUNS / ".resolved.json"  # outside DVC's outputs, which DVC deletes before a stage runs
 _HASHED_BYTES = 64 << 20  # larger files in symlinked folders count by size and time of change
@@ -113,12 +113,8 @@ def _hash_outside(data: DataSettings) -> dict[str, str]:
             places = [path]
         for place in places:
             if place.exists() and not any(place.is_relative_to(seen) for seen in (folder, *map(Path, outside))):
-                outside[str(place)] = _hash_folder(place) if place.is_dir() else _hash_file(place)
+                outside[str(place)] = _hash_folder(place) if place.is_dir() else sha256_of(place)
     return outside
-
-
-def _hash_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _describe_model(variant: ResolvedVariant) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.tracking.availability import UnexpectedAnswerError
 from pipeline.tracking.champion import ChampionDecision, VersionEvaluation, decide, first_champion
 from pipeline.tracking.records import RunKey
+from yolov7.system.files import sha256_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +33,7 @@ def log_model(client: MlflowClient, run_id: str, weights: Path, *, key: RunKey, 
         key: What identifies the run.
         registered: The registered model of which it becomes a version; None for no version.
     """
-    digest = _digest_of(weights)
+    digest = sha256_of(weights)
     model_id = _find_model(client, run_id, digest) or _upload_model(client, run_id, weights, digest=digest)
     _link_to_run(client, run_id, model_id)
     if registered is None or _find_version(client, registered, digest, key) is not None:
@@ -75,7 +75,7 @@ def has_model(client: MlflowClient, run_id: str, weights: Path, *, key: RunKey, 
     Returns:
         True if the model and its version are there.
     """
-    digest = _digest_of(weights)
+    digest = sha256_of(weights)
     if _find_model(client, run_id, digest) is None:
         return False
     return registered is None or _find_version(client, registered, digest, key) is not None
@@ -97,7 +97,7 @@ def log_version_evaluation(client: MlflowClient, weights: Path, *, key: RunKey, 
         UnexpectedAnswerError: If the store holds no version with these weights.
     """
     name = content["model"]
-    version = _find_version(client, name, _digest_of(weights), key)
+    version = _find_version(client, name, sha256_of(weights), key)
     if version is None:
         raise UnexpectedAnswerError(f"{name!r} has no version with the weights of {key.variant} seed {key.seed}")
     for tag, value in _evaluation_tags(content).items():
@@ -120,7 +120,7 @@ def has_evaluation(client: MlflowClient, weights: Path, *, key: RunKey, content:
     Returns:
         True if the version has the tags of its evaluation.
     """
-    version = _find_version(client, content["model"], _digest_of(weights), key)
+    version = _find_version(client, content["model"], sha256_of(weights), key)
     return version is not None and _evaluation_tags(content).items() <= version.tags.items()
 
 
@@ -214,8 +214,3 @@ def _link_to_run(client: MlflowClient, run_id: str, model_id: str) -> None:
     outputs = client.get_run(run_id).outputs
     if model_id not in {model.model_id for model in (outputs.model_outputs if outputs else ())}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-
-
-def _digest_of(weights: Path) -> str:
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

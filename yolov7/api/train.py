@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,10 @@ from pydantic import ValidationError
 from yolov7.data.find_data import FoundData, find_data, read_split
 from yolov7.data.index import save_index
 from yolov7.errors import DataError, SettingError, one_line
-from yolov7.settings import TrainSettings
+from yolov7.settings import TrainSettings, describe_fault
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
+from yolov7.system.files import sha256_of
 from yolov7.system.precision import resolve_device
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS, fit
@@ -63,7 +63,7 @@ def train(
     folder = Path(output).resolve()
     chosen = _settings(settings, image_size=model.image_size)
     data_hash = _prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split)
-    weights_hash = "" if chosen.weights is None else hashlib.sha256(chosen.weights.read_bytes()).hexdigest()
+    weights_hash = "" if chosen.weights is None else sha256_of(chosen.weights)
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
@@ -85,9 +85,7 @@ def _settings(given: TrainSettings | Mapping[str, Any] | None, *, image_size: in
     try:
         return TrainSettings.model_validate({"image_size": image_size, **(given or {})})
     except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in details["loc"])
-        raise SettingError(one_line(f"{key}: {details['msg']}")) from None
+        raise SettingError(one_line(describe_fault(error, TrainSettings))) from None
 
 
 def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -100,6 +100,22 @@ class _Texts(BaseModel):
     engines: Json[list[str]]
     nms: Json[dict[str, object] | None]
     weights_sha256: Json[str]
+
+
+def check_outputs(path: Path, names: Iterable[str], metadata: ExportMetadata) -> None:
+    """Raise ArtifactError unless a file has the outputs that its metadata state.
+
+    Args:
+        path: The file, for error messages.
+        names: The names of its outputs, in their order.
+        metadata: What it says about itself.
+
+    Raises:
+        ArtifactError: If the outputs differ.
+    """
+    found = tuple(names)
+    if found != metadata.outputs:
+        raise ArtifactError(f"{path}: its outputs are {found} and not {metadata.outputs}; {REMEDY}")
 
 
 def read_texts(path: Path, texts: Mapping[str, str]) -> ExportMetadata:

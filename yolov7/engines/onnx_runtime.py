@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yolov7.engines.arrays import check_size, to_array, to_decoded, to_tensors
-from yolov7.engines.metadata import INPUT, REMEDY, ExportMetadata
+from yolov7.engines.metadata import INPUT, REMEDY, ExportMetadata, check_outputs
 from yolov7.errors import ArtifactError, SettingError, one_line
 
 
@@ -52,9 +52,7 @@ class OnnxRuntimeEngine:
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
             raise ArtifactError(f"{path}: ONNX Runtime cannot load it ({one_line(error)}); {REMEDY}") from None
-        found = tuple(output.name for output in self._session.get_outputs())
-        if found != metadata.outputs:
-            raise ArtifactError(f"{path}: its outputs are {found} and not {metadata.outputs}; {REMEDY}")
+        check_outputs(path, (output.name for output in self._session.get_outputs()), metadata)
         self._metadata = metadata
 
     def decode(self, images: Tensor) -> Tensor:

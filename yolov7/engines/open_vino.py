@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yolov7.engines.arrays import check_size, to_array, to_decoded, to_tensors
-from yolov7.engines.metadata import REMEDY, ExportMetadata
+from yolov7.engines.metadata import REMEDY, ExportMetadata, check_outputs
 from yolov7.errors import ArtifactError, SettingError, one_line
 
 _SECTION = "framework"
@@ -92,9 +92,7 @@ class OpenVinoEngine:
         import openvino
 
         model = _read_model(path)
-        found = tuple(output.any_name for output in model.outputs)
-        if found != metadata.outputs:
-            raise ArtifactError(f"{path}: its outputs are {found} and not {metadata.outputs}; {REMEDY}")
+        check_outputs(path, (output.any_name for output in model.outputs), metadata)
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),

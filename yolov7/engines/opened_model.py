@@ -15,7 +15,7 @@ from yolov7.engines.engine_table import EngineInfo, Kind, choose_engine
 from yolov7.engines.metadata import ExportMetadata, read_onnx_texts, read_texts
 from yolov7.engines.onnx_runtime import OnnxRuntimeEngine
 from yolov7.engines.open_vino import OpenVinoEngine, read_openvino_texts, resolve_openvino_precision
-from yolov7.engines.proof import PROOF, check_proof, sha256_of
+from yolov7.engines.proof import PROOF, check_proof
 from yolov7.engines.tensor_rt import TensorRtEngine, read_tensorrt_texts
 from yolov7.engines.torch_script import TorchScriptEngine, is_torchscript, read_torchscript_texts
 from yolov7.errors import ArtifactError, SettingError
@@ -24,6 +24,7 @@ from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import faster_form
 from yolov7.settings import NmsSettings
+from yolov7.system.files import sha256_of
 from yolov7.system.precision import autocast, precision_name, resolve_device, resolve_precision
 from yolov7.weights.weight_files import load_weights
 

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from yolov7.errors import ArtifactError
-from yolov7.system.files import is_file, open_regular
+from yolov7.system.files import is_file, sha256_of
 
 PROOF = "export.json"
-_BLOCK = 2**20  # bytes
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 hash of a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_proof(folder: Path) -> dict[str, Any]:

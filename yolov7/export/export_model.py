@@ -18,7 +18,7 @@ from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
 from yolov7.data.synthetic.scene import draw_scene
 from yolov7.engines.metadata import ExportMetadata
-from yolov7.engines.proof import PROOF, read_proof, sha256_of
+from yolov7.engines.proof import PROOF, read_proof
 from yolov7.errors import ArtifactError, SettingError, shown
 from yolov7.export.formats import FORMATS, ExportSettings, Format, check_settings, engines_of, installed
 from yolov7.export.graph import ExportedGraph, count_boxes
@@ -31,6 +31,7 @@ from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import regroup
 from yolov7.settings import NmsSettings
 from yolov7.spec.spec_files import spec_to_json
+from yolov7.system.files import sha256_of
 from yolov7.weights.weight_files import Weights, load_weights
 
 _IMAGES = 16  # on which outputs are compared

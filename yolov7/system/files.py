@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
 def is_file(path: Path) -> bool:
@@ -21,7 +22,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
     A device or a pipe may block or deliver bytes without end, and a link to one looks like any other path. It is
@@ -44,6 +45,22 @@ def open_regular(path: Path) -> BinaryIO:
         reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "Not a regular file"
         raise OSError(number, reason, str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 hash of a regular file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits, as `sha256sum` prints them.
+
+    Raises:
+        OSError: If the file cannot be read, or is not a regular file.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
