@@ -78,11 +78,13 @@ def evaluate_split(
         world_size=world_size,
     )
     mine: Found = []
+    done = 0
     for batch in batches:
         found = detect_batch(engine, batch.images, batch.geometry, nms=nms)
         mine.append([class_mapping(one) for one in found])
+        done += len(found)
         if progress is not None:
-            progress(sum(len(images) for images in mine))
+            progress(done)
     detections = list(chain.from_iterable(chain.from_iterable(zip_longest(*gather(mine), fillvalue=()))))
     curves = coco_curves(index, detections, engine=coco_engine)
     return SplitResult(tuple(detections), curves, coco_figures(curves, index.class_names))

@@ -41,11 +41,12 @@ def overlapping_pairs(boxes_xyxy: NDArray[np.floating], labels: NDArray[np.int64
         Two places of each pair, the lower one first.
     """
     order = np.argsort(boxes_xyxy[:, 0], kind="stable")
+    lefts = boxes_xyxy[order, 0]
     pairs: list[tuple[int, int]] = []
     for start, place in enumerate(order.tolist()):
         # An IoU above 0.95 needs left edges that differ by less than a tenth of the width.
         limit = boxes_xyxy[place, 0] + 0.1 * (boxes_xyxy[place, 2] - boxes_xyxy[place, 0])
-        stop = int(np.searchsorted(boxes_xyxy[order, 0], limit, side="right"))
+        stop = int(np.searchsorted(lefts, limit, side="right"))
         near = order[start + 1 : stop]
         near = near[labels[near] == labels[place]]
         if len(near):
