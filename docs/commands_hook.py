@@ -9,7 +9,7 @@ from typing import Any
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Replace the marker of the page `commands.md` by the help of all commands.
+    """Insert the help of all commands into the page `commands.md`.
 
     Args:
         markdown: The text of the page.

@@ -13,7 +13,7 @@ from yolov7.weights.weight_files import Weights
 
 
 def load_given(variant: ResolvedVariant, *, class_names: tuple[str, ...]) -> Weights:
-    """Load the weights that a variant gives.
+    """Load the weight file that a variant names instead of a training.
 
     Args:
         variant: A variant with given weights.

@@ -172,7 +172,7 @@ def _suspects_of(suspects: LabelSuspects, check: Check) -> Find:
 
 
 def _find_misfits(indices: Mapping[str, ImageIndex], model: _Model) -> Iterator[Finding]:
-    """Find the split whose boxes anchors are fitted to, if the anchors of the model do not fit enough of them."""
+    """Report the training split if the anchors of the model fit too few of its boxes."""
     split = "train" if "train" in indices else next(iter(indices), None)
     if split is None:
         return

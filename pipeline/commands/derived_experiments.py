@@ -50,7 +50,7 @@ def on_miniature(content: Mapping[str, Any], *, data: Path | None) -> dict[str, 
 
 
 def with_weights(content: Mapping[str, Any], *, weights: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Give every variant of an experiment its weights instead of a training.
+    """Replace the training of every variant of an experiment by a weight file.
 
     Args:
         content: The parameters.
@@ -128,7 +128,7 @@ def _given(variant: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _find(folder: Path, name: str, variant: Mapping[str, Any]) -> Path | None:
-    """Return the weight file of a variant, named after the variant or else after its unchanged spec."""
+    """Return the weight file in a folder that has the name of the variant, or else the name of its unchanged spec."""
     names = [name]
     if variant.get("spec") and not variant.get("swap") and not variant.get("scale"):
         names.append(Path(variant["spec"]).stem)

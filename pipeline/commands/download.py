@@ -168,7 +168,7 @@ def _archive_of(url: str, *, mirror: str | None, parts: Sequence[str] | None, sh
             "archive)"
         )
     if mirror is not None or parts is not None:
-        raise SettingError("--mirror and --parts are for data sets, and an address is given; leave them out")
+        raise SettingError("--mirror and --parts are for data sets, not for an address; leave them out")
     if not Archive(check_url(url)).name.strip("."):
         raise SettingError(f"{url!r} names no file; give the address of a zip or tar file")
     return Archive(url, sha256=sha256)

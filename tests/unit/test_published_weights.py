@@ -26,7 +26,7 @@ QUICK = Retries(attempts=2, first_wait=0.001, timeout=10)
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    """A server of `yolov7-tiny`, and an empty cache folder."""
+    """Start a server that offers the weights of `yolov7-tiny`, and use an empty cache folder."""
     monkeypatch.setenv("YOLOV7_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     size = published_weights()[TINY].size

@@ -1,4 +1,4 @@
-"""Inspection of image files: each is decoded once, and not again while its size and time of change stay the same."""
+"""Inspection of image files. A file is decoded again only after its size or its time of change has changed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class KnownImages:
         return ImageFacts(*row[1:])
 
     def add(self, path: Path, facts: ImageFacts, *, stamp: list[int]) -> None:
-        """Add an image file, unless it changed a moment ago.
+        """Remember an image file, unless it was changed less than a few seconds ago.
 
         Args:
             path: The image file.

@@ -26,7 +26,7 @@ class AugmentedEngine:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Keep the engine.
+        """Use an engine for each view of an image.
 
         Args:
             engine: What runs the model.

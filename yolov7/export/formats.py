@@ -1,4 +1,4 @@
-"""The formats of exported models, and what can be asked of each."""
+"""The formats of exported models, and the options that each of them supports."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ READERS = Path(__file__).parent  # the code that reads weight files of every for
 
 @dataclass(frozen=True)
 class Description:
-    """The model of a weight file.
+    """What a weight file says about its model.
 
     Attributes:
         spec: Its specification.

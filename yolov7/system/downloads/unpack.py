@@ -162,7 +162,7 @@ def _safe_name(name: str) -> Path:
 
 
 def _write(member: _Member, path: Path, *, limit: int) -> None:
-    """Write a file, which appears when it is complete."""
+    """Write a file under a temporary name, and rename it when it is complete."""
     if member.size > limit:
         raise DataError(_too_large(member.size, limit))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,9 @@ def _write(member: _Member, path: Path, *, limit: int) -> None:
             while chunk := source.read(_CHUNK):
                 size += len(chunk)
                 if size > member.size:
-                    raise DataError(f"its {one_line(member.name, limit=120)} is larger than stated; do not use it")
+                    raise DataError(
+                        f"its {one_line(member.name, limit=120)} is larger than the archive states; do not use it"
+                    )
                 target.write(chunk)
         if size != member.size:
             raise EOFError(f"{member.name} ends early")

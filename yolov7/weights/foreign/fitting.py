@@ -101,7 +101,7 @@ def find_specs(foreign: ForeignModel, head: Head) -> list[str]:
 
 
 def _other_activation(foreign: ForeignModel, spec: ModelSpec) -> str:
-    """Describe the activation of the foreign model's modules if it is not the spec's, which no tensor would show."""
+    """Describe the activation of the foreign model if it differs from the spec's; the tensors do not show it."""
     expected = type(make_activation(spec.activation)).__name__
     others = sorted(foreign.activations - {expected, "Identity"})
     return f"its activation is {others[0]}, its spec asks for {expected}" if others else ""

@@ -1,4 +1,4 @@
-"""The names that other implementations give the tensors of YOLOv7, translated to those of the reference.
+"""Translation of the tensor names of other implementations of YOLOv7 to those of the reference.
 
 Sources: MultimediaTechLab/YOLO (MIT licence) and LibreYOLO (MIT licence). MMYOLO's files are recognised only to be
 refused, because no proven translation of their names exists.
