@@ -108,6 +108,18 @@ def test_openvino_computes_in_bfloat16_only_if_asked_or_fastest(onnx_file: Path,
     assert error < 0.5
 
 
+def test_openvino_gives_the_same_values_when_it_has_fixed_a_repeated_shape(openvino_file: Path, images: Tensor) -> None:
+    engine = open_model(openvino_file, engine="openvino", precision="float32", device="cpu").engine
+    first = engine.decode(images)
+    kept = first.clone()
+    for _ in range(6):
+        assert torch.equal(engine.decode(images), first)
+    assert list(engine._fixed) == [tuple(images.shape)]
+    assert torch.equal(engine.decode(images[:1]), first[:1])  # another shape
+    engine.decode(255 - images)
+    assert torch.equal(first, kept)  # later calls do not change earlier results
+
+
 def test_a_folder_is_opened_by_its_only_model(onnx_file: Path, tmp_path: Path) -> None:
     assert open_model(onnx_file.parent, engine="onnxruntime").image_size == SIZE
     with pytest.raises(ArtifactError, match="must contain one exported model, and it contains none"):

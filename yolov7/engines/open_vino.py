@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +16,8 @@ from yolov7.errors import ArtifactError, SettingError, one_line
 _SECTION = "framework"
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 """OpenVINO's name of the type in which layers that are not quantised are computed."""
+_CALLS_BEFORE_FIXING = 5
+_MOST_FIXED_SHAPES = 2  # each has a copy of the compiled model
 
 
 def read_openvino_texts(path: Path) -> dict[str, str]:
@@ -76,7 +79,11 @@ def resolve_openvino_precision(precision: str, metadata: ExportMetadata) -> str:
 
 @final
 class OpenVinoEngine:
-    """Runs an ONNX file or an OpenVINO model with OpenVINO. Only one thread may use it at a time."""
+    """Runs an ONNX file or an OpenVINO model with OpenVINO. Only one thread may use it at a time.
+
+    A model whose shapes are fixed gives the same values in less time than one that takes any batch and size. So the
+    model is compiled again, which takes less than a second, for the first two shapes of images that come repeatedly.
+    """
 
     def __init__(self, path: Path, metadata: ExportMetadata, *, precision: str) -> None:
         """Load and compile the file.
@@ -91,18 +98,21 @@ class OpenVinoEngine:
         """
         import openvino
 
-        model = _read_model(path)
-        check_outputs(path, (output.any_name for output in model.outputs), metadata)
-        options = {
+        self._model = _read_model(path)
+        check_outputs(path, (output.any_name for output in self._model.outputs), metadata)
+        self._options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
+        self._core = openvino.Core()
         try:
-            self._request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+            self._request = self._compile(self._model)
         except RuntimeError as error:
             raise ArtifactError(f"{path}: OpenVINO cannot compile it ({one_line(error)}); {REMEDY}") from None
         self._metadata = metadata
+        self._calls: Counter[tuple[int, ...]] = Counter()
+        self._fixed: dict[tuple[int, ...], Any] = {}
 
     def decode(self, images: Tensor) -> Tensor:
         """Compute the decoded predictions of a batch.
@@ -115,8 +125,23 @@ class OpenVinoEngine:
         """
         check_size(images, self._metadata)
         array = to_array(images, self._metadata.input)
-        results = self._request.infer([array])
+        request = self._request_for(array.shape)
+        results = request.infer([array], share_inputs=True, share_outputs=True)  # to_tensors copies the outputs
         return to_decoded(to_tensors([results[i] for i in range(len(results))]), self._metadata)
+
+    def _request_for(self, shape: tuple[int, ...]) -> Any:
+        """Return the model for this shape if there is one, else the model for all shapes."""
+        if shape in self._fixed or len(self._fixed) == _MOST_FIXED_SHAPES or not self._model.is_dynamic():
+            return self._fixed.get(shape, self._request)
+        self._calls[shape] += 1
+        if self._calls[shape] == _CALLS_BEFORE_FIXING:
+            model = self._model.clone()
+            model.reshape(list(shape))
+            self._fixed[shape] = self._compile(model)
+        return self._fixed.get(shape, self._request)
+
+    def _compile(self, model: Any) -> Any:
+        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
 
 
 def _read_model(path: Path) -> Any:
