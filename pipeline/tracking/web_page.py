@@ -87,7 +87,7 @@ def _command(host: str, port: int) -> tuple[str, ...]:
 def _environment(uri: str) -> dict[str, str]:
     root = artifact_root(uri)
     where = {"MLFLOW_BACKEND_STORE_URI": uri} | ({"MLFLOW_DEFAULT_ARTIFACT_ROOT": root} if root else {})
-    return quiet_environment() | where
+    return {"UVICORN_LOG_LEVEL": "warning"} | quiet_environment() | where  # without a line per request
 
 
 def _run_until_ended(command: tuple[str, ...], *, environment: dict[str, str]) -> int:

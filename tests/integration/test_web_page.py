@@ -79,6 +79,7 @@ def test_the_page_opens_the_runs_and_ends_with_its_command(tmp_path: Path) -> No
     assert address is not None
     assert address[0] == f"http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=variants"
     wait_for(address[0], page)
+    assert "GET /" not in (tmp_path / "log.txt").read_text()
     children = psutil.Process(page.pid).children(recursive=True)
     assert children
     page.send_signal(signal.SIGTERM)
