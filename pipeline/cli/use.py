@@ -126,7 +126,7 @@ def export(
     layout: Annotated[_Layout, typer.Option(help="Channels and axes of the input (openvino).")] = "rgb_nchw",
     data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="What it is verified on. Default: the val split."),
+        typer.Option(metavar="PATH", help="What it is verified on. Default: the val split, or --calibrate."),
     ] = None,
     calibrate: Annotated[
         Path | None, typer.Option(metavar="PATH", help="With int8: data for calibration. Default: the train split.")

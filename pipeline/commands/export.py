@@ -49,7 +49,7 @@ def export(
         precision: Type of the stored numbers.
         layout: Order of the channels and axes of the input.
         data: What the file is verified on: a data set, the index of a prepared split, or a folder of images; None for
-            the project's prepared val split if it fits the weights.
+            the project's prepared val split if it fits the weights, otherwise for `calibrate`.
         calibrate: The images from which the ranges of INT8 are taken; None for the training split of the project if it
             fits the weights, otherwise for the images of the verification.
         tolerance: Largest change of AP, as a fraction; None for the default of each precision.
@@ -67,6 +67,8 @@ def export(
     class_names = load_weights(weights).class_names
     chosen = _prepared(class_names) if data is None else _read(data, class_names)
     if calibrate is not None:
+        if data is None and chosen.index is None:
+            chosen = _annotated(calibrate, class_names)
         chosen = replace(chosen, calibration=_calibration(calibrate))
     with _steps(weights.name) as show:
         report, path = export_model(
@@ -109,6 +111,14 @@ def _read(path: Path, class_names: tuple[str, ...]) -> ExportData:
         raise DataError(f"{found.description}: no split was found to measure AP on")
     index, _ = read_split(found, split, class_names=class_names)
     return ExportData(index, name=f"the split {split} of {path}")
+
+
+def _annotated(path: Path, class_names: tuple[str, ...]) -> ExportData:
+    """Return the data of a path if it is annotated with these classes, else its images."""
+    try:
+        return _read(path, class_names)
+    except DataError:
+        return ExportData(images=_calibration(path), name=str(path))
 
 
 def _calibration(path: Path) -> tuple[Path, ...]:

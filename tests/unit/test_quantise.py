@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 
+from pipeline.commands.export import export
 from tests.unit.exported import annotate, write_weights
-from yolov7.data.index import ImageIndex
+from yolov7.data.index import ImageIndex, save_index
 from yolov7.engines.opened_model import open_model
 from yolov7.errors import ArtifactError, SettingError
 from yolov7.export import export_model as module
@@ -54,6 +56,16 @@ def test_an_int8_file_keeps_ap_in_its_engine(
         assert len(quantised) > 10
         with pytest.raises(SettingError, match="openvino"):
             open_model(path, engine="openvino")
+
+
+def test_ap_is_measured_on_annotated_calibration_data(
+    weights: Path, split: ImageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without a project
+    save_index(tmp_path / "val.npz", split)
+    run = partial(export, str(weights), output=tmp_path, format="openvino", precision="int8", layout="rgb_nchw")
+    run(calibrate=tmp_path / "val.npz", data=None, tolerance=0.5, nms=False, nms_options={}, dynamic=False)
+    assert json.loads((tmp_path / "export.json").read_text())["AP_images"] == len(split)
 
 
 def test_layers_stay_in_floating_point_until_the_file_passes(
