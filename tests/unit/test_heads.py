@@ -105,7 +105,7 @@ def test_half_precision_maps_decode_to_finite_boxes_in_float32(head: str) -> Non
     decoded = model.decode(type(model(images_of()))((largest, largest)))
     assert decoded.dtype == torch.float32
     assert decoded.isfinite().all()
-    assert decoded[..., 2:4].max() <= 65_504
+    assert decoded[..., 2:4].half().isfinite().all()
     middle = torch.zeros(1, 1, 1, 300, outputs, dtype=torch.bfloat16)
     decoded = model.decode(type(model(images_of()))((middle, middle)))
     corner = 299 if head == "yolox" else 299.5
