@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from yolov7.errors import SpecError
 from yolov7.nn.blocks import (
     Bottlenecks,
+    Concat,
     ConvTransition,
     Csp,
+    Double,
     DownC,
     MaxPool,
     MpTransition,
@@ -21,14 +23,19 @@ from yolov7.nn.blocks import (
     Upsample,
     UpTransition,
 )
+from yolov7.nn.csp_blocks import CspRep, CspTiny
 from yolov7.nn.elan import EElan, Elan, add, make_elan
 from yolov7.nn.heads import Detect, decode_maps
 from yolov7.nn.pooling import Spp, Sppcspc, SppTiny
 from yolov7.spec.block_schema import (
     BottleneckRow,
+    ConcatRow,
     ConvRow,
+    CspRepRow,
     CspRow,
+    CspTinyRow,
     DetectRow,
+    DoubleRow,
     DownRow,
     ElanRow,
     MaxPoolRow,
@@ -92,12 +99,20 @@ class DetectionModel(nn.Module):
         self.fused = False
         self.strides = tuple(level.stride for level in levels)
         self.rows = nn.ModuleDict(_build_rows(spec, shapes))
-        self.head = Detect(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
+        self.head = Detect(
+            spec.head, levels, taps, num_classes=num_classes, activation=spec.head.activation or spec.activation
+        )
         # Anchors are on the CPU even if the model is built on the meta device, because they are no weights.
         anchors = torch.tensor(spec.head.anchors, dtype=torch.float32, device="cpu").view(len(levels), -1, 2)
         self.register_buffer("anchors_px", anchors, persistent=False)
+        self._set_norms()
         self._lead_steps = _plan(spec, wanted=spec.head.sources)
         self._all_steps = _plan(spec, wanted=spec.head.all_sources)
+
+    def _set_norms(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = self.spec.norm_eps, self.spec.norm_momentum
 
     def forward(self, images: Tensor, *, auxiliary: bool = False) -> HeadMaps:
         """Compute the raw maps of the heads.
@@ -161,34 +176,49 @@ def build_row(row: Row, inputs: Sequence[MapShape], *, activation: str, feeds: s
     Args:
         row: The row.
         inputs: Shapes of the maps of its sources.
-        activation: Name of the activation.
+        activation: Name of the activation of a row that names none.
         feeds: The concatenation or addition that the output enters unchanged; a RepConv then has no identity branch.
 
     Returns:
         The module.
     """
     channels = inputs[0].channels
+    activation = row.activation or activation
     match row:
         case MaxPoolRow():
             return MaxPool()
         case ReorgRow():
             return Reorg()
+        case DoubleRow():
+            return Double()
+        case ConcatRow():
+            return Concat()
         case ConvRow() | DownRow() | UpRow() | UpsampleRow():
             return _build_transition(row, inputs, activation=activation)
         case ElanRow():
             return make_elan(row, inputs, activation=activation)
         case CspRow():
             return Csp(row, inputs, activation=activation)
+        case CspRepRow():
+            return CspRep(row, inputs, activation=activation)
+        case CspTinyRow():
+            return CspTiny(row, channels, activation=activation)
         case BottleneckRow():
             return Bottlenecks(row, channels, activation=activation)
         case SppRow():
-            spp = {"sppcspc": Sppcspc, "spp_tiny": SppTiny, "spp": Spp}[row.block]
-            return spp(channels, row.out, activation=activation)
+            return _build_spp(row, channels, activation=activation)
         case RepConvRow():
             (planned,) = row.planned_rep_convs(inputs, feeds=feeds)
             return RepConv(channels, row.out, row.stride, identity=planned.identity, activation=activation)
         case DetectRow():
             raise AssertionError("the head is built by the model")
+
+
+def _build_spp(row: SppRow, channels: int, *, activation: str) -> nn.Module:
+    if row.block == "spp":
+        return Spp(channels, row.out, widest_first=row.widest_first, activation=activation)
+    spp = Sppcspc if row.block == "sppcspc" else SppTiny
+    return spp(channels, row.out, activation=activation)
 
 
 def _build_transition(

@@ -10,18 +10,32 @@ from typing import Annotated, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from yolov7.spec.computational_rows import BottleneckRow, CspRow, ElanRow, SppRow
+from yolov7.spec.computational_rows import BottleneckRow, CspRepRow, CspRow, CspTinyRow, ElanRow, SppRow
 from yolov7.spec.row import Convolution, Count, MapShape, RowBase, Sources
-from yolov7.spec.transition_rows import ConvRow, DownRow, MaxPoolRow, ReorgRow, RepConvRow, UpRow, UpsampleRow
+from yolov7.spec.transition_rows import (
+    ConcatRow,
+    ConvRow,
+    DoubleRow,
+    DownRow,
+    MaxPoolRow,
+    ReorgRow,
+    RepConvRow,
+    UpRow,
+    UpsampleRow,
+)
 
 __all__ = [
     "Auxiliary",
     "BottleneckRow",
     "ComputationalRow",
+    "ConcatRow",
     "ConvRow",
     "Count",
+    "CspRepRow",
     "CspRow",
+    "CspTinyRow",
     "DetectRow",
+    "DoubleRow",
     "DownRow",
     "ElanRow",
     "MaxPoolRow",
@@ -123,8 +137,12 @@ Row = Annotated[
     | DownRow
     | UpRow
     | UpsampleRow
+    | DoubleRow
+    | ConcatRow
     | ElanRow
     | CspRow
+    | CspRepRow
+    | CspTinyRow
     | BottleneckRow
     | SppRow
     | RepConvRow
@@ -132,11 +150,11 @@ Row = Annotated[
     Field(discriminator="block"),
 ]
 _ROW_CLASSES: tuple[type[RowBase], ...] = (
-    ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, ElanRow, CspRow, BottleneckRow, SppRow, RepConvRow,
-    DetectRow,
+    ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, DoubleRow, ConcatRow, ElanRow, CspRow, CspRepRow,
+    CspTinyRow, BottleneckRow, SppRow, RepConvRow, DetectRow,
 )  # fmt: skip
 
-ComputationalRow = ElanRow | CspRow | BottleneckRow  # rows that have a depth
+ComputationalRow = ElanRow | CspRow | CspRepRow | BottleneckRow  # rows that have a depth
 
 
 def list_blocks() -> tuple[str, ...]:
