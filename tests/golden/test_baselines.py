@@ -55,7 +55,7 @@ def test_every_convolution_and_the_cost(name: str) -> None:
 @pytest.mark.parametrize("file", IMPORTED)
 def test_forward_of_an_imported_state_dict(tmp_path: Path, file: str) -> None:
     golden, name = load_vectors(f"model_{file}"), file.split("__")[0]
-    torch.save(baseline_state(f"{name}/nc{golden['nc']}", gain=golden["gain"]), tmp_path / "x.pt")
+    torch.save(baseline_state(golden, f"{name}/nc{golden['nc']}"), tmp_path / "x.pt")
     narrow = resolve_spec({"base": f"{name.split('-')[0]}-l", "scale": NARROW}, name=name) if "w025" in name else None
     names = tuple("abc")
     model = import_checkpoint(tmp_path / "x.pt", spec=narrow, class_names=names).weights.model
@@ -135,7 +135,7 @@ def _order_of_levels(model: DetectionModel, golden: dict[str, Any]) -> list[int]
 
 def _model_of_darknet(spec: ModelSpec, keys: str, golden: dict[str, Any]) -> DetectionModel:
     """Return a model with the weights of a graph whose modules are numbered in the order of darknet."""
-    state = {key: value for key, value in baseline_state(keys, gain=golden["gain"]).items() if "batches" not in key}
+    state = {key: value for key, value in baseline_state(golden, keys).items() if "batches" not in key}
     model = DetectionModel(spec, num_classes=golden["nc"]).eval()
     own = [key for key in model.state_dict() if "batches" not in key]
     own.sort(key=lambda key: _place_in_darknet(model, key))
