@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yolov7.errors import ArtifactError
-from yolov7.nn.blocks import BN_EPS, ConvBnAct
+from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.heads import Detect
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.anchor_free import anchor_based_head
@@ -224,18 +224,18 @@ def _split(path: Path, values: NDArray[np.float32], model: DetectionModel) -> di
             raise ArtifactError(f"{path}: holds values of {name} that no training gives; download it again")
         state[f"{name}.weight"] = _join_forwards(torch.from_numpy(kernel.copy()), name, model.spec)
         if has_norm:
-            state |= _norm(name.removesuffix("conv") + "bn", torch.from_numpy(vectors.copy()))
+            state |= _norm(name.removesuffix("conv") + "bn", torch.from_numpy(vectors.copy()), eps=model.spec.norm_eps)
         else:
             state[f"{name}.bias"] = torch.from_numpy(vectors[0].copy())
     assert place == len(values)
     return state
 
 
-def _norm(name: str, vectors: Tensor) -> dict[str, Tensor]:
+def _norm(name: str, vectors: Tensor, *, eps: float) -> dict[str, Tensor]:
     """Return a batch norm that gives darknet's outputs with our epsilon: the scale makes up for the difference."""
     bias, scale, mean, variance = vectors
     exact = variance.double()
-    scale = (scale.double() * ((exact + BN_EPS) / (exact + _BN_EPS)).sqrt()).float()
+    scale = (scale.double() * ((exact + eps) / (exact + _BN_EPS)).sqrt()).float()
     return {
         f"{name}.weight": scale,
         f"{name}.bias": bias,
