@@ -119,10 +119,25 @@ class AugmentSettings(Settings):
 
 
 class LossSettings(Settings):
-    """Settings of the loss. Gains are scaled by the numbers of levels and classes and by the image size."""
+    """Settings of the loss. Gains are scaled by the numbers of levels and classes and by the image size.
+
+    Only `simota` and `atss_epochs` affect heads without anchors; their other constants are those of their papers.
+    """
 
     assigner: Literal["ota", "anchor"] = Field(
         "ota", description="ota: by predictions; anchor: by the shape of the anchor only, as in YOLOv5"
+    )
+    simota: Literal["r25", "r15"] = Field(
+        "r25",
+        description="candidates of YOLOX's head; r25: cells in a box or within 2.5 strides of its centre; "
+        "r15: cells within 1.5 strides",
+    )
+    atss_epochs: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="number of first epochs in which heads with distributions assign by place and not by predictions "
+        "(ATSS); at most a third of the run",
     )
     box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field(
         "ciou", description="measure of similarity of two boxes"
@@ -135,6 +150,9 @@ class LossSettings(Settings):
     )
     classification_loss: Literal["bce", "varifocal"] = Field(
         "bce", description="with varifocal, the target of a class is the quality of the predicted box"
+    )
+    objectness_balance: Literal["fine", "coarse"] = Field(
+        "fine", description="level with the largest weight in the objectness loss"
     )
     label_smoothing: Probability = Field(0.0, description="s: the class targets are 1 - s/2 and s/2")
     focal_gamma: NonNegative = Field(
@@ -263,6 +281,11 @@ class TrainSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
+
+    @property
+    def first_closing_epoch(self) -> int:
+        """The first of the last `close_mosaic` epochs, which are without mosaic and at most a fifth of the run."""
+        return self.epochs - min(self.close_mosaic, self.epochs // 5)
 
     @model_validator(mode="before")
     @classmethod
