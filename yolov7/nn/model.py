@@ -176,7 +176,7 @@ def build_head(
         case DflHeadRow():
             return DflHead(row, levels, num_classes=num_classes, activation=activation)
         case _:
-            raise AssertionError(f"{row.block} has no module")  # type: ignore[attr-defined]
+            raise AssertionError(f"{row.block} has no module")
 
 
 def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Module]:

@@ -20,10 +20,12 @@ class HeadRow(RowBase):
     """A detection head, with one map per level.
 
     Attributes:
+        block: Name of the kind of head.
         anchor_free: Whether each cell has one prediction instead of one per anchor.
     """
 
     anchor_free: ClassVar[bool] = True
+    block: str
 
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
         """Return the number of predictions per cell and the largest stride; see `RowBase`."""
