@@ -1,6 +1,7 @@
-"""Assigners that choose cells with a score: task-aligned assignment (TOOD, Feng et al., 2021) and ATSS (Zhang et al.,
-2020), as PP-YOLOE and YOLOv7-u6 use them. They are for heads with one distribution per side of the box and no
-objectness.
+"""Assigners that choose cells with a score, for heads with a distribution per side of the box and no objectness.
+
+They are task-aligned assignment (TOOD, Feng et al., 2021) and ATSS (Zhang et al., 2020), as PP-YOLOE and YOLOv7-u6 use
+them.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ class _Batch:
     @staticmethod
     def of(maps: Sequence[Tensor], targets: Targets, strides: tuple[int, ...], bins: int) -> _Batch:
         grid = Grid.of(maps, strides)
-        sides = [expected_sides(m[..., : 4 * bins].float().unflatten(-1, (4, bins))).flatten(1, 3) for m in maps]
+        sides = [expected_sides(m[..., : 4 * bins].float().view(*m.shape[:-1], 4, bins)).flatten(1, 3) for m in maps]
         distances = torch.cat(sides, dim=1) * grid.stride[:, None]  # B N 4
         predicted = torch.cat((grid.centre - distances[..., :2], grid.centre + distances[..., 2:]), dim=-1)
         return _Batch(maps, targets, bins, grid, grid.boxes_px(targets), predicted.flatten(0, 1))
@@ -239,7 +240,7 @@ class _Batch:
 
 def _resolve(batch: _Batch, taken: _Pairs, overlap: Callable[[_Pairs], Tensor]) -> _Pairs:
     """Return one object for each taken cell. If several took it, it is the object of the image that overlaps most."""
-    cells, place, counts = taken.cell.unique(return_inverse=True, return_counts=True)
+    cells, place, counts = torch.unique(taken.cell, return_inverse=True, return_counts=True)
     owner = torch.zeros_like(cells).scatter_reduce_(0, place, taken.target, "amax", include_self=False)
     contested = (counts > 1).nonzero()[:, 0]
     if not len(contested):

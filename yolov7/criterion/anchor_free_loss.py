@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
@@ -154,7 +153,9 @@ class DistributionLoss(Loss):
         total_score, images = (own if sum_over_ranks is None else sum_over_ranks(own)).tolist()
         right = logits[cell_numbers(cells, maps=maps.lead), targets.label[cells.target]]
         classes = class_loss(logits, right, score, kind=gains.class_loss)
-        similarity, distribution = self._boxes(rows[:, : 4 * self._bins].unflatten(1, (4, -1)), cells, targets, maps)
+        similarity, distribution = self._boxes(
+            rows[:, : 4 * self._bins].reshape(-1, 4, self._bins), cells, targets, maps
+        )
         box = gains.box * ((1 - similarity) * score).sum() + gains.distribution * (distribution * score).sum()
         parts = torch.stack((box, box.new_zeros(()), gains.classification * classes)) / max(1.0, total_score)
         return LossParts(parts.sum() * (images * self._per_image), *parts.detach())
@@ -201,9 +202,7 @@ def class_loss(
     return _varifocal_negative(logits).sum() + (positive - _varifocal_negative(right)).sum()
 
 
-def distribution_focal_loss(
-    logits: Float[Tensor, "*n bins"], distance: Float[Tensor, "*n"]
-) -> Float[Tensor, "*n"]:
+def distribution_focal_loss(logits: Float[Tensor, "*n bins"], distance: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Return the cross-entropy of both bins around a distance, weighted by its nearness to them (Li et al., 2020).
 
     Args:

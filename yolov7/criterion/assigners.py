@@ -108,9 +108,10 @@ class OtaAssigner(Assigner):
         chosen = [candidates.target[:0]]
         owners = [candidates.target[:0]]
         for images in chunks_of_images(by_candidate.sizes, by_object.sizes):
-            chunk = match_cheapest(predictions, objects, by_candidate.padded(images), by_object.padded(images), self._max_k)
-            chosen.append(chunk[0])
-            owners.append(chunk[1])
+            found, padded = by_candidate.padded(images), by_object.padded(images)
+            positives, takers = match_cheapest(predictions, objects, found, padded, self._max_k)
+            chosen.append(positives)
+            owners.append(takers)
         index, target = torch.cat(chosen), torch.cat(owners)
         order = torch.argsort(candidates.level[index], stable=True)
         cells = candidates.take(index[order])

@@ -45,6 +45,8 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
             aligned = TaskAlignedAssigner(strides, bins, top=10, alpha=0.5, beta=6.0, overlap="ciou")
             scoring = _or_atss(aligned, settings, epoch)
             return DistributionLoss(strides, scoring, bins=bins, gains=U6_GAINS, nominal_batch=nominal)
+        case row:
+            raise AssertionError(f"{row.block} has no loss")
 
 
 def _or_atss(aligned: TaskAlignedAssigner, settings: TrainSettings, epoch: int) -> ScoringAssigner:

@@ -139,9 +139,7 @@ class Grid:
         """
         order = torch.argsort(self.level[cell], stable=True)
         image, cell, target = image[order], cell[order], target[order]
-        return Assignment(
-            self.level[cell], image, torch.zeros_like(image), self.row[cell], self.column[cell], target
-        )
+        return Assignment(self.level[cell], image, torch.zeros_like(image), self.row[cell], self.column[cell], target)
 
     def take(
         self, maps: Sequence[Tensor], image: Int[Tensor, " p"], cell: Int[Tensor, " p"], channels: slice | Tensor

@@ -111,7 +111,7 @@ class _Select(torch.autograd.Function):
 def _spread(channels: slice, like: Tensor, cells: Assignment, rows: Tensor, values: Tensor) -> Tensor:
     """Return the gradient of a map from the gradients of the selected rows and of the values of all cells."""
     gradient = _zeros_like(like)
-    gradient[..., channels] = values.view(*like.shape[:4], -1)
+    gradient[..., channels] = values.view(*like.shape[:4], values.shape[1])
     numbers = ((cells.image * like.shape[1] + cells.anchor) * like.shape[2] + cells.row) * like.shape[3] + cells.column
     gradient.view(-1, like.shape[4]).index_add_(0, numbers, rows.to(like.dtype))
     return gradient
