@@ -40,7 +40,7 @@ def job(data: Path, run_folder: Path, *, spec: ModelSpec | None = None, **change
 
 @pytest.mark.parametrize("recipe", [None, "ppyoloe"])
 def test_a_resumed_run_ends_with_the_same_weights(data: Path, tmp_path: Path, recipe: str | None) -> None:
-    """With PP-YOLOE's recipe, the assigner changes after the first epoch and the average of the weights is corrected."""
+    """With the recipe of PP-YOLOE, the assigner changes after the first epoch, and the average is corrected."""
     spec = small_spec("ppyoloe") if recipe else load_spec("nano")
     whole, parts = (job(data, tmp_path / name, spec=spec, recipe=recipe) for name in ("whole", "parts"))
     fit(whole, WORKER)
