@@ -51,10 +51,14 @@ def test_before_training_it_draws_samples_alone(capsys: pytest.CaptureFixture[st
     assert "`yolov7 train small`" in told
 
 
+def test_a_model_without_anchors_is_described_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(params(head="anchor_free"), 0)
+    assert "the head 'detect_dfl' of spec 'small' has no anchors" in " ".join(capsys.readouterr().out.split())
+
+
 def test_each_head_has_a_row_of_cells() -> None:
     heights = {}
-    for auxiliary in (False, True):
-        chosen = params(auxiliary=auxiliary)
+    for kind, chosen in (("anchors", params()), ("free", params(head="anchor_free")), ("two", params(auxiliary=True))):
         torch.manual_seed(0)
         model = DetectionModel(chosen.spec, num_classes=len(NAMES))
         path = stage_folder("train", "small", 0) / "weights.safetensors"
@@ -63,5 +67,6 @@ def test_each_head_has_a_row_of_cells() -> None:
         sheet = picture("assignment.jpg")
         saturation = cv2.cvtColor(sheet, cv2.COLOR_BGR2HSV)[..., 1]
         assert (saturation[sheet.shape[0] // 2 :] > 150).mean() > 0.005  # cells, in the colours of their objects
-        heights[auxiliary] = sheet.shape[0]
-    assert heights[True] > 1.4 * heights[False]
+        heights[kind] = sheet.shape[0]
+    assert heights["two"] > 1.4 * heights["anchors"]
+    assert heights["free"] == heights["anchors"]
