@@ -46,9 +46,7 @@ def test_both_headers(tmp_path: Path, version: tuple[int, int, int]) -> None:
 def test_other_decodings_are_mentioned(tmp_path: Path) -> None:
     path = write_darknet(tmp_path / "x.weights", tiny())
     spec = resolve_spec({"base": "yolov7-tiny"}, name="other")
-    assert (
-        import_checkpoint(path, spec=spec).remarks[-1].startswith("its boxes are decoded as those of YOLOv7; they are")
-    )
+    assert import_checkpoint(path, spec=spec).remarks[-1].startswith("its boxes are decoded as those of YOLOv7")
 
 
 def test_the_size_tells_the_number_of_classes(tmp_path: Path) -> None:

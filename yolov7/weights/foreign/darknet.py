@@ -37,8 +37,8 @@ _BN_EPS = 1e-6  # darknet's; ours is larger
 _COCO_CLASSES = 80
 _JOINED_IN_REVERSE = {"elan_tiny", "spp_tiny"}  # blocks whose concatenation darknet's configuration writes backwards
 _DECODING = (
-    "its boxes are decoded as those of YOLOv7; they are wrong if its configuration lacks new_coords=1, as those of YOLOv3 "
-    "and YOLOv4 do"
+    "its boxes are decoded as those of YOLOv7; they are wrong if its configuration lacks new_coords=1, as those of "
+    "YOLOv3 and YOLOv4 do"
 )
 _MERGE = re.compile(r"rows\.(\w+)\.(?:elans\.\d+\.)?merge\.conv")
 
