@@ -23,16 +23,21 @@ from yolov7.weights.foreign.reference import import_checkpoint
 
 with gzip.open(DATA / "baseline_convolutions.json.gz", "rt") as _file:
     FACTS: dict[str, Any] = json.load(_file)
+QUICK = ("yolov5n__nc3_96x96", "yolox-w025__nc3_64x96", "ppyoloe-w025__nc3_64x96", "yolov4-tiny__nc3_96x96")
 IMPORTED = (
-    "yolov5n__nc3_96x96",
+    *QUICK[:3],
     "yolov5n6__nc3_128x192",
     "yolox-s__nc3_96x96",
-    "yolox-w025__nc3_64x96",
     "ppyoloe-s__nc3_96x96",
-    "ppyoloe-w025__nc3_64x96",
     "yolov7-u6__nc3_96x96",
 )
+OF_DARKNET = ("yolov4__nc80_64x96", "yolov4-tiny__nc3_96x96")
 NARROW = {"rule": "both", "depth": 0.33, "width": 0.25}  # of the models that only these tests have
+
+
+def files(names: tuple[str, ...]) -> list[object]:
+    """Return parameters of a test; those of larger models are marked as slow."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -52,19 +57,18 @@ def test_every_convolution_and_the_cost(name: str) -> None:
     assert (round(cost.gflops_built, 4), round(cost.gflops, 4)) == (facts["gflops_built"], facts["gflops"])
 
 
-@pytest.mark.parametrize("file", IMPORTED)
+@pytest.mark.parametrize("file", files(IMPORTED))
 def test_forward_of_an_imported_state_dict(tmp_path: Path, file: str) -> None:
     golden, name = load_vectors(f"model_{file}"), file.split("__")[0]
     torch.save(baseline_state(golden, f"{name}/nc{golden['nc']}"), tmp_path / "x.pt")
     narrow = resolve_spec({"base": f"{name.split('-')[0]}-l", "scale": NARROW}, name=name) if "w025" in name else None
-    names = tuple("abc")
-    model = import_checkpoint(tmp_path / "x.pt", spec=narrow, class_names=names).weights.model
+    model = import_checkpoint(tmp_path / "x.pt", spec=narrow, class_names=tuple("abc")).weights.model
     assert model.spec == (narrow or load_spec(name))
-    assert model.spec.norm_eps == pytest.approx(golden.get("bn_eps"))
+    assert model.spec.norm_eps == pytest.approx(golden["bn_eps"])
     _assert_forward(model, golden)
 
 
-@pytest.mark.parametrize("file", ["yolov4__nc80_64x96", "yolov4-tiny__nc3_96x96"])
+@pytest.mark.parametrize("file", files(OF_DARKNET))
 def test_forward_of_yolov4(file: str) -> None:
     golden, name = load_vectors(f"model_{file}"), file.split("__")[0]
     model = _model_of_darknet(load_spec(name), f"{name}/nc{golden['nc']}", golden)
@@ -103,9 +107,9 @@ def _assert_forward(model: DetectionModel, golden: dict[str, Any]) -> None:
         scale = float(theirs.abs().max())
         torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=1e-4)
     tolerance = max(1e-4, 10 * golden.get("f32_f64_max_rel", 0.0))
-    order = _order_of_levels(model, golden)
+    sizes, order = [raw.shape[1:4].numel() for raw in maps.lead], _order_of_levels(model, golden)
     for ours, boxes in ((predicted, "boxes"), (fused, "boxes_deploy")):
-        ours = torch.cat([ours.split([raw[..., 0].numel() // len(raw) for raw in maps.lead], dim=1)[i] for i in order], 1)
+        ours = torch.cat([ours.split(sizes, dim=1)[i] for i in order], dim=1)
         if is_ppyoloe:
             corners = torch.cat([ours[..., :2] - ours[..., 2:4] / 2, ours[..., :2] + ours[..., 2:4] / 2], dim=-1)
             _assert_close(corners, golden[boxes], tolerance)
@@ -144,13 +148,14 @@ def _model_of_darknet(spec: ModelSpec, keys: str, golden: dict[str, Any]) -> Det
 
 
 def _place_in_darknet(model: DetectionModel, key: str) -> tuple[int, ...]:
-    """Return where darknet has a tensor: the bypass of a block first, and outputs behind the convolution before them."""
+    """Return where darknet has a tensor: the bypass of a block first, outputs behind the convolution before them."""
     part, name, rest = key.split(".", 2)
     rows = list(model.spec.rows)
     if part == "head":
         return rows.index(model.spec.head.sources[int(rest.split(".")[0])]), 1, 0
-    parts = ("b", "a", "chain", "behind", "merge") if isinstance(model.spec.rows[name], CspRow) else (rest.split(".")[0],)
-    return rows.index(name), 0, parts.index(rest.split(".")[0])
+    if not isinstance(model.spec.rows[name], CspRow):
+        return rows.index(name), 0, 0
+    return rows.index(name), 0, ("b", "a", "chain", "behind", "merge").index(rest.split(".")[0])
 
 
 def _form(conv: nn.Conv2d, y: Tensor) -> tuple[int, ...]:
