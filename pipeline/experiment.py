@@ -48,7 +48,7 @@ class ResolvedVariant:
 
     Attributes:
         name: Its key in params.yaml.
-        spec: The resolved specification, after swaps, scaling and the auxiliary head.
+        spec: The resolved specification, after swaps, scaling and changes of the head.
         train: The settings of its training. `weights` is absolute. If weights are given, only `image_size` has a
             meaning: that at which they are evaluated.
         ray: Where it is trained.
@@ -315,7 +315,7 @@ def _resolve_spec(variant: Variant, described: Description | None, *, key: str) 
             f"{key}.weights={variant.weights!r} is missing or does not say which model it holds; name the model in "
             f"{key}.spec (`yolov7 models` lists the specs)"
         )
-    changes = variant.model_dump(include={"swap", "scale", "auxiliary"}, exclude_none=True)
+    changes = variant.model_dump(include={"swap", "scale", "head", "auxiliary"}, exclude_none=True)
     try:
         if variant.spec is not None:
             return resolve_spec({"base": variant.spec, **changes}, name=Path(variant.spec).stem)
@@ -323,7 +323,9 @@ def _resolve_spec(variant: Variant, described: Description | None, *, key: str) 
         raise SettingError(f"{key}: {error}") from None
     assert described is not None
     if any(changes.values()):
-        raise SettingError(f"{key}: swap, scale and auxiliary change a spec, but none is stated; state {key}.spec")
+        raise SettingError(
+            f"{key}: swap, scale, head and auxiliary change a spec, but none is stated; state {key}.spec"
+        )
     return described.spec
 
 

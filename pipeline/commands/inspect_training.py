@@ -13,8 +13,8 @@ from pipeline.artifacts.prepared import load_split
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
-from yolov7.criterion.candidates import Anchors, Assignment
-from yolov7.criterion.loss import make_assigner
+from yolov7.criterion.candidates import Assignment
+from yolov7.criterion.choice import make_loss
 from yolov7.data.augment.geometry import Boxes
 from yolov7.data.augment.tile import Sample
 from yolov7.data.dataset import DetectionDataset
@@ -35,10 +35,11 @@ from yolov7.detect.drawing import (
 from yolov7.detect.text import drawable_names
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
+from yolov7.spec.graph import ModelSpec
 from yolov7.system.files import is_file
 from yolov7.system.precision import resolve_device
 from yolov7.training.anchors import choose_anchors
-from yolov7.training.start import describe_small_boxes
+from yolov7.training.start import describe_missing_anchors, describe_small_boxes
 
 _SAMPLES, _COLUMNS = 12, 4
 _IMAGES = 4  # number of images whose cells are drawn
@@ -63,15 +64,7 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
     variant, settings = resolved.name, resolved.train
     index = load_split("train")
     folder = fresh_folder(stage_folder("inspect", variant, seed))
-    spec = resolved.spec
-    choice = choose_anchors(
-        spec,
-        index,
-        image_size=settings.image_size,
-        threshold=settings.loss.anchor_threshold,
-        mode=settings.anchors,
-    )
-    for note in (*describe_small_boxes(index, settings), str(choice)):
+    for note in (*describe_small_boxes(index, settings), _describe_anchors(resolved.spec, index, settings)):
         console.print(stage_line("inspect", variant, note))
     write_picture(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
     if not is_file(stage_folder("train", variant, seed) / WEIGHTS):
@@ -81,6 +74,14 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
     weights = stage_weights("train", resolved, seed=seed, class_names=index.class_names, device=resolve_device())
     write_picture(folder / "assignment.jpg", _assignment_sheet(weights.model, index, settings))
     console.print(stage_line("inspect", variant, f"{folder}/samples.jpg and assignment.jpg"))
+
+
+def _describe_anchors(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> str:
+    if spec.head.anchor_free:
+        return describe_missing_anchors(spec)
+    threshold = settings.loss.anchor_threshold
+    choice = choose_anchors(spec, index, image_size=settings.image_size, threshold=threshold, mode=settings.anchors)
+    return str(choice)
 
 
 def _sample_sheet(index: ImageIndex, settings: TrainSettings, *, seed: int) -> Image:
@@ -116,8 +117,8 @@ def _assignment_sheet(model: DetectionModel, index: ImageIndex, settings: TrainS
     device = model.anchors_px.device
     with torch.inference_mode():
         maps = model(batch.images.to(device).float() / 255, auxiliary=True)
-        assigner = make_assigner(Anchors(model.anchors_px, model.strides), settings.loss)
-        found = assigner(maps, batch.targets.to(device))
+        loss = make_loss(model, settings, epoch=settings.epochs - 1)
+        found = loss.assign(maps, batch.targets.to(device))
     heads = {"lead head": found.lead}
     if maps.auxiliary:
         heads["auxiliary head"] = found.auxiliary

@@ -10,6 +10,7 @@ from pipeline.commands.specs import plan_lines, scale
 from yolov7.errors import SpecError
 from yolov7.nn.blocks import RepConv
 from yolov7.nn.model import DetectionModel
+from yolov7.spec.anchor_free import with_anchor_free_head
 from yolov7.spec.graph import plan_rep_convs
 from yolov7.spec.scaling import scale_spec
 from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
@@ -43,6 +44,16 @@ def test_dark_blocks_and_reversed_ones() -> None:
     without = {"rep": [1, 2], "shortcut": False}
     assert identities(swapped("yolor-csp", n4=without), "n4") == {1: True, 2: False}  # the last map is concatenated
     assert identities(swapped("yolor-csp", p2=without), "p2") == {1: True, 2: True}  # a 1x1 convolution is in between
+
+
+def test_blocks_of_ppyoloe_never_have_an_identity_branch() -> None:
+    spec = load_spec("ppyoloe-l")
+    for name in ("p3", "n5", "m4"):
+        assert set(identities(spec, name).values()) == {False}
+    reasons = [place.reason for place in plan_rep_convs(spec)["n5"]]
+    assert reasons[0] == "no identity, because PP-YOLOE has only a 3x3 and a 1x1 branch"
+    assert reasons[1:] == ["no identity, because its output goes into a concatenation"] * 2  # pooling, then the end
+    assert {place.feeds for place in plan_rep_convs(spec)["p3"]} == {"a residual addition"}
 
 
 def test_rep_conv_in_front_of_a_concatenation_or_an_addition() -> None:
@@ -79,6 +90,8 @@ def test_the_plan_names_every_row_and_every_position() -> None:
     assert said["head"].why == "implicit vectors folded in"
     head = {line.name: line for line in plan_lines(load_spec("yolov7-w6"))}["head"]
     assert head.why == "implicit vectors folded in, auxiliary head dropped"
+    head = plan_lines(with_anchor_free_head(load_spec("yolov7")))[-1]
+    assert (head.planned, head.why) == ("18 convolutions", "batch norm folded in, implicit factors folded in")
 
 
 def test_tables_4_and_5_are_specs_that_build() -> None:

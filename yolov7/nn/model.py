@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
-import torch
 from torch import Tensor, nn
 
 from yolov7.errors import SpecError
+from yolov7.nn.anchor_free_heads import DflHead, PpyoloeHead, YoloxHead
 from yolov7.nn.blocks import (
     Bottlenecks,
+    Concat,
     ConvTransition,
     Csp,
+    Double,
     DownC,
     MaxPool,
     MpTransition,
@@ -21,27 +23,43 @@ from yolov7.nn.blocks import (
     Upsample,
     UpTransition,
 )
+from yolov7.nn.csp_blocks import CspRep, CspTiny
 from yolov7.nn.elan import EElan, Elan, add, make_elan
-from yolov7.nn.heads import Detect, decode_maps
+from yolov7.nn.heads import Detect, Head
 from yolov7.nn.pooling import Spp, Sppcspc, SppTiny
 from yolov7.spec.block_schema import (
     BottleneckRow,
+    ConcatRow,
     ConvRow,
+    CspRepRow,
     CspRow,
+    CspTinyRow,
     DetectRow,
+    DflHeadRow,
+    DoubleRow,
     DownRow,
     ElanRow,
+    HeadRow,
     MaxPoolRow,
+    PpyoloeHeadRow,
     ReorgRow,
     RepConvRow,
     Row,
     SppRow,
     UpRow,
     UpsampleRow,
+    YoloxHeadRow,
 )
 from yolov7.spec.graph import IMAGE, ModelSpec, find_destination, infer_shapes, row_of
 from yolov7.spec.row import MapShape, own_width
 from yolov7.structures import HeadMaps
+
+_WITHOUT_WEIGHTS: dict[str, type[nn.Module]] = {
+    "maxpool": MaxPool,
+    "reorg": Reorg,
+    "double": Double,
+    "concat": Concat,
+}
 
 
 class _Step(NamedTuple):
@@ -67,10 +85,7 @@ class DetectionModel(nn.Module):
         strides: Stride of each level in pixels, finest first.
         rows: The modules of the rows by name.
         head: The detection head.
-        anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels.
     """
-
-    anchors_px: Tensor
 
     def __init__(self, spec: ModelSpec, *, num_classes: int) -> None:
         """Build the model with random weights.
@@ -92,12 +107,24 @@ class DetectionModel(nn.Module):
         self.fused = False
         self.strides = tuple(level.stride for level in levels)
         self.rows = nn.ModuleDict(_build_rows(spec, shapes))
-        self.head = Detect(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
-        # Anchors are on the CPU even if the model is built on the meta device, because they are no weights.
-        anchors = torch.tensor(spec.head.anchors, dtype=torch.float32, device="cpu").view(len(levels), -1, 2)
-        self.register_buffer("anchors_px", anchors, persistent=False)
+        self.head = build_head(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
+        self._set_norms()
         self._lead_steps = _plan(spec, wanted=spec.head.sources)
         self._all_steps = _plan(spec, wanted=spec.head.all_sources)
+
+    @property
+    def anchors_px(self) -> Tensor:
+        """Width and height of the anchors (levels, anchors, 2) in pixels; (levels, 0, 2) if the head has no anchors."""
+        return self.head.anchors_px
+
+    @anchors_px.setter
+    def anchors_px(self, anchors_px: Tensor) -> None:
+        self.head.anchors_px = anchors_px
+
+    def _set_norms(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = self.spec.norm_eps, self.spec.norm_momentum
 
     def forward(self, images: Tensor, *, auxiliary: bool = False) -> HeadMaps:
         """Compute the raw maps of the heads.
@@ -107,7 +134,7 @@ class DetectionModel(nn.Module):
             auxiliary: Whether to compute the maps of the auxiliary head outside of training mode too.
 
         Returns:
-            Raw maps (B, anchors, H, W, 5 + classes) of each level.
+            Raw maps of each level; see `HeadMaps`.
         """
         everything = auxiliary or self.training
         maps = {IMAGE: images}
@@ -138,9 +165,39 @@ class DetectionModel(nn.Module):
             maps: Raw maps.
 
         Returns:
-            Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities.
+            Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities. The objectness
+            of a head that does not predict it is 1.
         """
-        return decode_maps(maps.lead, anchors_px=self.anchors_px, strides=self.strides)
+        return self.head.decode(maps.lead)
+
+
+def build_head(
+    row: HeadRow, levels: Sequence[MapShape], taps: Sequence[MapShape] = (), *, num_classes: int, activation: str
+) -> Head:
+    """Build the module of a detection head.
+
+    Args:
+        row: The row of the head.
+        levels: Shapes of the maps of the lead head.
+        taps: Shapes of the maps of the auxiliary head; empty to build no auxiliary head.
+        num_classes: Number of classes.
+        activation: Name of the activation if the row names none.
+
+    Returns:
+        The module.
+    """
+    activation = row.activation or activation
+    match row:
+        case DetectRow():
+            return Detect(row, levels, taps, num_classes=num_classes, activation=activation)
+        case YoloxHeadRow():
+            return YoloxHead(row, levels, num_classes=num_classes, activation=activation)
+        case PpyoloeHeadRow():
+            return PpyoloeHead(row, levels, num_classes=num_classes, activation=activation)
+        case DflHeadRow():
+            return DflHead(row, levels, num_classes=num_classes, activation=activation)
+        case _:
+            raise AssertionError(f"{row.block} has no module")
 
 
 def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Module]:
@@ -148,7 +205,7 @@ def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Mo
     for name, row in spec.rows.items():
         if hasattr(nn.ModuleDict, name):
             raise SpecError(f"{name}: this name is reserved by torch; rename the row")
-        if not isinstance(row, DetectRow):
+        if not isinstance(row, HeadRow):
             inputs = [shapes[source] for source in row.sources]
             feeds = find_destination(spec, name, shapes=shapes)
             rows[name] = build_row(row, inputs, activation=spec.activation, feeds=feeds)
@@ -161,34 +218,49 @@ def build_row(row: Row, inputs: Sequence[MapShape], *, activation: str, feeds: s
     Args:
         row: The row.
         inputs: Shapes of the maps of its sources.
-        activation: Name of the activation.
+        activation: Name of the activation of a row that names none.
         feeds: The concatenation or addition that the output enters unchanged; a RepConv then has no identity branch.
 
     Returns:
         The module.
     """
     channels = inputs[0].channels
+    activation = row.activation or activation
     match row:
-        case MaxPoolRow():
-            return MaxPool()
-        case ReorgRow():
-            return Reorg()
+        case MaxPoolRow() | ReorgRow() | DoubleRow() | ConcatRow():
+            return _WITHOUT_WEIGHTS[row.block]()
         case ConvRow() | DownRow() | UpRow() | UpsampleRow():
             return _build_transition(row, inputs, activation=activation)
         case ElanRow():
             return make_elan(row, inputs, activation=activation)
-        case CspRow():
-            return Csp(row, inputs, activation=activation)
+        case CspRow() | CspRepRow() | CspTinyRow():
+            return _build_csp(row, inputs, activation=activation)
         case BottleneckRow():
             return Bottlenecks(row, channels, activation=activation)
         case SppRow():
-            spp = {"sppcspc": Sppcspc, "spp_tiny": SppTiny, "spp": Spp}[row.block]
-            return spp(channels, row.out, activation=activation)
+            return _build_spp(row, channels, activation=activation)
         case RepConvRow():
             (planned,) = row.planned_rep_convs(inputs, feeds=feeds)
             return RepConv(channels, row.out, row.stride, identity=planned.identity, activation=activation)
-        case DetectRow():
+        case HeadRow():
             raise AssertionError("the head is built by the model")
+
+
+def _build_csp(row: CspRow | CspRepRow | CspTinyRow, inputs: Sequence[MapShape], *, activation: str) -> nn.Module:
+    match row:
+        case CspRow():
+            return Csp(row, inputs, activation=activation)
+        case CspRepRow():
+            return CspRep(row, inputs, activation=activation)
+        case CspTinyRow():
+            return CspTiny(row, inputs[0].channels, activation=activation)
+
+
+def _build_spp(row: SppRow, channels: int, *, activation: str) -> nn.Module:
+    if row.block == "spp":
+        return Spp(channels, row.out, widest_first=row.widest_first, activation=activation)
+    spp = Sppcspc if row.block == "sppcspc" else SppTiny
+    return spp(channels, row.out, activation=activation)
 
 
 def _build_transition(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from yolov7.errors import ArtifactError, SpecError, one_line
+from yolov7.spec.anchor_free import anchor_based_head
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.weights.foreign.model_file import ForeignModel
@@ -37,7 +38,8 @@ class Head(NamedTuple):
         auxiliary: Whether it has an auxiliary head.
         fused: Whether the model is re-parameterised. Its implicit knowledge is then folded into the convolutions.
         anchors: Anchors (levels, anchors, 2) in units of the stride; None if the file does not have them.
-        anchors_px: The same anchors (levels, 1, anchors, 1, 1, 2) in pixels.
+        anchors_px: The same anchors (levels, 1, anchors, 1, 1, 2) in pixels; None if the file does not have them, like
+            those of YOLOv5.
     """
 
     layer: str
@@ -97,9 +99,10 @@ def count_classes(model: ForeignModel, head: Head, spec: ModelSpec) -> int:
 
     Raises:
         ArtifactError: The outputs are not those of box, objectness and classes.
+        SpecError: The head of the spec is anchor-free.
     """
     own = anchors_of(model, head, spec)
-    num_anchors = len(spec.head.anchors[0]) // 2 if own is None else own.shape[1]
+    num_anchors = len(anchor_based_head(spec).anchors[0]) // 2 if own is None else own.shape[1]
     outputs, rest = divmod(head.num_outputs, num_anchors)
     if rest or outputs <= _NUM_BOX_OUTPUTS:
         raise _not_a_detector(model, f"{head.layer}m.0.bias", (head.num_outputs,), num_anchors=num_anchors)
@@ -119,17 +122,15 @@ def anchors_of(model: ForeignModel, head: Head, spec: ModelSpec) -> Tensor | Non
     """
     shapes = infer_shapes(spec)
     strides = torch.tensor([float(shapes[source].stride) for source in spec.head.sources])
-    if (
-        head.anchors is None
-        or head.anchors_px is None
-        or not (head.anchors.shape[:1] == head.anchors_px.shape[:1] == strides.shape)
-    ):
+    if head.anchors is None or head.anchors.shape[:1] != strides.shape:
         return None
-    if head.anchors.dim() != 3 or not _are_same_anchors(head.anchors, head.anchors_px, strides):
+    in_pixels = (head.anchors * strides.view(-1, 1, 1))[:, None, :, None, None] if head.anchors.dim() == 3 else None
+    grid = in_pixels if head.anchors_px is None else head.anchors_px
+    if grid is None or in_pixels is None or not _are_same_anchors(in_pixels, grid):
         raise ArtifactError(
             f"{model.path}: {head.layer}anchors and {head.layer}anchor_grid are not the same anchors; give another file"
         )
-    return head.anchors_px.view_as(head.anchors)
+    return grid.view_as(head.anchors)
 
 
 def adapt(spec: ModelSpec, head: Head, *, anchors_px: Tensor | None) -> ModelSpec:
@@ -145,11 +146,12 @@ def adapt(spec: ModelSpec, head: Head, *, anchors_px: Tensor | None) -> ModelSpe
         The spec.
 
     Raises:
-        SpecError: The anchors cannot be used, or the spec has no place for the auxiliary head.
+        SpecError: The anchors cannot be used, the spec has no place for the auxiliary head, or its head is anchor-free.
     """
-    row = spec.head.model_copy(update={"implicit": head.implicit})
+    given = anchor_based_head(spec)
+    row = given.model_copy(update={"implicit": head.implicit})
     if anchors_px is not None:
-        own = torch.tensor(spec.head.anchors).view(len(spec.head.anchors), -1, 2)
+        own = torch.tensor(given.anchors).view(len(given.anchors), -1, 2)
         if own.shape != anchors_px.shape or not torch.allclose(own, anchors_px, rtol=_ROUNDING):
             # as short as float32 allows: 12.34, not 12.34000015
             levels = ([float(str(side)) for side in level] for level in anchors_px.flatten(1).numpy())
@@ -162,18 +164,17 @@ def adapt(spec: ModelSpec, head: Head, *, anchors_px: Tensor | None) -> ModelSpe
 
 
 def _read_anchors(model: ForeignModel, layer: str) -> tuple[Tensor | None, Tensor | None]:
-    names = {name: layer + name for name in BUFFERS}
-    if any(name not in model.shapes for name in names.values()):
+    names = {name: layer + name for name in BUFFERS if layer + name in model.shapes}
+    if "anchors" not in names:
         return None, None
     if any(math.prod(model.shapes[name]) > _MAX_ANCHOR_SIDES for name in names.values()):
         raise ArtifactError(f"{model.path}: {layer}anchors are far more than a detection layer has; give another file")
     tensors = model.read(names)
-    return tensors["anchors"].float(), tensors["anchor_grid"].float()
+    return tensors["anchors"].float(), tensors["anchor_grid"].float() if "anchor_grid" in tensors else None
 
 
-def _are_same_anchors(in_strides: Tensor, grid: Tensor, strides: Tensor) -> bool:
-    """Return whether anchors (levels, anchors, 2) and (levels, 1, anchors, 1, 1, 2) in pixels are equal and valid."""
-    pixels = (in_strides * strides.view(-1, 1, 1))[:, None, :, None, None]
+def _are_same_anchors(pixels: Tensor, grid: Tensor) -> bool:
+    """Return whether anchors (levels, 1, anchors, 1, 1, 2) in pixels from both buffers are equal and valid."""
     if grid.shape != pixels.shape or grid.shape[-1] != 2 or not grid.numel():
         return False
     return bool((grid.isfinite() & (grid > 0)).all()) and torch.allclose(grid, pixels, rtol=4 * _ROUNDING)

@@ -16,13 +16,16 @@ from yolov7.data.coco_names import COCO_NAMES
 from yolov7.errors import ArtifactError, one_line
 from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import regroup, regroup_spec
+from yolov7.spec.anchor_free import anchor_based_head
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 from yolov7.system.files import is_file, write_whole
+from yolov7.weights.foreign.anchor_free import Family, find_family, find_specs_of_family, fit_family, read_tensors
 from yolov7.weights.foreign.darknet import PUBLISHED_SPECS, find_darknet_specs, is_darknet, misfit, read_darknet
 from yolov7.weights.foreign.detection_head import BUFFERS, Head, read_head
 from yolov7.weights.foreign.fitting import find_specs, fit
 from yolov7.weights.foreign.model_file import ForeignModel, open_safetensors_model, open_torch_model
+from yolov7.weights.foreign.pixels import take_rgb
 from yolov7.weights.foreign.reference_names import reference_names
 from yolov7.weights.foreign.torch_file import naming_file
 from yolov7.weights.weight_files import FORMAT, Weights, load_weights, stated_format
@@ -50,12 +53,14 @@ def import_checkpoint(
     *,
     spec: ModelSpec | None = None,
     class_names: tuple[str, ...] | None = None,
+    take_rgb: bool = False,
 ) -> Imported:
     """Import a model from a file of another implementation. Nothing in a pickle is executed.
 
     The content of the file decides how it is read. It can be a checkpoint or a state dict of the reference
     implementation, as it is or re-parameterised, written by torch.save or in a safetensors file; a file of
-    MultimediaTechLab/YOLO or LibreYOLO; or a weight file of darknet. The model follows the file in its number of
+    MultimediaTechLab/YOLO or LibreYOLO; a state dict of YOLOv5, YOLOX, PP-YOLOE or YOLOv7-u6; or a weight file of
+    darknet. The model follows the file in its number of
     classes, its anchors, and whether it has implicit knowledge and an auxiliary head, so that training and deploy forms
     fit the same spec.
 
@@ -64,6 +69,9 @@ def import_checkpoint(
         spec: The spec that the model was trained with. By default, it is the packaged spec that the file fits.
         class_names: The names of the classes. By default, they are the file's own; if it has none but has 80 classes,
             they are COCO's.
+        take_rgb: Whether to change the first convolution of a model that was trained with other pixels (YOLOX,
+            PP-YOLOE), so that it takes RGB images in 0..1, as the detector, training and evaluation of this library
+            give them. Without it, the model computes exactly what the original does, for the original's pixels.
 
     Returns:
         The model and the ways in which it differs from the spec.
@@ -72,7 +80,7 @@ def import_checkpoint(
         ArtifactError: The file is missing or damaged, or fits no spec or several ones.
         SpecError: The spec has a module that the reference implementation does not have.
     """
-    return _import(Path(path), spec=spec, fallback=None, class_names=class_names, unnamed=False)
+    return _import(Path(path), spec=spec, fallback=None, class_names=class_names, unnamed=False, rgb=take_rgb)
 
 
 def open_weights(path: str | os.PathLike[str], *, spec: ModelSpec) -> Weights:
@@ -91,7 +99,7 @@ def open_weights(path: str | os.PathLike[str], *, spec: ModelSpec) -> Weights:
     """
     path = Path(path)
     if _is_foreign(path):
-        return _import(path, spec=None, fallback=spec, class_names=None, unnamed=True).weights
+        return _import(path, spec=None, fallback=spec, class_names=None, unnamed=True, rgb=True).weights
     return load_weights(path)
 
 
@@ -132,6 +140,7 @@ def reference_state(model: DetectionModel) -> dict[str, Tensor]:
     Raises:
         SpecError: The model has a module that the reference implementation does not have.
     """
+    anchor_based_head(model.spec)
     own = model.state_dict()
     names = reference_names(model.spec, own)
     anchors_px = model.anchors_px.float()  # levels anchors 2
@@ -152,6 +161,7 @@ def _import(
     fallback: ModelSpec | None,
     class_names: tuple[str, ...] | None,
     unnamed: bool,
+    rgb: bool,
 ) -> Imported:
     """Import a file of any kind; `fallback` is the spec of a file that fits several packaged specs, or none."""
     choose_names = partial(_choose_names, path, given=class_names, unnamed=unnamed)
@@ -159,12 +169,13 @@ def _import(
     if format_ == FORMAT:
         raise ArtifactError(f"{path}: is a weight file of this program already; use it as it is")
     if start.startswith(_TORCH_STARTS):
-        return _import_named(open_torch_model(path), spec, fallback, choose_names)
+        return _import_named(open_torch_model(path), spec, fallback, choose_names, rgb=rgb)
     if format_ is not None:
-        return _import_named(open_safetensors_model(path), spec, fallback, choose_names)
+        return _import_named(open_safetensors_model(path), spec, fallback, choose_names, rgb=rgb)
     if is_darknet(start) or (start and path.suffix == ".weights"):
         return _import_darknet(path, spec, fallback, choose_names)
-    return _import_named(open_torch_model(path), spec, fallback, choose_names)  # it says what is wrong with the file
+    # The reader says what is wrong with the file.
+    return _import_named(open_torch_model(path), spec, fallback, choose_names, rgb=rgb)
 
 
 def _is_foreign(path: Path) -> bool:
@@ -180,17 +191,17 @@ def _read_start(path: Path) -> bytes:
 
 
 def _import_named(
-    foreign: ForeignModel, spec: ModelSpec | None, fallback: ModelSpec | None, choose_names: _ChooseNames
+    foreign: ForeignModel, spec: ModelSpec | None, fallback: ModelSpec | None, choose_names: _ChooseNames, *, rgb: bool
 ) -> Imported:
     """Import a model whose tensors have names."""
+    if family := find_family(foreign):
+        return _import_anchor_free(foreign, family, spec, fallback, choose_names, rgb=rgb)
     head = read_head(foreign)
     if spec is None:
         spec = _only_spec(foreign.path, find_specs(foreign, head), fallback)
     model, adapted, names, fault = fit(spec, foreign, head)
     if fault:
-        fitting = find_specs(foreign, head)
-        advice = f"it fits spec {fitting[0]!r}" if fitting else f"{_OWN_SPEC}; no packaged one fits"
-        raise ArtifactError(f"{foreign.path}: does not fit spec {spec.name!r} ({one_line(fault)}); {advice}")
+        raise _misfit(foreign, spec, fault, fitting=find_specs(foreign, head))
     class_names = choose_names(foreign.class_names, num_classes=model.num_classes)
     own = model.state_dict()
     model.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in foreign.read(names).items()}, assign=True)
@@ -198,6 +209,36 @@ def _import_named(
         model = regroup(model, grouped=True)
     weights = Weights(model.eval(), class_names, spec.image_size, {"imported": foreign.path.name})
     return Imported(weights, (*_remarks(spec, adapted, head), *foreign.remarks))
+
+
+def _import_anchor_free(
+    foreign: ForeignModel,
+    family: Family,
+    spec: ModelSpec | None,
+    fallback: ModelSpec | None,
+    choose_names: _ChooseNames,
+    *,
+    rgb: bool,
+) -> Imported:
+    if spec is None:
+        spec = _only_spec(foreign.path, find_specs_of_family(foreign, family), fallback)
+    fitted = fit_family(spec, foreign, family)
+    if fitted.fault:
+        raise _misfit(foreign, spec, fitted.fault, fitting=find_specs_of_family(foreign, family))
+    model = fitted.model
+    class_names = choose_names(foreign.class_names, num_classes=model.num_classes)
+    model.load_state_dict(read_tensors(foreign, fitted), assign=True)
+    weights = Weights(model.eval(), class_names, spec.image_size, {"imported": foreign.path.name})
+    if family.pixels is None or not rgb:
+        return Imported(weights, foreign.remarks)
+    take_rgb(model, family.pixels)
+    remark = f"its first convolution was changed to take RGB in 0..1 instead of {family.pixels.text}"
+    return Imported(weights, (*foreign.remarks, remark))
+
+
+def _misfit(foreign: ForeignModel, spec: ModelSpec, fault: str, *, fitting: list[str]) -> ArtifactError:
+    advice = f"it fits spec {fitting[0]!r}" if fitting else f"{_OWN_SPEC}; no packaged one fits"
+    return ArtifactError(f"{foreign.path}: does not fit spec {spec.name!r} ({one_line(fault)}); {advice}")
 
 
 def _import_darknet(
@@ -241,11 +282,12 @@ def _choose_names(
 
 
 def _remarks(spec: ModelSpec, adapted: ModelSpec, head: Head) -> Iterable[str]:
-    if adapted.head.anchors != spec.head.anchors:
-        yield f"its anchors differ from the spec's: {[list(level) for level in adapted.head.anchors]}"
+    asked, found = anchor_based_head(spec), anchor_based_head(adapted)
+    if found.anchors != asked.anchors:
+        yield f"its anchors differ from the spec's: {[list(level) for level in found.anchors]}"
     if head.fused:
         yield "it is re-parameterised: it can be evaluated and exported, but not trained further"
-    elif adapted.head.implicit != spec.head.implicit:
-        yield f"it has {'' if adapted.head.implicit else 'no '}implicit knowledge"
-    if (adapted.head.auxiliary is None) != (spec.head.auxiliary is None) and not head.fused:
-        yield f"it has {'no' if adapted.head.auxiliary is None else 'an'} auxiliary head"
+    elif found.implicit != asked.implicit:
+        yield f"it has {'' if found.implicit else 'no '}implicit knowledge"
+    if (found.auxiliary is None) != (asked.auxiliary is None) and not head.fused:
+        yield f"it has {'no' if found.auxiliary is None else 'an'} auxiliary head"
