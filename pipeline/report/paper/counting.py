@@ -10,15 +10,24 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, cast
 
+import torch
+from torch import nn
+
 from pipeline.report.paper.printed import read_csv
-from yolov7.nn.cost import Cost, spec_cost
-from yolov7.spec.graph import ModelSpec
+from yolov7.nn.blocks import RepConv
+from yolov7.nn.cost import Cost, count_operations, count_parameters, spec_cost
+from yolov7.nn.fuse import fuse_rep_conv
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.graph import ModelSpec, infer_shapes
+from yolov7.spec.head_rows import PpyoloeHeadRow
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import load_spec
 
 COCO_CLASSES = 80
 SIDE = 640  # pixels; the paper counts all rows at this size and scales the result to the row's size
-Convention = Literal["deployed", "deployed x4", "training x4", "unfolded"]
+Convention = Literal[
+    "deployed", "deployed x4", "training x4", "unfolded", "built", "mixed x4", "convolutions", "merged"
+]
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,14 @@ def count_as_paper(model: PaperModel, size: int) -> Counted:
             return Counted(cost.parameters / 1e6, rescaled(cost.gflops_built_with_bias, size))
         case "unfolded":
             return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_unfolded, size))
+        case "built":
+            return Counted(cost.parameters / 1e6, rescaled(cost.gflops_unfolded, size))
+        case "mixed x4":
+            return Counted(cost.parameters / 1e6, rescaled(cost.gflops_with_bias, size))
+        case "convolutions":
+            return Counted(cost.parameters / 1e6, cost.gflops_built * (size / SIDE) ** 2)
+        case "merged":
+            return count_merged(model.build_spec(), size)
 
 
 def count_deployed(model: PaperModel, size: int) -> Counted:
@@ -133,6 +150,30 @@ def count_deployed(model: PaperModel, size: int) -> Counted:
     """
     cost = model.cost()
     return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_with_bias, size))
+
+
+@cache
+def count_merged(spec: ModelSpec, size: int) -> Counted:
+    """Count a model as PaddleDetection does: branches merged, batch norms kept, operations by PaddleSlim's rules.
+
+    Args:
+        spec: The resolved spec of a PP-YOLOE model.
+        size: The image size in pixels.
+
+    Returns:
+        The figures. A fixed convolution that computes the expectation of a distance counts as `bins` parameters.
+    """
+    assert isinstance(spec.head, PpyoloeHeadRow)
+    with torch.device("meta"):
+        model = DetectionModel(spec, num_classes=COCO_CLASSES).eval()
+        _merge_branches(model)
+        operations = count_operations(model, torch.empty(1, 3, size, size))
+    shapes = infer_shapes(spec)
+    points = sum((size // shapes[source].stride) ** 2 for source in spec.head.sources)
+    expectations = 4 * spec.head.bins * points
+    scores = COCO_CLASSES * points
+    total = operations.macs + operations.norm_elements + operations.pool_windows + expectations + scores
+    return Counted((count_parameters(model) + spec.head.bins) / 1e6, 2 * total / 1e9)
 
 
 def deployed_note(model: PaperModel, size: int) -> str:
@@ -165,6 +206,16 @@ def rescaled(gflops: float, size: int) -> float:
         GFLOPs at that size.
     """
     return gflops if size == SIDE else round(gflops, 1) * (size / SIDE) ** 2
+
+
+@torch.no_grad()
+def _merge_branches(parent: nn.Module) -> None:
+    """Replace each RepConv by one convolution, and leave all other batch norms."""
+    for name, child in parent.named_children():
+        if isinstance(child, RepConv):
+            setattr(parent, name, fuse_rep_conv(child))
+        else:
+            _merge_branches(child)
 
 
 @cache
