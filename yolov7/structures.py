@@ -55,9 +55,11 @@ class Batch:
 
 
 class HeadMaps(NamedTuple):
-    """The raw outputs of a model: one map (B, anchors, H, W, 5 + classes) per level, finest level first.
+    """The raw outputs of a model: one map (B, anchors, H, W, outputs) per level, finest level first.
 
-    The last axis contains x, y, w, h, objectness and the classes, all before the sigmoid.
+    The last axis contains x, y, w, h, objectness and the classes, all before the sigmoid. If the head predicts sides as
+    distributions, it contains the logits of the bins of the left, top, right and bottom side, and then the classes.
+    The number of anchors of an anchor-free head is 1.
 
     Attributes:
         lead: Maps of the lead head.

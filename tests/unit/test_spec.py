@@ -81,7 +81,7 @@ def test_base_beside_the_file(tmp_path: Path) -> None:
         ({"head": {"block": "detect", "from": ["p2"], "anchors": ANCHORS}}, "head.detect: 2 levels of anchors for 1"),
         ({"head": {"block": "detect", "from": ["d3", "p2"], "anchors": ANCHORS}}, "head.detect: strides [8, 4]"),
         ({"head": {"block": "detect", "from": ["p2", "d3"], "anchors": [[1, 2], [3]]}}, "must be pairs of width"),
-        ({"head": {"block": "conv", "out": 8}}, "the last row must be the only detect row; the detect rows are []"),
+        ({"head": {"block": "conv", "out": 8}}, "the last row must be the only detection head; the"),
         ({"head": {"block": "detect", "from": ["p2"], "anchors": [[1, 2]]}}, "d3: no row takes its map"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from yolov7.nn.anchor_free_heads import DflHead
 from yolov7.nn.blocks import ConvAct, ConvBnAct, RepConv
 from yolov7.nn.heads import Detect
 from yolov7.nn.model import DetectionModel
@@ -27,7 +28,7 @@ def fuse(model: DetectionModel) -> DetectionModel:
     Returns:
         A new model in evaluation mode, without an auxiliary head; a copy if the model is fused already.
     """
-    fused = (copy.deepcopy(model) if model.spec.head.auxiliary is None else strip_auxiliary(model)).eval()
+    fused = (strip_auxiliary(model) if model.spec.head.taps else copy.deepcopy(model)).eval()
     _fuse_children(fused)
     fused.fused = True
     return fused
@@ -129,14 +130,36 @@ def fuse_detect(head: Detect) -> Detect:
         The same head.
     """
     for i in range(len(head.ia)):
-        conv = head.convs[i]
-        assert isinstance(conv, nn.Conv2d)
-        assert conv.bias is not None
-        kernel, scale = conv.weight.double(), head.im[i].double().view(-1)
-        shift = kernel.flatten(1) @ head.ia[i].double().view(-1)
-        head.convs[i] = _with_bias(conv, kernel * scale.view(-1, 1, 1, 1), (conv.bias.double() + shift) * scale)
+        head.convs[i] = _fold_implicit(head.convs[i], add=head.ia[i], multiply=head.im[i])
     head.ia, head.im = nn.ParameterList(), nn.ParameterList()
     return head
+
+
+def fuse_dfl_head(head: DflHead) -> DflHead:
+    """Fold the implicit vectors that multiply into the convolutions before them: b' = b im, W' = W im.
+
+    The vectors that are added stay, because the convolutions behind them have padding: no bias is equal at the border.
+
+    Args:
+        head: The head, which is changed in place.
+
+    Returns:
+        The same head.
+    """
+    for convs, vectors in ((head.box_convs, head.im_box), (head.class_convs, head.im_class)):
+        for i in range(len(vectors)):
+            convs[i] = _fold_implicit(convs[i], multiply=vectors[i])
+    head.im_box, head.im_class = nn.ParameterList(), nn.ParameterList()
+    return head
+
+
+def _fold_implicit(conv: nn.Module, *, multiply: Tensor, add: Tensor | None = None) -> nn.Conv2d:
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    kernel, bias, scale = conv.weight.double(), conv.bias.double(), multiply.double().view(-1)
+    if add is not None:
+        bias = bias + kernel.flatten(1) @ add.double().view(-1)
+    return _with_bias(conv, kernel * scale.view(-1, 1, 1, 1), bias * scale)
 
 
 def _fuse_children(parent: nn.Module) -> None:
@@ -148,6 +171,8 @@ def _fuse_children(parent: nn.Module) -> None:
                 setattr(parent, name, fuse_rep_conv(child))
             case Detect():
                 fuse_detect(child)
+            case DflHead():
+                _fuse_children(fuse_dfl_head(child))
             case _:
                 _fuse_children(child)
 

@@ -1,10 +1,11 @@
-"""The detection head with implicit knowledge, and the decoding of its maps into boxes."""
+"""The interface of detection heads, and the anchor-based head of YOLOv7 with implicit knowledge and its decoding."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -20,12 +21,69 @@ _PRIOR_SIDE = 640.0
 _PRIOR_CLASS = 0.6
 
 
+class Head(nn.Module, ABC):
+    """A detection head: maps of the graph in, raw maps out, and raw maps to predictions.
+
+    Attributes:
+        anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels; (levels, 0, 2) without anchors.
+        strides: Stride of each level in pixels, finest first.
+        num_anchors: Number of predictions per cell.
+        num_box_outputs: Outputs of a prediction before those of the classes, in the tensors that `by_class` names.
+        by_class: Beginnings of the names of the tensors that have an output for every class.
+    """
+
+    anchors_px: Tensor
+    num_anchors: int
+    num_box_outputs: ClassVar[int]
+    by_class: ClassVar[tuple[str, ...]]
+
+    def __init__(self, levels: Sequence[MapShape], anchors: Sequence[Sequence[float]]) -> None:
+        """Keep the strides and the anchors of the levels.
+
+        Args:
+            levels: Shapes of the maps of the lead head.
+            anchors: For each level, width and height of every anchor in pixels, in one flat list.
+        """
+        super().__init__()
+        self.strides = tuple(level.stride for level in levels)
+        self.num_anchors = len(anchors[0]) // 2 or 1
+        # Anchors are on the CPU even if the model is built on the meta device, because they are no weights.
+        anchors_px = torch.tensor(anchors, dtype=torch.float32, device="cpu").view(len(levels), len(anchors[0]) // 2, 2)
+        self.register_buffer("anchors_px", anchors_px, persistent=False)
+
+    @abstractmethod
+    def forward(self, *maps: Tensor) -> HeadMaps:
+        """Compute the raw maps.
+
+        Args:
+            *maps: Maps (B, C, H, W) of the lead head, followed by those of the auxiliary head if it is wanted.
+
+        Returns:
+            Raw maps; see `HeadMaps`.
+        """
+
+    @abstractmethod
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """Decode raw maps.
+
+        Args:
+            maps: Raw maps of the lead head, finest level first.
+
+        Returns:
+            Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities, in float32 at
+            least. The objectness of a head that does not predict it is 1.
+        """
+
+
 @final
-class Detect(nn.Module):
+class Detect(Head):
     """One 1x1 convolution per level, with optional implicit knowledge: im * (W (x + ia) + b) (section 4.3).
 
     The auxiliary head has an additional 3x3 convolution per level and no implicit knowledge.
     """
+
+    num_box_outputs = 5
+    by_class = ("convs.", "auxiliary_convs.", "im.")
 
     def __init__(
         self,
@@ -45,8 +103,7 @@ class Detect(nn.Module):
             num_classes: Number of classes.
             activation: Name of the activation of the auxiliary head.
         """
-        super().__init__()
-        self.num_anchors = len(row.anchors[0]) // 2
+        super().__init__(levels, row.anchors)
         outputs = self.num_anchors * (5 + num_classes)
         widths = (row.auxiliary.out if row.auxiliary else None) or [level.channels for level in levels]
         assert len(taps) in (0, len(widths))
@@ -55,24 +112,21 @@ class Detect(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(level.channels, outputs, 1) for level in levels)
         self.auxiliary_convs = nn.ModuleList(nn.Conv2d(stem.conv.out_channels, outputs, 1) for stem in stems)
         implicit = levels if row.implicit else ()
-        self.ia = nn.ParameterList(_implicit(level.channels, mean=0.0) for level in implicit)
-        self.im = nn.ParameterList(_implicit(outputs, mean=1.0) for _ in implicit)
+        self.ia = nn.ParameterList(make_implicit(level.channels, mean=0.0) for level in implicit)
+        self.im = nn.ParameterList(make_implicit(outputs, mean=1.0) for _ in implicit)
         for heads in (self.convs, self.auxiliary_convs):
             for conv, level in zip(heads, levels[: len(heads)], strict=True):
                 self._init_bias(conv, level.stride, num_classes)
 
     def forward(self, *maps: Tensor) -> HeadMaps:
-        """Compute the raw maps.
-
-        Args:
-            *maps: Maps (B, C, H, W) of the lead head, followed by those of the auxiliary head if it is wanted.
-
-        Returns:
-            Raw maps (B, anchors, H, W, 5 + classes).
-        """
+        """Compute the raw maps (B, anchors, H, W, 5 + classes); see `Head`."""
         levels = len(self.convs)
         lead = tuple(self._level(i, x) for i, x in enumerate(maps[:levels]))
         return HeadMaps(lead, tuple(self._auxiliary(i, x) for i, x in enumerate(maps[levels:])))
+
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """Decode raw maps; see `Head`."""
+        return decode_maps(maps, anchors_px=self.anchors_px, strides=self.strides)
 
     def _level(self, level: int, x: Tensor) -> Tensor:
         y: Tensor = self.convs[level](x + self.ia[level]) * self.im[level] if len(self.ia) else self.convs[level](x)
@@ -121,15 +175,36 @@ def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
     batch, num_anchors, height, width, outputs = raw.shape
     # Half precision cannot represent the grid exactly.
     s = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
-    rows = torch.arange(height, device=raw.device, dtype=s.dtype)
-    columns = torch.arange(width, device=raw.device, dtype=s.dtype)
-    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)  # H W 2: x, y
-    xy = (2.0 * s[..., :2] - 0.5 + cells) * stride
+    xy = (2.0 * s[..., :2] - 0.5 + cell_corners(s)) * stride
     wh = (2.0 * s[..., 2:4]) ** 2 * anchors.to(s).view(1, num_anchors, 1, 1, 2)
     return torch.cat([xy, wh, s[..., 4:]], dim=-1).view(batch, num_anchors * height * width, outputs)
 
 
-def _implicit(width: int, *, mean: float) -> nn.Parameter:
+def cell_corners(map_of_level: Float[Tensor, "batch anchors height width _"]) -> Float[Tensor, "height width 2"]:
+    """Return the column and row of each cell of a level.
+
+    Args:
+        map_of_level: A map (B, anchors, H, W, outputs) of the level, which determines size, type and device.
+
+    Returns:
+        Column and row (H, W, 2): x and y of the upper left corner of the cell in units of the stride.
+    """
+    height, width = map_of_level.shape[2:4]
+    rows = torch.arange(height, device=map_of_level.device, dtype=map_of_level.dtype)
+    columns = torch.arange(width, device=map_of_level.device, dtype=map_of_level.dtype)
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+
+
+def make_implicit(width: int, *, mean: float) -> nn.Parameter:
+    """Return a vector of implicit knowledge (section 4.3).
+
+    Args:
+        width: Number of channels.
+        mean: 0 for a vector that is added, 1 for one that multiplies.
+
+    Returns:
+        The vector (1, width, 1, 1).
+    """
     # Random numbers are drawn on the CPU, because on the meta device this first imports modules for seconds.
     drawn = mean + 0.02 * torch.randn(1, width, 1, 1, device="cpu")
     return nn.Parameter(drawn.to(torch.get_default_device()))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
-import torch
 from torch import Tensor, nn
 
 from yolov7.errors import SpecError
+from yolov7.nn.anchor_free_heads import DflHead, PpyoloeHead, YoloxHead
 from yolov7.nn.blocks import (
     Bottlenecks,
     ConvTransition,
@@ -22,22 +22,26 @@ from yolov7.nn.blocks import (
     UpTransition,
 )
 from yolov7.nn.elan import EElan, Elan, add, make_elan
-from yolov7.nn.heads import Detect, decode_maps
+from yolov7.nn.heads import Detect, Head
 from yolov7.nn.pooling import Spp, Sppcspc, SppTiny
 from yolov7.spec.block_schema import (
     BottleneckRow,
     ConvRow,
     CspRow,
     DetectRow,
+    DflHeadRow,
     DownRow,
     ElanRow,
+    HeadRow,
     MaxPoolRow,
+    PpyoloeHeadRow,
     ReorgRow,
     RepConvRow,
     Row,
     SppRow,
     UpRow,
     UpsampleRow,
+    YoloxHeadRow,
 )
 from yolov7.spec.graph import IMAGE, ModelSpec, find_destination, infer_shapes, row_of
 from yolov7.spec.row import MapShape, own_width
@@ -67,10 +71,7 @@ class DetectionModel(nn.Module):
         strides: Stride of each level in pixels, finest first.
         rows: The modules of the rows by name.
         head: The detection head.
-        anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels.
     """
-
-    anchors_px: Tensor
 
     def __init__(self, spec: ModelSpec, *, num_classes: int) -> None:
         """Build the model with random weights.
@@ -92,12 +93,18 @@ class DetectionModel(nn.Module):
         self.fused = False
         self.strides = tuple(level.stride for level in levels)
         self.rows = nn.ModuleDict(_build_rows(spec, shapes))
-        self.head = Detect(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
-        # Anchors are on the CPU even if the model is built on the meta device, because they are no weights.
-        anchors = torch.tensor(spec.head.anchors, dtype=torch.float32, device="cpu").view(len(levels), -1, 2)
-        self.register_buffer("anchors_px", anchors, persistent=False)
+        self.head = build_head(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
         self._lead_steps = _plan(spec, wanted=spec.head.sources)
         self._all_steps = _plan(spec, wanted=spec.head.all_sources)
+
+    @property
+    def anchors_px(self) -> Tensor:
+        """Width and height of the anchors (levels, anchors, 2) in pixels; (levels, 0, 2) if the head has no anchors."""
+        return self.head.anchors_px
+
+    @anchors_px.setter
+    def anchors_px(self, anchors_px: Tensor) -> None:
+        self.head.anchors_px = anchors_px
 
     def forward(self, images: Tensor, *, auxiliary: bool = False) -> HeadMaps:
         """Compute the raw maps of the heads.
@@ -107,7 +114,7 @@ class DetectionModel(nn.Module):
             auxiliary: Whether to compute the maps of the auxiliary head outside of training mode too.
 
         Returns:
-            Raw maps (B, anchors, H, W, 5 + classes) of each level.
+            Raw maps of each level; see `HeadMaps`.
         """
         everything = auxiliary or self.training
         maps = {IMAGE: images}
@@ -138,9 +145,38 @@ class DetectionModel(nn.Module):
             maps: Raw maps.
 
         Returns:
-            Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities.
+            Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities. The objectness
+            of a head that does not predict it is 1.
         """
-        return decode_maps(maps.lead, anchors_px=self.anchors_px, strides=self.strides)
+        return self.head.decode(maps.lead)
+
+
+def build_head(
+    row: HeadRow, levels: Sequence[MapShape], taps: Sequence[MapShape] = (), *, num_classes: int, activation: str
+) -> Head:
+    """Build the module of a detection head.
+
+    Args:
+        row: The row of the head.
+        levels: Shapes of the maps of the lead head.
+        taps: Shapes of the maps of the auxiliary head; empty to build no auxiliary head.
+        num_classes: Number of classes.
+        activation: Name of the activation.
+
+    Returns:
+        The module.
+    """
+    match row:
+        case DetectRow():
+            return Detect(row, levels, taps, num_classes=num_classes, activation=activation)
+        case YoloxHeadRow():
+            return YoloxHead(row, levels, num_classes=num_classes, activation=activation)
+        case PpyoloeHeadRow():
+            return PpyoloeHead(row, levels, num_classes=num_classes, activation=activation)
+        case DflHeadRow():
+            return DflHead(row, levels, num_classes=num_classes, activation=activation)
+        case _:
+            raise AssertionError(f"{row.block} has no module")  # type: ignore[attr-defined]
 
 
 def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Module]:
@@ -148,7 +184,7 @@ def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Mo
     for name, row in spec.rows.items():
         if hasattr(nn.ModuleDict, name):
             raise SpecError(f"{name}: this name is reserved by torch; rename the row")
-        if not isinstance(row, DetectRow):
+        if not isinstance(row, HeadRow):
             inputs = [shapes[source] for source in row.sources]
             feeds = find_destination(spec, name, shapes=shapes)
             rows[name] = build_row(row, inputs, activation=spec.activation, feeds=feeds)
@@ -187,7 +223,7 @@ def build_row(row: Row, inputs: Sequence[MapShape], *, activation: str, feeds: s
         case RepConvRow():
             (planned,) = row.planned_rep_convs(inputs, feeds=feeds)
             return RepConv(channels, row.out, row.stride, identity=planned.identity, activation=activation)
-        case DetectRow():
+        case HeadRow():
             raise AssertionError("the head is built by the model")
 
 

@@ -6,7 +6,7 @@ This module does not import torch.
 from __future__ import annotations
 
 from yolov7.errors import SpecError
-from yolov7.spec.block_schema import Auxiliary, ConvRow, RepConvRow
+from yolov7.spec.block_schema import Auxiliary, ConvRow, DetectRow, RepConvRow
 from yolov7.spec.graph import IMAGE, ModelSpec, infer_shapes, row_of
 from yolov7.spec.row import MapShape
 
@@ -25,8 +25,13 @@ def with_auxiliary(spec: ModelSpec, *, partial: bool = False) -> ModelSpec:
         The specification with the head.
 
     Raises:
-        SpecError: If a partial head is wanted and no tapped row is an E-ELAN.
+        SpecError: If the head is anchor-free, or a partial head is wanted and no tapped row is an E-ELAN.
     """
+    if not isinstance(spec.head, DetectRow):
+        raise SpecError(
+            f"spec {spec.name!r} has the anchor-free head {spec.head_name!r}, which cannot have an auxiliary head; "
+            "leave out the auxiliary head, or use the anchor-based head"
+        )
     if spec.head.auxiliary is not None:
         return spec
     shapes = infer_shapes(spec)
@@ -48,7 +53,7 @@ def without_auxiliary(spec: ModelSpec) -> ModelSpec:
     Returns:
         The specification without the head; unchanged if it has none.
     """
-    return spec if spec.head.auxiliary is None else _with_head(spec, None)
+    return _with_head(spec, None) if spec.head.taps else spec
 
 
 def auxiliary_widths(spec: ModelSpec) -> tuple[int, ...]:
@@ -60,7 +65,7 @@ def auxiliary_widths(spec: ModelSpec) -> tuple[int, ...]:
     Returns:
         Widths, finest level first; empty without an auxiliary head.
     """
-    if spec.head.auxiliary is None:
+    if not isinstance(spec.head, DetectRow) or spec.head.auxiliary is None:
         return ()
     shapes = infer_shapes(spec)
     return spec.head.auxiliary.out or tuple(shapes[source].channels for source in spec.head.sources)

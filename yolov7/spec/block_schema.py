@@ -1,17 +1,17 @@
-"""All rows of a block graph and the row of the detection head.
+"""All rows of a block graph, those of detection heads included.
 
 A new block needs a row class, a module in `yolov7.nn.blocks` and a case in `yolov7.nn.model`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, final
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from yolov7.spec.computational_rows import BottleneckRow, CspRow, ElanRow, SppRow
-from yolov7.spec.row import Convolution, Count, MapShape, RowBase, Sources
+from yolov7.spec.head_rows import Auxiliary, DetectRow, DflHeadRow, HeadRow, PpyoloeHeadRow, YoloxHeadRow
+from yolov7.spec.row import Count, RowBase
 from yolov7.spec.transition_rows import ConvRow, DownRow, MaxPoolRow, ReorgRow, RepConvRow, UpRow, UpsampleRow
 
 __all__ = [
@@ -22,99 +22,22 @@ __all__ = [
     "Count",
     "CspRow",
     "DetectRow",
+    "DflHeadRow",
     "DownRow",
     "ElanRow",
+    "HeadRow",
     "MaxPoolRow",
+    "PpyoloeHeadRow",
     "ReorgRow",
     "RepConvRow",
     "Row",
     "SppRow",
     "UpRow",
     "UpsampleRow",
+    "YoloxHeadRow",
     "keys_of_block",
     "list_blocks",
 ]
-
-Side = Annotated[float, Field(gt=0.0, le=65_536.0, allow_inf_nan=False)]
-LevelAnchors = Annotated[tuple[Side, ...], Field(max_length=40)]
-
-
-@final
-class Auxiliary(BaseModel):
-    """The auxiliary head (section 4.2): on each level, a 3x3 convolution of the tapped map, then a 1x1 convolution.
-
-    Attributes:
-        sources: Names of the tapped rows, finest first (`from` in a file).
-        out: Widths of the 3x3 convolutions. By default, they are the widths of the maps of the lead head.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    sources: Sources = Field(alias="from")
-    out: Annotated[tuple[Count, ...], Field(max_length=16)] | None = None
-
-
-@final
-class DetectRow(RowBase):
-    """The detection head, with one map per level.
-
-    Attributes:
-        block: Always `detect`.
-        anchors: For each level, width and height of every anchor in pixels, in one flat list.
-        implicit: Whether the head has implicit knowledge (section 4.3).
-        auxiliary: The auxiliary head, if there is one.
-    """
-
-    block: Literal["detect"]
-    anchors: Annotated[tuple[LevelAnchors, ...], Field(max_length=16)]
-    implicit: bool = True
-    auxiliary: Auxiliary | None = None
-
-    def shape(self, inputs: Sequence[MapShape]) -> MapShape:
-        """Return the number of anchors per level and the largest stride; see `RowBase`."""
-        if len(self.anchors) != len(inputs):
-            raise ValueError(f"{len(self.anchors)} levels of anchors for {len(inputs)} maps; give one list per map")
-        sizes = {len(level) for level in self.anchors}
-        if len(sizes) != 1 or sizes == {0} or min(sizes) % 2:
-            raise ValueError(
-                "anchors must be pairs of width and height, and each level must have the same number of them"
-            )
-        strides = [shape.stride for shape in inputs]
-        if strides != sorted(set(strides)):
-            raise ValueError(f"strides {strides} must be strictly ascending; name the finest map first")
-        return MapShape(len(self.anchors[0]) // 2, strides[-1])
-
-    def convolutions(self, inputs: Sequence[MapShape]) -> tuple[Convolution, ...]:
-        """Return the 3x3 convolutions of the auxiliary head; the 1x1 convolutions depend on the number of classes."""
-        lead, taps = inputs[: len(self.sources)], inputs[len(self.sources) :]
-        widths = (self.auxiliary.out if self.auxiliary else None) or [shape.channels for shape in lead]
-        return tuple(Convolution(tap.channels, width, 3) for tap, width in zip(taps, widths[: len(taps)], strict=True))
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The maps that the auxiliary head takes."""
-        return self.auxiliary.sources if self.auxiliary else ()
-
-    @property
-    def all_sources(self) -> tuple[str, ...]:
-        """The maps of the lead head, then those of the auxiliary head."""
-        return (*self.sources, *self.taps)
-
-    def check_auxiliary(self, lead: Sequence[MapShape], taps: Sequence[MapShape]) -> None:
-        """Check that the auxiliary head has the levels of the lead head.
-
-        Args:
-            lead: Shapes of the maps of the lead head.
-            taps: Shapes of the maps of the auxiliary head.
-
-        Raises:
-            ValueError: If the strides or the number of widths differ.
-        """
-        strides, tapped = [shape.stride for shape in lead], [shape.stride for shape in taps]
-        if tapped and tapped != strides:
-            raise ValueError(f"the maps of the auxiliary head have strides {tapped}; the lead head needs {strides}")
-        if self.auxiliary and self.auxiliary.out and len(self.auxiliary.out) != len(lead):
-            raise ValueError(f"the auxiliary head has {len(self.auxiliary.out)} widths for {len(lead)} levels")
-
 
 Row = Annotated[
     ConvRow
@@ -128,12 +51,15 @@ Row = Annotated[
     | BottleneckRow
     | SppRow
     | RepConvRow
-    | DetectRow,
+    | DetectRow
+    | YoloxHeadRow
+    | PpyoloeHeadRow
+    | DflHeadRow,
     Field(discriminator="block"),
 ]
 _ROW_CLASSES: tuple[type[RowBase], ...] = (
     ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, ElanRow, CspRow, BottleneckRow, SppRow, RepConvRow,
-    DetectRow,
+    DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
 )  # fmt: skip
 
 ComputationalRow = ElanRow | CspRow | BottleneckRow  # rows that have a depth

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from yolov7.errors import SpecError, one_line, shown, suggest
-from yolov7.spec.block_schema import DetectRow, Row, keys_of_block, list_blocks
+from yolov7.spec.block_schema import DetectRow, HeadRow, Row, keys_of_block, list_blocks
 from yolov7.spec.row import Count, MapShape, PlannedRepConv, RowBase
 
 IMAGE = "image"  # the name by which rows refer to the input of the network
@@ -62,10 +62,10 @@ class ModelSpec(BaseModel):
         return next(reversed(self.rows))
 
     @property
-    def head(self) -> DetectRow:
+    def head(self) -> HeadRow:
         """Row of the detection head."""
         head = self.rows[self.head_name]
-        assert isinstance(head, DetectRow)
+        assert isinstance(head, HeadRow)
         return head
 
 
@@ -88,8 +88,8 @@ def infer_shapes(spec: ModelSpec) -> dict[str, MapShape]:
         spec: The specification.
 
     Returns:
-        Shapes by row name, `image` included. The entry of the head holds its number of anchors per level. Branches of
-        E-ELANs have their own entries: `n3.1` and `n3.2` beside `n3`.
+        Shapes by row name, `image` included. The entry of the head holds its number of anchors per level, 1 without
+        anchors. Branches of E-ELANs have their own entries: `n3.1` and `n3.2` beside `n3`.
 
     Raises:
         ValueError: If rows do not fit each other.
@@ -253,9 +253,9 @@ def _check_source(source: str, *, of: str, known: Mapping[str, MapShape], rows: 
 
 
 def _check_head(spec: ModelSpec) -> None:
-    heads = [name for name, row in spec.rows.items() if isinstance(row, DetectRow)]
+    heads = [name for name, row in spec.rows.items() if isinstance(row, HeadRow)]
     if len(heads) != 1 or heads != list(spec.rows)[-1:]:
-        raise ValueError(f"the last row must be the only detect row; the detect rows are {shown(heads)}")
+        raise ValueError(f"the last row must be the only detection head; the detection heads are {shown(heads)}")
     used = {row_of(source) for row in spec.rows.values() for source in row.all_sources}
     unused = [name for name in list(spec.rows)[:-1] if name not in used]
     if unused:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from yolov7.errors import SpecError, one_line, suggest
-from yolov7.spec.block_schema import Auxiliary, ComputationalRow, DetectRow, ElanRow
+from yolov7.spec.block_schema import Auxiliary, ComputationalRow, DetectRow, ElanRow, YoloxHeadRow
 from yolov7.spec.graph import ModelSpec, build_spec, infer_shapes, row_of
 from yolov7.spec.row import MapShape, RowBase, own_width
 
@@ -125,7 +125,7 @@ def _widen(
         if "out" in type(row).model_fields:
             before, after = ([shapes[source] for source in row.sources] for shapes in (old, new))
             change["out"] = _scaled_out(row, factor=growth[name], out=old[name].channels, before=before, after=after)
-        if isinstance(row, ElanRow):
+        if isinstance(row, ElanRow | YoloxHeadRow):
             change["hidden"] = _scaled_width(row.hidden, hidden)
         if isinstance(row, DetectRow):
             change["auxiliary"] = _scaled_auxiliary(row.auxiliary, hidden)

@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from yolov7.errors import SettingError, SpecError, one_line, shown, suggest
+from yolov7.spec.anchor_free import with_anchor_free_head
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.spec.block_schema import Count, keys_of_block
 from yolov7.spec.graph import IMAGE, ModelSpec, build_spec, describe
@@ -39,7 +40,8 @@ class _Scale(BaseModel):
 class _SpecFile(BaseModel):
     """A specification as it is written: rows, or a base with changed rows, and a scale that applies to the result.
 
-    `auxiliary` adds or removes the auxiliary head. If it is left out, the rows or the base decide.
+    `head: anchor_free` replaces the anchor-based head. `auxiliary` adds or removes the auxiliary head. Where a key is
+    left out, the rows or the base decide.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +51,7 @@ class _SpecFile(BaseModel):
     rows: dict[str, Any] | None = None
     swap: dict[str, dict[str, Any]] = {}
     scale: _Scale | None = None
+    head: Literal["anchor_free"] | None = None
     auxiliary: bool | None = None
 
 
@@ -171,7 +174,7 @@ def _load(path: Path, *, within: tuple[Path, ...]) -> ModelSpec:
 
 
 def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[Path, ...]) -> ModelSpec:
-    """Resolve the base, then the swaps, then the scale of the result, then the auxiliary head."""
+    """Resolve the base, then the swaps, then the scale of the result, then the heads."""
     try:
         file = _SpecFile.model_validate(dict(data))
     except ValidationError as error:
@@ -189,6 +192,8 @@ def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[
     spec = build_spec(plain)
     if file.scale is not None:
         spec = scale_spec(spec, **file.scale.model_dump())
+    if file.head is not None:
+        spec = with_anchor_free_head(spec)
     if file.auxiliary is None:
         return spec
     return with_auxiliary(spec) if file.auxiliary else without_auxiliary(spec)
