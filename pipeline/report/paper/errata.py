@@ -93,8 +93,8 @@ def _graph_steps(table: str, name: str, size: int, model: PaperModel) -> Iterato
     each = 2 * (size // _STRIDE) ** 2
     yield (
         f"the printed figures exceed these by {more:.2f} M and {float(printed['gflops']) - ours.gflops:.2f} G; at "
-        f"{size} px a parameter costs at least 2 × ({size} / {_STRIDE})² = {each} operations, so that {more:.2f} M more "
-        f"parameters cost at least {more * each / 1000:.2f} G: the paper's model also differs elsewhere"
+        f"{size} px a parameter costs at least 2 × ({size} / {_STRIDE})² = {each} operations, so that {more:.2f} M "
+        f"more parameters cost at least {more * each / 1000:.2f} G: the paper's model also differs elsewhere"
     )
 
 
@@ -175,7 +175,9 @@ def _other_counters() -> Iterator[Erratum]:
         rows = {key: model for key, model in paper_models().items() if model.counting == counting}
         if not rows:
             continue
-        pairs = [(name, count_as_paper(model, size), count_deployed(model, size)) for (name, size), model in rows.items()]
+        pairs = [
+            (name, count_as_paper(model, size), count_deployed(model, size)) for (name, size), model in rows.items()
+        ]
         yield Erratum(
             kind="counting",
             where=f"{', '.join(name for name, _ in rows)}",
