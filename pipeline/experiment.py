@@ -49,7 +49,7 @@ class ResolvedVariant:
 
     Attributes:
         name: Its key in params.yaml.
-        spec: The resolved specification, after swaps, scaling and the auxiliary head.
+        spec: The resolved specification, after swaps, scaling and changes of the head.
         train: The settings of its training. `weights` is absolute. If weights are given, only `image_size` has a
             meaning: that at which they are evaluated.
         ray: Where it is trained.

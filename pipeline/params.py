@@ -68,7 +68,7 @@ class Variant(Settings):
     )
     scale: ScaleSettings | None = Field(None, description="Scaling of the spec.")
     head: Literal["anchor_free"] | None = Field(
-        None, description="anchor_free: replace the anchor-based head; null: as in the spec."
+        None, description="`anchor_free`: replace the anchor-based head by that of YOLOv7-u6; null: as in the spec."
     )
     auxiliary: bool | None = Field(
         None, description="Train with an auxiliary head (true) or without one (false); null: as in the spec."

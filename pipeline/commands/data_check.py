@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -29,9 +30,12 @@ from yolov7.engines.opened_model import OpenedModel, open_model
 from yolov7.errors import SettingError, suggest
 from yolov7.inference.engine import ModelEngine
 from yolov7.settings import LossSettings
+from yolov7.spec.anchor_free import anchor_based_head
+from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 from yolov7.system.files import write_whole
-from yolov7.training.anchors import WANTED_RECALL, Sides, box_sizes, measure_anchors
+from yolov7.training.anchors import WANTED_RECALL, box_sizes, measure_anchors
+from yolov7.training.start import describe_missing_anchors
 
 Format = DataFormat | Literal["auto"]
 _SPEC = "yolov7"  # whose anchors are measured if there are no weights
@@ -46,13 +50,12 @@ class _Model:
     image_size: int
     stride: int
 
-    def anchors(self) -> tuple[str, Sides]:
-        """Return the name of the spec, and its anchors (k, 2) in pixels."""
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The spec whose anchors are measured."""
         if self.opened is not None and isinstance(self.opened.engine, ModelEngine):
-            module = self.opened.engine.model
-            return module.spec.name, module.anchors_px.cpu().numpy().astype(np.float64).reshape(-1, 2)
-        spec = load_spec(_SPEC)
-        return spec.name, np.array(spec.head.anchors, np.float64).reshape(-1, 2)
+            return self.opened.engine.model.spec
+        return load_spec(_SPEC)
 
 
 def check_data(
@@ -98,6 +101,8 @@ def check_data(
     model = _open(weights, image_size)
     data = _read(found, _chosen_splits(found, _listed(splits)), model)
     results = run_checks(chosen, _finders(data, model))
+    if ANCHORS in chosen and model.spec.head.anchor_free:
+        Console(stderr=True, soft_wrap=True).print(f"check {ANCHORS.id}: {describe_missing_anchors(model.spec)}")
     reports = report_checks(results)
     named = f"{found.format}: {path}"
     report = make_report(data.splits, source=named, checks=reports, image_size=model.image_size)
@@ -159,7 +164,9 @@ def _read(found: FoundData, splits: tuple[str, ...], model: _Model) -> ReadData:
 
 
 def _finders(data: ReadData, model: _Model) -> dict[str, Find]:
-    finders = all_checks(data) | {ANCHORS.id: lambda: _find_misfits(data.indices, model)}
+    finders = all_checks(data)
+    if not model.spec.head.anchor_free:
+        finders[ANCHORS.id] = lambda: _find_misfits(data.indices, model)
     if model.opened is None:
         return finders
     suspects = LabelSuspects(model.opened, data.indices, _progress)
@@ -177,12 +184,12 @@ def _find_misfits(indices: Mapping[str, ImageIndex], model: _Model) -> Iterator[
     if split is None:
         return
     index, threshold = indices[split], LossSettings().anchor_threshold
-    name, anchors_px = model.anchors()
+    anchors_px = np.array(anchor_based_head(model.spec).anchors, np.float64).reshape(-1, 2)
     fit = measure_anchors(box_sizes(index, image_size=model.image_size), anchors_px, threshold=threshold)
     if fit.is_sufficient or fit.recall is None:
         return
     detail = (
-        f"best possible recall {fit.recall:.4f} with the anchors of {name} at {model.image_size} pixels, "
+        f"best possible recall {fit.recall:.4f} with the anchors of {model.spec.name} at {model.image_size} pixels, "
         f"below {WANTED_RECALL:g}; {fit.anchors_per_box:.1f} anchors fit a box on average"
     )
     yield Finding(split, str(index.paths[0].parent), detail)

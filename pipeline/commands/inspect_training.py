@@ -35,10 +35,11 @@ from yolov7.detect.drawing import (
 from yolov7.detect.text import drawable_names
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
+from yolov7.spec.graph import ModelSpec
 from yolov7.system.files import is_file
 from yolov7.system.precision import resolve_device
 from yolov7.training.anchors import choose_anchors
-from yolov7.training.start import describe_small_boxes
+from yolov7.training.start import describe_missing_anchors, describe_small_boxes
 
 _SAMPLES, _COLUMNS = 12, 4
 _IMAGES = 4  # number of images whose cells are drawn
@@ -63,15 +64,7 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
     variant, settings = resolved.name, resolved.train
     index = load_split("train")
     folder = fresh_folder(stage_folder("inspect", variant, seed))
-    spec = resolved.spec
-    choice = choose_anchors(
-        spec,
-        index,
-        image_size=settings.image_size,
-        threshold=settings.loss.anchor_threshold,
-        mode=settings.anchors,
-    )
-    for note in (*describe_small_boxes(index, settings), str(choice)):
+    for note in (*describe_small_boxes(index, settings), _describe_anchors(resolved.spec, index, settings)):
         console.print(stage_line("inspect", variant, note))
     write_picture(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
     if not is_file(stage_folder("train", variant, seed) / WEIGHTS):
@@ -81,6 +74,14 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
     weights = stage_weights("train", resolved, seed=seed, class_names=index.class_names, device=resolve_device())
     write_picture(folder / "assignment.jpg", _assignment_sheet(weights.model, index, settings))
     console.print(stage_line("inspect", variant, f"{folder}/samples.jpg and assignment.jpg"))
+
+
+def _describe_anchors(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> str:
+    if spec.head.anchor_free:
+        return describe_missing_anchors(spec)
+    threshold = settings.loss.anchor_threshold
+    choice = choose_anchors(spec, index, image_size=settings.image_size, threshold=threshold, mode=settings.anchors)
+    return str(choice)
 
 
 def _sample_sheet(index: ImageIndex, settings: TrainSettings, *, seed: int) -> Image:

@@ -13,8 +13,9 @@ from torch import nn
 from pipeline.console import counted
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.cost import spec_cost
+from yolov7.nn.heads import Head
 from yolov7.nn.model import DetectionModel
-from yolov7.spec.block_schema import DetectRow
+from yolov7.spec.block_schema import DetectRow, DflHeadRow, HeadRow
 from yolov7.spec.graph import ModelSpec, infer_shapes, plan_rep_convs
 from yolov7.spec.row import PlannedRepConv
 from yolov7.spec.scaling import Rule, scale_spec
@@ -93,8 +94,8 @@ def plan_lines(spec: ModelSpec) -> tuple[PlanLine, ...]:
     places = plan_rep_convs(spec)
     lines: list[PlanLine] = []
     for name, row in spec.rows.items():
-        if isinstance(row, DetectRow):
-            lines.append(_plan_head(name, row))
+        if isinstance(row, HeadRow):
+            lines.append(_plan_head(name, row, model.head))
         else:
             lines += _plan_row(name, row.block, model.rows[name], places.get(name, ()))
     return tuple(lines)
@@ -153,8 +154,12 @@ def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[Planned
         yield PlanLine(position, "rep_conv", "RepConv" if place.identity else "RepConvN", place.reason)
 
 
-def _plan_head(name: str, row: DetectRow) -> PlanLine:
-    folded = ["implicit vectors folded in"] if row.implicit else []
-    dropped = ["auxiliary head dropped"] if row.auxiliary is not None else []
+def _plan_head(name: str, row: HeadRow, module: Head) -> PlanLine:
+    norms = row.anchor_free and any(isinstance(part, ConvBnAct) for part in module.modules())
+    folded = ["batch norm folded in"] if norms else []
+    if isinstance(row, DetectRow | DflHeadRow) and row.implicit:
+        folded.append("implicit vectors folded in" if isinstance(row, DetectRow) else "implicit factors folded in")
+    dropped = ["auxiliary head dropped"] if row.taps else []
+    number = sum(isinstance(part, nn.Conv2d) for part in module.modules()) if row.anchor_free else len(row.sources)
     why = ", ".join(folded + dropped) or "nothing to fold"
-    return PlanLine(name, row.block, counted(len(row.sources), "convolution"), why)
+    return PlanLine(name, row.block, counted(number, "convolution"), why)

@@ -148,7 +148,8 @@ def compare_layers(before: DetectionModel, after: DetectionModel, images: Tensor
     before.eval()(images)
     for handle in handles:
         handle.remove()
-    auxiliary = sum(map(count_parameters, (before.head.auxiliary_stems, before.head.auxiliary_convs)))
+    parts = before.head.named_children()
+    auxiliary = sum(count_parameters(part) for name, part in parts if name.startswith("auxiliary_"))
     sizes = [(name, count_parameters(row), name in pairs) for name, row in before.rows.items()]
     sizes += [("head", count_parameters(before.head) - auxiliary, True), ("auxiliary head", auxiliary, False)]
     return tuple(

@@ -121,7 +121,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         weights_hash=variant.weights_hash,
         run_folder=FOLDER.resolve(),
     )
-    own = base.head.auxiliary is not None
+    own = bool(base.head.taps)
     with counted_costs(len(data.class_names)) as cost_of:
         drawn = draw_candidates(
             base,

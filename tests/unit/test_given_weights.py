@@ -89,7 +89,7 @@ def test_spec_and_image_size_are_those_of_the_file_unless_they_are_stated(projec
     found = experiment().variants["own"]
     assert (found.spec, found.train.image_size, found.given) == (model.spec, 96, project / "own.safetensors")
     assert experiment(**SPEC, image_size=64).variants["own"].train.image_size == 64
-    with pytest.raises(SettingError, match="swap, scale and auxiliary change a spec, but none is stated"):
+    with pytest.raises(SettingError, match="swap, scale, head and auxiliary change a spec, but none is stated"):
         experiment(scale={"depth": 2.0})
 
 

@@ -56,7 +56,6 @@ def count_boxes(model: DetectionModel, image_size: int) -> int:
         image_size: Side of the square image, pixels.
 
     Returns:
-        The number of anchors over all levels and cells.
+        The number of predictions over all levels and cells.
     """
-    anchors = model.anchors_px.shape[1]
-    return sum(anchors * (image_size // stride) ** 2 for stride in model.strides)
+    return sum(model.head.num_anchors * (image_size // stride) ** 2 for stride in model.strides)

@@ -205,8 +205,8 @@ def _decode_distances(maps: Sequence[Tensor], strides: Sequence[int], *, bins: i
         )  # left, top, right, bottom
         before, behind = distances[..., :2], distances[..., 2:]
         xy = (cell_corners(x) + 0.5 + (behind - before) / 2) * stride
-        objectness = torch.ones_like(xy[..., :1])
-        rows = torch.cat([xy, (before + behind) * stride, objectness, x[..., 4 * bins :].sigmoid()], dim=-1)
+        scores = _scores(torch.ones_like(xy[..., :1]), x[..., 4 * bins :].sigmoid())
+        rows = torch.cat([xy, (before + behind) * stride, scores], dim=-1)
         decoded.append(rows.view(batch, height * width, 5 + outputs - 4 * bins))
     return torch.cat(decoded, dim=1)
 
@@ -216,7 +216,15 @@ def _decode_yolox(raw: Tensor, stride: int) -> Tensor:
     x = raw.to(torch.promote_types(raw.dtype, torch.float32))  # half precision cannot represent the grid exactly
     xy = (x[..., :2] + cell_corners(x)) * stride
     wh = x[..., 2:4].clamp(max=math.log(_MAX_SIDE / stride)).exp() * stride
-    return torch.cat([xy, wh, x[..., 4:].sigmoid()], dim=-1).view(batch, height * width, outputs)
+    scores = _scores(x[..., 4:5].sigmoid(), x[..., 5:].sigmoid())
+    return torch.cat([xy, wh, scores], dim=-1).view(batch, height * width, outputs)
+
+
+def _scores(objectness: Tensor, classes: Tensor) -> Tensor:
+    """Join objectness and class probabilities. An only class is multiplied into the objectness, which is its score."""
+    if classes.shape[-1] == 1:
+        return torch.cat([objectness * classes, torch.ones_like(classes)], dim=-1)
+    return torch.cat([objectness, classes], dim=-1)
 
 
 def _tower(channels: int, width: int, *, activation: str) -> nn.Sequential:

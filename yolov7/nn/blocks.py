@@ -23,16 +23,18 @@ def make_activation(name: str) -> nn.Module:
     """Make an activation.
 
     Args:
-        name: `silu` or `leaky_relu`.
+        name: `silu`, `leaky_relu` or `mish`.
 
     Returns:
         The module.
     """
-    return nn.SiLU() if name == "silu" else nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+    if name == "leaky_relu":
+        return nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+    return nn.Mish() if name == "mish" else nn.SiLU()
 
 
 def make_norm(width: int) -> nn.BatchNorm2d:
-    """Make a batch norm with the constants of YOLOv7.
+    """Make a batch norm with the constants of YOLOv7; the model replaces them by those of its specification.
 
     Args:
         width: Number of channels.
@@ -52,7 +54,7 @@ class ConvBnAct(nn.Module):
     ) -> None:
         """Make a convolution with `channels` input and `width` output channels and `groups` groups."""
         super().__init__()
-        self.conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(channels, width, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
         self.bn = make_norm(width)
         self.act = make_activation(activation)
 
@@ -196,6 +198,24 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, *laterals: Tensor) -> Tensor:
         """Return the map (B, width, 2 H, 2 W) with the laterals behind it."""
         return torch.cat([_double(self.top(x)), *laterals], dim=1)
+
+
+@final
+class Double(nn.Module):
+    """Double the resolution by repeating pixels; laterals are concatenated behind."""
+
+    def forward(self, x: Tensor, *laterals: Tensor) -> Tensor:
+        """Return the map (B, C, 2 H, 2 W) with the laterals behind it."""
+        return torch.cat([_double(x), *laterals], dim=1) if laterals else _double(x)
+
+
+@final
+class Concat(nn.Module):
+    """The concatenation of maps of equal resolution."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Return the map (B, sum of C, H, W)."""
+        return torch.cat(maps, dim=1)
 
 
 @final

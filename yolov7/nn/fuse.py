@@ -187,7 +187,8 @@ def _conv_and_norm(branch: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
 def _with_bias(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
     """Make a convolution of the same form and precision with another kernel and a bias."""
     (side, _), (stride, _) = conv.kernel_size, conv.stride
-    new = nn.Conv2d(conv.in_channels, conv.out_channels, side, stride, side // 2, groups=conv.groups, device="meta")
+    padding = (side - 1) // 2
+    new = nn.Conv2d(conv.in_channels, conv.out_channels, side, stride, padding, groups=conv.groups, device="meta")
     new.weight = nn.Parameter(kernel.to(conv.weight.dtype), requires_grad=False)
     new.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
     return new

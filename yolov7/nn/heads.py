@@ -28,8 +28,8 @@ class Head(nn.Module, ABC):
         anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels; (levels, 0, 2) without anchors.
         strides: Stride of each level in pixels, finest first.
         num_anchors: Number of predictions per cell.
-        num_box_outputs: Outputs of a prediction before those of the classes, in the tensors that `by_class` names.
-        by_class: Beginnings of the names of the tensors that have an output for every class.
+        num_box_outputs: Outputs of a prediction before those of the classes in tensors that have class outputs.
+        by_class: Beginnings of the names of the tensors that have class outputs.
     """
 
     anchors_px: Tensor
@@ -51,6 +51,14 @@ class Head(nn.Module, ABC):
         anchors_px = torch.tensor(anchors, dtype=torch.float32, device="cpu").view(len(levels), len(anchors[0]) // 2, 2)
         self.register_buffer("anchors_px", anchors_px, persistent=False)
 
+    def has_class_outputs(self, name: str) -> bool:
+        """Return whether a tensor of the head has an output for every class.
+
+        Args:
+            name: The name of the tensor in the head, such as `convs.0.weight`.
+        """
+        return name.startswith(self.by_class)
+
     @abstractmethod
     def forward(self, *maps: Tensor) -> HeadMaps:
         """Compute the raw maps.
@@ -71,7 +79,9 @@ class Head(nn.Module, ABC):
 
         Returns:
             Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities, in float32 at
-            least. The objectness of a head that does not predict it is 1.
+            least. The objectness of a head that does not predict it is 1. If there is only one class, an anchor-free
+            head multiplies the class probability into the objectness, because suppression takes the objectness for
+            the score of an only class; the class probability is then 1.
         """
 
 

@@ -11,8 +11,10 @@ from yolov7.errors import SpecError
 from yolov7.nn.anchor_free_heads import DflHead, PpyoloeHead, YoloxHead
 from yolov7.nn.blocks import (
     Bottlenecks,
+    Concat,
     ConvTransition,
     Csp,
+    Double,
     DownC,
     MaxPool,
     MpTransition,
@@ -21,15 +23,20 @@ from yolov7.nn.blocks import (
     Upsample,
     UpTransition,
 )
+from yolov7.nn.csp_blocks import CspRep, CspTiny
 from yolov7.nn.elan import EElan, Elan, add, make_elan
 from yolov7.nn.heads import Detect, Head
 from yolov7.nn.pooling import Spp, Sppcspc, SppTiny
 from yolov7.spec.block_schema import (
     BottleneckRow,
+    ConcatRow,
     ConvRow,
+    CspRepRow,
     CspRow,
+    CspTinyRow,
     DetectRow,
     DflHeadRow,
+    DoubleRow,
     DownRow,
     ElanRow,
     HeadRow,
@@ -46,6 +53,13 @@ from yolov7.spec.block_schema import (
 from yolov7.spec.graph import IMAGE, ModelSpec, find_destination, infer_shapes, row_of
 from yolov7.spec.row import MapShape, own_width
 from yolov7.structures import HeadMaps
+
+_WITHOUT_WEIGHTS: dict[str, type[nn.Module]] = {
+    "maxpool": MaxPool,
+    "reorg": Reorg,
+    "double": Double,
+    "concat": Concat,
+}
 
 
 class _Step(NamedTuple):
@@ -94,6 +108,7 @@ class DetectionModel(nn.Module):
         self.strides = tuple(level.stride for level in levels)
         self.rows = nn.ModuleDict(_build_rows(spec, shapes))
         self.head = build_head(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
+        self._set_norms()
         self._lead_steps = _plan(spec, wanted=spec.head.sources)
         self._all_steps = _plan(spec, wanted=spec.head.all_sources)
 
@@ -105,6 +120,11 @@ class DetectionModel(nn.Module):
     @anchors_px.setter
     def anchors_px(self, anchors_px: Tensor) -> None:
         self.head.anchors_px = anchors_px
+
+    def _set_norms(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = self.spec.norm_eps, self.spec.norm_momentum
 
     def forward(self, images: Tensor, *, auxiliary: bool = False) -> HeadMaps:
         """Compute the raw maps of the heads.
@@ -161,11 +181,12 @@ def build_head(
         levels: Shapes of the maps of the lead head.
         taps: Shapes of the maps of the auxiliary head; empty to build no auxiliary head.
         num_classes: Number of classes.
-        activation: Name of the activation.
+        activation: Name of the activation if the row names none.
 
     Returns:
         The module.
     """
+    activation = row.activation or activation
     match row:
         case DetectRow():
             return Detect(row, levels, taps, num_classes=num_classes, activation=activation)
@@ -176,7 +197,7 @@ def build_head(
         case DflHeadRow():
             return DflHead(row, levels, num_classes=num_classes, activation=activation)
         case _:
-            raise AssertionError(f"{row.block} has no module")  # type: ignore[attr-defined]
+            raise AssertionError(f"{row.block} has no module")
 
 
 def _build_rows(spec: ModelSpec, shapes: dict[str, MapShape]) -> dict[str, nn.Module]:
@@ -197,34 +218,49 @@ def build_row(row: Row, inputs: Sequence[MapShape], *, activation: str, feeds: s
     Args:
         row: The row.
         inputs: Shapes of the maps of its sources.
-        activation: Name of the activation.
+        activation: Name of the activation of a row that names none.
         feeds: The concatenation or addition that the output enters unchanged; a RepConv then has no identity branch.
 
     Returns:
         The module.
     """
     channels = inputs[0].channels
+    activation = row.activation or activation
     match row:
-        case MaxPoolRow():
-            return MaxPool()
-        case ReorgRow():
-            return Reorg()
+        case MaxPoolRow() | ReorgRow() | DoubleRow() | ConcatRow():
+            return _WITHOUT_WEIGHTS[row.block]()
         case ConvRow() | DownRow() | UpRow() | UpsampleRow():
             return _build_transition(row, inputs, activation=activation)
         case ElanRow():
             return make_elan(row, inputs, activation=activation)
-        case CspRow():
-            return Csp(row, inputs, activation=activation)
+        case CspRow() | CspRepRow() | CspTinyRow():
+            return _build_csp(row, inputs, activation=activation)
         case BottleneckRow():
             return Bottlenecks(row, channels, activation=activation)
         case SppRow():
-            spp = {"sppcspc": Sppcspc, "spp_tiny": SppTiny, "spp": Spp}[row.block]
-            return spp(channels, row.out, activation=activation)
+            return _build_spp(row, channels, activation=activation)
         case RepConvRow():
             (planned,) = row.planned_rep_convs(inputs, feeds=feeds)
             return RepConv(channels, row.out, row.stride, identity=planned.identity, activation=activation)
         case HeadRow():
             raise AssertionError("the head is built by the model")
+
+
+def _build_csp(row: CspRow | CspRepRow | CspTinyRow, inputs: Sequence[MapShape], *, activation: str) -> nn.Module:
+    match row:
+        case CspRow():
+            return Csp(row, inputs, activation=activation)
+        case CspRepRow():
+            return CspRep(row, inputs, activation=activation)
+        case CspTinyRow():
+            return CspTiny(row, inputs[0].channels, activation=activation)
+
+
+def _build_spp(row: SppRow, channels: int, *, activation: str) -> nn.Module:
+    if row.block == "spp":
+        return Spp(channels, row.out, widest_first=row.widest_first, activation=activation)
+    spp = Sppcspc if row.block == "sppcspc" else SppTiny
+    return spp(channels, row.out, activation=activation)
 
 
 def _build_transition(

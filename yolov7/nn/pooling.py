@@ -55,18 +55,20 @@ class SppTiny(nn.Module):
 
 @final
 class Spp(nn.Module):
-    """The pyramid of YOLOv3-SPP: 1x1 to half the channels, cat[map, pools], 1x1."""
+    """The pyramid of YOLOv3-SPP: 1x1 to half the channels, cat[map, pools], 1x1; YOLOv4 has the widest pool first."""
 
-    def __init__(self, channels: int, out: int, *, activation: str) -> None:
+    def __init__(self, channels: int, out: int, *, widest_first: bool = False, activation: str) -> None:
         """Make the block with `channels` input and `out` output channels."""
         super().__init__()
+        self.widest_first = widest_first
         self.reduce = ConvBnAct(channels, channels // 2, 1, activation=activation)
         self.merge = ConvBnAct(4 * (channels // 2), out, 1, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map (B, out, H, W)."""
         y = self.reduce(x)
-        merged: Tensor = self.merge(torch.cat([y, *pool_pyramid(y)], dim=1))
+        maps = [y, *pool_pyramid(y)]
+        merged: Tensor = self.merge(torch.cat(maps[::-1] if self.widest_first else maps, dim=1))
         return merged
 
 

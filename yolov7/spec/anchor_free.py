@@ -1,10 +1,11 @@
-"""Anchor-free heads of specifications: replacing the anchor-based head of any specification.
+"""Anchor-free heads of specifications: replacing the anchor-based head of any specification, and requiring anchors.
 
 This module does not import torch.
 """
 
 from __future__ import annotations
 
+from yolov7.errors import SpecError
 from yolov7.spec.auxiliary import without_auxiliary
 from yolov7.spec.block_schema import DetectRow, DflHeadRow
 from yolov7.spec.graph import ModelSpec
@@ -26,3 +27,23 @@ def with_anchor_free_head(spec: ModelSpec) -> ModelSpec:
         return spec
     row = DflHeadRow.model_validate({"block": "detect_dfl", "from": head.sources, "implicit": head.implicit})
     return ModelSpec.model_validate({**dict(spec), "rows": spec.rows | {spec.head_name: row}})
+
+
+def anchor_based_head(spec: ModelSpec) -> DetectRow:
+    """Return the row of an anchor-based head.
+
+    Args:
+        spec: The specification.
+
+    Returns:
+        The row.
+
+    Raises:
+        SpecError: If the head is anchor-free.
+    """
+    if not isinstance(spec.head, DetectRow):
+        raise SpecError(
+            f"spec {spec.name!r} has the anchor-free head {spec.head.block!r}; name a spec with an anchor-based head "
+            "(block 'detect')"
+        )
+    return spec.head

@@ -9,20 +9,34 @@ from typing import Annotated
 
 from pydantic import Field
 
-from yolov7.spec.computational_rows import BottleneckRow, CspRow, ElanRow, SppRow
+from yolov7.spec.computational_rows import BottleneckRow, CspRepRow, CspRow, CspTinyRow, ElanRow, SppRow
 from yolov7.spec.head_rows import Auxiliary, DetectRow, DflHeadRow, HeadRow, PpyoloeHeadRow, YoloxHeadRow
 from yolov7.spec.row import Count, RowBase
-from yolov7.spec.transition_rows import ConvRow, DownRow, MaxPoolRow, ReorgRow, RepConvRow, UpRow, UpsampleRow
+from yolov7.spec.transition_rows import (
+    ConcatRow,
+    ConvRow,
+    DoubleRow,
+    DownRow,
+    MaxPoolRow,
+    ReorgRow,
+    RepConvRow,
+    UpRow,
+    UpsampleRow,
+)
 
 __all__ = [
     "Auxiliary",
     "BottleneckRow",
     "ComputationalRow",
+    "ConcatRow",
     "ConvRow",
     "Count",
+    "CspRepRow",
     "CspRow",
+    "CspTinyRow",
     "DetectRow",
     "DflHeadRow",
+    "DoubleRow",
     "DownRow",
     "ElanRow",
     "HeadRow",
@@ -46,8 +60,12 @@ Row = Annotated[
     | DownRow
     | UpRow
     | UpsampleRow
+    | DoubleRow
+    | ConcatRow
     | ElanRow
     | CspRow
+    | CspRepRow
+    | CspTinyRow
     | BottleneckRow
     | SppRow
     | RepConvRow
@@ -58,11 +76,11 @@ Row = Annotated[
     Field(discriminator="block"),
 ]
 _ROW_CLASSES: tuple[type[RowBase], ...] = (
-    ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, ElanRow, CspRow, BottleneckRow, SppRow, RepConvRow,
-    DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
+    ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, DoubleRow, ConcatRow, ElanRow, CspRow, CspRepRow,
+    CspTinyRow, BottleneckRow, SppRow, RepConvRow, DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
 )  # fmt: skip
 
-ComputationalRow = ElanRow | CspRow | BottleneckRow  # rows that have a depth
+ComputationalRow = ElanRow | CspRow | CspRepRow | BottleneckRow  # rows that have a depth
 
 
 def list_blocks() -> tuple[str, ...]:

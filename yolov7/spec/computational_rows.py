@@ -187,6 +187,119 @@ class CspRow(RowBase):
 
 
 @final
+class CspRepRow(RowBase):
+    """Cross-stage partial block of PP-YOLOE: `depth` blocks of a 3x3 and a re-parameterised 3x3 convolution.
+
+    Its re-parameterised convolutions consist of a 3x3 and a 1x1 branch and never have an identity branch.
+
+    Attributes:
+        block: `csp_rep_res`, the block of the backbone: its two paths have half of the channels of the input, each
+            block adds its input, and channel attention precedes the last convolution. `csp_rep`, the block of the neck:
+            its two paths have half of `out`.
+        out: Channels of the map.
+        depth: Number of blocks.
+        spp: Whether spatial pyramid pooling follows the block in the middle.
+    """
+
+    block: Literal["csp_rep_res", "csp_rep"]
+    out: Count
+    depth: Depth
+    spp: bool = False
+
+    def shape(self, inputs: Sequence[MapShape]) -> MapShape:
+        """Return the shape of the map; see `RowBase`."""
+        expect_maps(inputs, 1)
+        if self.hidden(inputs) < 1:
+            raise ValueError("needs at least 2 channels, because each of its two paths has half of them")
+        return MapShape(self.out, inputs[0].stride)
+
+    def convolutions(self, inputs: Sequence[MapShape]) -> tuple[Convolution, ...]:
+        """Return the convolutions; see `RowBase`."""
+        channels, hidden = inputs[0].channels, self.hidden(inputs)
+        attention = Convolution(2 * hidden, 2 * hidden, 1, int(self.residual), norms=0, bias=True)
+        return (
+            Convolution(channels, hidden, 1, 2),
+            Convolution(hidden, hidden, 3, 2 * self.depth),
+            *_branches(self.planned_rep_convs(inputs, feeds="")),
+            Convolution(4 * hidden, hidden, 1, int(self.spp)),
+            attention,
+            Convolution(2 * hidden, self.out, 1),
+        )
+
+    def planned_rep_convs(self, inputs: Sequence[MapShape], *, feeds: str) -> tuple[PlannedRepConv, ...]:
+        """Return the second convolution of every block; see `RowBase`."""
+        hidden = self.hidden(inputs)
+        positions = range(1, self.depth + 1)
+        return tuple(PlannedRepConv(i, hidden, hidden, 1, self._feeds(i), two_branches=True) for i in positions)
+
+    def growth(self, depth: int) -> Fraction:
+        """Return 1: two maps are concatenated, whatever the depth.
+
+        Args:
+            depth: Another depth.
+
+        Returns:
+            The factor by which the concatenation grows.
+        """
+        return Fraction(1)
+
+    def hidden(self, inputs: Sequence[MapShape]) -> int:
+        """Return the width of the two paths.
+
+        Args:
+            inputs: Shape of the map of the source.
+
+        Returns:
+            Number of channels.
+        """
+        return (inputs[0].channels if self.residual else self.out) // 2
+
+    @property
+    def residual(self) -> bool:
+        """Whether it is the block of the backbone."""
+        return self.block == "csp_rep_res"
+
+    @property
+    def pooled_block(self) -> int:
+        """The block, from 1, behind which pooling follows; 0 without pooling."""
+        return (self.depth + 1) // 2 if self.spp else 0
+
+    def _feeds(self, position: int) -> str:
+        if self.residual:
+            return ADDITION
+        return CONCATENATION if position in (self.depth, self.pooled_block) else ""
+
+
+@final
+class CspTinyRow(RowBase):
+    """Cross-stage partial block of YOLOv4-tiny: two 3x3 convolutions of one half of the channels.
+
+    Their maps are concatenated, the second one first, and a 1x1 convolution follows.
+
+    Attributes:
+        block: Always `csp_tiny`.
+        out: Channels of the map.
+        half: The half of the channels that it takes. Weights of darknet need `second`.
+    """
+
+    block: Literal["csp_tiny"]
+    out: Count
+    half: Literal["first", "second"] = "first"
+
+    def shape(self, inputs: Sequence[MapShape]) -> MapShape:
+        """Return the shape of the map; see `RowBase`."""
+        expect_maps(inputs, 1)
+        if inputs[0].channels % 2:
+            raise ValueError(f"takes half of {inputs[0].channels} channels; their number must be even")
+        return MapShape(self.out, inputs[0].stride)
+
+    def convolutions(self, inputs: Sequence[MapShape]) -> tuple[Convolution, ...]:
+        """Return the convolutions; see `RowBase`."""
+        half = inputs[0].channels // 2
+        return Convolution(half, half, 3, 2), Convolution(2 * half, self.out, 1)
+
+
+@final
 class BottleneckRow(RowBase):
     """`depth` dark blocks of Darknet in sequence: 1x1 to half of `out`, 3x3 to `out`, to which the input is added.
 
@@ -231,14 +344,25 @@ class BottleneckRow(RowBase):
 
 @final
 class SppRow(RowBase):
-    """Spatial pyramid pooling: in a cross-stage partial block (`sppcspc`), in its form of YOLOv7-tiny, or alone."""
+    """Spatial pyramid pooling: in a cross-stage partial block (`sppcspc`), in its form of YOLOv7-tiny, or alone.
+
+    `spp` is also the SPPF of YOLOv5, because 5x5 pooling that is repeated equals pooling over windows of 9 and 13.
+
+    Attributes:
+        block: The form.
+        out: Channels of the map.
+        widest_first: Whether `spp` concatenates its maps from the widest window to the unpooled map, as YOLOv4 does.
+    """
 
     block: Literal["sppcspc", "spp_tiny", "spp"]
     out: Count
+    widest_first: bool = False
 
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
         """Return the shape of the map; see `RowBase`."""
         expect_maps(inputs, 1)
+        if self.widest_first and self.block != "spp":
+            raise ValueError("widest_first=true is a choice of the block spp only; leave it out")
         return MapShape(self.out, inputs[0].stride)
 
     def convolutions(self, inputs: Sequence[MapShape]) -> tuple[Convolution, ...]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, final
+from typing import Annotated, Any, NamedTuple, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from yolov7.errors import SpecError, one_line, shown, suggest
 from yolov7.spec.block_schema import DetectRow, HeadRow, Row, keys_of_block, list_blocks
-from yolov7.spec.row import Count, MapShape, PlannedRepConv, RowBase
+from yolov7.spec.row import Activation, Count, MapShape, PlannedRepConv, RowBase
 
 IMAGE = "image"  # the name by which rows refer to the input of the network
 MAX_ROWS = 500
@@ -29,14 +29,18 @@ class ModelSpec(BaseModel):
 
     Attributes:
         name: Name of the model, for messages.
-        activation: Activation behind every batch norm.
+        activation: Activation behind the batch norms of all rows that name no other.
+        norm_eps: What every batch norm adds to the variance.
+        norm_momentum: Weight of a new batch in the running statistics of every batch norm.
         image_size: Side of the training images in pixels, unless the training settings name another size.
         rows: The rows in the order of computation; the last one is the detection head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Annotated[str, Field(max_length=500)]
-    activation: Literal["silu", "leaky_relu"] = "silu"
+    activation: Activation = "silu"
+    norm_eps: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = 1e-3
+    norm_momentum: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = 0.03
     image_size: Count = 640
     rows: Annotated[dict[str, Row], Field(max_length=MAX_ROWS)]
 
@@ -51,6 +55,7 @@ class ModelSpec(BaseModel):
         shapes = infer_shapes(self)
         _check_head(self)
         _check_size(self)
+        _check_activations(self)
         largest = max(shape.stride for shape in shapes.values())
         if self.image_size % largest:
             raise ValueError(f"image_size={self.image_size} must be a multiple of {largest}, the largest stride")
@@ -260,6 +265,13 @@ def _check_head(spec: ModelSpec) -> None:
     unused = [name for name in list(spec.rows)[:-1] if name not in used]
     if unused:
         raise ValueError(f"{unused[0]}: no row takes its map; use it or remove it")
+
+
+def _check_activations(spec: ModelSpec) -> None:
+    shapes = infer_shapes(spec)
+    for name, row in spec.rows.items():
+        if row.activation and not row.convolutions([shapes[source] for source in row.all_sources]):
+            raise ValueError(f"{name}.{row.block}: has no convolution that an activation could follow; leave it out")
 
 
 def _row_sizes(spec: ModelSpec) -> dict[str, ModelSize]:

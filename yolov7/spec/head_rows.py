@@ -20,10 +20,12 @@ class HeadRow(RowBase):
     """A detection head, with one map per level.
 
     Attributes:
+        block: Name of the kind of head.
         anchor_free: Whether each cell has one prediction instead of one per anchor.
     """
 
     anchor_free: ClassVar[bool] = True
+    block: str
 
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
         """Return the number of predictions per cell and the largest stride; see `RowBase`."""
@@ -146,7 +148,7 @@ class PpyoloeHeadRow(HeadRow):
     def convolutions(self, inputs: Sequence[MapShape]) -> tuple[Convolution, ...]:
         """Return the 1x1 convolutions of both attentions and behind them."""
         widths = [shape.channels for shape in inputs]
-        gates = [Convolution(width, width, 1, repeats=2, norms=0) for width in widths]
+        gates = [Convolution(width, width, 1, repeats=2, norms=0, bias=True) for width in widths]
         return (*gates, *(Convolution(width, width, 1, repeats=2) for width in widths))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 CONCATENATION = "a concatenation"
 ADDITION = "a residual addition"
 
+Activation = Literal["silu", "leaky_relu", "mish"]
 Count = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=100)]
 Cardinality = Annotated[int, Field(strict=True, ge=1, le=64)]
@@ -31,7 +32,7 @@ class MapShape(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """Equal convolutions with batch norm that a row consists of.
+    """Equal convolutions that a row consists of.
 
     Attributes:
         channels: Input channels.
@@ -39,6 +40,7 @@ class Convolution(NamedTuple):
         kernel: Side of the kernel.
         repeats: How many of them the row has.
         norms: Batch norms of this width per convolution.
+        bias: Whether they have a bias.
     """
 
     channels: int
@@ -46,11 +48,13 @@ class Convolution(NamedTuple):
     kernel: int
     repeats: int = 1
     norms: int = 1
+    bias: bool = False
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of all repeats, batch norms included."""
-        return self.repeats * (self.channels * self.width * self.kernel**2 + 2 * self.norms * self.width)
+        """Number of parameters of all repeats, batch norms and biases included."""
+        per_output = self.channels * self.kernel**2 + 2 * self.norms + self.bias
+        return self.repeats * self.width * per_output
 
 
 class PlannedRepConv(NamedTuple):
@@ -62,6 +66,7 @@ class PlannedRepConv(NamedTuple):
         width: Output channels.
         stride: Stride of the convolution.
         feeds: The concatenation or addition that its output enters unchanged; empty if there is none.
+        two_branches: Whether its block never has an identity branch, wherever its output goes.
     """
 
     position: int
@@ -69,11 +74,12 @@ class PlannedRepConv(NamedTuple):
     width: int
     stride: int
     feeds: str
+    two_branches: bool = False
 
     @property
     def identity(self) -> bool:
         """Whether it keeps its identity branch (RepConv) or has none (RepConvN)."""
-        return not self.feeds and self.channels == self.width and self.stride == 1
+        return not self.feeds and self.channels == self.width and self.stride == 1 and not self.two_branches
 
     @property
     def reason(self) -> str:
@@ -84,6 +90,8 @@ class PlannedRepConv(NamedTuple):
             return f"no identity, because its stride is {self.stride}"
         if self.channels != self.width:
             return f"no identity, because it has {self.channels} input channels and {self.width} output channels"
+        if self.two_branches:
+            return "no identity, because PP-YOLOE has only a 3x3 and a 1x1 branch"
         return "identity, because its output goes into no addition and no concatenation"
 
 
@@ -92,10 +100,12 @@ class RowBase(BaseModel, ABC):
 
     Attributes:
         sources: Names of the rows whose maps the row takes, the main one first (`from` in a file).
+        activation: Activation behind the batch norms of the row; that of the specification by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sources: Sources = Field(alias="from")
+    activation: Activation | None = None
 
     @abstractmethod
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
@@ -118,7 +128,7 @@ class RowBase(BaseModel, ABC):
             inputs: Shapes of the maps of all sources.
 
         Returns:
-            The convolutions that have a batch norm.
+            The convolutions.
         """
         return ()
 

@@ -47,6 +47,8 @@ class _SpecFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     base: str | None = None
     activation: str | None = None
+    norm_eps: float | None = None
+    norm_momentum: float | None = None
     image_size: Count | None = None
     rows: dict[str, Any] | None = None
     swap: dict[str, dict[str, Any]] = {}
@@ -186,8 +188,7 @@ def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[
         plain = _load(_find(file.base, beside=beside), within=within).model_dump(by_alias=True) | plain
     else:
         plain["rows"] = file.rows
-    given = {"activation": file.activation, "image_size": file.image_size}
-    plain |= {key: value for key, value in given.items() if value is not None}
+    plain |= file.model_dump(include={"activation", "norm_eps", "norm_momentum", "image_size"}, exclude_none=True)
     plain["rows"] = _swapped(plain["rows"], file.swap, name=name)
     spec = build_spec(plain)
     if file.scale is not None:

@@ -8,6 +8,7 @@ from typing import Literal, final
 from pydantic import Field
 
 from yolov7.spec.row import (
+    CONCATENATION,
     Convolution,
     Count,
     MapShape,
@@ -21,15 +22,20 @@ from yolov7.spec.row import (
 
 @final
 class ConvRow(RowBase):
-    """Convolution, batch norm and activation; further sources are concatenated behind its map."""
+    """Convolution, batch norm and activation; further sources are concatenated behind its map.
+
+    The first convolution of YOLOv5 has a 6x6 kernel with a padding of 2.
+    """
 
     block: Literal["conv"]
     out: Count
-    kernel: Literal[1, 3] = Field(3, alias="k")
+    kernel: Literal[1, 3, 6] = Field(3, alias="k")
     stride: Literal[1, 2] = Field(1, alias="s")
 
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
         """Return the shape of the map; see `RowBase`."""
+        if self.kernel == 6 and self.stride == 1:
+            raise ValueError("k=6 needs s=2, because an even kernel does not keep the resolution")
         main = MapShape(inputs[0].channels, inputs[0].stride * self.stride)
         return shape_with_laterals(self, self.out, main, inputs[1:])
 
@@ -152,6 +158,43 @@ class UpsampleRow(RowBase):
 
 
 @final
+class DoubleRow(RowBase):
+    """Double the resolution of the first source without a convolution; laterals are concatenated behind it."""
+
+    block: Literal["double"]
+
+    def shape(self, inputs: Sequence[MapShape]) -> MapShape:
+        """Return the shape of the map; see `RowBase`."""
+        main, *laterals = inputs
+        if main.stride % 2:
+            raise ValueError("cannot double the resolution of the image")
+        return _concatenated([MapShape(main.channels, main.stride // 2), *laterals])
+
+    def concatenates(self, position: int) -> bool:
+        """Return True for laterals."""
+        return position > 0
+
+    def source_feeds(self, position: int, inputs: Sequence[MapShape]) -> str:
+        """Return the concatenation, which every source enters if there are laterals; see `RowBase`."""
+        return CONCATENATION if len(inputs) > 1 else ""
+
+
+@final
+class ConcatRow(RowBase):
+    """The concatenation of all sources."""
+
+    block: Literal["concat"]
+
+    def shape(self, inputs: Sequence[MapShape]) -> MapShape:
+        """Return the shape of the map; see `RowBase`."""
+        return _concatenated(inputs)
+
+    def concatenates(self, position: int) -> bool:
+        """Return True for every source."""
+        return True
+
+
+@final
 class RepConvRow(RowBase):
     """Re-parameterisable 3x3 convolution (section 4.1). The graph decides whether it has an identity branch."""
 
@@ -171,3 +214,10 @@ class RepConvRow(RowBase):
     def planned_rep_convs(self, inputs: Sequence[MapShape], *, feeds: str) -> tuple[PlannedRepConv, ...]:
         """Return the convolution; see `RowBase`."""
         return (PlannedRepConv(0, inputs[0].channels, self.out, self.stride, feeds),)
+
+
+def _concatenated(maps: Sequence[MapShape]) -> MapShape:
+    strides = {shape.stride for shape in maps}
+    if len(strides) > 1:
+        raise ValueError(f"cannot concatenate maps of the strides {sorted(strides)}")
+    return MapShape(sum(shape.channels for shape in maps), maps[0].stride)

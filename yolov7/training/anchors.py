@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from yolov7.data.index import ImageIndex
 from yolov7.settings import AnchorMode
+from yolov7.spec.anchor_free import anchor_based_head
+from yolov7.spec.block_schema import DetectRow
 from yolov7.spec.graph import ModelSpec
 
 WANTED_RECALL = 0.98  # `auto` fits anchors if the spec's have a lower recall
@@ -161,9 +163,13 @@ def choose_anchors(
 
     Returns:
         The comparison and the choice. If there are too few different boxes to fit anchors to, the spec's are chosen.
+
+    Raises:
+        SpecError: The head of the spec is anchor-free.
     """
     sizes = box_sizes(index, image_size=image_size)
-    own_px = np.array(spec.head.anchors, np.float64).reshape(len(spec.head.anchors), -1, 2)
+    anchors = anchor_based_head(spec).anchors
+    own_px = np.array(anchors, np.float64).reshape(len(anchors), -1, 2)
     own = measure_anchors(sizes, own_px, threshold=threshold)
     if len(np.unique(sizes, axis=0)) < own_px[..., 0].size:
         return AnchorChoice(own, own, own_px, uses_fitted=False)
@@ -183,9 +189,12 @@ def with_anchors(spec: ModelSpec, anchors_px: Sides) -> ModelSpec:
 
     Returns:
         A spec that differs in its anchors only.
+
+    Raises:
+        SpecError: The head of the spec is anchor-free.
     """
     levels = tuple(tuple(float(side) for side in level.ravel()) for level in anchors_px)
-    head = spec.head.model_copy(update={"anchors": levels})
+    head = anchor_based_head(spec).model_copy(update={"anchors": levels})
     return ModelSpec.model_validate({**dict(spec), "rows": spec.rows | {spec.head_name: head}})
 
 
@@ -196,6 +205,8 @@ def differ_in_anchors_only(first: ModelSpec, second: ModelSpec) -> bool:
         first: A spec.
         second: Another spec.
     """
+    if not (isinstance(first.head, DetectRow) and isinstance(second.head, DetectRow)):
+        return first == second
     head = second.head.model_copy(update={"anchors": first.head.anchors})
     return first == second.model_copy(update={"rows": second.rows | {second.head_name: head}})
 

@@ -82,6 +82,18 @@ def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[st
     )
 
 
+def describe_missing_anchors(spec: ModelSpec) -> str:
+    """Say that a model has no anchors that could fit the data or be fitted to them.
+
+    Args:
+        spec: A specification with an anchor-free head.
+
+    Returns:
+        The sentence.
+    """
+    return f"the head {spec.head.block!r} of spec {spec.name!r} has no anchors"
+
+
 def freeze(model: DetectionModel, *, last: str | None) -> None:
     """Exclude the weights of the first rows from training.
 
@@ -138,6 +150,8 @@ def _choose_spec(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) ->
     """Return the spec with the anchors that are trained, and a note about them."""
     if settings.anchors == "spec":
         return spec, ()
+    if spec.head.anchor_free:
+        return spec, (describe_missing_anchors(spec),)
     threshold = settings.loss.anchor_threshold
     choice = choose_anchors(spec, index, image_size=settings.image_size, threshold=threshold, mode=settings.anchors)
     if choice.uses_fitted:

@@ -12,8 +12,7 @@ from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.graph import ModelSpec
 
-_NUM_BOX_OUTPUTS = 5  # outputs of an anchor before those of the classes: box and objectness
-_BY_CLASS = ("head.convs.", "head.auxiliary_convs.", "head.im.")  # tensors with an output for every class
+_HEAD = "head."
 _OF_TRAINING = ("anchors", "implicit", "auxiliary")  # parts of a head in which weights of one spec may differ
 
 
@@ -26,7 +25,10 @@ def is_of_spec(found: ModelSpec, spec: ModelSpec) -> bool:
         found: The spec of the weights.
         spec: The wanted spec.
     """
-    head = found.head.model_copy(update={part: getattr(spec.head, part) for part in _OF_TRAINING})
+    if type(found.head) is not type(spec.head):
+        return False
+    parts = [part for part in _OF_TRAINING if part in type(spec.head).model_fields]
+    head = found.head.model_copy(update={part: getattr(spec.head, part) for part in parts})
     names = {"name": spec.name, "image_size": spec.image_size}
     return found.model_copy(update={**names, "rows": found.rows | {found.head_name: head}}) == spec
 
@@ -54,11 +56,12 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
             f"the weights do not know {len(missing)} of the {len(wanted)} classes of the data, e.g. "
             f"{shown(missing[0])}; they know {shown(list(names))}; use data with these class names"
         )
-    chosen = [*range(_NUM_BOX_OUTPUTS), *(_NUM_BOX_OUTPUTS + names.index(name) for name in wanted)]
-    state = {
-        key: _take_outputs(tensor, chosen, num_anchors=model.head.num_anchors) if key.startswith(_BY_CLASS) else tensor
-        for key, tensor in model.state_dict().items()
-    }
+    head = model.head
+    chosen = [*range(head.num_box_outputs), *(head.num_box_outputs + names.index(name) for name in wanted)]
+    state = model.state_dict()
+    for key, tensor in head.state_dict().items():
+        if head.has_class_outputs(key):
+            state[_HEAD + key] = _take_outputs(tensor, chosen, num_anchors=head.num_anchors)
     with torch.device("meta"):
         new = DetectionModel(model.spec, num_classes=len(wanted))
         new = fuse(new) if model.fused else new

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from yolov7.errors import ArtifactError
-from yolov7.nn.fuse import fuse_detect
-from yolov7.nn.heads import Detect
+from yolov7.nn.anchor_free_heads import DflHead
+from yolov7.nn.fuse import fuse_detect, fuse_dfl_head
+from yolov7.nn.heads import Detect, Head
 from yolov7.nn.model import DetectionModel
 
-_NUM_BOX_OUTPUTS = 5  # outputs of an anchor before those of the classes: box and objectness
-_BY_CLASS = ("head.convs.", "head.auxiliary_convs.", "head.im.")  # tensors with an output for every class
+_HEAD = "head."
 
 
 def transfer(model: DetectionModel, source: DetectionModel, *, weights: str | os.PathLike[str]) -> int:
     """Copy every tensor of one model to the tensor of another one that has the same name and shape.
 
     If the number of classes differs, the outputs of the head for box and objectness are copied, and those for classes
-    are left as they are. Implicit knowledge that only the source has is folded into its convolutions. Implicit
-    knowledge that only the target has is set to neutral values.
+    are left as they are. A head of another kind is left as it is. Implicit knowledge that only the source has is folded
+    into its convolutions, except for the vectors that an anchor-free head adds before padding, which are dropped.
+    Implicit knowledge that only the target has is set to neutral values.
 
     Args:
         model: The target, which is changed.
@@ -49,31 +51,41 @@ def transfer(model: DetectionModel, source: DetectionModel, *, weights: str | os
 
 @torch.no_grad()
 def _copy(source: DetectionModel, model: DetectionModel) -> int:
-    if len(source.head.ia) and not len(model.head.ia):
-        fuse_detect(source.head)
-    if len(model.head.ia) and not len(source.head.ia):
-        _neutralise(model.head)
+    has_same_head = type(source.head) is type(model.head)
+    if has_same_head:
+        _match_implicit(source.head, model.head)
     given, own = source.state_dict(), model.state_dict()  # they share memory with the models
-    num_anchors = model.head.num_anchors
-    by_class = _BY_CLASS if source.head.num_anchors == num_anchors else ()
+    head = model.head if source.head.num_anchors == model.head.num_anchors else None
     return sum(
-        _copy_tensor(given[name], tensor, num_anchors if name.startswith(by_class) else None)
+        _copy_tensor(given[name], tensor, head if head and head.has_class_outputs(name.removeprefix(_HEAD)) else None)
         for name, tensor in own.items()
-        if name in given
+        if name in given and (has_same_head or not name.startswith(_HEAD))
     )
 
 
-def _copy_tensor(given: Tensor, own: Tensor, num_anchors: int | None) -> bool:
-    """Copy a tensor, or its outputs for box and objectness; return whether that was possible."""
+def _match_implicit(source: Head, own: Head) -> None:
+    """Fold the implicit knowledge that only the source has, and set what only the target has to neutral values."""
+    match source, own:
+        case Detect(), Detect() if len(source.ia) != len(own.ia):
+            fuse_detect(source)
+            _neutralise(own.ia, own.im)
+        case DflHead(), DflHead() if len(source.im_box) != len(own.im_box):
+            fuse_dfl_head(source)
+            _neutralise(own.ia_box, own.im_box)
+            _neutralise(own.ia_class, own.im_class)
+
+
+def _copy_tensor(given: Tensor, own: Tensor, head: Head | None) -> bool:
+    """Copy a tensor, or its outputs for box and objectness if it is of a head; return whether that was possible."""
     if given.shape == own.shape:
         own.copy_(given)
         return True
-    if num_anchors is None or given.dim() != own.dim():
+    if head is None or not head.num_box_outputs or given.dim() != own.dim():
         return False
-    theirs, ours = _by_anchor(given, num_anchors), _by_anchor(own, num_anchors)
+    theirs, ours = _by_anchor(given, head.num_anchors), _by_anchor(own, head.num_anchors)
     if theirs.shape[2:] != ours.shape[2:]:
         return False
-    ours[:, :_NUM_BOX_OUTPUTS] = theirs[:, :_NUM_BOX_OUTPUTS]
+    ours[:, : head.num_box_outputs] = theirs[:, : head.num_box_outputs]
     return True
 
 
@@ -83,7 +95,8 @@ def _by_anchor(tensor: Tensor, num_anchors: int) -> Tensor:
     return outputs.view(num_anchors, -1, *outputs.shape[1:])
 
 
-def _neutralise(head: Detect) -> None:
-    for shift, scale in zip(head.ia, head.im, strict=True):
+def _neutralise(shifts: Iterable[Tensor], scales: Iterable[Tensor]) -> None:
+    for shift in shifts:
         shift.zero_()
+    for scale in scales:
         scale.fill_(1.0)

@@ -22,7 +22,7 @@ from safetensors.torch import save as to_bytes
 from yolov7.errors import ArtifactError, SpecError, one_line
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
-from yolov7.spec.block_schema import BottleneckRow, CspRow, ElanRow
+from yolov7.spec.block_schema import BottleneckRow, CspRepRow, CspRow, ElanRow
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import spec_from_json, spec_to_json
 from yolov7.system.files import is_file, write_whole
@@ -231,7 +231,7 @@ def _fewest_tensors(spec: ModelSpec) -> int:
     for row in spec.rows.values():
         if isinstance(row, ElanRow):
             count += row.num_convs * (1 if row.grouped else row.cardinality)
-        elif isinstance(row, (CspRow, BottleneckRow)):
+        elif isinstance(row, (CspRow, CspRepRow, BottleneckRow)):
             count += 2 * row.depth
     return count
 

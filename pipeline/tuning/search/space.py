@@ -14,7 +14,7 @@ from pipeline.params import TuneRule, TuneSettings
 from yolov7.errors import SpecError
 from yolov7.nn.cost import Cost
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
-from yolov7.spec.block_schema import ComputationalRow, DetectRow, ElanRow, UpRow, UpsampleRow
+from yolov7.spec.block_schema import ComputationalRow, ElanRow, HeadRow, UpRow, UpsampleRow
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import spec_to_json
@@ -219,7 +219,7 @@ def _features(base: ModelSpec, spec: ModelSpec, choice: Choice) -> dict[str, flo
     """Describe the resulting model: depths, mean growth of the widths in doublings, image size, auxiliary head."""
     depths = {name: float(row.depth) for name, row in spec.rows.items() if isinstance(row, ComputationalRow)}
     old, new = infer_shapes(base), infer_shapes(spec)
-    names = [name for name, row in spec.rows.items() if not isinstance(row, DetectRow)]
+    names = [name for name, row in spec.rows.items() if not isinstance(row, HeadRow)]
     width = sum(log2(new[name].channels / old[name].channels) for name in names) / len(names)
     hidden = [
         log2(after.hidden / before.hidden)

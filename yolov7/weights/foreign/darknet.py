@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yolov7.errors import ArtifactError
-from yolov7.nn.blocks import BN_EPS, ConvBnAct
+from yolov7.nn.blocks import ConvBnAct
+from yolov7.nn.heads import Detect
 from yolov7.nn.model import DetectionModel
+from yolov7.spec.anchor_free import anchor_based_head
 from yolov7.spec.auxiliary import without_auxiliary
 from yolov7.spec.block_schema import ConvRow, ElanRow, RepConvRow, SppRow
 from yolov7.spec.graph import ModelSpec
@@ -99,7 +101,7 @@ def read_darknet(path: Path, *, spec: ModelSpec) -> DarknetModel:
     model.load_state_dict(_split(path, values, model), assign=True)
     rep_convs = any(isinstance(row, RepConvRow) for row in spec.rows.values())
     remarks = (["its re-parameterised convolutions are plain ones"] if rep_convs else []) + (
-        ["it has no implicit knowledge"] if spec.head.implicit else []
+        ["it has no implicit knowledge"] if anchor_based_head(spec).implicit else []
     )
     return DarknetModel(model, tuple(remarks))
 
@@ -112,6 +114,9 @@ def plain_spec(spec: ModelSpec) -> ModelSpec:
 
     Returns:
         The changed spec.
+
+    Raises:
+        SpecError: The head of the spec is anchor-free.
     """
     spec = without_auxiliary(spec)
     rows: dict[str, Any] = {
@@ -120,7 +125,7 @@ def plain_spec(spec: ModelSpec) -> ModelSpec:
         else row
         for name, row in spec.rows.items()
     }
-    rows[spec.head_name] = spec.head.model_copy(update={"implicit": False})
+    rows[spec.head_name] = anchor_based_head(spec).model_copy(update={"implicit": False})
     return ModelSpec.model_validate({**dict(spec), "rows": rows})
 
 
@@ -188,6 +193,7 @@ def _measure(plain: ModelSpec) -> tuple[int, int]:
     """Return how many values a model of one class has, and how many each further class adds."""
     with torch.device("meta"):
         model = DetectionModel(plain, num_classes=1)
+    assert isinstance(model.head, Detect)
     counter = "num_batches_tracked"
     one = sum(tensor.numel() for name, tensor in model.state_dict().items() if not name.endswith(counter))
     inputs = [conv.weight.shape[1] for conv in model.head.convs if isinstance(conv, nn.Conv2d)]
@@ -218,18 +224,18 @@ def _split(path: Path, values: NDArray[np.float32], model: DetectionModel) -> di
             raise ArtifactError(f"{path}: holds values of {name} that no training gives; download it again")
         state[f"{name}.weight"] = _join_forwards(torch.from_numpy(kernel.copy()), name, model.spec)
         if has_norm:
-            state |= _norm(name.removesuffix("conv") + "bn", torch.from_numpy(vectors.copy()))
+            state |= _norm(name.removesuffix("conv") + "bn", torch.from_numpy(vectors.copy()), eps=model.spec.norm_eps)
         else:
             state[f"{name}.bias"] = torch.from_numpy(vectors[0].copy())
     assert place == len(values)
     return state
 
 
-def _norm(name: str, vectors: Tensor) -> dict[str, Tensor]:
+def _norm(name: str, vectors: Tensor, *, eps: float) -> dict[str, Tensor]:
     """Return a batch norm that gives darknet's outputs with our epsilon: the scale makes up for the difference."""
     bias, scale, mean, variance = vectors
     exact = variance.double()
-    scale = (scale.double() * ((exact + BN_EPS) / (exact + _BN_EPS)).sqrt()).float()
+    scale = (scale.double() * ((exact + eps) / (exact + _BN_EPS)).sqrt()).float()
     return {
         f"{name}.weight": scale,
         f"{name}.bias": bias,

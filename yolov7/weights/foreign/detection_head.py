@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from yolov7.errors import ArtifactError, SpecError, one_line
+from yolov7.spec.anchor_free import anchor_based_head
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.weights.foreign.model_file import ForeignModel
@@ -97,9 +98,10 @@ def count_classes(model: ForeignModel, head: Head, spec: ModelSpec) -> int:
 
     Raises:
         ArtifactError: The outputs are not those of box, objectness and classes.
+        SpecError: The head of the spec is anchor-free.
     """
     own = anchors_of(model, head, spec)
-    num_anchors = len(spec.head.anchors[0]) // 2 if own is None else own.shape[1]
+    num_anchors = len(anchor_based_head(spec).anchors[0]) // 2 if own is None else own.shape[1]
     outputs, rest = divmod(head.num_outputs, num_anchors)
     if rest or outputs <= _NUM_BOX_OUTPUTS:
         raise _not_a_detector(model, f"{head.layer}m.0.bias", (head.num_outputs,), num_anchors=num_anchors)
@@ -145,11 +147,12 @@ def adapt(spec: ModelSpec, head: Head, *, anchors_px: Tensor | None) -> ModelSpe
         The spec.
 
     Raises:
-        SpecError: The anchors cannot be used, or the spec has no place for the auxiliary head.
+        SpecError: The anchors cannot be used, the spec has no place for the auxiliary head, or its head is anchor-free.
     """
-    row = spec.head.model_copy(update={"implicit": head.implicit})
+    given = anchor_based_head(spec)
+    row = given.model_copy(update={"implicit": head.implicit})
     if anchors_px is not None:
-        own = torch.tensor(spec.head.anchors).view(len(spec.head.anchors), -1, 2)
+        own = torch.tensor(given.anchors).view(len(given.anchors), -1, 2)
         if own.shape != anchors_px.shape or not torch.allclose(own, anchors_px, rtol=_ROUNDING):
             # as short as float32 allows: 12.34, not 12.34000015
             levels = ([float(str(side)) for side in level] for level in anchors_px.flatten(1).numpy())

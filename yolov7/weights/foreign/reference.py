@@ -16,6 +16,7 @@ from yolov7.data.coco_names import COCO_NAMES
 from yolov7.errors import ArtifactError, one_line
 from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import regroup, regroup_spec
+from yolov7.spec.anchor_free import anchor_based_head
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 from yolov7.system.files import is_file, write_whole
@@ -241,11 +242,12 @@ def _choose_names(
 
 
 def _remarks(spec: ModelSpec, adapted: ModelSpec, head: Head) -> Iterable[str]:
-    if adapted.head.anchors != spec.head.anchors:
-        yield f"its anchors differ from the spec's: {[list(level) for level in adapted.head.anchors]}"
+    asked, found = anchor_based_head(spec), anchor_based_head(adapted)
+    if found.anchors != asked.anchors:
+        yield f"its anchors differ from the spec's: {[list(level) for level in found.anchors]}"
     if head.fused:
         yield "it is re-parameterised: it can be evaluated and exported, but not trained further"
-    elif adapted.head.implicit != spec.head.implicit:
-        yield f"it has {'' if adapted.head.implicit else 'no '}implicit knowledge"
-    if (adapted.head.auxiliary is None) != (spec.head.auxiliary is None) and not head.fused:
-        yield f"it has {'no' if adapted.head.auxiliary is None else 'an'} auxiliary head"
+    elif found.implicit != asked.implicit:
+        yield f"it has {'' if found.implicit else 'no '}implicit knowledge"
+    if (found.auxiliary is None) != (asked.auxiliary is None) and not head.fused:
+        yield f"it has {'no' if found.auxiliary is None else 'an'} auxiliary head"

@@ -17,6 +17,7 @@ from yolov7.spec.block_schema import (
     DetectRow,
     DownRow,
     ElanRow,
+    HeadRow,
     MaxPoolRow,
     ReorgRow,
     RepConvRow,
@@ -74,7 +75,7 @@ def reference_names(spec: ModelSpec, own_names: Iterable[str]) -> ReferenceNames
 def _all_layers(spec: ModelSpec) -> list[Layer]:
     layers: list[Layer] = []
     for name, row in spec.rows.items():
-        path = "head" if isinstance(row, DetectRow) else f"rows.{name}"
+        path = "head" if isinstance(row, HeadRow) else f"rows.{name}"
         layers += [
             {f"{path}.{module}".rstrip("."): place for module, place in layer.items()} for layer in _layers_of(row)
         ]
@@ -100,6 +101,8 @@ def _layers_of(row: Row) -> list[Layer]:
             return _spp(row)
         case DetectRow():
             return _head(row)
+        case HeadRow():
+            raise SpecError(f"the head {row.block!r} has no counterpart in the reference implementation")
 
 
 def _transition(row: ConvRow | DownRow | UpRow | UpsampleRow) -> list[Layer]:
