@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from yolov7.nn.fuse import fuse
+from yolov7.nn.fuse import fuse_in_place
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import ModelSpec
 
@@ -49,7 +49,6 @@ class Operations(NamedTuple):
         biases: Output elements of the convolutions that have a bias.
         norm_elements: Elements of all batch norms.
         leaky_elements: Elements of all LeakyReLU activations.
-        pool_windows: Output elements of all max-poolings, times the size of their windows.
     """
 
     macs: int
@@ -57,7 +56,6 @@ class Operations(NamedTuple):
     biases: int
     norm_elements: int
     leaky_elements: int
-    pool_windows: int
 
 
 def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None = None) -> Cost:
@@ -73,7 +71,10 @@ def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None 
     """
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=num_classes).eval()
-        return model_cost(model, fuse(model), image_size=image_size or spec.image_size)
+    before = _measure(model, image_size or spec.image_size)  # not under torch.device, which would take twice as long
+    with torch.device("meta"):
+        deployed = fuse_in_place(model)
+    return _cost(before, _measure(deployed, image_size or spec.image_size))
 
 
 def model_cost(model: DetectionModel, deployed: DetectionModel, *, image_size: int) -> Cost:
@@ -87,11 +88,19 @@ def model_cost(model: DetectionModel, deployed: DetectionModel, *, image_size: i
     Returns:
         The cost.
     """
+    return _cost(_measure(model, image_size), _measure(deployed, image_size))
+
+
+def _measure(model: DetectionModel, image_size: int) -> tuple[int, Operations]:
     images = torch.empty(1, 3, image_size, image_size, device="meta")
-    before, after = count_operations(model, images), count_operations(deployed, images)
+    return count_parameters(model), count_operations(model, images)
+
+
+def _cost(training: tuple[int, Operations], deployed: tuple[int, Operations]) -> Cost:
+    (parameters, before), (parameters_deployed, after) = training, deployed
     return Cost(
-        parameters=count_parameters(model),
-        parameters_deployed=count_parameters(deployed),
+        parameters=parameters,
+        parameters_deployed=parameters_deployed,
         gflops=2 * after.macs / 1e9,
         gflops_with_bias=2 * (after.macs + after.outputs) / 1e9,
         gflops_built=2 * before.macs / 1e9,
@@ -147,8 +156,6 @@ class _Counter(TorchFunctionMode):
             self._add(macs=number * kernel[0].numel(), outputs=number, biases=0 if bias is None else number)
         elif function is nn.functional.leaky_relu:
             self._add(leaky_elements=output.numel())
-        elif function is nn.functional.max_pool2d:
-            self._add(pool_windows=output.numel() * args[1] ** 2)
         return output
 
     def _add(self, **counts: int) -> None:

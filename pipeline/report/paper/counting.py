@@ -18,13 +18,14 @@ from yolov7.nn.blocks import RepConv
 from yolov7.nn.cost import Cost, count_operations, count_parameters, spec_cost
 from yolov7.nn.fuse import fuse_rep_conv
 from yolov7.nn.model import DetectionModel
+from yolov7.spec.block_schema import CspRepRow, PpyoloeHeadRow
 from yolov7.spec.graph import ModelSpec, infer_shapes
-from yolov7.spec.head_rows import PpyoloeHeadRow
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import load_spec
 
 COCO_CLASSES = 80
 SIDE = 640  # pixels; the paper counts all rows at this size and scales the result to the row's size
+_POOLED = 5**2 + 9**2 + 13**2  # values that the poolings of a pyramid compare for each of its elements
 Convention = Literal[
     "deployed", "deployed x4", "training x4", "unfolded", "built", "mixed x4", "convolutions", "merged"
 ]
@@ -135,7 +136,7 @@ def count_as_paper(model: PaperModel, size: int) -> Counted:
         case "convolutions":
             return Counted(cost.parameters / 1e6, cost.gflops_built * (size / SIDE) ** 2)
         case "merged":
-            return count_merged(model.build_spec(), size)
+            return _count_merged(model.spec, size)
 
 
 def count_deployed(model: PaperModel, size: int) -> Counted:
@@ -150,30 +151,6 @@ def count_deployed(model: PaperModel, size: int) -> Counted:
     """
     cost = model.cost()
     return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_with_bias, size))
-
-
-@cache
-def count_merged(spec: ModelSpec, size: int) -> Counted:
-    """Count a model as PaddleDetection does: branches merged, batch norms kept, operations by PaddleSlim's rules.
-
-    Args:
-        spec: The resolved spec of a PP-YOLOE model.
-        size: The image size in pixels.
-
-    Returns:
-        The figures. A fixed convolution that computes the expectation of a distance counts as `bins` parameters.
-    """
-    assert isinstance(spec.head, PpyoloeHeadRow)
-    with torch.device("meta"):
-        model = DetectionModel(spec, num_classes=COCO_CLASSES).eval()
-        _merge_branches(model)
-        operations = count_operations(model, torch.empty(1, 3, size, size))
-    shapes = infer_shapes(spec)
-    points = sum((size // shapes[source].stride) ** 2 for source in spec.head.sources)
-    expectations = 4 * spec.head.bins * points
-    scores = COCO_CLASSES * points
-    total = operations.macs + operations.norm_elements + operations.pool_windows + expectations + scores
-    return Counted((count_parameters(model) + spec.head.bins) / 1e6, 2 * total / 1e9)
 
 
 def deployed_note(model: PaperModel, size: int) -> str:
@@ -206,6 +183,26 @@ def rescaled(gflops: float, size: int) -> float:
         GFLOPs at that size.
     """
     return gflops if size == SIDE else round(gflops, 1) * (size / SIDE) ** 2
+
+
+@cache
+def _count_merged(name: str, size: int) -> Counted:
+    """Count PP-YOLOE as PaddleDetection does: branches merged, batch norms kept, operations by PaddleSlim's rules."""
+    spec = load_spec(name)
+    assert isinstance(spec.head, PpyoloeHeadRow)
+    with torch.device("meta"):
+        model = DetectionModel(spec, num_classes=COCO_CLASSES).eval()
+        _merge_branches(model)
+        operations = count_operations(model, torch.empty(1, 3, size, size))
+    shapes = infer_shapes(spec)
+    points = sum((size // shapes[source].stride) ** 2 for source in spec.head.sources)
+    others = points * (4 * spec.head.bins + COCO_CLASSES)  # expectations of the distances, and sigmoids of the classes
+    for row in spec.rows.values():
+        if isinstance(row, CspRepRow) and row.spp:
+            inputs = [shapes[source] for source in row.sources]
+            others += _POOLED * row.hidden(inputs) * (size // inputs[0].stride) ** 2
+    total = operations.macs + operations.norm_elements + others
+    return Counted((count_parameters(model) + spec.head.bins) / 1e6, 2 * total / 1e9)
 
 
 @torch.no_grad()
