@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from yolov7.nn.blocks import RepConv
+from yolov7.nn.blocks import ConvBnAct, RepConv
 from yolov7.nn.elan import EElan, Elan
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
@@ -63,10 +63,18 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     rows["e2"] = {"block": e2, "from": ["n1", "p2"], "out": rows["p2"]["out"] + 16}
     rows["e2"] |= {"s": 2} if e2 == "conv" else {}
     rows["r1"] = draw(blocks(rows["n1"]["out"])) | {"from": ["n1"]}
-    anchors, implicit = [[10, 13, 16, 30], [30, 61, 62, 45]], draw(st.booleans())
-    rows["head"] = {"block": "detect", "from": ["r1", "e2"], "anchors": anchors, "implicit": implicit}
+    rows["head"] = draw(heads()) | {"from": ["r1", "e2"]}
     spec = resolve_spec({"rows": rows, "activation": draw(ACTIVATIONS)}, name="random")
-    return with_auxiliary(spec) if draw(st.booleans()) else spec
+    return with_auxiliary(spec) if not spec.head.anchor_free and draw(st.booleans()) else spec
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw a detection head for two levels."""
+    implicit = draw(st.booleans())
+    detect = {"block": "detect", "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]], "implicit": implicit}
+    yolox, ppyoloe = {"block": "detect_yolox", "hidden": draw(WIDTHS)}, {"block": "detect_ppyoloe"}
+    return draw(st.sampled_from([detect, detect, yolox, ppyoloe, {"block": "detect_dfl", "implicit": implicit}]))
 
 
 def randomise(model: nn.Module, seed: int) -> None:
@@ -75,6 +83,8 @@ def randomise(model: nn.Module, seed: int) -> None:
     for key, value in model.state_dict().items():
         if value.is_floating_point() and value.ndim < 4:
             value.copy_(torch.rand(value.shape, generator=generator, dtype=value.dtype) + 0.5)
+        elif value.is_floating_point() and not value.any():
+            value.copy_(torch.rand(value.shape, generator=generator, dtype=value.dtype) - 0.5)
         if key.endswith(("bias", "running_mean")):
             value.sub_(1.0)
 
@@ -94,7 +104,7 @@ def test_fusing_preserves_outputs(spec: ModelSpec, num_classes: int, seed: int) 
     assert fused.fused
     assert not model.fused
     assert not any(isinstance(module, (nn.BatchNorm2d, RepConv)) for module in fused.modules())
-    assert not [key for key in fused.state_dict() if key.startswith(("head.ia", "head.im", "head.auxiliary"))]
+    assert not [key for key in fused.state_dict() if key.startswith(("head.ia.", "head.im", "head.auxiliary"))]
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
@@ -115,13 +125,16 @@ def test_the_model_follows_the_plan(spec: ModelSpec) -> None:
 def test_the_size_is_known_before_the_model_is_built(spec: ModelSpec) -> None:
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=1)
+    counted = [part for part in model.head.modules() if isinstance(part, ConvBnAct)]
+    counted += [part.gate for part in model.head.modules() if hasattr(part, "gate")]
     unfused = [part for part in model.rows.values() if isinstance(part, RepConv) and part.identity is not None]
     identities = sum(2 * part.identity.num_features for part in unfused)
-    expected = sum(p.numel() for part in (model.rows, model.head.auxiliary_stems) for p in part.parameters())
+    expected = sum(p.numel() for part in (model.rows, *counted) for p in part.parameters())
+    expected -= sum(part.bias.numel() for part in counted if isinstance(part, nn.Conv2d))
     assert count_size(spec).parameters == expected - identities
     if not any(getattr(row, "grouped", False) for row in spec.rows.values()):
-        modules = [*model.rows.modules(), *model.head.auxiliary_stems.modules()]
-        assert count_size(spec).convolutions == sum(isinstance(part, nn.Conv2d) for part in modules)
+        convolutions = sum(isinstance(part, nn.Conv2d) for part in model.rows.modules())
+        assert count_size(spec).convolutions == convolutions + len(counted)
 
 
 @settings(max_examples=25, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from yolov7.inference.engine import ModelEngine
 from yolov7.inference.nms import non_max_suppression
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import NmsSettings
-from yolov7.spec.spec_files import resolve_spec
+from yolov7.spec.spec_files import ModelSpec, resolve_spec
 from yolov7.weights.weight_files import load_weights, save_weights
 
 SIZE = 64
@@ -29,14 +30,25 @@ ROWS = {
     "r3": {"block": "rep_conv", "out": 16},
     "p4": {"block": "conv", "out": 24, "s": 2},
     "u3": {"block": "up", "from": ["p4", "r3"], "out": 16},
-    "head": {"block": "detect", "from": ["u3", "p4"], "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]]},
+}
+_SOURCES = ["u3", "p4"]
+HEADS: dict[str, dict[str, Any]] = {
+    "detect": {"block": "detect", "from": _SOURCES, "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]]},
+    "yolox": {"block": "detect_yolox", "from": _SOURCES, "hidden": 16},
+    "ppyoloe": {"block": "detect_ppyoloe", "from": _SOURCES},
+    "dfl": {"block": "detect_dfl", "from": _SOURCES},
 }
 
 
-def write_weights(path: Path, *, names: tuple[str, ...] = NAMES, seed: int = 0) -> Path:
+def small_spec(head: str = "detect") -> ModelSpec:
+    """Return a small spec of two levels."""
+    return resolve_spec({"rows": ROWS | {"head": HEADS[head]}, "activation": "silu"}, name="small")
+
+
+def write_weights(path: Path, *, names: tuple[str, ...] = NAMES, seed: int = 0, head: str = "detect") -> Path:
     """Write an unfused small model with random weights and statistics."""
     torch.manual_seed(seed)
-    model = DetectionModel(resolve_spec({"rows": ROWS, "activation": "silu"}, name="small"), num_classes=len(names))
+    model = DetectionModel(small_spec(head), num_classes=len(names))
     randomise(model.eval(), seed=seed)
     save_weights(path, model, class_names=names, image_size=SIZE, training={})
     return path

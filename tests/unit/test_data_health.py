@@ -35,6 +35,7 @@ from yolov7.data.health.checks import CHECK_OF_FLAW, CHECKS
 from yolov7.engines.opened_model import OpenedModel
 from yolov7.errors import SettingError
 from yolov7.nn.model import DetectionModel
+from yolov7.spec.anchor_free import with_anchor_free_head
 from yolov7.spec.spec_files import load_spec
 from yolov7.weights.weight_files import save_weights
 
@@ -257,3 +258,14 @@ def test_weights_run_the_label_checks(clean: Coco, tmp_path: Path) -> None:
     assert found["label-unfound"]["count"] == 4 * COUNT
     with pytest.raises(SettingError, match=r"know none of the classes of the data \(cat, dog\); they know: car, bus"):
         checked(data.root, weights=tmp_path / "other.safetensors")
+
+
+def test_the_anchors_of_a_model_without_anchors_are_not_checked(
+    clean: Coco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = DetectionModel(with_anchor_free_head(load_spec("nano")), num_classes=2)
+    save_weights(tmp_path / "free.safetensors", model, class_names=NAMES, image_size=8, training={})
+    data = copy_coco(clean, tmp_path / "data")
+    assert "anchors" in checked(data.root, only="anchors", image_size=8)[1]
+    assert checked(data.root, only="anchors", weights=tmp_path / "free.safetensors") == (0, {})
+    assert capsys.readouterr().err == "check anchors: the head 'detect_dfl' of spec 'nano' has no anchors\n"

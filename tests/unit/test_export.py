@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cli.main import main
-from tests.unit.exported import SIZE, annotate, write_weights
+from tests.unit.exported import NAMES, SIZE, annotate, write_weights
 from yolov7.data.index import ImageIndex, save_index
 from yolov7.engines.metadata import DETECTED, INPUT
 from yolov7.engines.opened_model import open_model
@@ -155,6 +155,31 @@ def test_a_model_of_one_class_takes_bgr_images_and_stores_half_the_bytes(tmp_pat
     assert model.input().get_element_type() == openvino.Type.u8
     assert model.input().partial_shape.to_string() == f"[?,{SIZE},{SIZE},3]"
     assert open_model(path).class_names == ("thing",)
+
+
+@pytest.mark.parametrize(("head", "num_classes"), [("yolox", 1), ("ppyoloe", 3), ("dfl", 3)])
+def test_files_of_anchor_free_heads_detect_what_torch_detects(head: str, num_classes: int, tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "w.safetensors", names=NAMES[:num_classes], head=head)
+    settings = NmsSettings(confidence=0.3, multi_label=True)
+    report, path = export_model(weights, format="onnx", nms=settings, output=tmp_path / "out")
+    assert {check.engine for check in report.checks} == {"onnxruntime", "openvino"}
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    expected = non_max_suppression(open_model(weights, precision="float32").engine.decode(images), settings=settings)
+    for engine in ("onnxruntime", "openvino"):
+        decoded = open_model(path, engine=engine, precision="float32").engine.decode(images)
+        for one, other in zip(expected, non_max_suppression(decoded, settings=settings), strict=True):
+            assert len(one) == len(other) > 5
+            torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, rtol=1e-4, atol=1e-2)
+            torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["yolox", "ppyoloe", "dfl"])
+def test_torchscript_files_of_anchor_free_heads_compute_what_torch_computes(head: str, tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "w.safetensors", head=head)
+    _, path = export_model(weights, format="torchscript", output=tmp_path / "out", precision="bfloat16")
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE + 32), dtype=torch.uint8)  # another size than that of the export
+    expected = open_model(weights, precision="float32").engine.decode(images)
+    torch.testing.assert_close(open_model(path).engine.decode(images), expected, rtol=0.05, atol=2.0)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,8 +30,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.move(stage_folder("prepare") / "val.npz", stage_folder("prepare") / "train.npz")
 
 
-def params(*, auxiliary: bool) -> ResolvedVariant:
-    spec = resolve_spec(SMALL, name="small")
+def params(*, auxiliary: bool = False, **changes: Any) -> ResolvedVariant:
+    spec = resolve_spec(SMALL | changes, name="small")
     text = spec_to_yaml(with_auxiliary(spec) if auxiliary else spec)
     Path("small.yaml").write_text(text)
     content = {"variants": {"small": {"spec": "small.yaml"}}, "train": {"image_size": 64}}

@@ -30,6 +30,18 @@ def test_the_layers_together_are_the_model(model: DetectionModel) -> None:
     assert not any(layer.parameters_after > layer.parameters_before for layer in layers)
 
 
+def test_a_head_without_anchors_is_a_layer_like_any_other() -> None:
+    torch.manual_seed(0)
+    changes = {"auxiliary": None, "head": "anchor_free"}
+    model = DetectionModel(resolve_spec(SPEC | changes, name="small"), num_classes=3).eval()
+    deployed = fuse(model)
+    layers = compare_layers(model, deployed, torch.rand(1, 3, 64, 64))
+    assert sum(layer.parameters_before for layer in layers) == count_parameters(model)
+    assert sum(layer.parameters_after for layer in layers) == count_parameters(deployed)
+    assert layers[-1].name == "head"
+    assert 0 < layers[-1].error < 1e-5
+
+
 def test_a_wrong_layer_is_the_only_one_with_an_error(model: DetectionModel) -> None:
     deployed = fuse(model)
     name = list(deployed.rows)[1]

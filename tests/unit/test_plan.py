@@ -10,6 +10,7 @@ from pipeline.commands.specs import plan_lines, scale
 from yolov7.errors import SpecError
 from yolov7.nn.blocks import RepConv
 from yolov7.nn.model import DetectionModel
+from yolov7.spec.anchor_free import with_anchor_free_head
 from yolov7.spec.graph import plan_rep_convs
 from yolov7.spec.scaling import scale_spec
 from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
@@ -79,6 +80,8 @@ def test_the_plan_names_every_row_and_every_position() -> None:
     assert said["head"].why == "implicit vectors folded in"
     head = {line.name: line for line in plan_lines(load_spec("yolov7-w6"))}["head"]
     assert head.why == "implicit vectors folded in, auxiliary head dropped"
+    head = plan_lines(with_anchor_free_head(load_spec("yolov7")))[-1]
+    assert (head.planned, head.why) == ("18 convolutions", "batch norm folded in, implicit factors folded in")
 
 
 def test_tables_4_and_5_are_specs_that_build() -> None:

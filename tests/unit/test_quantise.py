@@ -11,11 +11,14 @@ import torch
 
 from tests.unit.exported import annotate, write_weights
 from yolov7.data.index import ImageIndex
+from yolov7.engines.metadata import DECODED
 from yolov7.engines.opened_model import open_model
 from yolov7.errors import ArtifactError, SettingError
 from yolov7.export import export_model as module
 from yolov7.export.export_model import ExportData, export_model
-from yolov7.export.quantise import float_layer_sets, rank_layers
+from yolov7.export.graph import ExportedGraph
+from yolov7.export.quantise import _from_the_head_on, float_layer_sets, quantise_openvino, rank_layers
+from yolov7.export.writers import export_graph
 from yolov7.nn.fuse import fuse
 from yolov7.weights.weight_files import load_weights
 
@@ -54,6 +57,24 @@ def test_an_int8_file_keeps_ap_in_its_engine(
         assert len(quantised) > 10
         with pytest.raises(SettingError, match="openvino"):
             open_model(path, engine="openvino")
+
+
+@pytest.mark.parametrize("head", ["ppyoloe", "dfl"])
+def test_a_head_and_its_decoding_stay_in_floating_point(head: str, tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "w.safetensors", head=head)
+    model, file = fuse(load_weights(weights).model).eval(), tmp_path / "float.onnx"
+    graph = ExportedGraph(model, dtype=torch.float32, nms=None, num_boxes=None)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    export_graph(graph, images, names=DECODED).save(str(file))
+    quantised = quantise_openvino(file, images=images, float_layers=())
+    operations = {operation.get_friendly_name(): operation for operation in quantised.get_ops()}
+    kept = _from_the_head_on(onnx.load(str(file)))
+    assert sum(operation.get_type_name() == "FakeQuantize" for operation in operations.values()) > 5
+    assert kept
+    for name in kept:
+        if name in operations:
+            inputs = operations[name].input_values()
+            assert not [one for one in inputs if one.get_node().get_type_name() == "FakeQuantize"], name
 
 
 def test_layers_stay_in_floating_point_until_the_file_passes(

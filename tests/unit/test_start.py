@@ -15,7 +15,7 @@ from yolov7.data.index import ImageIndex
 from yolov7.errors import SpecError
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.spec.spec_files import ModelSpec, resolve_spec, spec_to_json
 from yolov7.training.averaging import weights_id
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_optimizer, build_schedule
@@ -45,9 +45,9 @@ ORDINARY = index_of(np.random.default_rng(0).uniform(10, 60, (50, 2)))
 NARROW = index_of(np.random.default_rng(0).uniform((40, 2), (60, 3), (50, 2)))
 
 
-def job(**settings: Any) -> TrainJob:
+def job(spec: ModelSpec = SPEC, **settings: Any) -> TrainJob:
     return TrainJob(
-        spec_json=spec_to_json(SPEC),
+        spec_json=spec_to_json(spec),
         settings=TrainSettings.model_validate({"image_size": 64, **settings}),
         seed=0,
         data_folder=Path("/nowhere"),
@@ -72,6 +72,14 @@ def test_anchors_that_miss_boxes_are_fitted_and_that_is_said() -> None:
 
 def test_anchors_of_the_spec_on_demand() -> None:
     assert build_start(job(anchors="spec"), NARROW).model.spec == SPEC
+
+
+@pytest.mark.parametrize("mode", ["auto", "fit"])
+def test_a_head_without_anchors_gets_none_and_that_is_said(mode: str) -> None:
+    spec = resolve_spec(SMALL | {"head": "anchor_free"}, name="small")
+    start = build_start(job(spec, anchors=mode), NARROW)
+    assert start.model.spec == spec
+    assert start.notes == ("the head 'detect_dfl' of spec 'small' has no anchors",)
 
 
 def test_the_ancestor_is_the_beginning_or_the_weights_that_it_began_with(tmp_path: Path) -> None:

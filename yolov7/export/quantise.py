@@ -90,7 +90,7 @@ def quantise_openvino(float_file: Path, *, images: Tensor, float_layers: Collect
         import openvino
 
         graph = onnx.load(str(float_file))
-        names = [node.name for node in _float_convolutions(graph, float_layers)] + _after_the_head(graph)
+        names = [node.name for node in _float_convolutions(graph, float_layers)] + _from_the_head_on(graph)
         return nncf.quantize(
             openvino.Core().read_model(float_file),
             nncf.Dataset([image.numpy() for image in torch.split(images, 1)]),
@@ -107,15 +107,19 @@ def _float_convolutions(model: Any, float_layers: Collection[str]) -> list[Any]:
     return [node for node in convolutions if node.input[1].startswith(_HEAD) or node.input[1] in weights]
 
 
-def _after_the_head(model: Any) -> list[str]:
-    """Return the names of all nodes that use an output of the head: the decoding and the suppression."""
-    reached = {out for node in _float_convolutions(model, ()) for out in node.output}
+def _from_the_head_on(model: Any) -> list[str]:
+    """Return the names of all nodes that use a parameter or an output of the head, and of all means over maps for it.
+
+    These are the nodes of the head, of the decoding and of the suppression.
+    """
+    reached: set[str] = set()
     names = []
     for node in model.graph.node:  # in the order of the computation
-        if reached.intersection(node.input):
+        if reached.intersection(node.input) or any(name.startswith(_HEAD) for name in node.input):
             reached.update(node.output)
             names.append(node.name)
-    return names
+    means = [node for node in model.graph.node if node.op_type == "ReduceMean"]
+    return names + [node.name for node in means if node.name not in names]
 
 
 @torch.inference_mode()
