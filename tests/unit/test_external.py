@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from pipeline.artifacts.files import read_json, stage_folder
 from pipeline.artifacts.reports import Metrics, TrainSummary
 from pipeline.cli.main import app
+from pipeline.commands.derived_experiments import with_weights
 from pipeline.experiment import Experiment, parse_experiment
 from pipeline.params import EvaluateSettings
 from pipeline.stages.evaluate import evaluate_external
@@ -158,3 +159,12 @@ def test_commands_select_external_variants_where_they_have_something_to_do(resul
     Path("params.yaml").write_text(text)
     done = CliRunner().invoke(app, ["submission", "other"])
     assert "variant 'other' is external: only its results are known; name one of nano" in str(done.exception)
+
+
+def test_external_variants_stay_when_trainings_are_replaced_by_weights(results: Path) -> None:
+    Path("nano.safetensors").touch()
+    variants = {"nano": {"spec": "nano"}, "wide": {"spec": "yolov7"}, "other": {"external": {"predictions": "r.json"}}}
+    changed, left_out = with_weights({"data": {}, "variants": variants}, weights=".")
+    assert list(changed["variants"]) == ["nano", "other"]
+    assert changed["variants"]["other"] == variants["other"]
+    assert left_out == ("wide",)
