@@ -55,6 +55,23 @@ def reference_state(name: str, *, gain: float) -> dict[str, Tensor]:
     return state
 
 
+def baseline_state(golden: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """Return the state dict of a model of another project, such as `yolox-s/nc3`: drawn weights, zero counters."""
+    with gzip.open(DATA / "state_dict_keys_baselines.json.gz", "rt") as file:
+        entries = json.load(file)[name]
+    return {key: _baseline_tensor(i, key, shape, golden) for i, (key, shape, _) in enumerate(entries)}
+
+
+def _baseline_tensor(index: int, key: str, shape: list[int], golden: dict[str, Any]) -> Tensor:
+    if key.endswith("anchors"):
+        return golden["anchors_px"] / golden["strides"].view(-1, 1, 1)
+    if key.endswith(("proj_conv.weight", "dfl.conv.weight")):
+        return torch.arange(shape[1], dtype=torch.float32).view(shape)
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    return _draw(index, key, shape, gain=golden["gain"])
+
+
 def fill(model: nn.Module, weights: list[Tensor]) -> None:
     """Copy weights in order. This is right only if the modules have the order of the reference."""
     own = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
@@ -82,8 +99,8 @@ def _draw(index: int, key: str, shape: list[int], *, gain: float) -> Tensor:
 
 def _shape_noise(n: Any, key: str, *, gain: float) -> Any:
     if key.endswith(".implicit"):
-        return 0.02 * n if ".ia." in key else 1 + 0.02 * n
-    if key.endswith("running_var"):
+        return 0.02 * n if ".ia" in key else 1 + 0.02 * n
+    if key.endswith(("running_var", "_variance")):
         return 1 + 0.1 * abs(n)
     if n.ndim == 4:
         return n * np.sqrt(gain / np.prod(n.shape[1:]))

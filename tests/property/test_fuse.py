@@ -22,15 +22,17 @@ from yolov7.spec.spec_files import ModelSpec, resolve_spec
 
 WIDTHS = st.sampled_from([8, 16, 24])
 LATERALS = ("mp", "down_c", "conv", "upsample")
-ELANS, CSPS = ("elan", "elan_w", "elan_tiny"), ("csp_a", "csp_b", "csp_c")
-ACTIVATIONS = st.sampled_from(["silu", "leaky_relu"])
+ELANS, CSPS, REP_CSPS = ("elan", "elan_w", "elan_tiny"), ("csp_a", "csp_b", "csp_c"), ("csp_rep", "csp_rep_res")
+OTHERS = ("conv", "bottleneck", "sppcspc", "spp_tiny", "spp", "rep_conv", "csp_tiny")
+ACTIVATIONS = st.sampled_from(["silu", "leaky_relu", "mish"])
 
 
 @st.composite
 def blocks(draw: st.DrawFn, width: int) -> dict[str, Any]:
     """Draw a row that keeps the resolution; re-parameterised convolutions may have the width of their input."""
-    name = draw(st.sampled_from([*ELANS, *CSPS, "conv", "bottleneck", "sppcspc", "spp_tiny", "spp", "rep_conv"]))
+    name = draw(st.sampled_from([*ELANS, *CSPS, *REP_CSPS, *OTHERS]))
     row: dict[str, Any] = {"block": name, "out": draw(st.sampled_from([width, 8, 16]))}
+    row |= {"activation": draw(ACTIVATIONS)} if draw(st.booleans()) else {}
     if name in ELANS:
         cardinality = draw(st.sampled_from([1, 1, 2]))
         row |= {"hidden": draw(WIDTHS), "depth": draw(st.integers(1, 3)), "cardinality": cardinality}
@@ -42,6 +44,12 @@ def blocks(draw: st.DrawFn, width: int) -> dict[str, Any]:
     if name in CSPS:
         row["reversed"] = draw(st.booleans())
         row["rep"] = draw(st.lists(st.integers(1, row["depth"]), unique=True))
+    if name in REP_CSPS:
+        row |= {"depth": draw(st.integers(1, 3)), "spp": draw(st.booleans())}
+    if name == "csp_tiny":
+        row["half"] = draw(st.sampled_from(["first", "second"]))
+    if name == "spp":
+        row["widest_first"] = draw(st.booleans())
     return row
 
 
@@ -56,15 +64,19 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     rows["d2"] = {"block": down} | ({} if down == "maxpool" else {"out": 16})
     rows["d2"] |= {"s": 2} if down in ("conv", "rep_conv") else {}
     rows["p2"] = draw(blocks(16))
-    up = {"block": draw(st.sampled_from(["up", "upsample"])), "from": ["p2", "p1"]}
-    rows["u1"] = up | {"out": 2 * draw(WIDTHS) + (rows["p1"]["out"] if up["block"] == "upsample" else 0)}
-    rows["n1"] = draw(blocks(rows["u1"]["out"]))
+    up = {"block": draw(st.sampled_from(["up", "upsample", "double"])), "from": ["p2", "p1"]}
+    lateral = 0 if up["block"] == "up" else rows["p1"]["out"]
+    rows["u1"] = up | ({} if up["block"] == "double" else {"out": 2 * draw(WIDTHS) + lateral})
+    rows["n1"] = draw(blocks(rows["u1"].get("out", 16)))
+    if draw(st.booleans()):
+        rows["c1"] = {"block": "concat", "from": ["n1", "u1"]}
     e2 = draw(st.sampled_from(["mp", "down_c", "conv"]))
     rows["e2"] = {"block": e2, "from": ["n1", "p2"], "out": rows["p2"]["out"] + 16}
     rows["e2"] |= {"s": 2} if e2 == "conv" else {}
-    rows["r1"] = draw(blocks(rows["n1"]["out"])) | {"from": ["n1"]}
+    rows["r1"] = draw(blocks(rows["n1"]["out"])) | {"from": ["c1" if "c1" in rows else "n1"]}
     rows["head"] = draw(heads()) | {"from": ["r1", "e2"]}
-    spec = resolve_spec({"rows": rows, "activation": draw(ACTIVATIONS)}, name="random")
+    norms = {"norm_eps": draw(st.sampled_from([1e-3, 0.1])), "norm_momentum": 0.1}
+    spec = resolve_spec({"rows": rows, "activation": draw(ACTIVATIONS)} | norms, name="random")
     return with_auxiliary(spec) if not spec.head.anchor_free and draw(st.booleans()) else spec
 
 
@@ -130,7 +142,6 @@ def test_the_size_is_known_before_the_model_is_built(spec: ModelSpec) -> None:
     unfused = [part for part in model.rows.values() if isinstance(part, RepConv) and part.identity is not None]
     identities = sum(2 * part.identity.num_features for part in unfused)
     expected = sum(p.numel() for part in (model.rows, *counted) for p in part.parameters())
-    expected -= sum(part.bias.numel() for part in counted if isinstance(part, nn.Conv2d))
     assert count_size(spec).parameters == expected - identities
     if not any(getattr(row, "grouped", False) for row in spec.rows.values()):
         convolutions = sum(isinstance(part, nn.Conv2d) for part in model.rows.modules())
@@ -142,6 +153,7 @@ def test_the_size_is_known_before_the_model_is_built(spec: ModelSpec) -> None:
 def test_identity_branches_exist_only_where_nothing_is_added_or_concatenated(spec: ModelSpec) -> None:
     shapes = infer_shapes(spec)
     laterals = {source for row in spec.rows.values() if row.block in LATERALS for source in row.sources[1:]}
+    laterals |= {source for row in spec.rows.values() if row.block in ("double", "concat") for source in row.sources}
     residuals = {
         row.sources[0]
         for row in spec.rows.values()

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from yolov7.nn.blocks import Bottlenecks, Csp, Upsample
+from yolov7.nn.csp_blocks import CspRep, CspTiny
 from yolov7.nn.pooling import Spp
-from yolov7.spec.block_schema import BottleneckRow, CspRow
+from yolov7.spec.block_schema import BottleneckRow, CspRepRow, CspRow, CspTinyRow
 from yolov7.spec.row import MapShape
 
 
@@ -72,3 +73,32 @@ def test_the_pyramid_starts_with_the_map_itself() -> None:
         reduced = block.reduce(x)
     pools = [nn.functional.max_pool2d(reduced, side, 1, side // 2) for side in (5, 9, 13)]
     torch.testing.assert_close(merged, torch.cat([reduced, *pools], dim=1))
+
+
+def test_the_block_of_ppyoloe_pools_in_the_middle_and_weights_its_channels() -> None:
+    backbone = CspRep(row(CspRepRow, block="csp_rep_res", out=8, depth=2), [MapShape(12, 8)], activation="silu")
+    x = torch.rand(1, 12, 9, 9)
+    merged = input_of(backbone.merge, backbone, x)
+    with torch.no_grad():
+        joined = torch.cat([backbone.bypass(x), backbone.chain[1](backbone.chain[0](backbone.reduce(x)))], dim=1)
+        weights = backbone.attention.conv(joined.mean((2, 3), keepdim=True)) / 6 + 0.5
+    torch.testing.assert_close(merged, joined * weights.clamp(0, 1))
+    neck = CspRep(row(CspRepRow, block="csp_rep", out=8, depth=3, spp=True), [MapShape(12, 8)], activation="silu")
+    pooled = input_of(neck.spp, neck, x)
+    with torch.no_grad():
+        second = neck.eval().chain[1](neck.chain[0](neck.reduce(x)))
+    pools = [nn.functional.max_pool2d(second, side, 1, side // 2) for side in (5, 9, 13)]
+    torch.testing.assert_close(pooled, torch.cat([second, *pools], dim=1))
+    assert [block.adds for block in (*backbone.chain, *neck.chain)] == [True] * 2 + [False] * 3
+
+
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_the_block_of_yolov4_tiny_takes_one_half(half: str) -> None:
+    block, x = (
+        CspTiny(row(CspTinyRow, block="csp_tiny", out=8, half=half), 8, activation="silu"),
+        torch.rand(1, 8, 4, 4),
+    )
+    merged = input_of(block.merge, block, x)
+    with torch.no_grad():
+        first = block.first(x[:, :4] if half == "first" else x[:, 4:])
+        torch.testing.assert_close(merged, torch.cat([block.second(first), first], dim=1))

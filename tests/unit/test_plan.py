@@ -46,6 +46,16 @@ def test_dark_blocks_and_reversed_ones() -> None:
     assert identities(swapped("yolor-csp", p2=without), "p2") == {1: True, 2: True}  # a 1x1 convolution is in between
 
 
+def test_blocks_of_ppyoloe_never_have_an_identity_branch() -> None:
+    spec = load_spec("ppyoloe-l")
+    for name in ("p3", "n5", "m4"):
+        assert set(identities(spec, name).values()) == {False}
+    reasons = [place.reason for place in plan_rep_convs(spec)["n5"]]
+    assert reasons[0] == "no identity, because PP-YOLOE has only a 3x3 and a 1x1 branch"
+    assert reasons[1:] == ["no identity, because its output goes into a concatenation"] * 2  # pooling, then the end
+    assert {place.feeds for place in plan_rep_convs(spec)["p3"]} == {"a residual addition"}
+
+
 def test_rep_conv_in_front_of_a_concatenation_or_an_addition() -> None:
     plain = {"s1": {"block": "conv", "out": 16, "s": 2}, "s2": {"block": "conv", "out": 16, "s": 2}}
     tail = {"head": {"block": "detect", "anchors": [[10, 13, 16, 30]]}}

@@ -38,7 +38,8 @@ class Head(NamedTuple):
         auxiliary: Whether it has an auxiliary head.
         fused: Whether the model is re-parameterised. Its implicit knowledge is then folded into the convolutions.
         anchors: Anchors (levels, anchors, 2) in units of the stride; None if the file does not have them.
-        anchors_px: The same anchors (levels, 1, anchors, 1, 1, 2) in pixels.
+        anchors_px: The same anchors (levels, 1, anchors, 1, 1, 2) in pixels; None if the file does not have them, like
+            those of YOLOv5.
     """
 
     layer: str
@@ -121,17 +122,15 @@ def anchors_of(model: ForeignModel, head: Head, spec: ModelSpec) -> Tensor | Non
     """
     shapes = infer_shapes(spec)
     strides = torch.tensor([float(shapes[source].stride) for source in spec.head.sources])
-    if (
-        head.anchors is None
-        or head.anchors_px is None
-        or not (head.anchors.shape[:1] == head.anchors_px.shape[:1] == strides.shape)
-    ):
+    if head.anchors is None or head.anchors.shape[:1] != strides.shape:
         return None
-    if head.anchors.dim() != 3 or not _are_same_anchors(head.anchors, head.anchors_px, strides):
+    in_pixels = (head.anchors * strides.view(-1, 1, 1))[:, None, :, None, None] if head.anchors.dim() == 3 else None
+    grid = in_pixels if head.anchors_px is None else head.anchors_px
+    if grid is None or in_pixels is None or not _are_same_anchors(in_pixels, grid):
         raise ArtifactError(
             f"{model.path}: {head.layer}anchors and {head.layer}anchor_grid are not the same anchors; give another file"
         )
-    return head.anchors_px.view_as(head.anchors)
+    return grid.view_as(head.anchors)
 
 
 def adapt(spec: ModelSpec, head: Head, *, anchors_px: Tensor | None) -> ModelSpec:
@@ -165,18 +164,17 @@ def adapt(spec: ModelSpec, head: Head, *, anchors_px: Tensor | None) -> ModelSpe
 
 
 def _read_anchors(model: ForeignModel, layer: str) -> tuple[Tensor | None, Tensor | None]:
-    names = {name: layer + name for name in BUFFERS}
-    if any(name not in model.shapes for name in names.values()):
+    names = {name: layer + name for name in BUFFERS if layer + name in model.shapes}
+    if "anchors" not in names:
         return None, None
     if any(math.prod(model.shapes[name]) > _MAX_ANCHOR_SIDES for name in names.values()):
         raise ArtifactError(f"{model.path}: {layer}anchors are far more than a detection layer has; give another file")
     tensors = model.read(names)
-    return tensors["anchors"].float(), tensors["anchor_grid"].float()
+    return tensors["anchors"].float(), tensors["anchor_grid"].float() if "anchor_grid" in tensors else None
 
 
-def _are_same_anchors(in_strides: Tensor, grid: Tensor, strides: Tensor) -> bool:
-    """Return whether anchors (levels, anchors, 2) and (levels, 1, anchors, 1, 1, 2) in pixels are equal and valid."""
-    pixels = (in_strides * strides.view(-1, 1, 1))[:, None, :, None, None]
+def _are_same_anchors(pixels: Tensor, grid: Tensor) -> bool:
+    """Return whether anchors (levels, 1, anchors, 1, 1, 2) in pixels from both buffers are equal and valid."""
     if grid.shape != pixels.shape or grid.shape[-1] != 2 or not grid.numel():
         return False
     return bool((grid.isfinite() & (grid > 0)).all()) and torch.allclose(grid, pixels, rtol=4 * _ROUNDING)

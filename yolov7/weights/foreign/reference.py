@@ -20,6 +20,7 @@ from yolov7.spec.anchor_free import anchor_based_head
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 from yolov7.system.files import is_file, write_whole
+from yolov7.weights.foreign.anchor_free import Family, find_family, find_specs_of_family, fit_family, read_tensors
 from yolov7.weights.foreign.darknet import PUBLISHED_SPECS, find_darknet_specs, is_darknet, misfit, read_darknet
 from yolov7.weights.foreign.detection_head import BUFFERS, Head, read_head
 from yolov7.weights.foreign.fitting import find_specs, fit
@@ -56,7 +57,8 @@ def import_checkpoint(
 
     The content of the file decides how it is read. It can be a checkpoint or a state dict of the reference
     implementation, as it is or re-parameterised, written by torch.save or in a safetensors file; a file of
-    MultimediaTechLab/YOLO or LibreYOLO; or a weight file of darknet. The model follows the file in its number of
+    MultimediaTechLab/YOLO or LibreYOLO; a state dict of YOLOv5, YOLOX, PP-YOLOE or YOLOv7-u6; or a weight file of
+    darknet. The model follows the file in its number of
     classes, its anchors, and whether it has implicit knowledge and an auxiliary head, so that training and deploy forms
     fit the same spec.
 
@@ -133,6 +135,7 @@ def reference_state(model: DetectionModel) -> dict[str, Tensor]:
     Raises:
         SpecError: The model has a module that the reference implementation does not have.
     """
+    anchor_based_head(model.spec)
     own = model.state_dict()
     names = reference_names(model.spec, own)
     anchors_px = model.anchors_px.float()  # levels anchors 2
@@ -184,14 +187,14 @@ def _import_named(
     foreign: ForeignModel, spec: ModelSpec | None, fallback: ModelSpec | None, choose_names: _ChooseNames
 ) -> Imported:
     """Import a model whose tensors have names."""
+    if family := find_family(foreign):
+        return _import_anchor_free(foreign, family, spec, fallback, choose_names)
     head = read_head(foreign)
     if spec is None:
         spec = _only_spec(foreign.path, find_specs(foreign, head), fallback)
     model, adapted, names, fault = fit(spec, foreign, head)
     if fault:
-        fitting = find_specs(foreign, head)
-        advice = f"it fits spec {fitting[0]!r}" if fitting else f"{_OWN_SPEC}; no packaged one fits"
-        raise ArtifactError(f"{foreign.path}: does not fit spec {spec.name!r} ({one_line(fault)}); {advice}")
+        raise _misfit(foreign, spec, fault, fitting=find_specs(foreign, head))
     class_names = choose_names(foreign.class_names, num_classes=model.num_classes)
     own = model.state_dict()
     model.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in foreign.read(names).items()}, assign=True)
@@ -199,6 +202,30 @@ def _import_named(
         model = regroup(model, grouped=True)
     weights = Weights(model.eval(), class_names, spec.image_size, {"imported": foreign.path.name})
     return Imported(weights, (*_remarks(spec, adapted, head), *foreign.remarks))
+
+
+def _import_anchor_free(
+    foreign: ForeignModel,
+    family: Family,
+    spec: ModelSpec | None,
+    fallback: ModelSpec | None,
+    choose_names: _ChooseNames,
+) -> Imported:
+    if spec is None:
+        spec = _only_spec(foreign.path, find_specs_of_family(foreign, family), fallback)
+    fitted = fit_family(spec, foreign, family)
+    if fitted.fault:
+        raise _misfit(foreign, spec, fitted.fault, fitting=find_specs_of_family(foreign, family))
+    model = fitted.model
+    class_names = choose_names(foreign.class_names, num_classes=model.num_classes)
+    model.load_state_dict(read_tensors(foreign, fitted), assign=True)
+    weights = Weights(model.eval(), class_names, spec.image_size, {"imported": foreign.path.name})
+    return Imported(weights, foreign.remarks)
+
+
+def _misfit(foreign: ForeignModel, spec: ModelSpec, fault: str, *, fitting: list[str]) -> ArtifactError:
+    advice = f"it fits spec {fitting[0]!r}" if fitting else f"{_OWN_SPEC}; no packaged one fits"
+    return ArtifactError(f"{foreign.path}: does not fit spec {spec.name!r} ({one_line(fault)}); {advice}")
 
 
 def _import_darknet(

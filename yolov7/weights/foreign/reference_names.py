@@ -12,9 +12,14 @@ from typing import NamedTuple
 from yolov7.errors import SpecError
 from yolov7.spec.block_schema import (
     BottleneckRow,
+    ConcatRow,
     ConvRow,
+    CspRepRow,
     CspRow,
+    CspTinyRow,
     DetectRow,
+    DflHeadRow,
+    DoubleRow,
     DownRow,
     ElanRow,
     HeadRow,
@@ -85,11 +90,11 @@ def _all_layers(spec: ModelSpec) -> list[Layer]:
 def _layers_of(row: Row) -> list[Layer]:
     """Return the layers of a row; an empty name stands for the row itself, or for the layer itself."""
     match row:
-        case ReorgRow() | MaxPoolRow():
+        case ReorgRow() | MaxPoolRow() | ConcatRow():
             return [_BARE]
         case RepConvRow():
             return [{**_BRANCHES, "conv": "rbr_reparam"}]
-        case ConvRow() | DownRow() | UpRow() | UpsampleRow():
+        case ConvRow() | DownRow() | UpRow() | UpsampleRow() | DoubleRow():
             return _transition(row)
         case ElanRow():
             return _elan(row)
@@ -99,13 +104,13 @@ def _layers_of(row: Row) -> list[Layer]:
             return [_bottlenecks(row)]
         case SppRow():
             return _spp(row)
-        case DetectRow():
-            return _head(row)
-        case HeadRow():
-            raise SpecError(f"the head {row.block!r} has no counterpart in the reference implementation")
+        case DetectRow() | DflHeadRow():
+            return _head(row) if isinstance(row, DetectRow) else [_dfl_head(row)]
+        case CspRepRow() | CspTinyRow() | HeadRow():
+            raise SpecError(f"the block {row.block!r} has no counterpart in the reference implementation")
 
 
-def _transition(row: ConvRow | DownRow | UpRow | UpsampleRow) -> list[Layer]:
+def _transition(row: ConvRow | DownRow | UpRow | UpsampleRow | DoubleRow) -> list[Layer]:
     joined = [_BARE] if len(row.sources) > 1 else []
     match row.block:
         case "conv":
@@ -118,6 +123,8 @@ def _transition(row: ConvRow | DownRow | UpRow | UpsampleRow) -> list[Layer]:
             return [{"top": ""}, _BARE, {"lateral": ""}, *joined]
         case "upsample":
             return [{"top": ""}, _BARE, *joined]
+        case "double":
+            return [_BARE, *joined]
 
 
 def _elan(row: ElanRow) -> list[Layer]:
@@ -166,6 +173,25 @@ def _head(row: DetectRow) -> list[Layer]:
     outputs = {f"convs.{i}": f"m.{i}" for i in levels} | {f"auxiliary_convs.{i}": f"m2.{i}" for i in taps}
     implicit = {f"{name}.{i}": f"{name}.{i}.implicit" for name in ("ia", "im") for i in levels}
     return [*({f"auxiliary_stems.{i}": ""} for i in taps), outputs | implicit]
+
+
+def _dfl_head(row: DflHeadRow) -> Layer:
+    """Return the layer of the head of YOLOv7-u6, whose constant `dfl` has no counterpart here."""
+    levels, branches = range(len(row.sources)), {"cv2": "box", "cv3": "class"}
+    parts = ("{}_towers.{}.0", "{}_towers.{}.1", "{}_convs.{}")
+    convolutions = {
+        part.format(own, i): f"{name}.{i}.{place}"
+        for name, own in branches.items()
+        for i in levels
+        for place, part in enumerate(parts)
+    }
+    implicit = {
+        f"{kind}_{own}.{i}": f"{kind}{name[2:]}.{i}.implicit"
+        for kind in ("ia", "im")
+        for name, own in branches.items()
+        for i in levels
+    }
+    return convolutions | (implicit if row.implicit else {})
 
 
 def _numbered(*modules: str) -> Layer:

@@ -1,0 +1,174 @@
+"""Compare models of other projects with their original code: every convolution, and forward passes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.golden.vectors import DATA, baseline_state, load_vectors
+from yolov7.nn.cost import model_cost
+from yolov7.nn.fuse import fuse
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.block_schema import CspRow, PpyoloeHeadRow
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
+from yolov7.weights.foreign.reference import import_checkpoint
+
+with gzip.open(DATA / "baseline_convolutions.json.gz", "rt") as _file:
+    FACTS: dict[str, Any] = json.load(_file)
+QUICK = ("yolov5n__nc3_96x96", "yolox-w025__nc3_64x96", "ppyoloe-w025__nc3_64x96", "yolov4-tiny__nc3_96x96")
+IMPORTED = (
+    *QUICK[:3],
+    "yolov5n6__nc3_128x192",
+    "yolox-s__nc3_96x96",
+    "ppyoloe-s__nc3_96x96",
+    "yolov7-u6__nc3_96x96",
+)
+OF_DARKNET = ("yolov4__nc80_64x96", "yolov4-tiny__nc3_96x96")
+NARROW = {"rule": "both", "depth": 0.33, "width": 0.25}  # of the models that only these tests have
+
+
+def files(names: tuple[str, ...]) -> list[object]:
+    """Return parameters of a test; those of larger models are marked as slow."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_every_convolution_and_the_cost(name: str) -> None:
+    facts = FACTS[name]
+    with torch.device("meta"):
+        model = DetectionModel(load_spec(name), num_classes=80).eval()
+        fused = fuse(model)
+    found: Counter[tuple[int, ...]] = Counter()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda conv, _, y: found.update([_form(conv, y)]))
+    cost = model_cost(model, fused, image_size=facts["size"])
+    assert found == Counter(map(tuple, facts["convolutions"]))
+    assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == facts["num_deployed"]
+    assert (cost.parameters, cost.parameters_deployed) == (facts["parameters"], facts["parameters_deployed"])
+    assert (round(cost.gflops_built, 4), round(cost.gflops, 4)) == (facts["gflops_built"], facts["gflops"])
+
+
+@pytest.mark.parametrize("file", files(IMPORTED))
+def test_forward_of_an_imported_state_dict(tmp_path: Path, file: str) -> None:
+    golden, name = load_vectors(f"model_{file}"), file.split("__")[0]
+    torch.save(baseline_state(golden, f"{name}/nc{golden['nc']}"), tmp_path / "x.pt")
+    narrow = resolve_spec({"base": f"{name.split('-')[0]}-l", "scale": NARROW}, name=name) if "w025" in name else None
+    model = import_checkpoint(tmp_path / "x.pt", spec=narrow, class_names=tuple("abc")).weights.model
+    assert model.spec == (narrow or load_spec(name))
+    assert model.spec.norm_eps == pytest.approx(golden["bn_eps"])
+    _assert_forward(model, golden)
+
+
+@pytest.mark.parametrize("file", files(OF_DARKNET))
+def test_forward_of_yolov4(file: str) -> None:
+    golden, name = load_vectors(f"model_{file}"), file.split("__")[0]
+    model = _model_of_darknet(load_spec(name), f"{name}/nc{golden['nc']}", golden)
+    assert model.spec.norm_eps == pytest.approx(golden["bn_eps"])
+    _assert_forward(model, golden)
+
+
+def test_forward_of_yolov4_tiny_in_darknet() -> None:
+    golden = load_vectors("model_yolov4-tiny-darknet__nc80_64x96")
+    swap = {name: {"half": "second"} for name in ("t2", "t3", "t4")}
+    spec = resolve_spec({"base": "yolov4-tiny", "swap": swap, "norm_eps": golden["bn_eps"]}, name="darknet")
+    model = _model_of_darknet(spec, "yolov4-tiny/nc80", golden)
+    with torch.no_grad():
+        raws = model(_images(golden)).lead
+    scale, rows = golden["scale_x_y"], []
+    for raw, stride, anchors in zip(raws[::-1], golden["strides"], golden["anchors_px"], strict=True):
+        height, width = raw.shape[2:4]
+        cells = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
+        xy = ((raw[..., :2].sigmoid() - 0.5) * scale + 0.5 + cells) * stride
+        wh = raw[..., 2:4].exp() * anchors.view(1, 3, 1, 1, 2)
+        objectness = raw[..., 4:5].sigmoid()
+        scores = torch.cat([objectness, objectness * raw[..., 5:].sigmoid()], dim=-1)
+        rows.append(torch.cat([xy, wh, scores], dim=-1).flatten(1, 3))
+    _assert_close(torch.cat(rows, dim=1), golden["decoded"], 1e-4)
+
+
+def _assert_forward(model: DetectionModel, golden: dict[str, Any]) -> None:
+    """Compare raw maps and predictions, before and after fusing, with those of the original code."""
+    images, is_ppyoloe = _images(golden), isinstance(model.spec.head, PpyoloeHeadRow)
+    with torch.no_grad():
+        maps = model(images)
+        predicted, fused = model.decode(maps), (deployed := fuse(model)).decode(deployed(images))
+    expected = _raw_maps(golden)
+    assert len(maps.lead) == len(expected)
+    for ours, theirs in zip(maps.lead, expected, strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=1e-4)
+    tolerance = max(1e-4, 10 * golden.get("f32_f64_max_rel", 0.0))
+    order = _order_of_levels(model, golden)
+    for ours, boxes in ((predicted, "boxes"), (fused, "boxes_deploy")):
+        ours = torch.cat(
+            [ours.split([raw[..., 0].numel() // len(raw) for raw in maps.lead], dim=1)[i] for i in order], 1
+        )
+        if is_ppyoloe:
+            corners = torch.cat([ours[..., :2] - ours[..., 2:4] / 2, ours[..., :2] + ours[..., 2:4] / 2], dim=-1)
+            _assert_close(corners, golden[boxes], tolerance)
+            _assert_close(ours[..., 5:], golden["scores"], tolerance)
+        else:
+            theirs = golden["decoded"]
+            without_objectness = theirs.shape[-1] == ours.shape[-1] - 1
+            _assert_close(ours[..., [0, 1, 2, 3, *range(4 + without_objectness, ours.shape[-1])]], theirs, tolerance)
+
+
+def _raw_maps(golden: dict[str, Any]) -> list[Tensor]:
+    """Return the raw maps of the original in our form (B, A, H, W, outputs), finest level first."""
+    levels = [i for i in range(4) if f"raw{i}" in golden or f"raw_cls{i}" in golden]
+    maps = []
+    for i in levels:
+        if f"raw{i}" in golden:
+            raw = golden[f"raw{i}"]
+        else:
+            raw = torch.cat([golden[f"raw_reg{i}"], golden[f"raw_cls{i}"]], dim=1)
+        maps.append(raw if raw.dim() == 5 else raw.permute(0, 2, 3, 1)[:, None])
+    return sorted(maps, key=lambda raw: -raw.shape[2])
+
+
+def _order_of_levels(model: DetectionModel, golden: dict[str, Any]) -> list[int]:
+    return [model.strides.index(int(stride)) for stride in golden["strides"]]
+
+
+def _model_of_darknet(spec: ModelSpec, keys: str, golden: dict[str, Any]) -> DetectionModel:
+    """Return a model with the weights of a graph whose modules are numbered in the order of darknet."""
+    state = {key: value for key, value in baseline_state(golden, keys).items() if "batches" not in key}
+    model = DetectionModel(spec, num_classes=golden["nc"]).eval()
+    own = [key for key in model.state_dict() if "batches" not in key]
+    own.sort(key=lambda key: _place_in_darknet(model, key))
+    model.load_state_dict(dict(zip(own, state.values(), strict=True)), strict=False)
+    return model
+
+
+def _place_in_darknet(model: DetectionModel, key: str) -> tuple[int, ...]:
+    """Return where darknet has a tensor: the bypass of a block first, and outputs behind the convolution before them."""
+    part, name, rest = key.split(".", 2)
+    rows = list(model.spec.rows)
+    if part == "head":
+        return rows.index(model.spec.head.sources[int(rest.split(".")[0])]), 1, 0
+    parts = (
+        ("b", "a", "chain", "behind", "merge") if isinstance(model.spec.rows[name], CspRow) else (rest.split(".")[0],)
+    )
+    return rows.index(name), 0, parts.index(rest.split(".")[0])
+
+
+def _form(conv: nn.Conv2d, y: Tensor) -> tuple[int, ...]:
+    return (*conv.weight.shape[:3], conv.stride[0], y.shape[2], int(conv.bias is not None))
+
+
+def _images(golden: dict[str, Any]) -> Tensor:
+    drawn = np.random.default_rng(golden["img_seed"]).random(golden["img_shape"].tolist())
+    return torch.from_numpy(drawn.astype(np.float32))
+
+
+def _assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

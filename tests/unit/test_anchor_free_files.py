@@ -1,0 +1,75 @@
+"""Test imports of state dicts of YOLOX and PP-YOLOE that fit nothing, or only some specs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolov7.errors import ArtifactError, SpecError
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
+from yolov7.weights.foreign.module_names import PPYOLOE, YOLOX, Scheme, names_in
+from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint
+
+NARROW = {"rule": "both", "depth": 0.2, "width": 0.125}
+SCHEMES = {"yolox-l": YOLOX, "ppyoloe-l": PPYOLOE}
+
+
+def narrow(base: str) -> ModelSpec:
+    return resolve_spec({"base": base, "scale": NARROW}, name="narrow")
+
+
+def state_of(spec: ModelSpec, scheme: Scheme) -> dict[str, Tensor]:
+    """Return the state dict of a model with random weights by the names of another implementation."""
+    state = DetectionModel(spec, num_classes=2).state_dict()
+    return {name: state[own] for own, name in names_in(scheme, spec, state).items()}
+
+
+def read(path: Path, state: dict[str, Tensor], spec: ModelSpec | None) -> DetectionModel:
+    torch.save({"model": state, "start_epoch": 3}, path / "x.pth")
+    return import_checkpoint(path / "x.pth", spec=spec, class_names=("a", "b")).weights.model
+
+
+@pytest.mark.parametrize("base", SCHEMES)
+def test_every_tensor_has_a_name_of_its_own(tmp_path: Path, base: str) -> None:
+    spec = narrow(base)
+    state = state_of(spec, SCHEMES[base])
+    model = read(tmp_path, state, spec)
+    own = model.state_dict()
+    assert len(names_in(SCHEMES[base], spec, own)) == len(state)
+    assert all(torch.equal(own[key], state[name]) for key, name in names_in(SCHEMES[base], spec, own).items())
+    assert len(own) - len(state) == (0 if base == "yolox-l" else sum("batches" in key for key in own))
+    with pytest.raises(SpecError, match="has the anchor-free head"):
+        export_checkpoint(tmp_path / "y.pt", model, class_names=["a", "b"])
+
+
+def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
+    spec = narrow("ppyoloe-l")
+    state = state_of(spec, PPYOLOE)
+    bins = torch.arange(17.0).view(1, 17, 1, 1)
+    assert read(tmp_path, state | {"yolo_head.proj_conv.weight": bins}, spec).num_classes == 2
+    faults = (
+        (state, None, ArtifactError, "fits no packaged spec; give the spec that it was trained with"),
+        (state, load_spec("ppyoloe-s"), ArtifactError, r"does not fit spec 'ppyoloe-s' \(backbone.stem.conv1.conv.weig"),
+        (state, load_spec("yolox-s"), SpecError, "is a model of PP-YOLOE, but spec 'yolox-s' has the head 'detect_yolox'"),
+        (state | {"yolo_head.proj_conv.weight": 2 * bins}, spec, ArtifactError, "must be the numbers 0, 1, 2, ..."),
+        (state | {"backbone.stages.0.blocks.0.conv2.conv.bias": bins}, spec, ArtifactError, "is merged for deployment"),
+        (state | {"yolo_head.pred_cls.0.bias": torch.zeros(2, 2)}, spec, ArtifactError, "is not one value per class"),
+    )  # fmt: skip
+    for changed, given, kind, message in faults:
+        with pytest.raises(kind, match=message) as caught:
+            read(tmp_path, changed, given)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_spec_with_other_rows_has_no_names() -> None:
+    rows = {"s1": {"block": "conv", "out": 8, "s": 2}, "x9": {"block": "conv", "out": 8}}
+    spec = resolve_spec({"rows": rows | {"head": {"block": "detect_yolox", "hidden": 8}}}, name="other")
+    with pytest.raises(SpecError, match="row 'x9' of spec 'other' has no counterpart"):
+        names_in(YOLOX, spec, DetectionModel(spec, num_classes=1).state_dict())
+    spec = resolve_spec({"base": "yolox-s", "swap": {"p2": {"block": "csp_c"}}}, name="other")
+    with pytest.raises(SpecError, match="of spec 'other' has no counterpart"):
+        names_in(YOLOX, spec, DetectionModel(spec, num_classes=1).state_dict())
