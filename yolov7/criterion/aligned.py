@@ -148,10 +148,11 @@ class AtssAssigner(ScoringAssigner):
         boxes = batch.boxes_px[first:last]
         cells = _nearest_cells(batch.grid, (boxes[:, :2] + boxes[:, 2:]) / 2)  # n k
         overlap = paired_iou(boxes[:, None], anchors[cells])
-        spread = overlap.std(1) if cells.shape[1] > 1 else overlap.new_zeros(len(overlap))
+        mean = overlap.mean(1, keepdim=True)
+        variance = (overlap - mean).square().sum(1, keepdim=True) / max(1, cells.shape[1] - 1)
         centre = batch.grid.centre[cells]
         inside = torch.minimum(centre - boxes[:, None, :2], boxes[:, None, 2:] - centre).amin(-1) > _EPS
-        target, rank = (inside & (overlap > (overlap.mean(1) + spread)[:, None])).nonzero(as_tuple=True)
+        target, rank = (inside & (overlap > mean + variance.sqrt())).nonzero(as_tuple=True)
         return batch.pairs(target + first, cells[target, rank])
 
 
