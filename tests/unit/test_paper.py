@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -235,3 +238,11 @@ def test_all_figures_of_the_paper_are_equal_or_listed() -> None:
     assert verdicts.count("erratum") == len({(model, quantity) for _, model, quantity in listed_errata()})
     training = next(one for one in errata() if "YOLOv7-D6" in one.where)
     assert (training.printed, training.found) == ("154.7 M, 806.8 G", "deployed: 133.8 M, 702.4 G")
+
+
+@pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed")
+def test_the_script_that_counts_models_of_a_library_says_what_to_install() -> None:
+    script = Path(__file__).parents[2] / "docs" / "design" / "zoo_counts.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "transformers is not installed; run `pip install 'yolov7-pipeline[zoo]'`\n"
