@@ -19,6 +19,7 @@ from yolov7.weights.published import published_weights
 
 ROOT = Path(__file__).parents[2]
 NAMES = [path.stem for path in sorted((ROOT / "experiments").glob("*.yaml"))]
+WITH_ROWS = ["table1", "table2", "table9"]
 ON_COCO = [name for name in NAMES if name.startswith("table")]
 
 
@@ -38,7 +39,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITH_ROWS])
 def test_an_experiment_is_valid_and_its_specs_build(name: str, project: Path) -> None:
     use_experiment(name, data=project)
     params = load_experiment()
@@ -140,7 +141,7 @@ def test_a_mistake_in_an_experiment_names_its_own_file(project: Path) -> None:
     assert not Path("params.yaml").exists()
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "table9"])
+@pytest.mark.parametrize("name", WITH_ROWS)
 def test_every_row_of_the_paper_that_has_a_spec_has_its_variant_at_the_papers_settings(
     name: str, project: Path
 ) -> None:
