@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from pipeline.data_settings import DataSettings
+from pipeline.external import ExternalVariant, resolve_external
 from pipeline.params import (
     PARAMS_FILE,
     BenchmarkSettings,
@@ -73,7 +74,8 @@ class Experiment:
     """Everything that params.yaml and the code's defaults decide, resolved.
 
     Attributes:
-        variants: The models in the order of params.yaml.
+        variants: The models that are built here, in the order of params.yaml.
+        externals: The systems of which only results are known, in the order of params.yaml.
         notes: What the user should know about the resolution, one line each.
     """
 
@@ -88,15 +90,21 @@ class Experiment:
     tune: TuneSettings
     base_train: Mapping[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
+    externals: Mapping[str, ExternalVariant] = field(default_factory=dict)
 
     def variant(self, name: str) -> ResolvedVariant:
         """Return the variant of that name.
 
         Raises:
-            SettingError: If there is none; the message lists those that there are.
+            SettingError: If there is none, or if it is external; the message lists those that there are.
         """
+        if name in self.externals:
+            raise SettingError(
+                f"variant {name!r} is external: only its results are known; name one of {', '.join(self.variants)}"
+            )
         if name not in self.variants:
-            raise SettingError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {', '.join(self.variants)}")
+            names = ", ".join([*self.variants, *self.externals])
+            raise SettingError(f"variant {name!r} is not in {PARAMS_FILE}; it has: {names}")
         return self.variants[name]
 
     def base(self, name: str) -> ResolvedVariant:
@@ -180,6 +188,7 @@ def resolve_experiment(params: Params, *, source: str = PARAMS_FILE) -> Experime
         tune=params.tune,
         base_train=params.train,
         notes=tuple(note for _, notes in resolved for note in notes),
+        externals={name: resolve_external(name, one.external) for name, one in params.variants.items() if one.external},
     )
 
 
@@ -239,6 +248,7 @@ def _resolve_variants(params: Params) -> list[tuple[ResolvedVariant, tuple[str, 
         return [
             _resolve_variant(name, variant, params.train, params.ray, hash_file=hash_file)
             for name, variant in params.variants.items()
+            if variant.external is None
         ]
     except SettingError:
         _validate_train(params.train, key="train")  # a fault of `train` itself is named by its key there

@@ -46,8 +46,19 @@ class ScaleSettings(Settings):
     width: Positive = Field(1.0, description="Factor on every width; `compound` derives it from the depth.")
 
 
+class ExternalSettings(Settings):
+    """Results of a system that is not built here: they are evaluated and tabulated beside the other variants."""
+
+    predictions: str = Field(
+        description="COCO results file of the split that is evaluated: image_id, category_id, bbox and score."
+    )
+    params: Positive | None = Field(None, description="Millions of parameters, as the authors state them.")
+    gflops: Positive | None = Field(None, description="GFLOPs, as the authors state them.")
+    image_size: Annotated[int, Field(ge=1)] | None = Field(None, description="Side of the images, pixels.")
+
+
 class Variant(Settings):
-    """One model of the comparison: trained here, or given by its weights (`weights: FILE` with `train: null`)."""
+    """One model of the comparison: trained here, given by its weights, or known by its results only (`external`)."""
 
     spec: str | None = Field(
         None, description="A name from `yolov7 models`, or the path of a spec file; null: the spec in `weights`."
@@ -72,9 +83,21 @@ class Variant(Settings):
         default_factory=dict, description="Overrides of `train`, with the same nesting; null: no training."
     )
     ray: dict[str, Any] = Field(default_factory=dict, description="Overrides of `ray`.")
+    external: ExternalSettings | None = Field(
+        None, description="Results of a system that is not built here, instead of all other keys."
+    )
+
+    @model_validator(mode="after")
+    def _check_external(self) -> Variant:
+        others = sorted(self.model_fields_set - {"external"})
+        if self.external is not None and others:
+            raise ValueError(f"external is for systems that are not built here; leave out {', '.join(others)}")
+        return self
 
     @model_validator(mode="after")
     def _check_weights(self) -> Variant:
+        if self.external is not None:
+            return self
         if self.train is None and self.weights is None:
             raise ValueError("train=null means that weights are given; name their file in weights, or state train: {}")
         if self.weights is not None and self.train is not None:
@@ -85,7 +108,7 @@ class Variant(Settings):
         if self.image_size is not None and self.weights is None:
             raise ValueError("image_size is for given weights; state train.image_size for a variant that is trained")
         if self.spec is None and self.weights is None:
-            raise ValueError("spec is missing; choose one of `yolov7 models`")
+            raise ValueError("spec is missing; choose one of `yolov7 models`, or state external for results of others")
         return self
 
 
@@ -252,6 +275,13 @@ class Params(Settings):
                     f"the variant name {shown(name)} must consist of letters, digits, '_' and '-', and begin with a "
                     "letter or digit, because it names folders and DVC stages"
                 )
+        return variants
+
+    @field_validator("variants")
+    @classmethod
+    def _check_models(cls, variants: dict[str, Variant]) -> dict[str, Variant]:
+        if all(variant.external is not None for variant in variants.values()):
+            raise ValueError("all variants are external; state at least one with a spec or weights")
         return variants
 
     @field_validator("seeds")

@@ -145,6 +145,17 @@ def write_json(path: Path, content: Settings | dict[str, Any] | list[Any]) -> No
     write_whole(path, (json.dumps(plain, indent=1) + "\n").encode())
 
 
+def write_no_weights(path: Path, *, results: str) -> None:
+    """Write a weight file without tensors in the place of the weights of a system that is not built here.
+
+    Args:
+        path: The file.
+        results: The name of the file with the results of the system.
+    """
+    header = json.dumps({"__metadata__": {"format": "no weights", "results": results}}).encode()
+    write_whole(path, len(header).to_bytes(8, "little") + header)
+
+
 def existing(path: Path, *, made_by: str) -> Path:
     """Return the path of a file that another stage makes.
 

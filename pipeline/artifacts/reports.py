@@ -33,6 +33,7 @@ class TrainSummary(Settings):
     Attributes:
         fingerprint: Of the data and of all settings that affect the result; it identifies the MLflow run.
         given: The name of the file whose weights were used without training; empty if the variant was trained.
+        external: The name of the results file of a system that is not built here; empty for a model.
         loader_wait_share: Share of the training time in which the loader was waited for.
         skipped_steps: Number of steps whose loss or gradient was not finite.
         AP: AP of the moving average on val after the last epoch; None if there is no val split.
@@ -43,6 +44,7 @@ class TrainSummary(Settings):
     seed: int
     fingerprint: str
     given: str = ""
+    external: str = ""
     epochs: int
     seconds: float
     images_per_second: float

@@ -8,7 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.experiment import Experiment, ResolvedVariant
+    from pipeline.external import ExternalVariant
 
 _ORDER = (
     *("predict", "evaluate", "export", "serve"),
@@ -113,14 +116,49 @@ def selected(experiment: Experiment, variant: str | None, seed: int | None) -> t
     Raises:
         SettingError: If the experiment has no such variant or seed.
     """
-    from yolov7.errors import SettingError
+    name, seed = _split_stage_name(variant, seed)
+    variants = tuple(experiment.variants.values()) if name is None else (experiment.variant(name),)
+    seeds = _seeds(experiment, seed)
+    return tuple((one, number) for one in variants for number in seeds)
 
+
+def selected_rows(
+    experiment: Experiment, variant: str | None, seed: int | None
+) -> tuple[tuple[ResolvedVariant | ExternalVariant, int], ...]:
+    """Select variants and seeds of an experiment, also variants of which only results are known.
+
+    Args:
+        experiment: The experiment.
+        variant: As for `selected`.
+        seed: A seed; None selects all seeds.
+
+    Returns:
+        Each selected variant with each selected seed.
+
+    Raises:
+        SettingError: If the experiment has no such variant or seed.
+    """
+    name, seed = _split_stage_name(variant, seed)
+    externals = [one for one in experiment.externals.values() if name in (None, one.name)]
+    seeds = _seeds(experiment, seed)
+    rows = [(one, number) for one in externals for number in seeds]
+    if name is not None and externals:
+        return tuple(rows)
+    return (*selected(experiment, name, seed), *rows)
+
+
+def _split_stage_name(variant: str | None, seed: int | None) -> tuple[str | None, int | None]:
+    """Return the variant and the seed in the name of a DVC stage; other names stay as they are."""
     if variant is not None and "@" in variant:
         name, _, number = variant.rpartition("@")[2].rpartition("-")
         if number.isdecimal():
-            variant, seed = name, int(number)
-    variants = tuple(experiment.variants.values()) if variant is None else (experiment.variant(variant),)
+            return name, int(number)
+    return variant, seed
+
+
+def _seeds(experiment: Experiment, seed: int | None) -> Sequence[int]:
+    from yolov7.errors import SettingError
+
     if seed is not None and seed not in experiment.seeds:
         raise SettingError(f"seed {seed} is not in params.yaml; it has the seeds {list(experiment.seeds)}")
-    seeds = experiment.seeds if seed is None else (seed,)
-    return tuple((one, number) for one in variants for number in seeds)
+    return experiment.seeds if seed is None else (seed,)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import Seed, VariantName, app, experiment, selected
+from pipeline.cli.app import Seed, VariantName, app, experiment, selected, selected_rows
 
 
 @app.command()
@@ -41,7 +41,7 @@ def train(variant: VariantName = None, seed: Seed = None) -> None:
     from pipeline.commands.run_stages import run_train
 
     resolved = experiment()
-    run_train(resolved, selected(resolved, variant, seed))
+    run_train(resolved, selected_rows(resolved, variant, seed))
 
 
 @app.command()
@@ -53,7 +53,7 @@ def reparam(variant: VariantName = None, seed: Seed = None) -> None:
     from pipeline.commands.run_stages import run_reparam
 
     resolved = experiment()
-    run_reparam(resolved, selected(resolved, variant, seed))
+    run_reparam(resolved, selected_rows(resolved, variant, seed))
 
 
 @app.command(short_help="Measure COCO figures of variants, of any model, or of a results file.")
@@ -96,7 +96,7 @@ def evaluate(
     from pipeline.commands.run_stages import run_evaluate
 
     resolved = experiment()
-    run_evaluate(resolved, selected(resolved, variant, seed))
+    run_evaluate(resolved, selected_rows(resolved, variant, seed))
 
 
 @app.command()
@@ -120,10 +120,12 @@ def tables(
 
     Write an HTML page, CSV, Markdown and JSON to artifacts/tables. The exit code of --check is 1 if a figure differs.
     """
-    from pipeline.commands.run_stages import check_tables, print_summary, run_tables
-
     if check:
+        from pipeline.commands.check_tables import check_tables
+
         raise typer.Exit(0 if check_tables(as_json=json) else 1)
+    from pipeline.commands.run_stages import print_summary, run_tables
+
     if show:
         print_summary()
     else:

@@ -45,7 +45,9 @@ def on_miniature(content: Mapping[str, Any], *, data: Path | None) -> dict[str, 
     if not (folder / "annotations").is_dir():
         write_coco_miniature(folder)
     size = changed["train"]["image_size"]
-    changed["variants"] = {name: _small(variant, size) for name, variant in content["variants"].items()}
+    changed["variants"] = {  # results of other systems are not about these images
+        name: _small(variant, size) for name, variant in content["variants"].items() if not variant.get("external")
+    }
     return changed
 
 
@@ -78,8 +80,12 @@ def with_weights(content: Mapping[str, Any], *, weights: str) -> tuple[dict[str,
     changed = merge(content, {"seeds": content.get("seeds", [0])[:1]})
     if content["data"].get("format") == "coco" and content["data"].get("val"):
         changed["data"] = content["data"] | {"train": content["data"]["val"]}  # nothing is trained
-    changed["variants"] = {name: _given(content["variants"][name], path) for name, path in found.items()}
-    return changed, tuple(name for name in content["variants"] if name not in found)
+    changed["variants"] = {
+        name: _given(variant, found[name]) if name in found else variant
+        for name, variant in content["variants"].items()
+        if name in found or variant.get("external")
+    }
+    return changed, tuple(name for name in content["variants"] if name not in changed["variants"])
 
 
 def to_text(content: Mapping[str, Any], *, comment: str) -> str:

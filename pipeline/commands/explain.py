@@ -134,10 +134,11 @@ def explain_cell(experiment: Experiment, name: str) -> Explanation:
 
 def _explain_variant(experiment: Experiment, name: str) -> Explanation:
     variant, _, seed = name.partition("/")
-    if variant not in experiment.variants:
+    known = [*experiment.variants, *experiment.externals]
+    if variant not in known:
         raise SettingError(
-            f"row {name!r} is neither a variant of params.yaml ({', '.join(experiment.variants)}) nor a cell such as "
-            f"{_EXAMPLE}{suggest(variant, experiment.variants)}"
+            f"row {name!r} is neither a variant of params.yaml ({', '.join(known)}) nor a cell such as "
+            f"{_EXAMPLE}{suggest(variant, known)}"
         )
     if seed and seed not in map(str, experiment.seeds):
         raise SettingError(f"seed {seed} of row {name!r} is not in params.yaml; it has {list(experiment.seeds)}")

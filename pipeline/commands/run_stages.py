@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,14 @@ from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
 from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
 from pipeline.console import TrainView, console, counted, duration, stage_line, train_view, waiting
 from pipeline.experiment import Experiment, ResolvedVariant
+from pipeline.external import ExternalVariant, external_inputs
 from pipeline.params import TrackingSettings, TuneSettings
 from pipeline.stages.resolve import resolve, stage_inputs
 from pipeline.tracking import RunKey, TrackedRun, Tracker, find_runs, serve_page, tracking_server
 from yolov7.errors import SettingError
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 
-Selection = Iterable[tuple[ResolvedVariant, int]]
+Selection = Iterable[tuple[ResolvedVariant | ExternalVariant, int]]
 _MOST_LINES = 12
 
 
@@ -62,20 +62,28 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
             name = _name(experiment, variant, seed)
             with stage_lock("train", variant.name, seed):
                 with _checked(experiment, "train", variant, seed):
-                    run = _train_tracked if variant.given is None else _use_given_tracked
-                    summary = run(experiment, tracker, variant, seed, name=name)
+                    if isinstance(variant, ExternalVariant):
+                        summary = _use_external_tracked(experiment, tracker, variant, seed)
+                    else:
+                        run = _train_tracked if variant.given is None else _use_given_tracked
+                        summary = run(experiment, tracker, variant, seed, name=name)
                     console.print(stage_line("train", name, _train_text(summary)))
-                if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
-                    forget_run(variant, seed=seed)
+                if dvc_stage() is None and isinstance(variant, ResolvedVariant):
+                    forget_run(variant, seed=seed)  # under DVC, `reparam` does it: by then DVC has recorded the weights
 
 
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
     """Re-parameterise each selected variant and seed."""
-    from pipeline.stages.reparam import reparam
+    from pipeline.stages.reparam import pass_external, reparam
     from pipeline.stages.train import forget_run
 
     with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:
+            if isinstance(variant, ExternalVariant):
+                with stage_lock("reparam", variant.name, seed), _checked(experiment, "reparam", variant, seed):
+                    pass_external(variant, seed=seed)
+                console.print(stage_line("reparam", _name(experiment, variant, seed), "external, so there is no model"))
+                continue
             with stage_lock("reparam", variant.name, seed), _checked(experiment, "reparam", variant, seed):
                 report = reparam(experiment.reparam, variant, seed=seed)
             if dvc_stage() is not None:
@@ -87,15 +95,24 @@ def run_reparam(experiment: Experiment, selection: Selection) -> None:
 
 def run_evaluate(experiment: Experiment, selection: Selection) -> None:
     """Evaluate each selected variant and seed."""
-    from pipeline.stages.evaluate import evaluate
+    from pipeline.stages.evaluate import evaluate, evaluate_external
 
     with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:
+            name = _name(experiment, variant, seed)
+            notes: tuple[str, ...] = ()
             with stage_lock("evaluate", variant.name, seed), _checked(experiment, "evaluate", variant, seed):
-                metrics = evaluate(experiment.evaluate, variant, seed=seed)
+                if isinstance(variant, ExternalVariant):
+                    metrics, notes = evaluate_external(experiment.evaluate, variant, seed=seed)
+                else:
+                    metrics = evaluate(experiment.evaluate, variant, seed=seed)
             with tracker.run(_key(variant.name, seed), adds=True) as run:
-                _log_evaluation(experiment, run, metrics)
-            console.print(stage_line("evaluate", _name(experiment, variant, seed), _evaluation_text(metrics)))
+                _log_figures(experiment, run, metrics)
+                if isinstance(variant, ResolvedVariant):
+                    _log_deployed(experiment, run, metrics)
+            for note in notes:
+                console.print(stage_line("evaluate", name, note))
+            console.print(stage_line("evaluate", name, _evaluation_text(metrics)))
 
 
 def run_benchmark(experiment: Experiment) -> None:
@@ -151,8 +168,9 @@ def run_tables(experiment: Experiment, *, as_json: bool = False) -> None:
 
 
 def run_keys(experiment: Experiment) -> list[RunKey]:
-    """Return what identifies the MLflow run of each variant and seed that was trained."""
-    return [_key(name, seed) for name in experiment.variants for seed in _trained_seeds(experiment, name)]
+    """Return what identifies the MLflow run of each variant and seed for which the stage `train` has run."""
+    names = (*experiment.variants, *experiment.externals)
+    return [_key(name, seed) for name in names for seed in _trained_seeds(experiment, name)]
 
 
 def run_sync(tracking: TrackingSettings) -> None:
@@ -171,25 +189,6 @@ def run_sync(tracking: TrackingSettings) -> None:
             "MLFLOW_TRACKING_URI, and run `yolov7 sync` again later"
         )
     console.print(f"{before} sent to {tracking_server()}" if before else f"nothing is queued for {tracking_server()}")
-
-
-def check_tables(*, as_json: bool) -> bool:
-    """Print every computed #Param and FLOPs beside the printed one.
-
-    Args:
-        as_json: Whether to print JSON.
-
-    Returns:
-        Whether no figure differs from the printed one, apart from those that are listed as errata.
-    """
-    from pipeline.report.paper.check import check_lines, compare_counts
-
-    comparisons = compare_counts()
-    if as_json:
-        print(json.dumps([comparison.model_dump() for comparison in comparisons], indent=1))
-    else:
-        print("\n".join(check_lines(comparisons)))
-    return not any(comparison.differs for comparison in comparisons)
 
 
 def _print_missing(missing: Sequence[str]) -> None:
@@ -213,7 +212,10 @@ def open_ui(tracking: TrackingSettings, *, host: str, port: int) -> None:
 
 @contextmanager
 def _checked(
-    experiment: Experiment, stage: str, variant: ResolvedVariant | None = None, seed: int | None = None
+    experiment: Experiment,
+    stage: str,
+    variant: ResolvedVariant | ExternalVariant | None = None,
+    seed: int | None = None,
 ) -> Iterator[None]:
     """Hold the prepared data, and under DVC make sure that no input of the stage changes while the body runs."""
     name = "" if variant is None else variant.name
@@ -263,6 +265,20 @@ def _use_given_tracked(
     return summary
 
 
+def _use_external_tracked(
+    experiment: Experiment, tracker: Tracker, variant: ExternalVariant, seed: int
+) -> TrainSummary:
+    from pipeline.stages.train import use_external_results
+
+    summary = use_external_results(variant, seed=seed)
+    with tracker.run(RunKey(variant=variant.name, seed=seed, fingerprint=summary.fingerprint)) as run:
+        run.log_params({"external": {"predictions": str(variant.predictions), **external_inputs(variant)}})
+        _log_data(experiment, run)
+        run.set_tags({"external_results": summary.external})
+        run.log_metrics({"external/params": variant.params, "external/gflops": variant.gflops})
+    return summary
+
+
 class _Follower:
     """The view and the tracking of a training run, which receive what the run records.
 
@@ -287,9 +303,13 @@ class _Follower:
 
 
 def _log_start(experiment: Experiment, run: TrackedRun, *, variant: ResolvedVariant) -> None:
-    prepared = _prepared()
     settings = variant.train.model_dump() if variant.given is None else {"image_size": variant.train.image_size}
     run.log_params({**variant.declared, **settings})
+    _log_data(experiment, run)
+
+
+def _log_data(experiment: Experiment, run: TrackedRun) -> None:
+    prepared = _prepared()
     run.log_dataset(
         experiment.data.format,
         digest=prepared.content_hash,
@@ -310,16 +330,18 @@ def _log_reparam(experiment: Experiment, run: TrackedRun, report: ReparamReport)
     run.log_detector(stage_folder("reparam", run.key.variant, run.key.seed) / WEIGHTS)
 
 
-def _log_evaluation(experiment: Experiment, run: TrackedRun, metrics: Metrics) -> None:
-    variant, seed, settings = run.key.variant, run.key.seed, experiment.evaluate
+def _log_figures(experiment: Experiment, run: TrackedRun, metrics: Metrics) -> None:
     figures = metrics.model_dump(include={"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"})
     run.log_metrics({f"evaluate/{name}": value for name, value in figures.items()})
     run.log_metrics({f"evaluate/AP of classes/{name}": value for name, value in metrics.per_class_AP.items()})
-    run.set_tags({"evaluate": settings.model_dump()})
-    run.log_artifact(stage_folder("evaluate", variant, seed), "evaluate")
-    weights = stage_folder("reparam", variant, seed) / WEIGHTS
+    run.set_tags({"evaluate": experiment.evaluate.model_dump()})
+    run.log_artifact(stage_folder("evaluate", run.key.variant, run.key.seed), "evaluate")
+
+
+def _log_deployed(experiment: Experiment, run: TrackedRun, metrics: Metrics) -> None:
+    weights = stage_folder("reparam", run.key.variant, run.key.seed) / WEIGHTS
     run.log_detector(weights)  # if `reparam` was restored from DVC's cache, it was not logged on this machine
-    nms = " ".join(f"{name}={value}" for name, value in settings.nms.model_dump().items())
+    nms = " ".join(f"{name}={value}" for name, value in experiment.evaluate.nms.model_dump().items())
     data = _prepared().content_hash
     run.log_evaluation(weights, AP=metrics.AP, basis={"data": data, "split": metrics.split, "nms": nms})
 
@@ -342,7 +364,7 @@ def _key(variant: str, seed: int) -> RunKey:
     return RunKey(variant=variant, seed=seed, fingerprint=summary.fingerprint)
 
 
-def _name(experiment: Experiment, variant: ResolvedVariant, seed: int) -> str:
+def _name(experiment: Experiment, variant: ResolvedVariant | ExternalVariant, seed: int) -> str:
     return variant.name if len(experiment.seeds) == 1 else f"{variant.name}/{seed}"
 
 
@@ -359,6 +381,8 @@ def _evaluation_text(metrics: Metrics) -> str:
 
 
 def _train_text(summary: TrainSummary) -> str:
+    if summary.external:
+        return f"external: only the results in {summary.external} are known"
     if summary.given:
         return f"not trained; uses the weights of {summary.given}"
     measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "

@@ -50,9 +50,9 @@ def list_models(*, as_json: bool) -> None:
     Args:
         as_json: Print JSON with exact figures instead of a table.
     """
-    rows = [_model_row(name) for name in list_specs()]
+    rows = map(_model_row, list_specs())
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(list(rows), indent=1))
         return
     print(f"{'name':<16}{'parameters':>12}{'GFLOPs':>9}{'size':>6}  strides")
     for row in rows:

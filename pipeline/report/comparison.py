@@ -236,7 +236,7 @@ def _figure_texts(row: SummaryRow) -> Iterator[str]:
         yield fraction_text(getattr(row, figure), getattr(row, f"{figure}_spread"))
     yield _number(row.parameters)
     yield number_text(row.gflops, 2)
-    yield str(row.image_size)
+    yield str(row.image_size or "-")
 
 
 def _speed_texts(variant: str, engines: Mapping[str, Mapping[str, BenchmarkRow]]) -> Iterator[str]:

@@ -71,7 +71,10 @@ def read_details(results: StageResults) -> ExperimentDetails:
     Raises:
         ArtifactError: A file is damaged.
     """
-    variants = {name: _read_variant(name, results.seeds) for name in results.variants}
+    variants = {
+        name: _read_variant(name, results.seeds, is_external=bool(one.model.external))
+        for name, one in results.variants.items()
+    }
     splits = {one.errors.split for one in variants.values() if one.errors is not None}
     files = [path for path in (stage_folder("prepare") / f"{split}.npz" for split in sorted(splits)) if path.is_file()]
     health = stage_folder("prepare") / "health.json"
@@ -82,7 +85,7 @@ def read_details(results: StageResults) -> ExperimentDetails:
     )
 
 
-def _read_variant(name: str, seeds: Sequence[int]) -> VariantDetails:
+def _read_variant(name: str, seeds: Sequence[int], *, is_external: bool) -> VariantDetails:
     evaluated = [seed for seed in seeds if (_evaluated(name, seed) / "errors.json").is_file()]
     proved = [path for seed in seeds if (path := stage_folder("reparam", name, seed) / "reparam.json").is_file()]
     seed = evaluated[0] if evaluated else None
@@ -92,7 +95,7 @@ def _read_variant(name: str, seeds: Sequence[int]) -> VariantDetails:
         precision=_read_precision(folder / "precision_recall.csv"),
         confusion=Counter((line["actual"], line["predicted"]) for line in _lines(folder / "confusion.csv")),
         errors=None if seed is None else read_json(folder / "errors.json", ErrorReport, made_by=f"evaluate {name}"),
-        proof=read_json(proved[0], ReparamReport, made_by=f"reparam {name}") if proved else None,
+        proof=read_json(proved[0], ReparamReport, made_by=f"reparam {name}") if proved and not is_external else None,
         seed=seed,
     )
 

@@ -20,17 +20,23 @@ class VariantModel:
     """What a variant is, as far as the tables need it.
 
     Attributes:
-        spec: The resolved spec.
-        image_size: The training size in pixels.
+        spec: The resolved spec; None for an external variant.
+        image_size: The training size in pixels; None if it is unknown, which only happens for an external variant.
         overrides_training: Whether the variant changes settings of `train`. Of two variants with the same graph and
             size, the one that does not fills the paper's row.
         weights: The name of the file whose weights were given; empty if the variant was trained.
+        external: The name of the results file of an external variant; empty for a model that is built here.
+        params_m: Millions of parameters of an external variant, as params.yaml states them.
+        gflops: GFLOPs of an external variant, as params.yaml states them.
     """
 
-    spec: ModelSpec
-    image_size: int
+    spec: ModelSpec | None
+    image_size: int | None
     overrides_training: bool = False
     weights: str = ""
+    external: str = ""
+    params_m: float | None = None
+    gflops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,15 @@ def read_results(variants: Mapping[str, VariantModel], seeds: Sequence[int]) -> 
 
 
 def _read_variant(name: str, model: VariantModel, seeds: Sequence[int]) -> VariantResults:
+    if model.external:
+        seeds = seeds[:1]  # the results are the same for all seeds
     metrics = {seed: _read(_metrics(name, seed), Metrics, made_by=f"evaluate {name}") for seed in seeds}
     by_seed = {seed: one for seed, one in metrics.items() if one is not None}
-    reparam = [_read(_reparam(name, seed), ReparamReport, made_by=f"reparam {name}") for seed in seeds]
+    reparam = (
+        []
+        if model.external
+        else [_read(_reparam(name, seed), ReparamReport, made_by=f"reparam {name}") for seed in seeds]
+    )
     return VariantResults(
         model=model,
         metrics=tuple(by_seed.values()),
@@ -107,9 +119,10 @@ def _read_variant(name: str, model: VariantModel, seeds: Sequence[int]) -> Varia
 def _expected_files(variants: Mapping[str, VariantModel], seeds: Sequence[int]) -> Iterator[tuple[Path, str]]:
     """Yield every file that is read, with the command that makes it."""
     yield _prepared(), "prepare"
-    for name in variants:
-        for seed in seeds:
-            yield _reparam(name, seed), f"reparam {name} --seed {seed}"
+    for name, model in variants.items():
+        for seed in seeds[:1] if model.external else seeds:
+            if not model.external:
+                yield _reparam(name, seed), f"reparam {name} --seed {seed}"
             yield _metrics(name, seed), f"evaluate {name} --seed {seed}"
     yield _benchmark(), "benchmark"
 

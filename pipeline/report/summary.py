@@ -18,7 +18,7 @@ class SummaryRow(Settings):
     Attributes:
         variant: Its name.
         seeds: Number of seeds that were evaluated.
-        image_size: Training size in pixels.
+        image_size: Training size in pixels; None if that of an external variant is not stated.
         AP: Mean COCO AP as a fraction.
         AP_spread: Sample standard deviation of AP over seeds; None for one seed.
         AP50: Mean AP at IoU 0.5 as a fraction.
@@ -31,7 +31,7 @@ class SummaryRow(Settings):
         APm_spread: Sample standard deviation of APm over seeds; None for one seed.
         APl: Mean AP of large objects as a fraction.
         APl_spread: Sample standard deviation of APl over seeds; None for one seed.
-        parameters: Number of parameters of the deployed model.
+        parameters: Number of parameters of the deployed model, or those that params.yaml states of an external variant.
         parameters_before: Number of parameters of the trained model.
         gflops: Cost of the deployed model at `image_size`, in GFLOPs.
         fps_before: Images per second of the trained model.
@@ -40,7 +40,7 @@ class SummaryRow(Settings):
 
     variant: str
     seeds: int
-    image_size: int
+    image_size: int | None
     AP: float | None
     AP_spread: float | None
     AP50: float | None
@@ -156,15 +156,16 @@ def _summarise(name: str, results: VariantResults, benchmark: Benchmark | None) 
         figures |= {figure: mean, f"{figure}_spread": spread}
     before = headline_row(benchmark, variant=name, form="trained")
     after = headline_row(benchmark, variant=name, form="deployed")
-    report = results.reparam[0] if results.reparam else None
+    report, model = results.reparam[0] if results.reparam else None, results.model
+    stated = None if model.params_m is None else round(1e6 * model.params_m)
     return SummaryRow(
         variant=name,
         seeds=len(results.metrics),
-        image_size=results.model.image_size,
+        image_size=model.image_size,
         **figures,
-        parameters=report.parameters_after if report else None,
+        parameters=report.parameters_after if report else stated,
         parameters_before=report.parameters_before if report else None,
-        gflops=report.gflops_after if report else None,
+        gflops=report.gflops_after if report else model.gflops,
         fps_before=before.fps if before else None,
         fps_after=after.fps if after else None,
     )

@@ -14,7 +14,7 @@ from pipeline.report.paper.check import QUANTITIES, listed_errata
 from pipeline.report.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.report.paper.improvement import Improvement, improvements
 from pipeline.report.paper.printed import TITLES, PrintedRow, PrintedTable, printed_table, value_of
-from pipeline.report.results import StageResults
+from pipeline.report.results import StageResults, VariantModel, VariantResults
 from pipeline.report.summary import headline_row, mean_and_spread
 from yolov7.data.coco_names import COCO_NAMES
 from yolov7.settings import Settings
@@ -23,7 +23,7 @@ COCO_VAL_IMAGES = 5000
 _AP_FIGURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}
 _SERVER = "only COCO's evaluation server has the labels of test-dev"
 
-Origin = Literal["computed", "measured here", "not measured", "cited"]
+Origin = Literal["computed", "measured here", "stated", "not measured", "cited"]
 
 
 class Cell(Settings):
@@ -179,9 +179,10 @@ def _fill(table: PrintedTable, models: Mapping[tuple[str, int], PaperModel], res
 def _fill_row(row: PrintedRow, table: PrintedTable, model: PaperModel | None, results: StageResults) -> Row:
     name = _variant_of(row, model, results)
     computed = dict(_computed(row, model))
+    stated = dict(_stated(results.variants[name].model)) if name else {}
     measured = dict(_measured(name, row, results)) if name else {}
     others = _empty_figure(name, row, model, results)
-    figures = computed | measured
+    figures = computed | stated | measured
     return Row(
         model=row.model,
         size=row.size,
@@ -220,6 +221,15 @@ def _computed(row: PrintedRow, model: PaperModel | None) -> Iterator[tuple[str, 
         yield "gflops", _Figure(cost.gflops, "computed", note)
 
 
+def _stated(model: VariantModel) -> Iterator[tuple[str, _Figure]]:
+    """Yield #Param and FLOPs of an external variant."""
+    note = "external.{} of params.yaml"
+    if model.params_m is not None:
+        yield "params_m", _Figure(model.params_m, "stated", note.format("params"))
+    if model.gflops is not None:
+        yield "gflops", _Figure(model.gflops, "stated", note.format("gflops"))
+
+
 def _variant_of(row: PrintedRow, model: PaperModel | None, results: StageResults) -> str | None:
     """Return the variant that is named for the row, else the one with the row's graph."""
     if row.variant in results.variants:
@@ -232,8 +242,7 @@ def _measured(name: str, row: PrintedRow, results: StageResults) -> Iterator[tup
     variant, reason = results.variants[name], why_not_coco(results, name)
     if reason and name != row.variant and not _has_coco_classes(results):
         return
-    made = f"given weights {variant.model.weights}" if variant.model.weights else counted(len(variant.metrics), "seed")
-    note = f"variant {name} (spec {variant.model.spec.name}, {variant.model.image_size} px), {made}"
+    note = f"variant {name} {_source(variant)}"
     for quantity, figure in _AP_FIGURES.items():
         value, spread = mean_and_spread([getattr(one, figure) for one in variant.metrics])
         if value is not None:
@@ -244,10 +253,18 @@ def _measured(name: str, row: PrintedRow, results: StageResults) -> Iterator[tup
                     "measured here",
                     f"{note}; {reason}" if reason else note,
                     spread=None if spread is None else 100 * spread,
-                    comparable=not reason and variant.model.image_size == row.size,
+                    comparable=not reason and (variant.model.spec is None or variant.model.image_size == row.size),
                 ),
             )
     yield from _fps_figures(name, results)
+
+
+def _source(variant: VariantResults) -> str:
+    model = variant.model
+    if model.spec is None:
+        return f"(external results {model.external})"
+    made = f"given weights {model.weights}" if model.weights else counted(len(variant.metrics), "seed")
+    return f"(spec {model.spec.name}, {model.image_size} px), {made}"
 
 
 def _fps_figures(name: str, results: StageResults) -> Iterator[tuple[str, _Figure]]:
@@ -263,6 +280,8 @@ def _empty_figure(name: str | None, row: PrintedRow, model: PaperModel | None, r
     """Return the content of cells for which there is no figure of ours, with the reason."""
     if name:
         return _Figure(None, "not measured", why_not_coco(results, name) or "not measured")
+    if row.is_external:
+        return _Figure(None, "cited")
     if row.variant:
         return _Figure(None, "not measured", "params.yaml has no variant with the name of this row")
     if model:
@@ -285,7 +304,8 @@ def _same_graph(paper: PaperModel, size: int, results: StageResults) -> str | No
     found = [
         name
         for name, model in models.items()
-        if (model.image_size == size or (any_size and why_not_coco(results, name)))
+        if model.spec is not None
+        and (model.image_size == size or (any_size and why_not_coco(results, name)))
         and model.spec.model_dump(exclude=named) == wanted
     ]
     return min(
@@ -303,7 +323,7 @@ def _own_variants(table: PrintedTable, results: StageResults) -> list[str]:
     """Return variants that are named for an ablation, such as `table4-c3`, but are no row of the paper."""
     printed = {row.variant for row in table.rows}
     if not any(printed):
-        return []
+        return []  # no row is filled by name
     return [name for name in results.variants if name.startswith(f"{table.name}-") and name not in printed]
 
 
@@ -315,9 +335,15 @@ def _own_row(name: str, table: PrintedTable, results: StageResults) -> Row:
 def _notes(table: PrintedTable, rows: Sequence[Row]) -> Iterator[str]:
     if any(row.cited for row in rows):
         yield "Cited: only the paper's figures, because there is no spec of that model here."
+    external = ", ".join(row.variant for row, of in zip(rows, table.rows, strict=False) if of.is_external and row.cited)
+    if external:
+        yield (
+            "A variant with `external: {predictions: FILE}` fills a cited row if it has the name of the row: "
+            f"{external}."
+        )
     if any(quantity.startswith("fps") for quantity in table.quantities):
         yield "FPS of the paper: V100, FP16, batch 1, without NMS. On another device, compare ratios between rows."
-    if any(row.variant for row in table.rows):
+    if any(row.variant and not row.is_external for row in table.rows):
         yield (
             "The variant of params.yaml with the name of a row fills that row. Other variants whose names start with "
             f"{table.name}- are added at the end. Figures are means over seeds ± the sample standard deviation."

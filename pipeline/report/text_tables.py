@@ -132,7 +132,7 @@ def summary_texts(row: SummaryRow) -> list[str]:
         fraction_text(row.AP50, row.AP50_spread),
         "-" if row.parameters is None else f"{row.parameters:,}",
         number_text(row.gflops, 2),
-        str(row.image_size),
+        str(row.image_size or "-"),
         number_text(row.fps_before, 0),
         number_text(row.fps_after, 0),
         str(row.seeds),

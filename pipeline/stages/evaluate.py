@@ -13,14 +13,17 @@ from pipeline.artifacts.prepared import has_split, load_split
 from pipeline.artifacts.reports import Metrics, PreparedData, TrainSummary
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import ResolvedVariant
+from pipeline.external import ExternalVariant, external_fingerprint
 from pipeline.params import EvaluateSettings
 from pipeline.report import plots
 from yolov7.data.images import read_image
 from yolov7.data.index import ImageIndex
 from yolov7.detect.drawing import contact_sheet, draw_detections, write_picture
 from yolov7.errors import ArtifactError
+from yolov7.evaluation.coco import FoundBoxes, coco_curves
 from yolov7.evaluation.errors import analyse_errors
-from yolov7.evaluation.figures import coco_results, confusion_matrix, precision_recall
+from yolov7.evaluation.figures import coco_figures, coco_results, confusion_matrix, precision_recall
+from yolov7.evaluation.results_file import detections_of, read_results
 from yolov7.evaluation.split import SplitResult, evaluate_split
 from yolov7.inference.engine import ModelEngine
 from yolov7.settings import COCO_NMS
@@ -50,13 +53,60 @@ def evaluate(settings: EvaluateSettings, variant: ResolvedVariant, *, seed: int)
     tolerance = max(settings.tolerance_ap, 1 / max(1, len(index.labels)))  # AP cannot resolve less than one box
     _check_ap(before, result.figures.AP, tolerance=tolerance, name=f"{variant.name}/{seed}")
     metrics = Metrics(**result.figures.as_dict(), AP_before_reparam=before, split=split, images=len(index))
-    with whole_folder(stage_folder("evaluate", variant.name, seed)) as folder:
+    _write(stage_folder("evaluate", variant.name, seed), metrics, index, result, settings)
+    return metrics
+
+
+def evaluate_external(
+    settings: EvaluateSettings, variant: ExternalVariant, *, seed: int
+) -> tuple[Metrics, tuple[str, ...]]:
+    """Measure the results file of an external variant in the way of `evaluate`, and write the same files.
+
+    Args:
+        settings: Which engine computes the figures, and how many examples are drawn. The suppression is not applied.
+        variant: The external variant.
+        seed: The seed in whose folder the results are written.
+
+    Returns:
+        The COCO figures, and what was left out of the file, in sentences.
+
+    Raises:
+        ArtifactError: If `train` has not seen the results file as it is now.
+        DataError: If the file is no results file, or if none of its ids belongs to the data.
+    """
+    summary = read_json(
+        stage_folder("train", variant.name, seed) / "train.json", TrainSummary, made_by=f"train {variant.name}"
+    )
+    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    if summary.fingerprint != external_fingerprint(variant, seed=seed, content_hash=prepared.content_hash):
+        raise ArtifactError(
+            f"{variant.predictions} or the data changed after `yolov7 train {variant.name}` ran; run it again, or "
+            "`dvc repro` to run every stale stage"
+        )
+    split, index = _load_split()
+    found, notes = read_results(variant.predictions, index)
+    curves = coco_curves(index, found, engine=settings.engine)
+    result = SplitResult(detections_of(found, images=len(index)), curves, coco_figures(curves, index.class_names))
+    metrics = Metrics(**result.figures.as_dict(), AP_before_reparam=None, split=split, images=len(index))
+    _write(stage_folder("evaluate", variant.name, seed), metrics, index, result, settings, found=found)
+    return metrics, notes
+
+
+def _write(
+    final: Path,
+    metrics: Metrics,
+    index: ImageIndex,
+    result: SplitResult,
+    settings: EvaluateSettings,
+    *,
+    found: FoundBoxes | None = None,
+) -> None:
+    with whole_folder(final) as folder:
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / "predictions.json", coco_results(index, result.detections))
-        write_json(folder / "errors.json", analyse_errors(index, result.detections, split=split))
+        write_json(folder / "predictions.json", coco_results(index, found or result.detections))
+        write_json(folder / "errors.json", analyse_errors(index, result.detections, split=metrics.split))
         _write_plots(folder, index, result)
         _draw_examples(folder / "examples.jpg", index, result.detections, settings)
-    return metrics
 
 
 def _load(stage: Literal["train", "reparam"], variant: ResolvedVariant, index: ImageIndex, *, seed: int) -> Weights:

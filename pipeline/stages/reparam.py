@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.artifacts.files import WEIGHTS, stage_folder, whole_folder, write_json
+from pipeline.artifacts.files import WEIGHTS, stage_folder, whole_folder, write_json, write_no_weights
 from pipeline.artifacts.prepared import load_split
 from pipeline.artifacts.reports import LayerProof, ReparamReport
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.experiment import ResolvedVariant
+from pipeline.external import ExternalVariant
 from pipeline.params import ReparamSettings
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import ValLoader
@@ -86,6 +87,18 @@ def reparam(
         )
         write_json(folder / "reparam.json", report)
     return report
+
+
+def pass_external(variant: ExternalVariant, *, seed: int) -> None:
+    """Write a file without weights, and a report without a proof, because there is no model.
+
+    Args:
+        variant: An external variant.
+        seed: The seed in whose folder they are written.
+    """
+    with whole_folder(stage_folder("reparam", variant.name, seed)) as folder:
+        write_no_weights(folder / WEIGHTS, results=variant.predictions.name)
+        write_json(folder / "reparam.json", {"external": variant.predictions.name})
 
 
 @torch.no_grad()

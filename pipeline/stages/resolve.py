@@ -18,6 +18,7 @@ from pipeline.artifacts.files import RUNS, resolved_path, stage_folder, whole_fo
 from pipeline.artifacts.stage_code import stage_code
 from pipeline.data_settings import DataSettings
 from pipeline.experiment import Experiment, ResolvedVariant, training_inputs
+from pipeline.external import ExternalVariant, external_inputs
 from yolov7.errors import DataError, SettingError
 from yolov7.settings import NmsSettings
 from yolov7.spec.spec_files import spec_to_json
@@ -70,6 +71,7 @@ def stage_inputs(experiment: Experiment, *, only: Path | None = None) -> Inputs:
         The content of each file below artifacts/resolve, as plain JSON values, by its path.
     """
     models = {name: _describe_model(variant) for name, variant in experiment.variants.items()}
+    models |= {name: _describe_external(variant) for name, variant in experiment.externals.items()}
     inputs: dict[Path, dict[str, Any]] = {
         resolved_path("reparam"): experiment.reparam.model_dump(mode="json"),
         resolved_path("evaluate"): experiment.evaluate.model_dump(mode="json"),
@@ -82,6 +84,9 @@ def stage_inputs(experiment: Experiment, *, only: Path | None = None) -> Inputs:
     for variant in experiment.variants.values():
         for seed in experiment.seeds:
             inputs[resolved_path("train", variant.name, seed)] = training_inputs(variant, seed=seed)
+    for external in experiment.externals.values():
+        for seed in experiment.seeds:
+            inputs[resolved_path("train", external.name, seed)] = external_inputs(external)
     if only in (None, resolved_path("prepare")):
         inputs[resolved_path("prepare")] = _data_inputs(experiment.data)
     if only is not None:
@@ -121,6 +126,10 @@ def _describe_model(variant: ResolvedVariant) -> dict[str, Any]:
     spec = hashlib.sha256(spec_to_json(variant.spec).encode()).hexdigest()[:16]
     described = {"spec": spec, "image_size": variant.train.image_size, "overrides": bool(variant.overrides)}
     return described | ({} if variant.given is None else {"weights": variant.given.name})
+
+
+def _describe_external(variant: ExternalVariant) -> dict[str, Any]:
+    return external_inputs(variant) | {"file": variant.predictions.name}
 
 
 def _tune_inputs(experiment: Experiment) -> dict[str, Any]:

@@ -73,6 +73,15 @@ def tables(experiment: Experiment, *, runs: Runs | None = None) -> Report:
             weights=variant.given.name if variant.given else "",
         )
         for name, variant in experiment.variants.items()
+    } | {
+        name: VariantModel(
+            spec=None,
+            image_size=external.image_size,
+            external=external.predictions.name,
+            params_m=external.params,
+            gflops=external.gflops,
+        )
+        for name, external in experiment.externals.items()
     }
     results = read_results(models, experiment.seeds)
     report = _report(results)

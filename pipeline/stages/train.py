@@ -1,6 +1,7 @@
 """The stage `train`: one variant with one seed, from prepared data to the weights of its moving average.
 
-A variant with given weights is not trained: the stage writes these weights in the place of trained ones.
+A variant with given weights is not trained: the stage writes these weights in the place of trained ones. Of an external
+variant there are no weights: the stage checks that its results exist.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pipeline.artifacts.files import (
     stage_folder,
     whole_folder,
     write_json,
+    write_no_weights,
 )
 from pipeline.artifacts.given_weights import load_given
 from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
+from pipeline.external import ExternalVariant, external_fingerprint
 from pipeline.ray.mirror import CODE, OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
@@ -113,22 +116,8 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     weights = load_given(variant, class_names=prepared.class_names)
     parts = (spec_to_json(variant.spec), variant.weights_hash, variant.train.image_size, seed, prepared.content_hash)
-    summary = TrainSummary(
-        variant=variant.name,
-        seed=seed,
-        fingerprint=hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12],
-        given=variant.given.name,
-        epochs=0,
-        seconds=0.0,
-        images_per_second=0.0,
-        loader_wait_share=0.0,
-        skipped_steps=0,
-        AP=None,
-        AP50=None,
-        precision="none",
-        device="none",
-        workers=0,
-    )
+    fingerprint = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12]
+    summary = _untrained(variant.name, seed, fingerprint, given=variant.given.name)
     origin = {"fingerprint": summary.fingerprint, "given": variant.given.name, "sha256": variant.weights_hash}
     with whole_folder(stage_folder("train", variant.name, seed)) as folder:
         save_weights(
@@ -142,6 +131,55 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
         draw_training(folder / "curve.png", [])
         write_json(folder / "train.json", summary)
     return summary
+
+
+def use_external_results(variant: ExternalVariant, *, seed: int) -> TrainSummary:
+    """Write a file without weights, and a summary that says which results file takes their place.
+
+    Args:
+        variant: An external variant.
+        seed: The seed in whose folder they are written; it has no effect on them.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ArtifactError: If the data are not prepared, or the results file does not exist.
+    """
+    prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
+    if variant.predictions_hash == "missing":
+        raise ArtifactError(
+            f"external.predictions={variant.predictions} of variant {variant.name!r} does not exist; name a COCO "
+            "results file"
+        )
+    fingerprint = external_fingerprint(variant, seed=seed, content_hash=prepared.content_hash)
+    summary = _untrained(variant.name, seed, fingerprint, external=variant.predictions.name)
+    with whole_folder(stage_folder("train", variant.name, seed)) as folder:
+        write_no_weights(folder / WEIGHTS, results=variant.predictions.name)
+        _write_curve(folder / "curve.csv", [])
+        draw_training(folder / "curve.png", [])
+        write_json(folder / "train.json", summary)
+    return summary
+
+
+def _untrained(variant: str, seed: int, fingerprint: str, *, given: str = "", external: str = "") -> TrainSummary:
+    return TrainSummary(
+        variant=variant,
+        seed=seed,
+        fingerprint=fingerprint,
+        given=given,
+        external=external,
+        epochs=0,
+        seconds=0.0,
+        images_per_second=0.0,
+        loader_wait_share=0.0,
+        skipped_steps=0,
+        AP=None,
+        AP50=None,
+        precision="none",
+        device="none",
+        workers=0,
+    )
 
 
 def copy_of_run(variant: ResolvedVariant, *, seed: int) -> RunCopy | None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,21 +57,38 @@ def test_a_changed_training_parameter_reruns_its_variant_only(project: Project) 
     project.repro()
 
 
-def test_a_changed_evaluation_setting_trains_nothing(project: Project) -> None:
-    project.write(SMALL | {"evaluate": {"examples": 4, "nms": {"confidence": 0.01, "iou": 0.6}}})
-    assert sorted(project.repro()) == ["evaluate@deep-0", "evaluate@nano-0", "tables"]
+def test_changed_evaluation_and_results_of_another_system_train_nothing(project: Project) -> None:
+    results = project.folder / "results.json"
+    shutil.copyfile(project.folder / "artifacts/evaluate/nano/0/predictions.json", results)
+    before = project.json("evaluate/nano/0/metrics.json")
+    external = {"other": {"external": {"predictions": str(results), "params": 1.5}}}
+    changed = {"nms": {"confidence": 0.01, "iou": 0.6}, "examples": 4}
+    project.write(SMALL | {"variants": SMALL["variants"] | external, "evaluate": changed})
+    of_other = [f"{stage}@other-0" for stage in ("evaluate", "reparam", "train")]
+    assert sorted(project.repro()) == sorted(["benchmark", "evaluate@deep-0", "evaluate@nano-0", *of_other, "tables"])
+    assert project.json("evaluate/other/0/metrics.json")["AP"] == before["AP"]
+    rows = {row["variant"]: row for row in project.json("tables/tables.json")["summary"]}
+    assert (rows["other"]["AP"], rows["other"]["parameters"]) == (before["AP"], 1_500_000)
+    assert "other" in current_runs(project)
     project.write(SMALL)
+    results.unlink()
     project.repro()
 
 
-def test_mlflow_holds_one_run_a_variant_with_the_figures_of_all_stages(project: Project) -> None:
+def current_runs(project: Project) -> dict[str, Any]:
+    """Return the current runs of MLflow by variant."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("yolov7")
     runs = client.search_runs([experiment.experiment_id], filter_string="tags.current = 'yes'")
-    assert sorted(run.data.tags["variant"] for run in runs) == ["deep", "nano"]
-    for run in runs:
+    return {run.data.tags["variant"]: run for run in runs}
+
+
+def test_mlflow_holds_one_run_a_variant_with_the_figures_of_all_stages(project: Project) -> None:
+    runs = current_runs(project)
+    assert sorted(runs) == ["deep", "nano"]
+    for run in runs.values():
         assert {"train/box", "evaluate/AP", "benchmark/fps", "reparam/max_error_float32"} <= set(run.data.metrics)
         assert run.data.params["epochs"] == "1"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from yolov7.boxes import pairwise_iou
 from yolov7.data.index import ImageIndex
-from yolov7.evaluation.coco import CocoCurves, coco_curves, columns
+from yolov7.evaluation.coco import CocoCurves, FoundBoxes, coco_curves, columns
 from yolov7.settings import COCO_ENGINE, CocoEngine
 from yolov7.structures import Detections
 
@@ -169,7 +169,7 @@ def confusion_matrix(
     return matrix
 
 
-def coco_results(index: ImageIndex, detections: Sequence[Detections]) -> list[dict[str, Any]]:
+def coco_results(index: ImageIndex, detections: Sequence[Detections] | FoundBoxes) -> list[dict[str, Any]]:
     """Return detections in COCO's results format.
 
     Ids are those of the annotation file. Numbers are written with all their digits, so that pycocotools computes the
@@ -177,12 +177,12 @@ def coco_results(index: ImageIndex, detections: Sequence[Detections]) -> list[di
 
     Args:
         index: The split.
-        detections: The detections of each image, in its pixels.
+        detections: The detections of each image, in its pixels, or all of them in columns.
 
     Returns:
         A mapping for each detection: image_id, category_id, bbox (x, y, width, height in pixels) and score.
     """
-    found = columns(detections)
+    found = detections if isinstance(detections, FoundBoxes) else columns(detections)
     table = (found.image, found.boxes_xywh, found.scores, found.labels)
     rows = zip(*(column.tolist() for column in table), strict=True)
     return [

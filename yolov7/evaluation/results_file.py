@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from yolov7.data.index import ImageIndex
 from yolov7.data.read.json_lists import iterate_lists
 from yolov7.data.read.text import decode_text, read_bytes
 from yolov7.errors import DataError, shown
 from yolov7.evaluation.coco import FoundBoxes
+from yolov7.structures import Detections
 
 
 def read_results(path: Path, index: ImageIndex) -> tuple[FoundBoxes, tuple[str, ...]]:
@@ -58,6 +60,24 @@ def read_results(path: Path, index: ImageIndex) -> tuple[FoundBoxes, tuple[str, 
         scores=np.array(columns[2], np.float64),
         labels=np.array(columns[3], np.int64),
     ), notes
+
+
+def detections_of(found: FoundBoxes, *, images: int) -> tuple[Detections, ...]:
+    """Return the detections of each image, by descending score.
+
+    Args:
+        found: The detections of a split in columns.
+        images: Number of images of the split.
+
+    Returns:
+        One value for each image.
+    """
+    order = np.lexsort((-found.scores, found.image))
+    corners = np.concatenate([found.boxes_xywh[:, :2], found.boxes_xywh[:, :2] + found.boxes_xywh[:, 2:]], axis=1)
+    boxes, scores = torch.from_numpy(corners[order]).float(), torch.from_numpy(found.scores[order]).float()
+    labels = torch.from_numpy(found.labels[order])
+    counts = np.bincount(found.image, minlength=images).tolist()
+    return tuple(map(Detections, boxes.split(counts), scores.split(counts), labels.split(counts)))
 
 
 def _entries(path: Path) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from yolov7.nn.fuse import fuse
+from yolov7.nn.fuse import fuse_in_place
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import ModelSpec
 
@@ -27,8 +27,8 @@ class Cost:
         gflops_with_bias: `gflops` and one bias addition per output element, as the paper counts most models.
         gflops_built: Operations of all convolutions of the training graph.
         gflops_built_with_bias: `gflops_built` and one bias addition per output element, with or without biases.
-        gflops_unfolded: `gflops_built`, two operations per element of a batch norm, and one per element of a map that
-            has a bias.
+        gflops_unfolded: `gflops_built`, two multiply-accumulate operations per element of a batch norm, and one per
+            element of a LeakyReLU and of a map that has a bias.
     """
 
     parameters: int
@@ -48,12 +48,14 @@ class Operations(NamedTuple):
         outputs: Output elements of all convolutions.
         biases: Output elements of the convolutions that have a bias.
         norm_elements: Elements of all batch norms.
+        leaky_elements: Elements of all LeakyReLU activations.
     """
 
     macs: int
     outputs: int
     biases: int
     norm_elements: int
+    leaky_elements: int
 
 
 def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None = None) -> Cost:
@@ -69,7 +71,10 @@ def spec_cost(spec: ModelSpec, *, num_classes: int = 80, image_size: int | None 
     """
     with torch.device("meta"):
         model = DetectionModel(spec, num_classes=num_classes).eval()
-        return model_cost(model, fuse(model), image_size=image_size or spec.image_size)
+    before = _measure(model, image_size or spec.image_size)  # not under torch.device, which would take twice as long
+    with torch.device("meta"):
+        deployed = fuse_in_place(model)
+    return _cost(before, _measure(deployed, image_size or spec.image_size))
 
 
 def model_cost(model: DetectionModel, deployed: DetectionModel, *, image_size: int) -> Cost:
@@ -83,16 +88,24 @@ def model_cost(model: DetectionModel, deployed: DetectionModel, *, image_size: i
     Returns:
         The cost.
     """
+    return _cost(_measure(model, image_size), _measure(deployed, image_size))
+
+
+def _measure(model: DetectionModel, image_size: int) -> tuple[int, Operations]:
     images = torch.empty(1, 3, image_size, image_size, device="meta")
-    before, after = count_operations(model, images), count_operations(deployed, images)
+    return count_parameters(model), count_operations(model, images)
+
+
+def _cost(training: tuple[int, Operations], deployed: tuple[int, Operations]) -> Cost:
+    (parameters, before), (parameters_deployed, after) = training, deployed
     return Cost(
-        parameters=count_parameters(model),
-        parameters_deployed=count_parameters(deployed),
+        parameters=parameters,
+        parameters_deployed=parameters_deployed,
         gflops=2 * after.macs / 1e9,
         gflops_with_bias=2 * (after.macs + after.outputs) / 1e9,
         gflops_built=2 * before.macs / 1e9,
         gflops_built_with_bias=2 * (before.macs + before.outputs) / 1e9,
-        gflops_unfolded=2 * (before.macs + 2 * before.norm_elements + before.biases) / 1e9,
+        gflops_unfolded=2 * (before.macs + 2 * before.norm_elements + before.biases + before.leaky_elements) / 1e9,
     )
 
 
@@ -126,7 +139,7 @@ def count_operations(model: DetectionModel, images: Tensor) -> Operations:
 
 @final
 class _Counter(TorchFunctionMode):
-    """Record the operations of convolutions and batch norms; norms are skipped, because only shapes matter."""
+    """Record operations; batch norms are skipped, because only shapes matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,11 +147,16 @@ class _Counter(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is nn.functional.batch_norm:
-            self.counts.append(Operations(0, 0, 0, args[0].numel()))
+            self._add(norm_elements=args[0].numel())
             return args[0]
         output = function(*args, **(kwargs or {}))
         if function is torch.conv2d:
             kernel, bias = args[1], args[2]
             number = output.numel()
-            self.counts.append(Operations(number * kernel[0].numel(), number, 0 if bias is None else number, 0))
+            self._add(macs=number * kernel[0].numel(), outputs=number, biases=0 if bias is None else number)
+        elif function is nn.functional.leaky_relu:
+            self._add(leaky_elements=output.numel())
         return output
+
+    def _add(self, **counts: int) -> None:
+        self.counts.append(Operations(**dict.fromkeys(Operations._fields, 0) | counts))

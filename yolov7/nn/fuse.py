@@ -28,7 +28,20 @@ def fuse(model: DetectionModel) -> DetectionModel:
     Returns:
         A new model in evaluation mode, without an auxiliary head; a copy if the model is fused already.
     """
-    fused = (strip_auxiliary(model) if model.spec.head.taps else copy.deepcopy(model)).eval()
+    return fuse_in_place(model if model.spec.head.taps else copy.deepcopy(model))
+
+
+@torch.no_grad()
+def fuse_in_place(model: DetectionModel) -> DetectionModel:
+    """Return an equal model as `fuse` does, without a copy: the given model must not be used any more.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The fused model in evaluation mode, without an auxiliary head.
+    """
+    fused = (strip_auxiliary(model) if model.spec.head.taps else model).eval()
     _fuse_children(fused)
     fused.fused = True
     return fused

@@ -103,15 +103,20 @@ def check_lines(comparisons: Sequence[Comparison]) -> list[str]:
         comparisons: The comparisons.
 
     Returns:
-        One line per row, then the outcome, then the models without a spec.
+        One line per row, then the outcome, then the number of cited rows, and the models without a spec.
     """
     heads = "".join(f"{LABELS[quantity]:>10}{'ours':>10} {'':8}" for quantity in QUANTITIES)
     head = f"{'model':<33}{'size':>5}  {'counted':<13}{heads}tables"
-    cited = textwrap.wrap(
-        f"Models without a spec, for which only the paper's figures exist: {', '.join(cited_models())}.",
-        width=len(head),
-    )
-    return [head, *map(_line, comparisons), *_deployed_notes(), outcome_line(comparisons), *cited]
+    cited = cited_models()
+    models = f"Models without a spec, for which only the paper's figures exist: {', '.join(cited)}." if cited else ""
+    return [
+        head,
+        *map(_line, comparisons),
+        *_deployed_notes(),
+        outcome_line(comparisons),
+        rows_line(),
+        *textwrap.wrap(models, width=len(head)),
+    ]
 
 
 def outcome_line(comparisons: Iterable[Comparison]) -> str:
@@ -129,6 +134,21 @@ def outcome_line(comparisons: Iterable[Comparison]) -> str:
         f"{len(verdicts)} figures of #Param and FLOPs: {counts['equal']} equal the printed digit, "
         f"{counts['erratum']} are listed errata, {counts['differs']} differ."
     )
+
+
+def rows_line() -> str:
+    """Return how many rows of each table are computed from a spec, and how many only cite the paper's figures.
+
+    Returns:
+        One sentence.
+    """
+    known, parts = paper_models(), []
+    for table in TITLES:
+        rows = [row for row in printed_table(table).rows if _has_counts(row)]
+        cited = sum((row.model, row.size) not in known for row in rows)
+        if rows:
+            parts.append(f"Table {table.removeprefix('table')} {len(rows) - cited} and {cited}")
+    return f"Rows computed and rows cited: {', '.join(parts)}."
 
 
 def _compare_tables() -> Iterator[tuple[str, Comparison]]:

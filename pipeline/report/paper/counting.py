@@ -10,15 +10,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, cast
 
+import torch
+from torch import nn
+
 from pipeline.report.paper.printed import read_csv
-from yolov7.nn.cost import Cost, spec_cost
-from yolov7.spec.graph import ModelSpec
+from yolov7.nn.blocks import RepConv
+from yolov7.nn.cost import Cost, count_operations, count_parameters, spec_cost
+from yolov7.nn.fuse import fuse_rep_conv
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.block_schema import CspRepRow, PpyoloeHeadRow
+from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import load_spec
 
 COCO_CLASSES = 80
 SIDE = 640  # pixels; the paper counts all rows at this size and scales the result to the row's size
-Convention = Literal["deployed", "deployed x4", "training x4", "unfolded"]
+_POOLED = 5**2 + 9**2 + 13**2  # values that the poolings of a pyramid compare for each of its elements
+Convention = Literal[
+    "deployed", "deployed x4", "training x4", "unfolded", "built", "mixed x4", "convolutions", "merged"
+]
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,14 @@ def count_as_paper(model: PaperModel, size: int) -> Counted:
             return Counted(cost.parameters / 1e6, rescaled(cost.gflops_built_with_bias, size))
         case "unfolded":
             return Counted(cost.parameters_deployed / 1e6, rescaled(cost.gflops_unfolded, size))
+        case "built":
+            return Counted(cost.parameters / 1e6, rescaled(cost.gflops_unfolded, size))
+        case "mixed x4":
+            return Counted(cost.parameters / 1e6, rescaled(cost.gflops_with_bias, size))
+        case "convolutions":
+            return Counted(cost.parameters / 1e6, cost.gflops_built * (size / SIDE) ** 2)
+        case "merged":
+            return _count_merged(model.spec, size)
 
 
 def count_deployed(model: PaperModel, size: int) -> Counted:
@@ -165,6 +183,36 @@ def rescaled(gflops: float, size: int) -> float:
         GFLOPs at that size.
     """
     return gflops if size == SIDE else round(gflops, 1) * (size / SIDE) ** 2
+
+
+@cache
+def _count_merged(name: str, size: int) -> Counted:
+    """Count PP-YOLOE as PaddleDetection does: branches merged, batch norms kept, operations by PaddleSlim's rules."""
+    spec = load_spec(name)
+    assert isinstance(spec.head, PpyoloeHeadRow)
+    with torch.device("meta"):
+        model = DetectionModel(spec, num_classes=COCO_CLASSES).eval()
+        _merge_branches(model)
+        operations = count_operations(model, torch.empty(1, 3, size, size))
+    shapes = infer_shapes(spec)
+    points = sum((size // shapes[source].stride) ** 2 for source in spec.head.sources)
+    others = points * (4 * spec.head.bins + COCO_CLASSES)  # expectations of the distances, and sigmoids of the classes
+    for row in spec.rows.values():
+        if isinstance(row, CspRepRow) and row.spp:
+            inputs = [shapes[source] for source in row.sources]
+            others += _POOLED * row.hidden(inputs) * (size // inputs[0].stride) ** 2
+    total = operations.macs + operations.norm_elements + others
+    return Counted((count_parameters(model) + spec.head.bins) / 1e6, 2 * total / 1e9)
+
+
+@torch.no_grad()
+def _merge_branches(parent: nn.Module) -> None:
+    """Replace each RepConv by one convolution, and leave all other batch norms."""
+    for name, child in parent.named_children():
+        if isinstance(child, RepConv):
+            setattr(parent, name, fuse_rep_conv(child))
+        else:
+            _merge_branches(child)
 
 
 @cache

@@ -5,23 +5,38 @@ Each has the arithmetic that shows it. All figures in it are counted on the spec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal, cast
 
-from pipeline.report.paper.check import listed_errata
-from pipeline.report.paper.counting import SIDE, PaperModel, count_deployed, paper_models, rescaled
+from pipeline.report.paper.counting import (
+    SIDE,
+    Convention,
+    PaperModel,
+    count_as_paper,
+    count_deployed,
+    paper_models,
+    rescaled,
+)
 from pipeline.report.paper.improvement import Improvement, improvements, rounding_range
-from pipeline.report.paper.printed import LABELS, TITLES, PrintedRow, printed_table
+from pipeline.report.paper.printed import LABELS, TITLES, PrintedRow, printed_table, read_csv
 from yolov7.settings import Settings
 
-Kind = Literal["misprint", "counting", "name", "division"]
+Kind = Literal["misprint", "graph", "counting", "name", "division"]
+_COUNTERS: Mapping[Convention, str] = {
+    "built": "before folding, as their projects print them",
+    "mixed x4": "parameters before folding beside FLOPs of the deployed graph",
+    "convolutions": "as darknet prints them",
+    "merged": "with merged branches, with batch norms, and by PaddleSlim's rules",
+}
+_STRIDE = 32  # of the coarsest maps of YOLOv4-tiny-3l, where a parameter costs the fewest operations
 
 
 class Erratum(Settings):
     """One finding.
 
     Attributes:
-        kind: `misprint`, `counting` (another convention), `name` (a wrong name) or `division` (by the new figure).
+        kind: `misprint`, `graph` (of another model), `counting` (another convention), `name` (a wrong name) or
+            `division` (by the new figure).
         where: The table, row and quantity.
         printed: What the paper prints.
         found: What is correct, or what the usual convention gives.
@@ -39,33 +54,48 @@ def errata() -> tuple[Erratum, ...]:
     """Return all findings.
 
     Returns:
-        Misprints, then rows with another way of counting, wrong names, and the division in the improvement rows.
+        Listed figures, then rows with another way of counting, wrong names, and the division in the improvement rows.
     """
     return (
-        *_misprints(),
+        *_listed(),
         *_training_graphs(),
         *_rounded_first(),
         *_before_folding(),
+        *_other_counters(),
         *_names(),
         *_divisions(),
     )
 
 
-def _misprints() -> Iterator[Erratum]:
-    for (table, name, quantity), (printed, found) in listed_errata().items():
-        model = next(model for (row, _), model in paper_models().items() if row == name)
-        parameters = model.cost().parameters_deployed
-        steps = {
-            "params_m": f"{model.label} has {parameters:,} parameters deployed: {parameters / 1e6:.1f} M",
-            "gflops": f"{model.label}: {_sum_text(model)} G",
-        }
+def _listed() -> Iterator[Erratum]:
+    for line in read_csv("errata"):
+        table, name, quantity = line["table"], line["model"], line["quantity"]
+        size, model = next((size, model) for (row, size), model in paper_models().items() if row == name)
+        figures = count_as_paper(model, size)
+        value = {"params_m": figures.params_m, "gflops": figures.gflops}[quantity]
+        unit = {"params_m": "M", "gflops": "G"}[quantity]
+        steps = [line["why"], f"{model.label} has {value:.3f} {unit}, counted as `{model.counting}`"]
+        if line["kind"] == "graph" and quantity == "gflops":
+            steps += _graph_steps(table, name, size, model)
         yield Erratum(
-            kind="misprint",
+            kind=cast(Kind, line["kind"]),
             where=f"Table {table.removeprefix('table')}, {name}, {LABELS[quantity]}",
-            printed=printed,
-            found=found,
-            arithmetic=(steps[quantity],),
+            printed=line["printed"],
+            found=line["found"],
+            arithmetic=tuple(steps),
         )
+
+
+def _graph_steps(table: str, name: str, size: int, model: PaperModel) -> Iterator[str]:
+    """Show that no other way of counting gives both printed figures."""
+    printed, ours = _printed_row(table, (name, size)).figures, count_as_paper(model, size)
+    more = float(printed["params_m"]) - ours.params_m
+    each = 2 * (size // _STRIDE) ** 2
+    yield (
+        f"the printed figures exceed these by {more:.2f} M and {float(printed['gflops']) - ours.gflops:.2f} G; at "
+        f"{size} px a parameter costs at least 2 × ({size} / {_STRIDE})² = {each} operations, so that {more:.2f} M "
+        f"more parameters cost at least {more * each / 1000:.2f} G: the paper's model also differs elsewhere"
+    )
 
 
 def _training_graphs() -> Iterator[Erratum]:
@@ -93,7 +123,7 @@ def _rounded_first() -> Iterator[Erratum]:
     steps, printed, found = [], [], []
     named = [(row.model, row.size) for row in printed_table("table2").rows]
     for (name, size), model in paper_models().items():
-        if model.counting != "deployed x4" or (name, size) not in named:
+        if model.counting not in ("deployed x4", "mixed x4") or (name, size) not in named:
             continue
         once = model.cost().gflops_with_bias
         rounded, exact = f"{rescaled(once, size):.1f}", f"{4 * once:.1f}"
@@ -120,7 +150,8 @@ def _before_folding() -> Iterator[Erratum]:
         steps = [
             "this row is counted on the graph before folding, other rows of the same table on the deployed graph:",
             f"before folding: 2 × {cost.gflops_built / 2:.3f} G multiply-accumulates of convolutions + "
-            f"{cost.gflops_unfolded - cost.gflops_built:.3f} G of batch norm = {cost.gflops_unfolded:.3f} G",
+            f"{cost.gflops_unfolded - cost.gflops_built:.3f} G of batch norm, LeakyReLU and biases = "
+            f"{cost.gflops_unfolded:.3f} G",
             f"deployed: {_sum_text(model)} G",
         ]
         if size != SIDE:
@@ -135,6 +166,31 @@ def _before_folding() -> Iterator[Erratum]:
             printed=f"{rescaled(cost.gflops_unfolded, size):.1f}",
             found=f"deployed: {deployed:.1f}",
             arithmetic=tuple(steps),
+        )
+
+
+def _other_counters() -> Iterator[Erratum]:
+    """Find the rows of other projects, which were counted with the counters of these projects."""
+    for counting, what in _COUNTERS.items():
+        rows = {key: model for key, model in paper_models().items() if model.counting == counting}
+        if not rows:
+            continue
+        pairs = [
+            (name, count_as_paper(model, size), count_deployed(model, size)) for (name, size), model in rows.items()
+        ]
+        yield Erratum(
+            kind="counting",
+            where=f"{', '.join(name for name, _ in rows)}",
+            printed="; ".join(f"{one.params_m:.1f} M, {one.gflops:.1f} G" for _, one, _ in pairs),
+            found="deployed: " + "; ".join(f"{one.params_m:.1f} M, {one.gflops:.1f} G" for _, _, one in pairs),
+            arithmetic=(
+                f"these rows are counted as `{counting}`, {what}; YOLOv7 is counted on the deployed graph",
+                *(
+                    f"{name}: {one.params_m:.3f} M, {one.gflops:.3f} G; deployed {other.params_m:.3f} M, "
+                    f"{other.gflops:.3f} G"
+                    for name, one, other in pairs
+                ),
+            ),
         )
 
 

@@ -51,6 +51,7 @@ class PrintedRow:
         figures: The printed digits by quantity; empty for a dash.
         variant: The name of the variant that fills the row, if the spec alone does not identify the row.
         note: A remark on the row.
+        is_external: Whether there is no spec of the model, so that only an external variant can fill the row.
     """
 
     model: str
@@ -58,6 +59,7 @@ class PrintedRow:
     figures: Mapping[str, str]
     variant: str = ""
     note: str = ""
+    is_external: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ def _row(line: Mapping[str, str], quantities: Sequence[str]) -> PrintedRow:
         model=line["model"],
         size=int(line["size"]) if line["size"] else None,
         figures={quantity: line[quantity] for quantity in quantities},
-        variant=line.get("variant", ""),
+        variant=line.get("variant", "") or line.get("external", ""),
+        is_external=bool(line.get("external")),
         note=line.get("note", "") or ("" if gpu in ("", "V100") else f"FPS on {gpu}"),
     )
