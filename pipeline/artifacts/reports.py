@@ -165,10 +165,18 @@ class BenchmarkRow(Settings):
 
 
 class Benchmark(Settings):
-    """`artifacts/benchmark/benchmark.json`: the latencies, and the device that they were measured on."""
+    """`artifacts/benchmark/benchmark.json`: the latencies, and the conditions under which they were measured.
+
+    Attributes:
+        threads: Threads that computed.
+        cpus: CPUs that the process could use.
+        busy_cpus: How many of them other processes kept busy during the measurement; None if that is unknown.
+    """
 
     device: str
     threads: int
+    cpus: int | None = None
+    busy_cpus: float | None = None
     clock_mhz: float | None
     versions: dict[str, str]
     notes: tuple[str, ...] = ()

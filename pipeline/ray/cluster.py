@@ -14,15 +14,18 @@ from typing import Any
 from pipeline.params import RaySettings
 from pipeline.ray.environment import NO_DASHBOARD, cluster_address, set_ray_environment
 from pipeline.ray.errors import ClusterError
-from pipeline.ray.machine import check_machine, own_cpus
+from pipeline.ray.machine import check_machine
 from pipeline.ray.placement import Node
 from yolov7.errors import one_line
+from yolov7.system.threads import bound_spinning, usable_cpus
 
 _ANSWER_SECONDS = 10.0
 _SETTINGS = b"\x04"  # type of the frame with which HTTP/2 connections begin, and hence gRPC's
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _OBJECT_STORE_BYTES = 256 << 20  # on this machine; workers exchange tensors over torch, and Ray only small values
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+_IN_WORKERS = {"worker_process_setup_hook": "yolov7.system.threads.bound_spinning"}
+"""What the processes of a cluster do when they start; here they inherit the environment of this process instead."""
 
 
 @contextmanager
@@ -40,6 +43,7 @@ def connect(settings: RaySettings) -> Iterator[None]:
     Raises:
         ClusterError: If the cluster cannot be reached, or does not start.
     """
+    bound_spinning()  # in the processes that are started from here on
     set_ray_environment()
     address = cluster_address()
     if address is None:
@@ -101,7 +105,7 @@ def check_reachable(address: str) -> None:
 
 def _cpus_to_offer(settings: RaySettings) -> int:
     wanted, workers = settings.cpus_per_worker, settings.most_workers
-    return workers * (max(1, own_cpus() // workers) if wanted == "auto" else wanted)
+    return workers * (max(1, usable_cpus() // workers) if wanted == "auto" else wanted)
 
 
 def _start(cpus: int, *, again: bool = True) -> None:
@@ -130,9 +134,9 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        if not ray.init(address=address, **_QUIET).dashboard_url:
+        if not ray.init(address=address, runtime_env=dict(_IN_WORKERS), **_QUIET).dashboard_url:
             ray.shutdown()
-            ray.init(address=address, runtime_env={"env_vars": NO_DASHBOARD}, **_QUIET)
+            ray.init(address=address, runtime_env={**_IN_WORKERS, "env_vars": NO_DASHBOARD}, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "auto" and "Could not find any running Ray" in str(error):
             raise ClusterError(

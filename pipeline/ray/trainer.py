@@ -25,6 +25,7 @@ from pipeline.ray.reservations import Patience, Reservations
 from pipeline.ray.worker import ERROR_FILE, STARTED_FILE, STOP_FILE, TOKEN_FILE, work
 from yolov7.errors import SettingError, TrainingError, one_line
 from yolov7.settings import TrainSettings
+from yolov7.system.threads import wanted_threads
 from yolov7.training.job import TrainJob
 from yolov7.training.record import NOTES, PROGRESS, RunRecord
 
@@ -172,6 +173,7 @@ class _Training:
             train_loop_config={
                 "job": self._job.model_dump(mode="json"),
                 "cpus": resources.cpus,
+                "threads": wanted_threads(resources.cpus),
                 "sync": self._job.settings.sync_batch_norm,
                 "token": token,
                 "joined": cluster_address() is not None,
