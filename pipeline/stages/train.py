@@ -246,6 +246,7 @@ def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> 
         precision=last["precision"],
         device=last["device"],
         workers=last["workers"],
+        threads=last.get("threads"),
         val_hash=_val_hash(),
     )
 

@@ -1,0 +1,197 @@
+"""How many threads compute, and how long they spin: by affinity, control groups, other processes and the user's wish."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolov7.system.threads import (
+    LoadMeter,
+    bound_spinning,
+    choose_threads,
+    usable_cpus,
+    wanted_threads,
+)
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads files of Linux")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def test_threads_spin_for_a_bounded_time() -> None:
+    environment = {"PATH": "/bin"}
+    bound_spinning(environment)
+    assert environment == {"PATH": "/bin", "GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY"])
+def test_how_threads_wait_is_left_to_a_user_who_says_it(name: str) -> None:
+    environment = {name: "PASSIVE"}
+    bound_spinning(environment)
+    assert environment == {name: "PASSIVE"}
+
+
+@pytest.mark.parametrize(
+    ("value", "threads"), [(None, 4), ("2", 2), (" 3,2 ", 3), ("", 4), ("0", 4), ("many", 4), ("64", 64)]
+)
+def test_the_number_of_threads_that_the_user_states_has_precedence(value: str | None, threads: int) -> None:
+    environment = {} if value is None else {"OMP_NUM_THREADS": value}
+    assert wanted_threads(4, environment) == threads
+
+
+def test_a_process_with_less_than_a_cpu_has_a_thread() -> None:
+    assert wanted_threads(0, {}) == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "busy", "threads"),
+    [
+        (2, 0.0, 2),
+        (2, 0.3, 2),  # a browser in the background
+        (2, 1.0, 1),  # the second thread would run in turns with the other process, and the first would wait for it
+        (2, 2.0, 2),  # each thread has half a CPU in any case
+        (8, 1.0, 7),
+        (8, 4.0, 4),
+        (8, 6.0, 8),  # with eight threads, each has half a CPU
+        (8, 8.0, 8),
+        (1, 0.0, 1),
+        (1, 1.0, 1),
+    ],
+)
+def test_the_number_of_threads_follows_the_cpus_that_are_free(cpus: int, busy: float, threads: int) -> None:
+    assert choose_threads(cpus, cpus=cpus, busy=busy) == threads
+
+
+def test_a_quota_limits_threads_and_not_the_cpus_that_are_shared() -> None:
+    assert choose_threads(4, cpus=64, busy=40.0) == 4
+    assert choose_threads(4, cpus=64, busy=62.0) == 2
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("groups", "files", "cpus"),
+    [
+        ("0::/", {"sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "100000 100000"}, 1),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "10000 100000"}, 1),
+        ("0::/a/b", {"sys/fs/cgroup/a/cpu.max": "100000 100000", "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 1),
+        ("0::/../../a", {"sys/fs/cgroup/cpu.max": "50000 100000"}, 1),  # as a container with its own namespace shows it
+        (
+            "4:memory:/m\n3:cpu,cpuacct:/c\n0::/",
+            {"sys/fs/cgroup/cpu/c/cpu.cfs_quota_us": "150000", "sys/fs/cgroup/cpu/c/cpu.cfs_period_us": "200000"},
+            1,
+        ),
+        (
+            "1:cpu:/",
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            None,
+        ),
+        (None, {}, None),
+    ],
+)
+def test_cpus_are_counted_by_affinity_and_control_groups(
+    tmp_path: Path, groups: str | None, files: dict[str, str], cpus: int | None
+) -> None:
+    if groups is not None:
+        files = {**files, "proc/self/cgroup": groups}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert usable_cpus(tmp_path) == (len(os.sched_getaffinity(0)) if cpus is None else cpus)
+
+
+@needs_linux
+def test_a_quota_of_one_and_a_half_cpus_counts_as_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    for name, content in {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert usable_cpus(tmp_path) == 2
+
+
+def stat_line(name: str, *, user: float, nice: float = 0.0, idle: float = 0.0) -> str:
+    return " ".join([name, *(str(int(value * TICKS)) for value in (user, nice, 0, idle, 0, 0, 0, 0, 0, 0))])
+
+
+@needs_linux
+def test_the_load_of_other_processes_counts_on_the_own_cpus_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four CPUs, this process may use two; one of these is busy, the other with a process of lower priority."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2})
+    now, stat = [100.0], tmp_path / "stat"
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.process_time", lambda: 0.0)
+
+    def pass_seconds(seconds: float) -> None:
+        now[0] += seconds
+        busy = now[0]
+        lines = [stat_line("cpu", user=3 * busy), *(stat_line(f"cpu{k}", user=busy) for k in (0, 1, 3))]
+        stat.write_text("\n".join([*lines, stat_line("cpu2", user=7.0, nice=busy), "intr 3"]) + "\n")
+
+    pass_seconds(0)
+    meter = LoadMeter(stat=stat)
+    pass_seconds(10)
+    assert meter.busy() == pytest.approx(1.0, abs=0.01)
+
+
+@needs_linux
+def test_a_busy_process_is_seen_and_this_one_is_not() -> None:
+    program = "import os\nos.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass" % min(
+        os.sched_getaffinity(0)
+    )
+    meter = LoadMeter()
+    sum(range(10**6))
+    alone = meter.busy()
+    assert alone is not None
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        meter = LoadMeter()
+        while (busy := meter.busy()) is not None and busy < 0.2:  # it has to be seen at some time
+            pass
+        other.kill()
+
+
+def test_a_system_that_says_nothing_about_its_load_has_an_unknown_one(tmp_path: Path) -> None:
+    assert LoadMeter(stat=tmp_path / "missing").busy() is None
+
+
+SPINNING = """
+import os, sys
+from yolov7.system.threads import bound_spinning
+assert "torch" not in sys.modules
+bound_spinning()
+os.environ["OMP_DISPLAY_ENV"] = "VERBOSE"
+import torch
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux only")
+def test_the_openmp_of_torch_reads_the_bound() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP", "KMP"))}
+    shown = subprocess.run(
+        [sys.executable, "-c", SPINNING], check=True, capture_output=True, text=True, env=environment
+    ).stderr
+    assert "GOMP_SPINCOUNT = '10000'" in shown
+
+
+COMMAND_LINE = """
+import sys
+from pipeline.cli import main
+main.app = lambda: None
+assert "torch" not in sys.modules
+main.main()
+import os
+print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+"""
+
+
+def test_the_command_line_bounds_spinning_before_torch_is_imported() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP", "KMP"))}
+    program = [sys.executable, "-c", COMMAND_LINE]
+    shown = subprocess.run(program, check=True, capture_output=True, text=True, env=environment).stdout
+    assert shown.split() == ["10000", "False"]
