@@ -17,7 +17,7 @@ from pipeline.ray.errors import ClusterError
 from pipeline.ray.machine import check_machine
 from pipeline.ray.placement import Node
 from yolov7.errors import one_line
-from yolov7.system.threads import bound_spinning, usable_cpus
+from yolov7.system.threads import usable_cpus
 
 _ANSWER_SECONDS = 10.0
 _SETTINGS = b"\x04"  # type of the frame with which HTTP/2 connections begin, and hence gRPC's
@@ -43,7 +43,6 @@ def connect(settings: RaySettings) -> Iterator[None]:
     Raises:
         ClusterError: If the cluster cannot be reached, or does not start.
     """
-    bound_spinning()  # in the processes that are started from here on
     set_ray_environment()
     address = cluster_address()
     if address is None:

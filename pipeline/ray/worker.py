@@ -27,8 +27,8 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as one of the workers, from the last checkpoint of the run folder.
 
     Args:
-        config: Plain values: `job` (the fields of a TrainJob), `cpus` of this worker, `threads` (how many of its
-            threads compute), `sync` (batch norm over all workers), `token` (the content of TOKEN_FILE), `joined`
+        config: Plain values: `job` (the fields of a TrainJob), `cpus` of this worker, `threads` (how many
+            compute; default: the CPUs), `sync` (batch norm over all workers), `token` (the content of TOKEN_FILE), `joined`
             (whether the cluster runs on without the training).
 
     Returns:
@@ -47,7 +47,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 
     context = ray.train.get_context()
     cpus = int(config["cpus"])
-    torch.set_num_threads(int(config["threads"]))
+    torch.set_num_threads(int(config.get("threads", cpus)))
     job = TrainJob.model_validate(config["job"])
     worker = Worker(
         device=get_device(),
