@@ -27,9 +27,9 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as one of the workers, from the last checkpoint of the run folder.
 
     Args:
-        config: Plain values: `job` (the fields of a TrainJob), `cpus` of this worker, `threads` (how many
-            compute; default: the CPUs), `sync` (batch norm over all workers), `token` (the content of TOKEN_FILE), `joined`
-            (whether the cluster runs on without the training).
+        config: Plain values: `job` (the fields of a TrainJob), `cpus` of this worker, `threads` (how many compute;
+            default: one for each CPU), `sync` (batch norm over all workers), `token` (the content of TOKEN_FILE),
+            `joined` (whether the cluster runs on without the training).
 
     Returns:
         `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run here, or
