@@ -44,7 +44,8 @@ class Service:
         """
         self.settings = settings
         cpus = usable_cpus()
-        torch.set_num_threads(wanted_threads(cpus // settings.replicas))  # before engines take over the number
+        share = min(torch.get_num_threads(), cpus // settings.replicas)
+        torch.set_num_threads(wanted_threads(share))  # before engines take over the number
         models = [_open(settings, replica=replica) for replica in range(settings.replicas)]
         self._model = models[0]
         self.metadata: Mapping[str, Any] = _describe(models[0], settings)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import final
 
@@ -149,31 +150,39 @@ def measure_busy_cpus(seconds: float = _LOOK_SECONDS) -> float | None:
     return meter.busy()
 
 
-def use_free_cpus(*, most: int | None = None) -> Threads:
+def use_free_cpus() -> Threads:
     """Let torch compute in this process with as many threads as other processes leave room for.
 
     Call it before engines are opened, which take over the number. It must not be used for training, whose result
-    depends on the number of threads in the last digits; that of a forward pass does not.
-
-    Args:
-        most: The largest number of threads; None is the number of CPUs. OMP_NUM_THREADS has precedence over all.
+    depends on the number of threads in the last digits; that of a forward pass does not. If OMP_NUM_THREADS is set,
+    nothing is changed.
 
     Returns:
-        What was chosen.
+        What was chosen: at most one thread for each CPU, and not more than torch uses by itself, which is one for each
+        core.
     """
     import torch
 
     cpus = usable_cpus()
     if _COUNT in os.environ:
         return Threads(torch.get_num_threads(), cpus, None)
+    most = min(_default_threads(), cpus)
     busy = measure_busy_cpus()
-    count = choose_threads(min(most or cpus, cpus), cpus=_allowed_cpus(), busy=busy or 0.0)
+    count = choose_threads(most, cpus=_allowed_cpus(), busy=busy or 0.0)
     torch.set_num_threads(count)
     return Threads(count, cpus, busy)
 
 
 def _allowed_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _default_threads() -> int:
+    """Return how many threads torch uses by itself; remembered from before the number was changed."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _own_seconds() -> float:
