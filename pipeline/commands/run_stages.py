@@ -50,8 +50,15 @@ def run_prepare(experiment: Experiment) -> None:
         console.print(prepare(experiment.data))
 
 
-def run_train(experiment: Experiment, selection: Selection) -> None:
-    """Train each selected variant and seed, in turn."""
+def run_train(experiment: Experiment, selection: Selection, *, keeps_runs: bool = False) -> None:
+    """Train each selected variant and seed, in turn.
+
+    Args:
+        experiment: The resolved experiment.
+        selection: What to train.
+        keeps_runs: Whether finished runs stay, so that the next training of the same takes their weights. Under DVC
+            they always stay until `reparam` has run.
+    """
     from pipeline.stages.train import forget_run
 
     if dvc_stage() is None:  # under DVC, `resolve` prints them
@@ -65,7 +72,7 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
                     run = _train_tracked if variant.given is None else _use_given_tracked
                     summary = run(experiment, tracker, variant, seed, name=name)
                     console.print(stage_line("train", name, _train_text(summary)))
-                if dvc_stage() is None:  # under DVC, `reparam` does it: by then DVC has recorded the weights
+                if dvc_stage() is None and not keeps_runs:  # under DVC, `reparam` does it: DVC has recorded them then
                     forget_run(variant, seed=seed)
 
 
@@ -237,9 +244,10 @@ def _checked(
 def _train_tracked(
     experiment: Experiment, tracker: Tracker, variant: ResolvedVariant, seed: int, *, name: str
 ) -> TrainSummary:
-    from pipeline.stages.train import build_job, train
+    from pipeline.stages.train import build_job, train, warm_up
 
     job = build_job(variant, seed=seed)
+    warm_up(job, variant)
     key = RunKey(variant=variant.name, seed=seed, fingerprint=job.fingerprint)
     with tracker.run(key) as run, train_view(name, epochs=variant.train.epochs) as view:
         _log_start(experiment, run, variant=variant)
