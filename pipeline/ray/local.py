@@ -18,7 +18,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -40,6 +40,7 @@ if find_spec("ray") is None:  # as an import would, which takes seconds and is l
     raise ModuleNotFoundError("No module named 'ray'", name="ray")
 
 _PRELOADED = ["ray.train.torch", "yolov7.training.loop", __name__]
+_GPUS = "CUDA_VISIBLE_DEVICES"  # of the command when it starts the training, not when it preloads
 _TORCHRUN = ("RANK", "WORLD_SIZE")  # with these and others, Ray's local mode would join processes of torchrun
 _EXIT_SECONDS = 10.0  # for a training process that has ended its work
 
@@ -49,21 +50,30 @@ def needs_no_cluster(settings: RaySettings) -> bool:
     return cluster_address() is None and settings.most_workers == 1
 
 
-def preload() -> None:
+def preload(*modules: str) -> None:
     """Begin to import what a training process needs, in a process from which it will be forked.
 
     Does nothing the second time, and on systems without fork.
+
+    Args:
+        modules: What else is imported there.
     """
     set_ray_environment()
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
-    multiprocessing.set_forkserver_preload(_PRELOADED)
+    multiprocessing.set_forkserver_preload([*_PRELOADED, *modules])
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the command only
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def process_context() -> ForkServerContext | SpawnContext:
+    """Return how processes are started: forked from the one of `preload`, where the system has fork."""
+    methods = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
 def train_locally(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[], None]) -> None:
@@ -98,9 +108,9 @@ def _attempt(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[], None
     """Return what `work` returns, the traceback of an error, or the exit code of a process that was ended."""
     token = begin_attempt(job)
     preload()
-    context = _context()
+    context = process_context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(sender, job, settings, token), name="train")  # type: ignore[attr-defined]
+    process = context.Process(target=_run, args=(sender, job, settings, token, os.environ.get(_GPUS)), name="train")
     process.start()
     sender.close()
     try:
@@ -109,11 +119,6 @@ def _attempt(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[], None
         process.join(_EXIT_SECONDS)
         process.kill()
         process.join()
-
-
-def _context() -> BaseContext:
-    is_available = "forkserver" in multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if is_available else "spawn")
 
 
 def _outcome(process: BaseProcess, receiver: Connection) -> dict[str, Any] | str | int:
@@ -138,8 +143,12 @@ def _end(exit_code: int) -> str:
     return f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with the exit code {exit_code}"
 
 
-def _run(sender: Connection, job: TrainJob, settings: RaySettings, token: str) -> None:
+def _run(sender: Connection, job: TrainJob, settings: RaySettings, token: str, gpus: str | None) -> None:
     """Train in this process, and send the result or the traceback of an error."""
+    if settings.gpus_per_worker == 0:
+        os.environ[_GPUS] = ""
+    elif gpus is not None:
+        os.environ[_GPUS] = gpus
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_command, name="watch-command", daemon=True).start()
     log = os.open(job.run_folder / WORKER_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -160,8 +169,6 @@ def _end_with_command() -> None:
 
 def _train(job: TrainJob, settings: RaySettings, token: str) -> dict[str, Any]:
     """Return what `work` returns."""
-    if settings.gpus_per_worker == 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name in _TORCHRUN:
         os.environ.pop(name, None)
     import torch
