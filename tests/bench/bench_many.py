@@ -1,8 +1,8 @@
 """Many short trainings: from the command to the first step, and a matrix of variants and seeds.
 
 It takes minutes, and is therefore not among the other benchmarks: python -m tests.bench.bench_many [--variants N]
-[--seeds N] [--epochs N] [--ways each,turn,jobs] [--code FOLDER]. `--code` names another checkout of the project, such as
-that of an earlier version, whose commands are measured instead. CPU time is that of all processes of the commands.
+[--seeds N] [--epochs N] [--ways each,turn,jobs] [--code FOLDER]. `--code` names another checkout of the project, such
+as that of an earlier version, whose commands are measured instead. CPU time is that of all processes of the commands.
 """
 
 from __future__ import annotations
