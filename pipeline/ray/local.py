@@ -12,13 +12,14 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -53,13 +54,13 @@ def needs_no_cluster(settings: RaySettings) -> bool:
 def preload(*modules: str) -> None:
     """Begin to import what a training process needs, in a process from which it will be forked.
 
-    Does nothing the second time, and on systems without fork.
+    Does nothing the second time, in a process that was forked from there, and on systems without fork.
 
     Args:
         modules: What else is imported there.
     """
     set_ray_environment()
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if process_context().get_start_method() != "forkserver":
         return
     multiprocessing.set_forkserver_preload([*_PRELOADED, *modules])
     resource_tracker.ensure_running()
@@ -70,8 +71,10 @@ def preload(*modules: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def process_context() -> ForkServerContext | SpawnContext:
+def process_context() -> ForkContext | ForkServerContext | SpawnContext:
     """Return how processes are started: forked from the one of `preload`, where the system has fork."""
+    if forkserver.get_inherited_fds() is not None and _PRELOADED[0] in sys.modules:
+        return multiprocessing.get_context("fork")  # this process was forked from there, and did not compute since
     methods = multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
@@ -150,6 +153,7 @@ def _run(sender: Connection, job: TrainJob, settings: RaySettings, token: str, g
     elif gpus is not None:
         os.environ[_GPUS] = gpus
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_command, name="watch-command", daemon=True).start()
     log = os.open(job.run_folder / WORKER_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for stream in (1, 2):
