@@ -13,6 +13,7 @@ from pipeline.artifacts.files import (
     prepared_data_lock,
     read_json,
     resolved_path,
+    run_folder,
     stage_folder,
     stage_lock,
 )
@@ -59,6 +60,8 @@ def run_train(experiment: Experiment, selection: Selection, *, keeps_runs: bool 
         keeps_runs: Whether finished runs stay, so that the next training of the same takes their weights. Under DVC
             they always stay until `reparam` has run.
     """
+    selection = list(selection)
+    _warm_up(selection)
     from pipeline.stages.train import forget_run
 
     if dvc_stage() is None:  # under DVC, `resolve` prints them
@@ -241,13 +244,22 @@ def _checked(
             yield
 
 
+def _warm_up(selection: Selection) -> None:
+    """Begin to import what trainings on this machine need, which takes longer than all that comes before them."""
+    from pipeline.ray.local import needs_no_cluster, preload
+
+    trained = [(variant, seed) for variant, seed in selection if variant.given is None]
+    unfinished = [one for one, seed in trained if not (run_folder(one.name, seed) / WEIGHTS).is_file()]
+    if any(needs_no_cluster(variant.ray) for variant in unfinished):
+        preload()
+
+
 def _train_tracked(
     experiment: Experiment, tracker: Tracker, variant: ResolvedVariant, seed: int, *, name: str
 ) -> TrainSummary:
-    from pipeline.stages.train import build_job, train, warm_up
+    from pipeline.stages.train import build_job, train
 
     job = build_job(variant, seed=seed)
-    warm_up(job, variant)
     key = RunKey(variant=variant.name, seed=seed, fingerprint=job.fingerprint)
     with tracker.run(key) as run, train_view(name, epochs=variant.train.epochs) as view:
         _log_start(experiment, run, variant=variant)

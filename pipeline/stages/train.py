@@ -27,9 +27,9 @@ from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
-from pipeline.ray.local import needs_no_cluster, preload
 from pipeline.ray.mirror import CODE, OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
+from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob
@@ -65,12 +65,6 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
     )
 
 
-def warm_up(job: TrainJob, variant: ResolvedVariant) -> None:
-    """Begin to import what a training needs, while the command prepares it, unless the run is finished already."""
-    if needs_no_cluster(variant.ray) and not (job.run_folder / WEIGHTS).is_file():
-        preload()
-
-
 def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], None]) -> TrainSummary:
     """Train to the end, from where an interrupted run of the same data and settings stopped.
 
@@ -90,8 +84,6 @@ def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], 
     if not (job.run_folder / WEIGHTS).is_file():
         with kept_up_to_date(copy, job.run_folder) if copy else nullcontext():
             train_with_ray(job, variant.ray, on_tick=lambda: on_tick(job.run_folder))
-    from pipeline.report.plots import draw_training  # imports matplotlib and torch, which the start does not wait for
-
     epochs = read_epochs(job.run_folder)
     summary = _summarise(job, epochs, variant=variant.name)
     with whole_folder(stage_folder("train", variant.name, job.seed)) as folder:
@@ -116,7 +108,6 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
         ArtifactError: If the data are not prepared, or the weights cannot be used.
     """
     from pipeline.artifacts.given_weights import load_given
-    from pipeline.report.plots import draw_training
     from yolov7.weights.weight_files import save_weights
 
     assert variant.given is not None
