@@ -53,14 +53,25 @@ def connect(settings: RaySettings) -> Iterator[None]:
 
     try:
         if address is None:
-            _start(_cpus_to_offer(settings))
+            _start(cpus_to_offer(settings))
         else:
             _join(address)
-        if threading.current_thread() is threading.main_thread():  # also where Ray has set a handler of its own
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        interrupt_on_sigterm()  # also where Ray has set a handler of its own
         yield
     finally:
         ray.shutdown()
+
+
+def interrupt_on_sigterm() -> None:
+    """Raise KeyboardInterrupt on SIGTERM, as on Ctrl-C, if this is the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def cpus_to_offer(settings: RaySettings) -> int:
+    """Return the number of CPUs of this machine that all workers together may use."""
+    wanted, workers = settings.cpus_per_worker, settings.most_workers
+    return workers * (max(1, usable_cpus() // workers) if wanted == "auto" else wanted)
 
 
 def nodes_alive() -> list[Node]:
@@ -100,11 +111,6 @@ def check_reachable(address: str) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={address} ({getattr(error, 'strerror', None) or error}); "
             "start it, or unset RAY_ADDRESS to train on this machine"
         ) from None
-
-
-def _cpus_to_offer(settings: RaySettings) -> int:
-    wanted, workers = settings.cpus_per_worker, settings.most_workers
-    return workers * (max(1, usable_cpus() // workers) if wanted == "auto" else wanted)
 
 
 def _start(cpus: int, *, again: bool = True) -> None:
