@@ -31,6 +31,7 @@ from pipeline.ray.follow import follow
 from pipeline.ray.placement import Node, check_batch_norm, choose_resources, lack_of_room
 from pipeline.ray.worker import STOP_FILE, work
 from yolov7.errors import UserError, told
+from yolov7.system.threads import wanted_threads
 from yolov7.training.job import TrainJob
 from yolov7.training.record import RunRecord
 
@@ -188,6 +189,7 @@ def _train(job: TrainJob, settings: RaySettings, token: str) -> dict[str, Any]:
     if lack := lack_of_room(settings, nodes, resources):
         return {"complete": False, "refusal": lack}
     config = {"job": job.model_dump(mode="json"), "cpus": resources.cpus, "token": token, "joined": False}
+    config |= {"threads": wanted_threads(resources.cpus), "follows_load": settings.cpus_per_worker == "auto"}
     trainer = TorchTrainer(
         work,
         train_loop_config=config | {"sync": job.settings.sync_batch_norm},

@@ -10,8 +10,8 @@ from typing import final
 from pipeline.params import RaySettings
 from pipeline.ray.cluster import connect, nodes_alive
 from pipeline.ray.environment import cluster_address
-from pipeline.ray.machine import own_cpus
 from pipeline.ray.placement import Node, WorkerResources, choose_resources, room
+from yolov7.system.threads import usable_cpus
 
 
 @dataclass(frozen=True)
@@ -115,4 +115,4 @@ def find_nodes(settings: RaySettings) -> list[Node]:
             return nodes_alive()
     import torch
 
-    return [Node(socket.gethostname(), cpus=own_cpus(), gpus=torch.cuda.device_count())]
+    return [Node(socket.gethostname(), cpus=usable_cpus(), gpus=torch.cuda.device_count())]

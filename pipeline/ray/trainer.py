@@ -154,6 +154,7 @@ class _Training:
                 "job": self._job.model_dump(mode="json"),
                 "cpus": resources.cpus,
                 "threads": wanted_threads(resources.cpus),
+                "follows_load": False,  # the processes of Ray are busy when the workers start
                 "sync": self._job.settings.sync_batch_norm,
                 "token": token,
                 "joined": cluster_address() is not None,

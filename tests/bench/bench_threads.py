@@ -33,13 +33,13 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
         for place, name in enumerate(WORK):
             plain, ours = (_median([one for run in runs for one in run[place]]) for runs in times.values())
             chosen = {int(run[-1][0]) for run in times["ours"]}
-            threads = " or ".join(map(str, sorted(chosen))) if place else str(CPUS)
+            threads = " or ".join(map(str, sorted(chosen)))
             case = f"yolov7-tiny, {name}, beside {load} busy processes"
             yield Row(case, plain, ours, f"{CPUS} threads that spin; {threads} that sleep soon")
 
 
 def _measure(setting: str, load: int) -> list[list[float]]:
-    """Return the seconds of every sample of each work, and last the number of threads that detected."""
+    """Return the seconds of every sample of each work, and last the number of threads."""
     program = [sys.executable, "-m", __name__, setting]
     with subprocess.Popen(
         program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment(setting)
@@ -103,7 +103,7 @@ def _child(setting: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     for work, count in zip((step, detect), WORK.values(), strict=True):
-        if work is detect and setting == "ours":
+        if work is step and setting == "ours":
             use_free_cpus()
         print(*(_seconds(work) for _ in range(count)), flush=True)
     print(torch.get_num_threads(), flush=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.ray.machine import own_cpus
 from tests.integration.project import BIN, SMALL, Project
+from yolov7.system.threads import usable_cpus
 from yolov7.training.record import read_progress
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def kill_while_both_train(project: Project) -> None:
         start_new_session=True,
     )
     runs = [project.folder / "runs" / name / "0" for name in ("short", "long")]
-    wanted = len(runs) if own_cpus() > 1 else 1
+    wanted = len(runs) if usable_cpus() > 1 else 1
     deadline = time.monotonic() + 300
     while sum(read_progress(run).get("step", 0) > 4 for run in runs) < wanted:
         assert command.poll() is None

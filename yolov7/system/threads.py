@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ _WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 
 _WAITING_OF_THE_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COUNT = "OMP_NUM_THREADS"
-_LOOK_SECONDS = 0.2
+_LOOKS, _LOOK_SECONDS = 3, 0.1
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # of a second, the unit of /proc/stat
 _COMPETING = (0, 2, 5, 6, 7)  # columns of /proc/stat: user, system, irq, softirq, steal; not nice, idle, iowait
 
@@ -104,73 +104,109 @@ class LoadMeter:
     the load is unknown.
     """
 
-    def __init__(self, *, stat: Path = Path("/proc/stat")) -> None:
+    def __init__(self, *, family: int | None = None, root: Path = Path("/")) -> None:
         """Begin to measure.
 
         Args:
-            stat: The file with the times of all CPUs.
+            family: The id of a process that does not count as another one, nor do the processes that it has started;
+                None is this process.
+            root: The root of the file system.
         """
-        self._stat = stat
+        self._processes = root / "proc"
+        self._family = os.getpid() if family is None else family
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-        self._began, self._own, self._busy = time.monotonic(), _own_seconds(), self._busy_seconds()
+        self._began, self._own, self._all = time.monotonic(), self._own_seconds(), self._all_seconds()
 
     def busy(self) -> float | None:
-        """Return the mean since the beginning, from 0 to the number of CPUs; None if it is unknown.
-
-        The time of this process and of its children that have ended does not count.
-        """
+        """Return the mean since the beginning, from 0 to the number of CPUs; None if it is unknown."""
         seconds = time.monotonic() - self._began
-        if not self._busy or seconds <= 0:
+        if not self._all or seconds <= 0:
             return None
-        others = self._busy_seconds() - self._busy - (_own_seconds() - self._own)
+        others = self._all_seconds() - self._all - (self._own_seconds() - self._own)
         return min(max(0.0, others / seconds), float(len(self._cpus)))
 
-    def _busy_seconds(self) -> float:
+    def _all_seconds(self) -> float:
         """Return the seconds that the CPUs have worked since the start of the system; 0 if they are unknown."""
-        try:
-            lines = self._stat.read_text(encoding="ascii").splitlines()
-        except OSError:
-            return 0.0
         wanted = {f"cpu{number}" for number in self._cpus}
-        rows = [row for row in map(str.split, lines) if row and row[0] in wanted]
+        rows = [row for row in map(str.split, _read_lines(self._processes / "stat")) if row and row[0] in wanted]
         return sum(int(row[1 + column]) for row in rows for column in _COMPETING) / _TICKS
 
+    def _own_seconds(self) -> float:
+        """Return the seconds that the processes of the family have worked."""
+        ticks, parents = {}, {}
+        for folder in self._processes.glob("[0-9]*"):
+            for line in _read_lines(folder / "stat")[:1]:
+                fields = line.rpartition(")")[2].split()  # the name before it may contain blanks
+                process = int(folder.name)
+                parents[process], ticks[process] = int(fields[1]), sum(map(int, fields[11:15]))
+        return sum(ticks[one] for one in ticks if self._family in _ancestry(one, parents)) / _TICKS
 
-def measure_busy_cpus(seconds: float = _LOOK_SECONDS) -> float | None:
-    """Measure for a moment how many CPUs other processes keep busy.
+
+def measure_busy_cpus(*, family: int | None = None) -> float | None:
+    """Measure for a moment how many CPUs other processes keep busy all the time.
 
     Args:
-        seconds: How long to measure.
+        family: See `LoadMeter`.
 
     Returns:
-        See `LoadMeter.busy`.
+        The smallest of some means, so that a process that has just started or ends does not count; None if the load is
+        unknown.
     """
-    meter = LoadMeter()
-    time.sleep(seconds)
-    return meter.busy()
+    means = []
+    for _ in range(_LOOKS):
+        meter = LoadMeter(family=family)
+        time.sleep(_LOOK_SECONDS)
+        means.append(meter.busy())
+    return min((mean for mean in means if mean is not None), default=None)
 
 
-def use_free_cpus() -> Threads:
+def use_free_cpus(*, family: int | None = None) -> Threads:
     """Let torch compute in this process with as many threads as other processes leave room for.
 
-    Call it before engines are opened, which take over the number. It must not be used for training, whose result
-    depends on the number of threads in the last digits; that of a forward pass does not. If OMP_NUM_THREADS is set,
-    nothing is changed.
+    Call it before engines are opened, which take over the number. The result of a training depends on the number of
+    threads in the last digits, so a training may call it once only, when it begins; the result of a forward pass does
+    not. If OMP_NUM_THREADS is set, nothing is changed.
+
+    Args:
+        family: See `LoadMeter`.
 
     Returns:
-        What was chosen: at most one thread for each CPU, and not more than torch uses by itself, which is one for each
-        core.
+        What was chosen: at most one thread for each CPU, and not more than torch has used before, which by default is
+        one for each core.
     """
     import torch
 
     cpus = usable_cpus()
-    if _COUNT in os.environ:
+    if states_threads():
         return Threads(torch.get_num_threads(), cpus, None)
     most = min(_default_threads(), cpus)
-    busy = measure_busy_cpus()
+    busy = measure_busy_cpus(family=family)
     count = choose_threads(most, cpus=_allowed_cpus(), busy=busy or 0.0)
     torch.set_num_threads(count)
     return Threads(count, cpus, busy)
+
+
+def states_threads(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the user has stated the number of threads.
+
+    Args:
+        environment: The environment variables.
+    """
+    return bool(environment.get(_COUNT))
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # a process that has ended, or another system
+        return []
+
+
+def _ancestry(process: int, parents: Mapping[int, int]) -> Iterator[int]:
+    """Yield a process, the process that started it, and so on."""
+    while process in parents:
+        yield process
+        process = parents[process]
 
 
 def _allowed_cpus() -> int:
@@ -183,11 +219,6 @@ def _default_threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def _own_seconds() -> float:
-    times = os.times()
-    return time.process_time() + times.children_user + times.children_system
 
 
 def _quota(root: Path) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import torch
 
 from yolov7.settings import TrainSettings
 from yolov7.system.precision import precision_name, resolve_precision
+from yolov7.system.threads import states_threads, use_free_cpus
 from yolov7.training.checkpoint import Checkpoint
 from yolov7.training.worker import Worker
 
@@ -47,4 +50,33 @@ def describe_continuation(found: Checkpoint, worker: Worker, *, total_steps: int
     return (
         f"{text} on {threads} instead of {found.threads} threads, so the last digits differ from those of a run "
         f"without interruption (OMP_NUM_THREADS={found.threads} avoids this)"
+    )
+
+
+def settle_threads(found: Checkpoint | None, worker: Worker) -> str | None:
+    """Set the number of threads of a run: as other processes leave room when it begins, and then always the same.
+
+    Nothing is changed on a GPU, if the process may not follow the load, or if OMP_NUM_THREADS is set.
+
+    Args:
+        found: The checkpoint from which the run continues.
+        worker: This process.
+
+    Returns:
+        What the user should know; None if nothing.
+    """
+    if not worker.follows_load or worker.device.type != "cpu" or states_threads():
+        return None
+    most = torch.get_num_threads()
+    if found is not None:
+        torch.set_num_threads(min(found.threads or most, most))
+        return None
+    parent = multiprocessing.parent_process()
+    threads = use_free_cpus(family=parent.pid if parent else None)
+    if threads.count == most or threads.busy is None:
+        return None
+    return (
+        f"computes with {threads.count} instead of {most} threads, because other processes keep {threads.busy:.1f} of "
+        f"{threads.cpus} CPUs busy; the number stays the same, because the last digits of the result depend on it "
+        f"(OMP_NUM_THREADS={most} sets another one)"
     )

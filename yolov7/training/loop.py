@@ -21,7 +21,7 @@ from yolov7.system.memory import keep_memory
 from yolov7.system.precision import resolve_precision
 from yolov7.training.batches import build_loader, first_plain_epoch, statistics_batches
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
-from yolov7.training.conditions import describe_continuation, with_lasting_precision
+from yolov7.training.conditions import describe_continuation, settle_threads, with_lasting_precision
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_schedule
@@ -112,6 +112,8 @@ class Trainer:
         self._checkpoints = Checkpoints(job.run_folder, kept=job.settings.checkpoints_kept, report=self._report)
         self._found = self._last_checkpoint()
         settings = with_lasting_precision(job.settings, self._found, worker)
+        if note := settle_threads(self._found, worker):
+            self._report(note, level=logging.INFO)
         self._should_stop, self._should_hurry = should_stop, should_hurry
         self._train_index = load_index(job.data_folder / "train.npz")
         self._validator = Validator(job.data_folder, settings)
