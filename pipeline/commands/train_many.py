@@ -22,6 +22,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.files import read_json, stage_folder
+from pipeline.artifacts.reports import TrainSummary
 from pipeline.commands.run_stages import Selection, run_train
 from pipeline.console import console, counted, duration, stage_line
 from pipeline.experiment import Experiment, ResolvedVariant
@@ -32,6 +34,7 @@ from pipeline.ray.local import preload, process_context
 from pipeline.ray.slots import FreeRoom, Slot, divide, find_nodes
 from pipeline.stages.train import build_job, is_finished
 from yolov7.errors import ArtifactError, TrainingError, UserError, is_mendable, one_line, told
+from yolov7.training.job import TrainJob
 
 _EXIT_SECONDS = 60.0  # for a training that was asked to end, with its checkpoint
 _INTERRUPTED = 130
@@ -45,6 +48,11 @@ class _Task:
     @property
     def name(self) -> str:
         return f"{self.variant.name}/{self.seed}"
+
+    @property
+    def stage(self) -> str:
+        """The name of the DVC stage."""
+        return f"train@{self.variant.name}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,16 @@ def train_many(experiment: Experiment, selection: Selection, *, jobs: int) -> No
 
 def _unfinished(tasks: Sequence[_Task]) -> list[_Task]:
     """Return the tasks that are neither finished nor recorded by DVC."""
-    left = [task for task in tasks if not is_finished(build_job(task.variant, seed=task.seed))]
-    recorded = _recorded_by_dvc([f"train@{task.variant.name}-{task.seed}" for task in left])
-    return [task for task in left if f"train@{task.variant.name}-{task.seed}" not in recorded]
+    jobs = {task.stage: build_job(task.variant, seed=task.seed) for task in tasks}
+    left = [task for task in tasks if not is_finished(jobs[task.stage])]
+    recorded = _recorded_by_dvc([task.stage for task in left if _has_result(task, jobs[task.stage])])
+    return [task for task in left if task.stage not in recorded]
+
+
+def _has_result(task: _Task, job: TrainJob) -> bool:
+    """Return whether the stage `train` has written a result of the same data and settings."""
+    path = stage_folder("train", task.variant.name, task.seed) / "train.json"
+    return path.is_file() and read_json(path, TrainSummary, made_by="train").fingerprint == job.fingerprint
 
 
 def _recorded_by_dvc(stages: Sequence[str]) -> set[str]:
