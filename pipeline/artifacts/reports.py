@@ -37,6 +37,7 @@ class TrainSummary(Settings):
         loader_wait_share: Share of the training time in which the loader was waited for.
         skipped_steps: Number of steps whose loss or gradient was not finite.
         AP: AP of the moving average on val after the last epoch; None if there is no val split.
+        threads: Number of threads that computed in each worker; None if it is unknown.
         val_hash: Hash of the val split that AP was measured on, from `split_hashes`; None if there is none.
     """
 
@@ -55,6 +56,7 @@ class TrainSummary(Settings):
     precision: str
     device: str
     workers: int
+    threads: int | None = None
     val_hash: str | None = None
 
 
@@ -167,10 +169,18 @@ class BenchmarkRow(Settings):
 
 
 class Benchmark(Settings):
-    """`artifacts/benchmark/benchmark.json`: the latencies, and the device that they were measured on."""
+    """`artifacts/benchmark/benchmark.json`: the latencies, and the conditions under which they were measured.
+
+    Attributes:
+        threads: Threads that computed.
+        cpus: CPUs that the process could use.
+        busy_cpus: How many of them other processes kept busy during the measurement; None if that is unknown.
+    """
 
     device: str
     threads: int
+    cpus: int | None = None
+    busy_cpus: float | None = None
     clock_mhz: float | None
     versions: dict[str, str]
     notes: tuple[str, ...] = ()

@@ -33,14 +33,28 @@ def prepare() -> None:
 
 
 @app.command()
-def train(variant: VariantName = None, seed: Seed = None) -> None:
+def train(
+    variant: VariantName = None,
+    seed: Seed = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", metavar="N", min=0, help="Train N at the same time; 0: as many as there is room."),
+    ] = None,
+) -> None:
     """Train variants with Ray Train.
 
-    An interrupted training continues from its last checkpoint.
+    An interrupted training continues from its last checkpoint. With --jobs, variants and seeds are trained at the same
+    time, on this machine or on the cluster of RAY_ADDRESS; the next `dvc repro` uses the weights. Those that are
+    trained already are not trained again.
     """
+    resolved = experiment()
+    if jobs is not None:
+        from pipeline.commands.train_many import train_many
+
+        train_many(resolved, selected(resolved, variant, seed), jobs=jobs)
+        return
     from pipeline.commands.run_stages import run_train
 
-    resolved = experiment()
     run_train(resolved, selected_rows(resolved, variant, seed))
 
 

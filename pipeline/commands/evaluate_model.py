@@ -18,6 +18,7 @@ from yolov7.api import evaluate as evaluation
 from yolov7.errors import SettingError
 from yolov7.evaluation.figures import coco_results
 from yolov7.system.files import write_whole
+from yolov7.system.threads import use_free_cpus
 
 _MOST_CLASSES = 20
 _ROWS = (
@@ -87,6 +88,7 @@ def _measure(options: EvaluateOptions, data: Path) -> evaluation.Evaluation:
     with _bars() as progress:
         if options.predictions is not None:
             return evaluation.evaluate_results(options.predictions, data, split=options.split, progress=progress)
+        use_free_cpus()
         return evaluation.evaluate(
             model_file(str(options.weights)),
             data,

@@ -37,6 +37,7 @@ from yolov7.detect.sources import Source, find_sources
 from yolov7.detect.threads import in_background, map_in_order
 from yolov7.detect.tiles import Tiling
 from yolov7.errors import SettingError
+from yolov7.system.threads import use_free_cpus
 
 _MEMORY = 2**28  # bytes of images that wait to be written
 _DRAWING_THREADS = 2
@@ -121,6 +122,7 @@ def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool
     _check_out(sources, options)
     detection = _detection_options(options)
     path = model_file(weights)
+    use_free_cpus()
     detector = Detector.load(path, engine=options.engine, device=options.device, precision=options.precision)
     if options.classes is not None:
         detection = replace(

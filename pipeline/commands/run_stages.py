@@ -12,6 +12,7 @@ from pipeline.artifacts.files import (
     prepared_data_lock,
     read_json,
     resolved_path,
+    run_folder,
     stage_folder,
     stage_lock,
 )
@@ -50,8 +51,17 @@ def run_prepare(experiment: Experiment) -> None:
         console.print(prepare(experiment.data))
 
 
-def run_train(experiment: Experiment, selection: Selection) -> None:
-    """Train each selected variant and seed, in turn."""
+def run_train(experiment: Experiment, selection: Selection, *, keeps_runs: bool = False) -> None:
+    """Train each selected variant and seed, in turn.
+
+    Args:
+        experiment: The resolved experiment.
+        selection: What to train.
+        keeps_runs: Whether finished runs stay, so that the next training of the same takes their weights. Under DVC
+            they always stay until `reparam` has run.
+    """
+    selection = list(selection)
+    _warm_up(selection)
     from pipeline.stages.train import forget_run
 
     if dvc_stage() is None:  # under DVC, `resolve` prints them
@@ -68,8 +78,9 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
                         run = _train_tracked if variant.given is None else _use_given_tracked
                         summary = run(experiment, tracker, variant, seed, name=name)
                     console.print(stage_line("train", name, _train_text(summary)))
-                if dvc_stage() is None and isinstance(variant, ResolvedVariant):
-                    forget_run(variant, seed=seed)  # under DVC, `reparam` does it: by then DVC has recorded the weights
+                # Under DVC, `reparam` does it: by then DVC has recorded the weights.
+                if dvc_stage() is None and not keeps_runs and isinstance(variant, ResolvedVariant):
+                    forget_run(variant, seed=seed)
 
 
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
@@ -234,6 +245,16 @@ def _checked(
     else:
         with prepared_data_lock(exclusively=False), check:
             yield
+
+
+def _warm_up(selection: Selection) -> None:
+    """Begin to import what trainings on this machine need, which takes longer than all that comes before them."""
+    from pipeline.ray.local import needs_no_cluster, preload
+
+    trained = [(variant, seed) for variant, seed in selection if variant.given is None]
+    unfinished = [one for one, seed in trained if not (run_folder(one.name, seed) / WEIGHTS).is_file()]
+    if any(needs_no_cluster(variant.ray) for variant in unfinished):
+        preload()
 
 
 def _train_tracked(

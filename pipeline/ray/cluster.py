@@ -14,15 +14,18 @@ from typing import Any
 from pipeline.params import RaySettings
 from pipeline.ray.environment import NO_DASHBOARD, cluster_address, set_ray_environment
 from pipeline.ray.errors import ClusterError
-from pipeline.ray.machine import check_machine, own_cpus
+from pipeline.ray.machine import check_machine
 from pipeline.ray.placement import Node
 from yolov7.errors import one_line
+from yolov7.system.threads import usable_cpus
 
 _ANSWER_SECONDS = 10.0
 _SETTINGS = b"\x04"  # type of the frame with which HTTP/2 connections begin, and hence gRPC's
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _OBJECT_STORE_BYTES = 256 << 20  # on this machine; workers exchange tensors over torch, and Ray only small values
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+_IN_WORKERS = {"worker_process_setup_hook": "yolov7.system.threads.bound_spinning"}
+"""What the processes of a cluster do when they start; here they inherit the environment of this process instead."""
 
 
 @contextmanager
@@ -50,14 +53,25 @@ def connect(settings: RaySettings) -> Iterator[None]:
 
     try:
         if address is None:
-            _start(_cpus_to_offer(settings))
+            _start(cpus_to_offer(settings))
         else:
             _join(address)
-        if threading.current_thread() is threading.main_thread():  # also where Ray has set a handler of its own
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        interrupt_on_sigterm()  # also where Ray has set a handler of its own
         yield
     finally:
         ray.shutdown()
+
+
+def interrupt_on_sigterm() -> None:
+    """Raise KeyboardInterrupt on SIGTERM, as on Ctrl-C, if this is the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def cpus_to_offer(settings: RaySettings) -> int:
+    """Return the number of CPUs of this machine that all workers together may use."""
+    wanted, workers = settings.cpus_per_worker, settings.most_workers
+    return workers * (max(1, usable_cpus() // workers) if wanted == "auto" else wanted)
 
 
 def nodes_alive() -> list[Node]:
@@ -99,11 +113,6 @@ def check_reachable(address: str) -> None:
         ) from None
 
 
-def _cpus_to_offer(settings: RaySettings) -> int:
-    wanted, workers = settings.cpus_per_worker, settings.most_workers
-    return workers * (max(1, own_cpus() // workers) if wanted == "auto" else wanted)
-
-
 def _start(cpus: int, *, again: bool = True) -> None:
     import ray
 
@@ -130,9 +139,9 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        if not ray.init(address=address, **_QUIET).dashboard_url:
+        if not ray.init(address=address, runtime_env=dict(_IN_WORKERS), **_QUIET).dashboard_url:
             ray.shutdown()
-            ray.init(address=address, runtime_env={"env_vars": NO_DASHBOARD}, **_QUIET)
+            ray.init(address=address, runtime_env={**_IN_WORKERS, "env_vars": NO_DASHBOARD}, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "auto" and "Could not find any running Ray" in str(error):
             raise ClusterError(

@@ -1,4 +1,4 @@
-"""The environment variables with which Ray is configured. This module imports nothing but the standard library.
+"""The environment variables with which Ray is configured. This module imports neither Ray nor torch.
 
 Ray reads some of these variables while it is imported, and its processes inherit all of them. They must therefore be
 set before the first `import ray` of this process. A variable that the user has set keeps its value.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+
+from yolov7.system.threads import bound_spinning
 
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
 """An address at which no dashboard answers.
@@ -35,7 +37,8 @@ def cluster_address() -> str | None:
 
 
 def set_ray_environment() -> None:
-    """Set the variables that Ray reads when it is imported and started."""
+    """Set the variables that Ray reads when it is imported and started, and those of OpenMP in its processes."""
+    bound_spinning()
     defaults = dict(_EVERYWHERE)
     if cluster_address() is None:
         defaults |= _ON_THIS_MACHINE

@@ -23,11 +23,6 @@ def check_machine() -> None:
     _check_temporary_folder()
 
 
-def own_cpus() -> int:
-    """Return the number of CPUs that this process may use, which may be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _check_loopback() -> None:
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.params import RaySettings
+from yolov7.errors import SettingError
+from yolov7.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,23 @@ def lack_of_room(settings: RaySettings, nodes: Sequence[Node], resources: Worker
         f"there is room for {found} of {settings.fewest_workers} workers with {resources} each (ray.workers, "
         f"ray.cpus_per_worker, ray.gpus_per_worker); the nodes are: {offers}. Ask for less, or add nodes"
     )
+
+
+def check_batch_norm(settings: TrainSettings, resources: WorkerResources) -> None:
+    """Check that the workers can share their batch norm statistics.
+
+    Args:
+        settings: The settings of the training.
+        resources: What each worker gets.
+
+    Raises:
+        SettingError: If they should, but have no GPU.
+    """
+    if settings.sync_batch_norm and not resources.gpus:
+        raise SettingError(
+            f"train.sync_batch_norm=true needs GPUs, because torch synchronises batch norm only there, but each worker "
+            f"gets {resources}; use train.sync_batch_norm: false"
+        )
 
 
 def _room_on(node: Node, resources: WorkerResources) -> int:

@@ -10,7 +10,6 @@ import os
 import socket
 from pathlib import Path
 
-from yolov7.data.loader import PREFETCH
 from yolov7.training.job import TrainJob
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -32,6 +31,8 @@ def lack_of_shared_memory(
     Returns:
         How much there is, how much is needed, and the remedy.
     """
+    from yolov7.data.loader import PREFETCH
+
     if not loader_workers or not folder.is_dir():
         return None
     images = -(-job.settings.batch_size // world_size)

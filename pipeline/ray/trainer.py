@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, final
 
 from pipeline.params import RaySettings
+from pipeline.ray.attempt import begin_attempt, death_error, has_error, is_complete, last_line
 from pipeline.ray.cluster import check_reachable, connect, nodes_alive
 from pipeline.ray.environment import cluster_address
 from pipeline.ray.errors import ClusterError
 from pipeline.ray.follow import TICK_SECONDS, follow
-from pipeline.ray.placement import WorkerResources, choose_resources, lack_of_room, room
+from pipeline.ray.local import needs_no_cluster, train_locally
+from pipeline.ray.placement import WorkerResources, check_batch_norm, choose_resources, lack_of_room, room
 from pipeline.ray.reservations import Patience, Reservations
-from pipeline.ray.worker import ERROR_FILE, STARTED_FILE, STOP_FILE, TOKEN_FILE, work
-from yolov7.errors import SettingError, TrainingError, one_line
-from yolov7.settings import TrainSettings
+from pipeline.ray.worker import STARTED_FILE, STOP_FILE, work
+from yolov7.errors import SettingError
+from yolov7.system.threads import wanted_threads
 from yolov7.training.job import TrainJob
 from yolov7.training.record import NOTES, PROGRESS, RunRecord
 
@@ -32,7 +33,8 @@ from yolov7.training.record import NOTES, PROGRESS, RunRecord
 def train_with_ray(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[], None]) -> None:
     """Train a job to its end, from its last checkpoint if there is one.
 
-    Joins the cluster of RAY_ADDRESS, or starts one on this machine for the time of the training.
+    Joins the cluster of RAY_ADDRESS. Without it, one worker needs no cluster; for several, one is started on this
+    machine for the time of the training.
 
     Args:
         job: What to train. Its run folder exists, and no other process uses it.
@@ -47,27 +49,13 @@ def train_with_ray(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[]
     _check_batch_size(job, settings)
     for name in (NOTES, PROGRESS):
         (job.run_folder / name).unlink(missing_ok=True)
+    if needs_no_cluster(settings):
+        train_locally(job, settings, on_tick=on_tick)
+        return
     training, is_complete = _Training(job, settings, on_tick=on_tick), False
     while not is_complete:
         with connect(settings):  # anew for each attempt: Ray frees all that the attempt before has left
             is_complete = training.attempt()
-
-
-def check_batch_norm(settings: TrainSettings, resources: WorkerResources) -> None:
-    """Check that the workers can share their batch norm statistics.
-
-    Args:
-        settings: The settings of the training.
-        resources: What each worker gets.
-
-    Raises:
-        SettingError: If they should, but have no GPU.
-    """
-    if settings.sync_batch_norm and not resources.gpus:
-        raise SettingError(
-            f"train.sync_batch_norm=true needs GPUs, because torch synchronises batch norm only there, but each worker "
-            f"gets {resources}; use train.sync_batch_norm: false"
-        )
 
 
 def find_lack(settings: RaySettings, resources: WorkerResources, *, has_room: bool) -> str | None:
@@ -137,9 +125,7 @@ class _Training:
 
     def attempt(self) -> bool:
         """Return whether the run is complete; False after a failure that may be repaired, or to change the workers."""
-        error_file, stop_file = self._job.run_folder / ERROR_FILE, self._job.run_folder / STOP_FILE
-        for file in (error_file, stop_file, self._job.run_folder / STARTED_FILE):
-            file.unlink(missing_ok=True)
+        token, stop_file = begin_attempt(self._job), self._job.run_folder / STOP_FILE
         resources = self._resources = self._resources or choose_resources(self._settings, nodes_alive())
         check_batch_norm(self._job.settings, resources)
         self._reservations = Reservations(self._settings, resources) if cluster_address() else None
@@ -148,30 +134,27 @@ class _Training:
             self._workers = self._find_room(resources)
             self._has_room = True
             self._next_look = time.monotonic() + self._settings.resize_seconds
-            result = follow(lambda: self._fit(resources), stop=stop_file, on_tick=self._attempt_tick)
+            result = follow(lambda: self._fit(resources, token), stop=stop_file, on_tick=self._attempt_tick)
         except Exception as error:
-            if not error_file.is_file():
+            if not has_error(self._job):
                 self._judge(error)
                 return False
             result = {}
-        if error_file.is_file():
-            raise TrainingError(error_file.read_text(encoding="utf-8"))
-        if result["refusal"]:
-            raise ClusterError(result["refusal"])
-        return bool(result["complete"])
+        return is_complete(self._job, result)
 
-    def _fit(self, resources: WorkerResources) -> dict[str, Any]:
+    def _fit(self, resources: WorkerResources, token: str) -> dict[str, Any]:
         """Train with the number of workers of this attempt; return what `work` returns."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        token, has_gpu = uuid.uuid4().hex, resources.gpus > 0
-        (self._job.run_folder / TOKEN_FILE).write_text(token, encoding="utf-8")
+        has_gpu = resources.gpus > 0
         trainer = TorchTrainer(
             work,
             train_loop_config={
                 "job": self._job.model_dump(mode="json"),
                 "cpus": resources.cpus,
+                "threads": wanted_threads(resources.cpus),
+                "follows_load": False,  # the processes of Ray are busy when the workers start
                 "sync": self._job.settings.sync_batch_norm,
                 "token": token,
                 "joined": cluster_address() is not None,
@@ -227,11 +210,7 @@ class _Training:
         if address := cluster_address():
             check_reachable(address)  # if the head has ended, that is the cause
         if isinstance(error, WorkerGroupError) and len(deaths) == len(error.worker_failures):
-            raise TrainingError(
-                f"the training processes ended without an error of their own, {self._settings.max_failures + 1} times "
-                f"(ray.max_failures={self._settings.max_failures}): {_last_line(error)}; often the machine has too "
-                "little memory: lower train.batch_size or train.loader_workers"
-            ) from error
+            raise death_error(self._settings.max_failures, _last_line(error)) from error
         if isinstance(error, ControllerError):
             raise ClusterError(f"the Ray workers do not start: {_last_line(error)}") from error
         raise RuntimeError(f"training failed on its Ray workers: {_last_line(error)}") from error
@@ -254,5 +233,4 @@ def _deaths(error: Any) -> list[Any]:
 
 
 def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return one_line(lines[-1] if lines else type(error).__name__, limit=300)
+    return last_line(str(error)) or type(error).__name__

@@ -27,8 +27,9 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as one of the workers, from the last checkpoint of the run folder.
 
     Args:
-        config: Plain values: `job` (the fields of a TrainJob), `cpus` of this worker, `sync` (batch norm over all
-            workers), `token` (the content of TOKEN_FILE), `joined` (whether the cluster runs on without the training).
+        config: Plain values: `job` (the fields of a TrainJob), `cpus` of this worker, `threads` (how many compute),
+            `follows_load` (whether they may be fewer), `sync` (batch norm over all workers), `token` (the content of
+            TOKEN_FILE), `joined` (whether the cluster runs on without the training).
 
     Returns:
         `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run here, or
@@ -46,7 +47,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 
     context = ray.train.get_context()
     cpus = int(config["cpus"])
-    torch.set_num_threads(cpus)
+    torch.set_num_threads(int(config["threads"]))
     job = TrainJob.model_validate(config["job"])
     worker = Worker(
         device=get_device(),
@@ -55,6 +56,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         loader_workers=_loader_workers(job, cpus),
         processes_on_machine=context.get_local_world_size(),
         sync_batch_norm=config["sync"],
+        follows_load=config["follows_load"],
     )
     started_file, stop_file = job.run_folder / STARTED_FILE, job.run_folder / STOP_FILE
     refusal = (

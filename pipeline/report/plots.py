@@ -6,7 +6,7 @@ import csv
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.report.canvas import DrawableNames, add_note, drawable_names, drawing, save_png
-from yolov7.evaluation.figures import PrecisionRecall
+
+if TYPE_CHECKING:  # it imports torch, which plots of a training do not need
+    from yolov7.evaluation.figures import PrecisionRecall
 
 _MOST_NAMED = 10  # classes with a colour and a legend entry of their own
 _MOST_COUNTS = 25  # classes whose cells show numbers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +23,7 @@ from yolov7.engines.opened_model import OpenedModel, open_model
 from yolov7.inference.batch import detect_batch
 from yolov7.inference.engine import ModelEngine
 from yolov7.settings import NmsSettings
+from yolov7.system.threads import usable_cpus, wanted_threads
 
 _DISTRIBUTION = "yolov7-pipeline"
 
@@ -43,12 +43,13 @@ class Service:
             SettingError: If the engine, the device or the precision is unknown or not available.
         """
         self.settings = settings
+        cpus = usable_cpus()
+        share = min(torch.get_num_threads(), cpus // settings.replicas)
+        torch.set_num_threads(wanted_threads(share))  # before engines take over the number
         models = [_open(settings, replica=replica) for replica in range(settings.replicas)]
         self._model = models[0]
         self.metadata: Mapping[str, Any] = _describe(models[0], settings)
         """What `GET /metadata` answers."""
-        cpus = _own_cpus()
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, cpus // settings.replicas)))
         self._readers = ThreadPoolExecutor(cpus, thread_name_prefix="reader")
         self._runner = BatchRunner([model.engine for model in models], max_batch=settings.max_batch)
 
@@ -120,7 +121,3 @@ def _version() -> str | None:
         return version(_DISTRIBUTION)
     except PackageNotFoundError:
         return None
-
-
-def _own_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

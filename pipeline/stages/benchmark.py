@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.artifacts.files import WEIGHTS, existing, stage_folder, whole_folder, write_json
 from pipeline.artifacts.prepared import has_split, load_split
 from pipeline.artifacts.reports import Benchmark, BenchmarkRow
-from pipeline.console import console, stage_line
+from pipeline.console import console, counted, stage_line
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
 from yolov7.data.augment.letterbox import letterbox
@@ -36,6 +36,7 @@ from yolov7.inference.engine import ModelEngine
 from yolov7.inference.nms import non_max_suppression
 from yolov7.settings import NmsSettings
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
+from yolov7.system.threads import LoadMeter, Threads, use_free_cpus
 from yolov7.system.timing import Rounds, measure_interleaved, summarise
 from yolov7.weights.weight_files import load_weights
 
@@ -43,6 +44,7 @@ FORMS = {"trained": "train", "deployed": "reparam"}  # each form, and the stage 
 _LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "tensorrt")
 _FORMATS = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 _NMS = NmsSettings()
+_BUSY = 0.5  # CPUs that other processes use, from which on the figures say less about the model
 _SLOWER = 1.15  # from the first to the last third of the rounds: the machine was busy, or reduced its clock
 
 _Parts = tuple[float, float, float]
@@ -85,14 +87,17 @@ def benchmark(settings: BenchmarkSettings, variants: Sequence[str], *, seed: int
         Latencies of every case, and what describes the device.
     """
     where = resolve_device(device)
+    threads = use_free_cpus()  # before engines take over the number
     with whole_folder(stage_folder("benchmark")) as folder:
         cases = list(_make_cases(settings, variants, seed=seed, device=where, exports=folder / "exports"))
         rounds = Rounds(settings.rounds, settings.seconds_per_round, settings.warmup_seconds)
+        load = LoadMeter()
         with _shown(cases, turns=(rounds.count + 1) * len(cases)) as on_turn:
             samples = measure_interleaved(
                 [case.run for case in cases], rounds=rounds, generator=random.Random(0), on_turn=on_turn
             )
-        result = _describe(cases, samples, device=where)
+        threads = replace(threads, busy=load.busy())
+        result = _describe(cases, samples, device=where, threads=threads)
         write_json(folder / "benchmark.json", result)
         write_rows(folder / "benchmark.csv", result)
     return result
@@ -232,7 +237,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _describe(cases: list[Case], samples: list[list[_Parts]], *, device: torch.device) -> Benchmark:
+def _describe(cases: list[Case], samples: list[list[_Parts]], *, device: torch.device, threads: Threads) -> Benchmark:
     rows = [
         _row(case, [sample[part] for sample in taken], part=part)
         for case, taken in zip(cases, samples, strict=True)
@@ -240,10 +245,12 @@ def _describe(cases: list[Case], samples: list[list[_Parts]], *, device: torch.d
     ]
     return Benchmark(
         device=_device_name(device),
-        threads=torch.get_num_threads(),
+        threads=threads.count,
+        cpus=threads.cpus,
+        busy_cpus=None if threads.busy is None else round(threads.busy, 2),
         clock_mhz=_clock_mhz(device),
         versions={"python": platform.python_version(), **_versions()},
-        notes=_drift(samples),
+        notes=(*_load(threads), *_drift(samples)),
         rows=tuple(rows),
     )
 
@@ -267,6 +274,16 @@ def _row(case: Case, seconds: list[float], *, part: int) -> BenchmarkRow:
         mean_ms=latency.mean_ms,
         fps=1000 * batch / latency.p50_ms,
         samples=latency.samples,
+    )
+
+
+def _load(threads: Threads) -> tuple[str, ...]:
+    """Say whether other processes used the CPUs meanwhile."""
+    if threads.busy is None or threads.busy < _BUSY:
+        return ()
+    return (
+        f"other processes kept {threads.busy:.1f} of {threads.cpus} CPUs busy during the measurement, and "
+        f"{counted(threads.count, 'thread')} computed; measure again on a quiet machine",
     )
 
 

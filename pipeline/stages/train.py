@@ -25,7 +25,6 @@ from pipeline.artifacts.files import (
     write_json,
     write_no_weights,
 )
-from pipeline.artifacts.given_weights import load_given
 from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
@@ -38,7 +37,6 @@ from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.record import FIGURES, best_line, read_epochs
-from yolov7.weights.weight_files import save_weights
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +110,9 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
     Raises:
         ArtifactError: If the data are not prepared, or the weights cannot be used.
     """
+    from pipeline.artifacts.given_weights import load_given
+    from yolov7.weights.weight_files import save_weights
+
     assert variant.given is not None
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     weights = load_given(variant, class_names=prepared.class_names)
@@ -215,6 +216,13 @@ def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
     shutil.rmtree(finished)
 
 
+def is_finished(job: TrainJob) -> bool:
+    """Return whether the run folder holds the weights of this job, trained with the same code."""
+    folder = job.run_folder
+    is_same = _read(folder / OWNER) == job.fingerprint and _read(folder / CODE) == code_digest("train")
+    return is_same and (folder / WEIGHTS).is_file()
+
+
 def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
     """Make the run folder ready for a job, from where an earlier run of it has stopped.
 
@@ -284,6 +292,7 @@ def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> 
         precision=last["precision"],
         device=last["device"],
         workers=last["workers"],
+        threads=last.get("threads"),
         val_hash=_val_hash(),
     )
 

@@ -20,6 +20,7 @@ from tests.bench import (
     bench_method,
     bench_nms,
     bench_step,
+    bench_threads,
 )
 from tests.bench.comparison import Row, Stopwatch
 from yolov7.system.precision import precision_name, resolve_precision
@@ -38,6 +39,7 @@ CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "coco": bench_coco.rows,
     "inference": bench_inference.rows,
     "engines": bench_engines.rows,
+    "threads": bench_threads.rows,
 }
 
 

@@ -17,6 +17,6 @@ def test_a_training_joins_the_cluster_of_ray_address(tmp_path: Path) -> None:
     project.write(SMALL | {"variants": {"nano": {"spec": "nano"}}})
     project.run("yolov7", "prepare")
     with cluster(tmp_path) as nodes:
-        project.run("yolov7", "train", "nano", **nodes.environment | {"PYTHONPATH": str(project.folder)})
+        project.run("yolov7", "train", "nano", "--jobs", "0", **nodes.environment | {"PYTHONPATH": str(project.folder)})
         assert project.json("train/nano/0/train.json")["epochs"] == 1
         assert nodes.is_up()  # the training does not stop a cluster that it has joined

@@ -25,11 +25,12 @@ from tests.integration.runs import (
     start,
 )
 from yolov7.errors import ArtifactError
-from yolov7.training.checkpoint import Checkpoints, load_checkpoint
+from yolov7.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from yolov7.training.job import TrainJob
-from yolov7.training.loop import Trainer, fit
+from yolov7.training.loop import WEIGHTS, Trainer, fit
 from yolov7.training.record import read_epochs, read_notes
 from yolov7.training.steps import Stepper
+from yolov7.weights.weight_files import load_weights
 
 STEPS = 12  # of a whole run
 
@@ -86,6 +87,32 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     assert fit(job, WORKER)
     assert taken == list(range(saved, STEPS))
     assert_ends_like(undisturbed, tmp_path)
+
+
+def test_a_run_keeps_the_precision_with_which_it_began(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the machine that continues, `auto` would be another type."""
+    job = make_job(data, tmp_path, epochs=2, precision="auto", multi_scale=0.0)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    taken = count_steps(monkeypatch)
+    assert not fit(job, WORKER, should_stop=lambda: len(taken) == 2)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert fit(job, WORKER)
+    assert [line["precision"] for line in read_epochs(tmp_path)] == ["bfloat16", "bfloat16"]
+    assert load_weights(tmp_path / WEIGHTS).training["precision"] == "bfloat16"
+
+
+def test_a_run_that_continues_with_another_number_of_threads_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, taken = make_job(data, tmp_path, epochs=1), count_steps(monkeypatch)
+    assert not fit(job, WORKER, should_stop=lambda: len(taken) == 2)
+    path = max(tmp_path.glob("checkpoint-*.pt"))
+    save_checkpoint(path, dataclasses.replace(load_checkpoint(path), threads=99))
+    assert fit(job, WORKER)
+    assert f"on {torch.get_num_threads()} instead of 99 threads" in read_notes(tmp_path)[-1]
+    assert {line["threads"] for line in read_epochs(tmp_path)} == {torch.get_num_threads()}
 
 
 def test_the_last_two_checkpoints_are_kept(undisturbed: Path) -> None:

@@ -7,15 +7,17 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.artifacts.files import read_json
 from pipeline.artifacts.reports import Benchmark
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
-from pipeline.stages.benchmark import _drift, benchmark, benchmark_metrics, fps_before_and_after, read_batch
+from pipeline.stages.benchmark import _drift, _load, benchmark, benchmark_metrics, fps_before_and_after, read_batch
 from tests.artifacts import benchmark_of, write_prepared, write_weights
 from yolov7.data.index import load_index
 from yolov7.errors import ArtifactError
+from yolov7.system.threads import Threads, usable_cpus
 from yolov7.system.timing import Rounds, measure_interleaved, summarise
 
 
@@ -89,6 +91,8 @@ def test_the_stage_measures_every_form_batch_and_precision_with_and_without_supp
         assert row.fps == pytest.approx(1000 * row.batch / row.p50_ms)
     assert result.device
     assert result.versions["torch"]
+    assert (result.threads, result.cpus) == (torch.get_num_threads(), usable_cpus())
+    assert result.busy_cpus is None or 0 <= result.busy_cpus <= result.cpus
 
 
 def test_suppression_and_reading_cost_time(params: BenchmarkSettings) -> None:
@@ -114,6 +118,11 @@ def test_a_machine_that_becomes_slower_is_reported() -> None:
     steady, slower = [(0.1, 0.1, 0.1)] * 9, [(0.1 + 0.01 * k, 0.2, 0.3) for k in range(9)]
     assert _drift([steady, steady]) == ()
     assert "1.55 times as slow" in _drift([slower])[0]
+
+
+def test_other_processes_that_compute_meanwhile_are_reported() -> None:
+    assert _load(Threads(2, cpus=2, busy=0.3)) == _load(Threads(2, cpus=2, busy=None)) == ()
+    assert "kept 1.2 of 2 CPUs busy during the measurement, and 1 thread computed" in _load(Threads(1, 2, busy=1.2))[0]
 
 
 def test_the_stage_writes_json_and_csv(params: BenchmarkSettings) -> None:

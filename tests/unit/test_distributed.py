@@ -24,9 +24,9 @@ from pipeline.ray.cluster import check_reachable, connect
 from pipeline.ray.environment import set_ray_environment
 from pipeline.ray.errors import ClusterError
 from pipeline.ray.machine import check_machine
-from pipeline.ray.placement import Node, WorkerResources
+from pipeline.ray.placement import Node, WorkerResources, check_batch_norm
 from pipeline.ray.shared_memory import lack_of_shared_memory
-from pipeline.ray.trainer import check_batch_norm, find_lack
+from pipeline.ray.trainer import find_lack
 from pipeline.ray.worker import find_invisible, first_cause
 from tests.integration.runs import make_job
 from tests.unit.data_files import make_index

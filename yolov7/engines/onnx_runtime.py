@@ -12,6 +12,9 @@ from yolov7.engines.arrays import check_size, to_array, to_decoded, to_tensors
 from yolov7.engines.metadata import INPUT, REMEDY, ExportMetadata, check_outputs
 from yolov7.errors import ArtifactError, SettingError, one_line
 
+_SPIN_MICROSECONDS = "1000"
+"""How long a thread that waits for others spins until it sleeps; see `yolov7.system.threads.bound_spinning`."""
+
 
 def has_gpu_provider() -> bool:
     """Return whether the installed package can run files on GPUs of NVIDIA."""
@@ -40,6 +43,7 @@ class OnnxRuntimeEngine:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
         options.log_severity_level = 3  # errors
         providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
         if device.type == "cuda":

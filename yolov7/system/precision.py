@@ -10,6 +10,8 @@ import torch
 from yolov7.errors import SettingError, shown, suggest
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
+"""Instructions of CPUs that multiply bfloat16 numbers: of Intel's AMX, of AVX-512, of ARM."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -44,7 +46,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
     Args:
         precision: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 if the device multiplies it in
-            hardware (recent GPUs, CPUs with AMX); otherwise it is float16 on GPUs and float32 on CPUs.
+            hardware (see `multiplies_bfloat16`); otherwise it is float16 on GPUs and float32 on CPUs.
         device: Where the model runs.
 
     Returns:
@@ -59,9 +61,26 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         names = ", ".join(repr(name) for name in ("auto", *_DTYPES))
         near = suggest(str(precision), _DTYPES)
         raise SettingError(f"precision={shown(precision)} is unknown; use one of {names}{near}")
+    if multiplies_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 numbers in hardware, which is then faster than float32.
+
+    The answer follows from the instructions that the device has. A measurement would sometimes choose another type on a
+    busy machine, and so change the result.
+
+    Args:
+        device: A GPU or the CPU. CPUs have the instructions with AMX-BF16 (Intel from Sapphire Rapids on), AVX512-BF16
+            (Intel from Cooper Lake on, AMD from Zen 4 on) or BF16 (ARM from Neoverse V1 and N2 on); torch uses them
+            through oneDNN.
+    """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return torch.backends.mkldnn.is_available() and any(has.get(name, False) for name in _BFLOAT16)
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -42,6 +42,8 @@ class Checkpoint:
         ema_updates: How many updates the moving average has had.
         optimizer: The state dict of the optimizer.
         scaler: The state dict of the gradient scaler.
+        precision: The type of the forward pass, by its name; empty if an earlier version wrote the checkpoint.
+        threads: The number of threads that computed; 0 if an earlier version wrote the checkpoint.
     """
 
     fingerprint: str
@@ -51,6 +53,8 @@ class Checkpoint:
     ema_updates: int
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+    precision: str = ""
+    threads: int = 0
 
     @property
     def step(self) -> int:

@@ -18,9 +18,10 @@ from yolov7.errors import TrainingError
 from yolov7.nn.model import DetectionModel
 from yolov7.structures import Batch
 from yolov7.system.memory import keep_memory
-from yolov7.system.precision import precision_name, resolve_precision
+from yolov7.system.precision import resolve_precision
 from yolov7.training.batches import build_loader, statistics_batches
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
+from yolov7.training.conditions import describe_continuation, settle_threads, with_lasting_precision
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_schedule
@@ -106,8 +107,13 @@ class Trainer:
             ArtifactError: A file that the run needs is missing or damaged.
         """
         torch.manual_seed(job.seed)
-        settings = job.settings
         self._job, self._worker = job, worker
+        self._record = RunRecord(job.run_folder) if worker.is_lead else None
+        self._checkpoints = Checkpoints(job.run_folder, kept=job.settings.checkpoints_kept, report=self._report)
+        self._found = self._last_checkpoint()
+        settings = with_lasting_precision(job.settings, self._found, worker)
+        if note := settle_threads(self._found, worker):
+            self._report(note, level=logging.INFO)
         self._should_stop, self._should_hurry = should_stop, should_hurry
         self._train_index = load_index(job.data_folder / "train.npz")
         self._validator = Validator(job.data_folder, settings)
@@ -124,19 +130,11 @@ class Trainer:
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = resolve_precision(settings.precision, worker.device)
-        self._precision = precision_name(dtype)
-        self._state = TrainState(
-            model,
-            settings=settings,
-            schedule=schedule,
-            scales_loss=dtype == torch.float16 and worker.device.type == "cuda",
-            device=worker.device,
-        )
+        self._precision = settings.precision
+        self._state = TrainState(model, settings=settings, schedule=schedule, device=worker.device)
         self._stepper = Stepper(job, worker, self._state, schedule=schedule, dtype=dtype)
-        self._record = RunRecord(job.run_folder) if worker.is_lead else None
         self._final_weights = FinalWeights(job.run_folder, settings, class_names=self._train_index.class_names)
         self.is_complete = False
-        self._checkpoints = Checkpoints(job.run_folder, kept=settings.checkpoints_kept, report=self._report)
         self._clock = self._saved = time.monotonic()
 
     @property
@@ -153,7 +151,7 @@ class Trainer:
         """
         if self._worker.is_lead:
             self._checkpoints.delete_drafts()
-        checkpoint = self._last_checkpoint()
+        checkpoint, self._found = self._found, None
         if checkpoint is not None:
             self._state.restore(checkpoint)
         if self._record:
@@ -161,8 +159,8 @@ class Trainer:
         if checkpoint is None:
             self._save_beginning()
         elif checkpoint.step:
-            workers = f" with {self._worker.world_size} workers" if self._worker.world_size > 1 else ""
-            self._report(f"continues after step {checkpoint.step} of {self._total_steps}{workers}", level=logging.INFO)
+            text = describe_continuation(checkpoint, self._worker, total_steps=self._total_steps)
+            self._report(text, level=logging.INFO)
         self._check_completion()
         self._clock = time.monotonic()
 
@@ -226,12 +224,13 @@ class Trainer:
         if self._record:
             best = self._final_weights.load_best(read_epochs(self._job.run_folder))
             training = {"fingerprint": self._job.fingerprint, "epochs": self.progress.epoch, "seed": self._job.seed}
+            training |= {"precision": self._precision, "ancestors": list(self._start.ancestors)}
             save_weights(
                 self._job.run_folder / WEIGHTS,
                 best or self._average_last_epochs(self._record) or self._state.ema.model,
                 class_names=self._train_index.class_names,
                 image_size=self._job.settings.image_size,
-                training={**training, "ancestors": list(self._start.ancestors)},
+                training=training,
             )
         self._wait_for_checkpoint()
 
@@ -369,6 +368,7 @@ class Trainer:
             "rollbacks": progress.rollbacks,
             "seconds": progress.seconds,
             "precision": self._precision,
+            "threads": torch.get_num_threads(),
             "device": self._worker.device.type,
             "workers": self._worker.world_size,
         }

@@ -97,24 +97,24 @@ class TrainState:
         *,
         settings: TrainSettings,
         schedule: Schedule,
-        scales_loss: bool,
         device: torch.device,
     ) -> None:
         """Create the state of a run at its beginning.
 
         Args:
             model: The initial model, on the device.
-            settings: The settings of the run.
+            settings: The settings of the run, with the name of a floating-point type as precision.
             schedule: The schedule of learning rates.
-            scales_loss: Whether the loss is scaled, as float16 needs it.
             device: The device that training runs on.
         """
         self.model = model
         optim = settings.optim
         self.ema = Ema(model, decay=optim.ema_decay, ramp=optim.ema_ramp, form=optim.ema)
         self.optimizer = build_optimizer(model, settings.optim, schedule=schedule)
+        scales_loss = settings.precision == "float16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales_loss)
         self.progress = Progress(losses=torch.zeros(3, device=device))
+        self._precision = settings.precision
         self._buffers = dict(model.named_buffers())
         self._saved_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         self._saved_progress = dataclasses.replace(self.progress)
@@ -154,6 +154,8 @@ class TrainState:
             ema_updates=self.ema.updates,
             optimizer=_on_cpu(self.optimizer.state_dict()),
             scaler=self.scaler.state_dict(),
+            precision=self._precision,
+            threads=torch.get_num_threads(),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:

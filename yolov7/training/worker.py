@@ -24,6 +24,8 @@ class Worker:
         loader_workers: How many processes prepare samples for this one; 0 means that it prepares them itself.
         processes_on_machine: How many processes of this machine train, this one included; they share its memory.
         sync_batch_norm: Whether the statistics of batch norm are computed over the images of all processes.
+        follows_load: Whether a run on the CPU may use fewer threads than torch is set to, if other processes are busy
+            when it begins.
     """
 
     device: torch.device
@@ -32,6 +34,7 @@ class Worker:
     loader_workers: int = 0
     processes_on_machine: int = 1
     sync_batch_norm: bool = False
+    follows_load: bool = False
 
     @property
     def is_lead(self) -> bool:
