@@ -28,7 +28,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: Plain values: `job` (a TrainJob), `cpus`, `threads` and `follows_load` of this worker, `sync` (batch
-            norm over all workers), `token` (of TOKEN_FILE), `joined` (whether the cluster runs on without the training).
+            norm over all workers), `token` (of TOKEN_FILE), `joined` (whether the cluster runs on without training).
 
     Returns:
         `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run here, or
