@@ -18,10 +18,11 @@ from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import Progress
-from yolov7.data.read.text import decode_text, read_bytes, resolve_name
+from yolov7.data.read.image_names import resolve_name
 from yolov7.data.read.values import parse_number, turn_box
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 
 ALL = "all"  # the split of all annotation files
 MAX_XML_BYTES = 16 * 2**20  # an annotation of ten thousand objects has about 3 MB
