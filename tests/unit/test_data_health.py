@@ -158,7 +158,8 @@ def test_findings_about_a_whole_split_name_no_folder(
 
 def test_a_split_with_the_images_of_another_one_is_one_finding(clean: Coco, tmp_path: Path) -> None:
     data = copy_coco(clean, tmp_path / "data")
-    (data.save() / "val.json").write_text((data.root / "train.json").read_text())
+    text = (data.save() / "train.json").read_text()
+    (data.root / "val.json").write_text(text.replace('"train', '"../train/train'))
     code, found = checked(data.root)
     assert (code, found.keys()) == (0, {"split-same"})
     assert found["split-same"]["findings"][0]["detail"] == f"the {COUNT} images of train"
@@ -185,6 +186,9 @@ def test_wrong_options_are_refused(clean: Coco) -> None:
         check_data(clean.root, splits="tran")
     with pytest.raises(SettingError, match="the label checks need a model; name its weight file in --weights"):
         check_data(clean.root, only="label-missing")
+    for option in ({"json": str(clean.root)}, {"html": clean.root}):
+        with pytest.raises(SettingError, match=r"--(json|html)=.* is a folder; name a file"):
+            check_data(clean.root, **option)
     with pytest.raises(SettingError, match="no check is left"):
         check_data(clean.root, only="anchors", skip="anchors")
 

@@ -341,4 +341,6 @@ def _contents(folder: Path) -> str:
     """Return a part of a sentence about what a folder has instead of annotations."""
     names = sorted(path.name for path in folder.iterdir())
     images = sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-    return f", which has {images:,} images" if images else f", which has: {', '.join(names[:8]) or 'nothing'}"
+    if images:
+        return f", which has {images:,} image{'' if images == 1 else 's'}"
+    return f", which has: {', '.join(names[:8]) or 'nothing'}"

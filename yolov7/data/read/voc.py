@@ -50,12 +50,18 @@ def voc_class_names(root: Path) -> tuple[str, ...]:
         DataError: If there is no such folder, or no file names an object.
     """
     files = sorted(annotation_files(_folder(root, "Annotations")))
-    names = set[str]()
+    names, damaged = set[str](), dict[Path, UnreadableError]()
     for path in files:
         try:
             names.update(name for node in parse_annotation(path).iter("object") if (name := _text(node, "name")))
-        except UnreadableError:
-            continue  # counted if a split lists the file
+        except UnreadableError as error:
+            damaged[path] = error  # counted if a split lists the file
+    if not names and damaged:
+        path, error = next(iter(damaged.items()))
+        raise DataError(
+            f"{len(damaged)} of the {len(files)} annotation files of {root / 'Annotations'} cannot be read, and the "
+            f"others have no objects, e.g. {path.name}: {error}; restore the files"
+        )
     if not names:
         raise DataError(f"no objects in the {len(files)} annotation files of {root / 'Annotations'}; annotate some")
     return tuple(sorted(names))
