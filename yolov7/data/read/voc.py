@@ -57,10 +57,10 @@ def voc_class_names(root: Path) -> tuple[str, ...]:
         except UnreadableError as error:
             damaged[path] = error  # counted if a split lists the file
     if not names and damaged:
-        path, error = next(iter(damaged.items()))
+        first, reason = next(iter(damaged.items()))
         raise DataError(
             f"{len(damaged)} of the {len(files)} annotation files of {root / 'Annotations'} cannot be read, and the "
-            f"others have no objects, e.g. {path.name}: {error}; restore the files"
+            f"others have no objects, e.g. {first.name}: {reason}; restore the files"
         )
     if not names:
         raise DataError(f"no objects in the {len(files)} annotation files of {root / 'Annotations'}; annotate some")
