@@ -95,6 +95,9 @@ def check_data(
         DataError: If the data cannot be read.
     """
     chosen = _select(only, skip, has_model=weights is not None)
+    for option, file in (("json", json), ("html", html)):
+        if file is not None and Path(file).is_dir():
+            raise SettingError(f"--{option}={file} is a folder; name a file")
     found = find_data(path.absolute(), format=format)
     if fix is not None:
         check_target(fix, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,12 @@ from urllib.parse import unquote, urlsplit
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from pipeline.console import console, counted
-from yolov7.errors import DataError, SettingError, suggest
+from yolov7.errors import DataError, SettingError, shown, suggest
 from yolov7.system.downloads.http_download import Retries, check_url, download
 from yolov7.system.downloads.unpack import unpack
 from yolov7.system.files import write_whole
 
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _JOURNAL = ".downloads"  # the folder, in that of a data set, with one file per archive that is completely unpacked
 _AT_ONCE = 4
 
@@ -171,6 +173,8 @@ def _archive_of(url: str, *, mirror: str | None, parts: Sequence[str] | None, sh
         raise SettingError("--mirror and --parts are for data sets, not for an address; leave them out")
     if not Archive(check_url(url)).name.strip("."):
         raise SettingError(f"{url!r} names no file; give the address of a zip or tar file")
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        raise SettingError(f"--sha256={shown(sha256)} must consist of 64 hexadecimal digits")
     return Archive(url, sha256=sha256)
 
 

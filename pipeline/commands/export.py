@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from pipeline.commands.model_file import model_file
 from pipeline.console import console, counted, stage_line
 from yolov7.data.find_data import find_data, parse_split, read_split
+from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.data.index import load_index
 from yolov7.errors import DataError, SettingError
 from yolov7.export.export_model import ExportData, export_model
@@ -20,7 +21,6 @@ from yolov7.settings import NmsSettings
 from yolov7.weights.weight_files import load_weights
 
 _PREPARED = Path("artifacts") / "prepare"
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def export(
@@ -135,7 +135,7 @@ def _calibration(path: Path) -> tuple[Path, ...]:
 
 def _images_in(path: Path) -> tuple[Path, ...]:
     files = sorted(path.iterdir()) if path.is_dir() else []
-    return tuple(file for file in files if file.suffix.lower() in _IMAGE_SUFFIXES)
+    return tuple(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 @contextmanager

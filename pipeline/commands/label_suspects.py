@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from yolov7.data.health.box_checks import box_iou
+from yolov7.data.class_names import match_names
 from yolov7.data.health.checks import LABEL_CLASS, LABEL_MISSING, LABEL_UNFOUND, Finding
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import Progress
 from yolov7.data.loader import ValLoader
 from yolov7.engines.opened_model import OpenedModel
 from yolov7.errors import SettingError
+from yolov7.evaluation.suspects import FAINT, find_doubts
 from yolov7.inference.batch import detect_batch
 from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
 
-CONFIDENT = 0.6  # score from which on a detection counts as an object
-_NMS = NmsSettings(confidence=0.05, iou=0.6)
-_SAME, _TOUCHING, _ALONE = 0.5, 0.3, 0.2  # IoU of a detection and a label
+_NMS = NmsSettings(confidence=FAINT, iou=0.6)
 _BATCH = 8  # images
 
 
@@ -56,7 +56,7 @@ class LabelSuspects:
             SettingError: If no class name is common to both.
         """
         names = next(iter(self.splits.values())).class_names if self.splits else ()
-        if not set(names) & set(self.model.class_names):
+        if max(match_names(names, self.model.class_names), default=-1) < 0:
             ours, theirs = (", ".join(some[:5]) for some in (names, self.model.class_names))
             raise SettingError(
                 f"weights={self.model.path} know none of the classes of the data ({ours}); they know: {theirs}; "
@@ -79,8 +79,7 @@ class LabelSuspects:
         return [suspect.finding for suspect in sorted(suspects, key=lambda suspect: -suspect.surety)]
 
     def _of_split(self, split: str, index: ImageIndex) -> Iterator[tuple[str, _Suspect]]:
-        label_of = {name: label for label, name in enumerate(index.class_names)}
-        ours = np.array([label_of.get(name, -1) for name in self.model.class_names], np.int64)
+        ours = match_names(self.model.class_names, index.class_names)
         done = 0
         with self.bar(f"detections in {split}") as progress:
             for batch in ValLoader(index, image_size=self.model.image_size, batch_size=_BATCH):
@@ -93,37 +92,25 @@ class LabelSuspects:
 
 
 def _of_image(
-    split: str, index: ImageIndex, i: int, found: Detections, ours: NDArray[np.int64]
+    split: str, index: ImageIndex, i: int, found: Detections, ours: Sequence[int]
 ) -> Iterator[tuple[str, _Suspect]]:
     """Compare the detections and the labels of an image; `ours` are the data's labels of the model's classes."""
-    boxes, labels, crowd = index.boxes_of(i), index.labels_of(i), index.crowd_of(i)
-    detected = found.boxes_xyxy.numpy()
-    iou = box_iou(detected, boxes)  # detections, labels
-    for place, (score, theirs) in enumerate(zip(found.scores.tolist(), found.labels.tolist(), strict=True)):
-        label = int(ours[theirs])
-        if score < CONFIDENT or label < 0 or _is_in_crowd(detected[place], boxes[crowd]):
+    boxes, labels = index.boxes_of(i), index.labels_of(i)
+    found = Detections(found.boxes_xyxy, found.scores, torch.tensor(ours)[found.labels])
+    for doubt in find_doubts(boxes, labels, index.crowd_of(i), found):
+        label = None if doubt.label is None else int(labels[doubt.label])
+        labelled = "" if label is None else index.class_names[label]
+        if doubt.found is None:
+            assert doubt.label is not None
+            if label in ours:  # the model cannot find other classes
+                box = boxes[doubt.label]
+                area = float((box[2:] - box[:2]).prod())  # large objects are easy to find
+                yield LABEL_UNFOUND.id, _suspect(split, index, i, area, f"{labelled} at {_told(box)}", box)
             continue
-        best = int(iou[place].argmax()) if len(boxes) else -1
-        overlap = float(iou[place, best]) if len(boxes) else 0.0
-        told = f"{index.class_names[label]} with a score of {score:.2f} at {_told(detected[place])}"
-        is_same = bool((iou[place, labels == label] >= _TOUCHING).any())
-        if overlap < _ALONE:
-            yield LABEL_MISSING.id, _suspect(split, index, i, score, told, detected[place])
-        elif overlap >= _SAME and not is_same:
-            told += f", labelled {index.class_names[labels[best]]}"
-            yield LABEL_CLASS.id, _suspect(split, index, i, score, told, detected[place])
-    nearest = iou.max(axis=0, initial=0.0)
-    for place in np.flatnonzero((nearest < _TOUCHING) & np.isin(labels, ours) & ~crowd).tolist():
-        told = f"{index.class_names[labels[place]]} at {_told(boxes[place])}"
-        area = float((boxes[place, 2:] - boxes[place, :2]).prod())
-        yield LABEL_UNFOUND.id, _suspect(split, index, i, area, told, boxes[place])  # large objects are easy to find
-
-
-def _is_in_crowd(box: NDArray[np.float32], crowds: NDArray[np.float32]) -> bool:
-    """Return whether most of a box lies in a crowd region."""
-    sides = np.minimum(box[2:], crowds[:, 2:]) - np.maximum(box[:2], crowds[:, :2])
-    inside = np.clip(sides, 0, None).prod(axis=1).max(initial=0.0)
-    return bool(inside > 0.5 * (box[2:] - box[:2]).prod())
+        box, score = found.boxes_xyxy[doubt.found].numpy(), float(found.scores[doubt.found])
+        told = f"{index.class_names[int(found.labels[doubt.found])]} with a score of {score:.2f} at {_told(box)}"
+        check, end = (LABEL_MISSING, "") if label is None else (LABEL_CLASS, f", labelled {labelled}")
+        yield check.id, _suspect(split, index, i, score, told + end, box)
 
 
 def _suspect(split: str, index: ImageIndex, i: int, surety: float, told: str, box: NDArray[np.float32]) -> _Suspect:

@@ -16,7 +16,7 @@ from pipeline.commands.experiments import FOLDER
 from pipeline.console import counted
 from pipeline.experiment import parse_experiment
 from yolov7.data.annotations import is_in_shares
-from yolov7.data.find_data import FoundData, find_data, parse_split
+from yolov7.data.find_data import FoundData, files_of_split, find_data, parse_split
 from yolov7.data.image_headers import read_header
 from yolov7.data.images import read_content
 from yolov7.errors import ArtifactError, DataError, SettingError, shown
@@ -146,6 +146,9 @@ def _data_settings(found: FoundData, named: Path) -> dict[str, _Choice]:
         "path": _Choice(_quoted(place), "the folder is not changed"),
         "train": _Choice(_quoted(source), "the training split"),
     }
+    for split in {"val", "test"} & splits.keys():
+        for _ in islice(files_of_split(found, split), 2):  # raises an error if a data.yaml names what does not exist
+            pass
     if val is not None:
         chosen["val"] = _Choice(_quoted(val), "AP is measured on it during training")
     else:

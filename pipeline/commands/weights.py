@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from yolov7.errors import ArtifactError, DataError, SettingError, one_line, told
+from yolov7.system.text_files import decode_text, read_bytes
 
 _WEIGHTS, _CHECKPOINT = ".safetensors", ".pt"
 _MAX_NAMES_FILE = 2 * 2**20  # bytes
@@ -93,23 +94,14 @@ def read_names(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: The file cannot be read or holds no class names.
     """
-    text = _read_text(path)
+    try:
+        text = decode_text(read_bytes(path, limit=_MAX_NAMES_FILE), path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({told(error)}); name a text file of class names") from None
     names = _names_of_yaml(path, text) if path.suffix.lower() in {".yaml", ".yml"} else _lines_of(text)
     if not names or not all(names):
         raise DataError(f"{path} holds no class names; write one per line, or `names: [...]` in a .yaml file")
     return tuple(names)
-
-
-def _read_text(path: Path) -> str:
-    """Decode a file with the encoding that its byte-order mark states, or UTF-8."""
-    try:
-        if path.stat().st_size > _MAX_NAMES_FILE:
-            raise DataError(f"{path} is too large for a file of class names; name a text file of class names")
-        content = path.read_bytes() if path.is_file() else b""
-        is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({told(error)}); name a text file in UTF-8 of class names") from None
 
 
 def _lines_of(text: str) -> list[str]:

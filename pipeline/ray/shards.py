@@ -24,12 +24,11 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from pipeline.tracking import without_secrets
+from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.errors import DataError, SettingError, one_line, shown
 
 ShardFormat = Literal["jsonl", "parquet"]
 Row = dict[str, Any]
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
 
 _REMEDY = "; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name the store and the key"
 
@@ -62,7 +61,7 @@ class Folder:
         Raises:
             DataError: If the folder cannot be read.
         """
-        return sorted(path for path in self._list("") if path.lower().endswith(IMAGE_SUFFIXES))
+        return sorted(path for path in self._list("") if path.lower().endswith(tuple(IMAGE_SUFFIXES)))
 
     def list_names(self, folder: str) -> list[str]:
         """Return the names of the files below a folder, relative to it; an empty list if there is no such folder.
@@ -166,7 +165,9 @@ class ShardStore:
             return list(json.loads(gzip.decompress(listed)))
         images = source.list_images()
         if not images:
-            raise DataError(f"{source.name} has no image files ({', '.join(IMAGE_SUFFIXES)}); name another folder")
+            raise DataError(
+                f"{source.name} has no image files ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder"
+            )
         self.folder.write("_images.json.gz", gzip.compress(json.dumps(images).encode(), mtime=0))
         self.folder.write("_plan.json", _to_json(plan))
         return images

@@ -10,9 +10,10 @@ from pathlib import Path
 from pipeline.console import counted
 from pipeline.report.check_report import CheckReport, worst_first
 from pipeline.report.health import HealthReport
-from yolov7.data.health.checks import Severity
+from yolov7.data.health.checks import SPLIT_CHECKS, Severity
 
 _EXAMPLES = 3  # of a check
+_OF_SPLIT = {check.id for check in SPLIT_CHECKS}  # whose findings concern no single file
 
 
 def report_text(report: HealthReport, *, root: Path) -> str:
@@ -68,7 +69,8 @@ def _examples(check: CheckReport, root: Path) -> Iterator[str]:
         yield f"  the check stopped with an error: {check.crash}"
     for finding in check.findings[:_EXAMPLES]:
         detail = finding.detail.replace(f"{root}{os.sep}", "")
-        yield f"  {finding.split}: {_shown(finding.file, root)}: {detail}"
+        place = "" if check.id in _OF_SPLIT else f"{_shown(finding.file, root)}: "
+        yield f"  {finding.split}: {place}{detail}"
     if check.count > _EXAMPLES:
         yield f"  ... and {check.count - _EXAMPLES:,} more"
     if check.count:

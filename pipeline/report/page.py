@@ -48,7 +48,8 @@ from pipeline.report.text_tables import (
     improvement_texts,
     ours_text,
 )
-from yolov7.evaluation.errors import CONFIDENCE, SUSPICIOUS, ErrorReport
+from yolov7.evaluation.errors import CONFIDENCE, ErrorReport
+from yolov7.evaluation.suspects import SUSPICIOUS
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from yolov7.data.divide import divide_flaws, divide_images, select_images
 from yolov7.data.find_data import FoundData, find_data
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
 from yolov7.data.health.checks import CHECKS
+from yolov7.data.health.image_checks import have_same_images
 from yolov7.data.health.run import ReadData, quick_checks, run_checks
 from yolov7.data.index import ImageIndex, save_index
 from yolov7.data.inspection import KnownImages, Progress
@@ -145,13 +146,17 @@ def _draw(settings: DataSettings, folder: Path, split: str, progress: Progress) 
 
 def _with_leaks(splits: Splits) -> Splits:
     """Add to the flaws the images of val and test that are in train too."""
-    known = set(splits["train"][0].hashes)
+    train = splits["train"][0]
+    known = set(train.hashes)
     checked = {"train": splits["train"]}
     for split, (index, flaws) in splits.items():
-        if split != "train":
-            twice = [path for path, key in zip(index.paths, index.hashes, strict=True) if key in known]
-            leaks = tuple(Flaw(FlawKind.LEAK, str(path), "the same bytes") for path in twice)
-            checked[split] = (index, flaws + leaks)
+        if split == "train":
+            continue
+        twice = [path for path, key in zip(index.paths, index.hashes, strict=True) if key in known]
+        leaks = tuple(Flaw(FlawKind.LEAK, str(path), "the same bytes") for path in twice)
+        if twice and have_same_images(train, index):
+            leaks = (Flaw(FlawKind.SAME_SPLIT, str(twice[0].parent), f"all {len(index):,} images"),)
+        checked[split] = (index, flaws + leaks)
     return checked
 
 

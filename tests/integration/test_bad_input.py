@@ -127,9 +127,13 @@ def test_one_percent_of_unreadable_images_is_allowed(tmp_path: Path) -> None:
 
 
 def test_images_of_val_that_are_in_train_too_can_be_fatal(tmp_path: Path) -> None:
-    plain = write_set(tmp_path, [{}], images=1)
-    assert "image that is in train too: 1" in prepare(plain, project_root=tmp_path)
-    with pytest.raises(DataError, match=r"1 flaw in val, e\.g\. image that is in train too.*remove leaks from"):
+    plain = write_set(tmp_path, [{}], images=2)
+    content = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "part.json").write_text(json.dumps(content | {"images": content["images"][:1]}))
+    assert "image that is in train too: 1" in prepare(plain.model_copy(update={"val": "part"}), project_root=tmp_path)
+    with pytest.raises(
+        DataError, match=r"1 flaw in val, e\.g\. split with the same images as train.*remove leaks from"
+    ):
         prepare(coco_settings(tmp_path, val="train", flaws={"fatal": ["leaks"]}), project_root=tmp_path)
 
 

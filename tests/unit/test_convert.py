@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
@@ -18,6 +19,8 @@ from yolov7.data.flaws import FlawKind
 from yolov7.data.index import ImageIndex
 from yolov7.data.write.convert import Conversion, convert_data
 from yolov7.errors import DataError
+from yolov7.evaluation.figures import coco_metrics
+from yolov7.structures import Detections
 
 CLASSES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
 TRIANGLE = [10, 5, 30, 5, 20, 35]
@@ -62,8 +65,20 @@ def coco(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_round_trip_through_all_formats_gives_the_same_index(coco: Path, tmp_path: Path) -> None:
+def shifted(index: ImageIndex) -> list[Detections]:
+    """Return a detection beside each object, the scores of which fall."""
+    found = []
+    for i in range(len(index)):
+        boxes, labels = torch.from_numpy(index.boxes_of(i) + np.float32(2)), torch.from_numpy(index.labels_of(i))
+        found.append(Detections(boxes, torch.linspace(0.9, 0.5, len(boxes)), labels))
+    return found
+
+
+def test_a_round_trip_through_all_formats_gives_the_same_index_and_figures(coco: Path, tmp_path: Path) -> None:
     before, first = snapshot(coco), read(coco)
+    found = shifted(first)
+    figures = coco_metrics(first, found)
+    assert 0 < figures.AP < 1
     source = coco
     for format in ("voc", "yolo", "coco"):
         target = tmp_path / f"to-{format}"
@@ -73,6 +88,7 @@ def test_a_round_trip_through_all_formats_gives_the_same_index(coco: Path, tmp_p
         assert [path.name for path in index.paths] == ["b.jpg", "c.jpg", "a.jpg"]
         assert np.abs(index.objects_xywh - first.objects_xywh).max() < 1e-9
         assert index.content_hash() == first.content_hash()
+        assert coco_metrics(index, found) == figures
         source = target
     assert snapshot(coco) == before
 

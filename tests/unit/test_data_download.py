@@ -81,6 +81,8 @@ def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         download_data("coco")
     with pytest.raises(SettingError, match="--parts: coco2017 has no part 'x'; it has train, val, annotations"):
         download_data("coco2017", parts=["x"])
+    with pytest.raises(SettingError, match=r"--sha256='12ab' must consist of 64 hexadecimal digits"):
+        download_data("http://localhost:1/x.zip", sha256="12ab")  # before anything is downloaded
     with pytest.raises(SettingError, match="--sha256 is for an address"):
         download_data("coco2017", sha256="0" * 64)
     with pytest.raises(SettingError, match="--mirror and --parts are for data sets"):

@@ -28,9 +28,10 @@ from tests.unit.flawed_data import (
     clean_yolo,
     copy_coco,
 )
+from yolov7.boxes import pairwise_iou
 from yolov7.data.find_data import find_data, read_split
 from yolov7.data.flaws import FlawKind
-from yolov7.data.health.box_checks import box_iou, overlapping_pairs
+from yolov7.data.health.box_checks import overlapping_pairs
 from yolov7.data.health.checks import CHECK_OF_FLAW, CHECKS
 from yolov7.engines.opened_model import OpenedModel
 from yolov7.errors import SettingError
@@ -146,6 +147,27 @@ def test_leaks_are_found_between_all_splits_but_a_joined_list(tmp_path: Path) ->
     assert checked(root, splits="train,trainval")[1]["image-leak"]["count"] == COUNT
 
 
+def test_findings_about_a_whole_split_name_no_folder(
+    clean: Coco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = copy_coco(clean, tmp_path / "data")
+    val = data.content["val"]
+    val["annotations"] = [row for row in val["annotations"] if row["category_id"] != 2]
+    assert checked(data.save())[1].keys() == {"class-absent"}
+    assert f"\n  val: dog: no objects; {COUNT} in train\n" in capsys.readouterr().out
+
+
+def test_a_split_with_the_images_of_another_one_is_one_finding(clean: Coco, tmp_path: Path) -> None:
+    data = copy_coco(clean, tmp_path / "data")
+    text = (data.save() / "train.json").read_text()
+    (data.root / "val.json").write_text(text.replace('"train', '"../train/train'))
+    code, found = checked(data.root)
+    assert (code, found.keys()) == (0, {"split-same"})
+    assert found["split-same"]["findings"][0]["detail"] == f"the {COUNT} images of train"
+    settings = DataSettings.model_validate({"format": "coco", "path": str(data.root), "val": "train"})
+    assert ", 1 flaw (split with the same images as train: 1); see" in prepare(settings, project_root=tmp_path)
+
+
 def test_checks_are_selected_and_notes_count_in_strict_mode(clean: Coco, tmp_path: Path) -> None:
     data = copy_coco(clean, tmp_path / "data")
     for id in ("box-below-stride", "image-leak"):
@@ -165,6 +187,9 @@ def test_wrong_options_are_refused(clean: Coco) -> None:
         check_data(clean.root, splits="tran")
     with pytest.raises(SettingError, match="the label checks need a model; name its weight file in --weights"):
         check_data(clean.root, only="label-missing")
+    for option in ({"json": str(clean.root)}, {"html": clean.root}):
+        with pytest.raises(SettingError, match=r"--(json|html)=.* is a folder; name a file"):
+            check_data(clean.root, **option)
     with pytest.raises(SettingError, match="no check is left"):
         check_data(clean.root, only="anchors", skip="anchors")
 
@@ -202,9 +227,11 @@ def test_overlapping_pairs_are_those_of_all_pairs() -> None:
     draw = np.random.default_rng(0)
     corner, side = draw.uniform(0, 9, (150, 2)).round(), draw.uniform(55, 60, (150, 2)).round()
     boxes, labels = np.concatenate([corner, corner + side], axis=1), draw.integers(0, 2, 150)
-    iou = np.triu(box_iou(boxes, boxes), 1) * (labels[:, None] == labels)
-    expected = sorted((int(i), int(j)) for i, j in np.argwhere(iou > 0.95))
-    assert overlapping_pairs(boxes, labels) == expected
+    iou = torch.triu(pairwise_iou(torch.from_numpy(boxes), torch.from_numpy(boxes)), 1).numpy()
+    expected = np.argwhere((iou > 0.95) & (labels[:, None] == labels))
+    pairs, overlaps = overlapping_pairs(boxes, labels)
+    np.testing.assert_array_equal(pairs, expected)
+    np.testing.assert_allclose(overlaps, iou[tuple(expected.T)])
     assert len(expected) > 5
 
 

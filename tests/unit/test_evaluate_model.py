@@ -124,6 +124,7 @@ def test_classes_are_matched_by_name() -> None:
         "detections of 'zebra' are left out, because the data have no such class",
         "the model does not know 'dog', so it finds no such object",
     )
+    assert map_classes(("car", "Car"), ("Car", "car", "CAR")).labels == (1, 0)  # exactly equal names come first
     with pytest.raises(DataError, match="no class in common"):
         map_classes(("a",), ("b",))
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.unit.data_files import write_coco, write_image, write_voc
+from yolov7.data.box_sizes import count_small_boxes
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.index import ImageIndex, count_small_boxes
+from yolov7.data.index import ImageIndex
 from yolov7.data.read.coco import find_coco_file, read_coco
 from yolov7.data.read.voc import read_voc, voc_class_names
 from yolov7.errors import DataError
@@ -260,8 +261,7 @@ def test_lists_of_voc(tmp_path: Path, encoding: str) -> None:
 def test_small_objects_are_counted(tmp_path: Path) -> None:
     boxes = [[1, 1, 20, 20], [1, 1, 4, 20], [1, 1, 6, 6], [2, 2, 4, 4]]
     index, _ = read_one(tmp_path, *({"bbox": box, "iscrowd": int(box[0] == 2)} for box in boxes))
-    assert [count_small_boxes(index, image_size=size) for size in (3, 30, 24, 600)] == [3, 1, 1, 0]
-    assert count_small_boxes(index, image_size=30, smallest=3.0) == 2
+    assert [count_small_boxes(index, image_size=size) for size in (3, 30, 24, 600)] == [(3, 3), (1, 3), (1, 3), (0, 3)]
 
 
 @pytest.mark.parametrize(

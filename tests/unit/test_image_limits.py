@@ -205,3 +205,17 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
         (tmp_path / "x.jpg").write_bytes(content)
         with pytest.raises(DataError, match=r"x\.jpg is (not an image of a known format \(JPEG, PNG|truncated)"):
             read_image(tmp_path / "x.jpg")
+
+
+def test_only_files_that_need_several_scans_count_them() -> None:
+    content = cv2.imencode(".jpg", PIXELS)[1].tobytes()
+    header = read_header(content + b"\xff\xda" * 9)  # a decoder stops after the first scan, which has all channels
+    assert header is not None
+    assert header.scans == 1
+    frame, scan = content.index(b"\xff\xc0"), content.index(b"\xff\xda")
+    progressive = content[:frame] + b"\xff\xc2" + content[frame + 2 :]
+    partial = content[: scan + 4] + b"\x01" + content[scan + 5 :]
+    for several in (progressive, partial):
+        header = read_header(several + several[scan:])
+        assert header is not None
+        assert header.scans == 2

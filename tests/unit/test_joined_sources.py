@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.stages.resolve import _hash_outside
 from tests.unit.data_files import write_image, write_voc, write_yolo
 from yolov7.data import inspection, sources
 from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.split_store import READING_CODE
 from yolov7.errors import DataError, SettingError
 
 BOX = "1 0.5 0.5 0.25 0.5\n"
@@ -123,6 +126,14 @@ def test_a_split_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypat
     write_image(tmp_path / "pets/images/train/a.jpg", seed=50)
     prepare(data, project_root=tmp_path)
     assert (parsed, inspected) == (["val", "train"], ["a"])
+
+
+def test_the_digest_of_code_covers_what_reading_imports_and_nothing_else() -> None:
+    script = "import sys, yolov7.data.sources; print(*(m for m in sys.modules if m.startswith('yolov7.data.')))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    packages = {"read"}
+    imported = {name.removeprefix("yolov7.data.").replace(".", "/") for name in done.stdout.split()} - packages
+    assert imported == {name for name in READING_CODE if not name.startswith("../")}
 
 
 def record(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, note: Any) -> None:

@@ -132,6 +132,10 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         new_experiment("y", data=tmp_path / "nowhere")
     assert [path.name for path in Path("experiments").iterdir()] == ["x.yaml"]
+    path = write_yolo(tmp_path / "yolo", {"a": "0 .5 .5 .2 .2\n"})
+    path.write_text(path.read_text() + "val: images/val\n")
+    with pytest.raises(DataError, match=r"split 'val' of .*images/val does not exist"):
+        new_experiment("mine", data=path)
 
 
 def test_files_of_a_project_are_those_of_the_repository() -> None:

@@ -70,7 +70,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
         ('a: "x\\0y"', "contains a null character"),
         ('a: "\\uD800"', "half of a surrogate pair"),
         ('"\\0": 1', "contains a null character"),
-        ("#" * MAX_BYTES + "\na: 1", "is larger than 1,048,576 bytes"),
+        ("#" * MAX_BYTES + "\na: 1", "is larger than 1 MiB"),
         ("", "must contain a mapping of names to values; it contains NoneType"),
         ("- 1", "it contains list"),
     ],

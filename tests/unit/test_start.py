@@ -136,7 +136,8 @@ def test_an_unknown_row_names_the_nearest() -> None:
 def test_boxes_that_are_too_small_are_counted_before_training() -> None:
     tiny = index_of(np.full((64, 2), 1.5))
     (note,) = build_start(job(), tiny).notes
-    assert note == "64 of 64 boxes are smaller than 2 pixels at image_size=64 and are not learned; raise image_size"
+    expected = "64 of 64 boxes have a side of at most 2 pixels at image_size=64 and are not learned; raise image_size"
+    assert note == expected
     assert build_start(job(image_size=128), tiny).notes == ()
     some = index_of(np.concatenate([np.full((10, 2), 1.5), np.full((30, 2), 30.0)]))
-    assert build_start(job(), some).notes[0].startswith("10 of 40 boxes (25.0%) are smaller than 2 pixels")
+    assert build_start(job(), some).notes[0].startswith("10 of 40 boxes (25.0%) have a side of at most 2 pixels")

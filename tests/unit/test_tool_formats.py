@@ -186,3 +186,21 @@ def test_the_own_format_of_a_tool_is_refused_with_its_remedy(
         with pytest.raises(DataError, match=f"is in the own format of .*{remedy}") as caught:
             find_data(path)
         assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg")
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": BOX, "score": 0.5}]))
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    results = r"results\.json holds results of a model and no annotations; name the annotation file"
+    with pytest.raises(DataError, match=rf"which has 1 image; {results}"):
+        find_data(tmp_path)
+    with pytest.raises(DataError, match=results):
+        find_data(tmp_path / "results.json")
+    with pytest.raises(DataError, match=r"data\.zip is an archive; unpack it, and name the folder"):
+        find_data(tmp_path / "data.zip")
+    for name in "ab":
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / f"Annotations/{name}.xml").write_text("<annotation><object>")
+    with pytest.raises(DataError, match=r"2 of the 2 annotation files of .* cannot be read.*does not parse"):
+        find_data(tmp_path).class_names  # noqa: B018

@@ -17,12 +17,13 @@ from typing import Literal
 from yolov7.data.annotations import AnnotatedSplit, match_classes
 from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw
+from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import KnownImages, Progress
 from yolov7.data.other_tools import tell_other_tool
 from yolov7.data.read.coco import coco_folders, find_coco_file, parse_coco
 from yolov7.data.read.voc import ALL, annotation_files, image_folder, parse_voc, voc_class_names
-from yolov7.data.read.yolo import IMAGE_SUFFIXES, find_images, find_yolo_file, label_path, load_yolo, parse_yolo
+from yolov7.data.read.yolo import find_images, find_yolo_file, label_path, load_yolo, parse_yolo
 from yolov7.errors import DataError
 from yolov7.system.files import is_file
 
@@ -340,4 +341,6 @@ def _contents(folder: Path) -> str:
     """Return a part of a sentence about what a folder has instead of annotations."""
     names = sorted(path.name for path in folder.iterdir())
     images = sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-    return f", which has {images:,} images" if images else f", which has: {', '.join(names[:8]) or 'nothing'}"
+    if images:
+        return f", which has {images:,} image{'' if images == 1 else 's'}"
+    return f", which has: {', '.join(names[:8]) or 'nothing'}"

@@ -40,6 +40,7 @@ class FlawKind(StrEnum):
     COPY = "copy of another image of the split"
     SIZE = "image of another size than annotated"
     LEAK = "image that is in train too"
+    SAME_SPLIT = "split with the same images as train"
     MISSING = "missing image"
     UNREADABLE = "unreadable image"
     LOW_RANGE = "16-bit image of low range"
@@ -83,6 +84,7 @@ _TREATED: dict[FlawKind, tuple[FlawGroup | None, str]] = {
     FlawKind.COPY: (None, "kept"),
     FlawKind.SIZE: (FlawGroup.SIZES, "kept"),
     FlawKind.LEAK: (FlawGroup.LEAKS, "kept"),
+    FlawKind.SAME_SPLIT: (FlawGroup.LEAKS, "kept; AP is too high if a model is trained on these images"),
     FlawKind.MISSING: (FlawGroup.IMAGES, "left out"),
     FlawKind.UNREADABLE: (FlawGroup.IMAGES, "left out"),
     FlawKind.LOW_RANGE: (None, "kept, but dark in 8 bits; stretch the values of the files"),

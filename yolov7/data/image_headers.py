@@ -17,6 +17,7 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type
 _JPEG_END, _JPEG_SCAN = b"\xff\xd9", b"\xff\xda"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that state the size of the picture
+_JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
 _JPEG_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers without a segment
 _TIFF_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_SAMPLES, _TIFF_TILE = 256, 257, 258, 277, (322, 323)
@@ -76,8 +77,9 @@ def find_damage(content: bytes) -> str | None:
         return "is empty"
     if content.startswith(_JPEG):
         scan = next((position for marker, position in _jpeg_segments(content) if marker == 0xDA), -1)
-        # Within the data of a scan, a byte 0xff is always followed by a zero or a restart marker.
-        return None if scan >= 0 and content.find(_JPEG_END, scan) >= 0 else "is truncated"
+        # Within the data of a scan, a byte 0xff is always followed by a zero or a restart marker. The search begins
+        # behind, where almost every file has its end.
+        return None if scan >= 0 and content.rfind(_JPEG_END, scan) >= 0 else "is truncated"
     return _png_damage(memoryview(content)) if content.startswith(_PNG) else None
 
 
@@ -119,12 +121,20 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _jpeg(content: bytes) -> Header | None:
+    frame, scan = None, -1
     for marker, position in _jpeg_segments(content):
-        if marker in _JPEG_FRAMES:
-            bits, height, width, channels = struct.unpack_from(">BHHB", content, position + 4)
-            scans = max(1, content.count(_JPEG_SCAN, position))
-            return Header(width, height, bits, scans=scans, channels=channels)
-    return None
+        if marker in _JPEG_FRAMES and frame is None:
+            frame = marker, position
+        elif marker == 0xDA:
+            scan = position
+    if frame is None:
+        return None
+    marker, position = frame
+    bits, height, width, channels = struct.unpack_from(">BHHB", content, position + 4)
+    # The decoder stops after the first scan of a file that is not progressive if this scan has all channels.
+    is_single = marker in _JPEG_SEQUENTIAL and scan >= 0 and content[scan + 4 : scan + 5] == bytes([channels])
+    scans = 1 if is_single else max(1, content.count(_JPEG_SCAN, position))
+    return Header(width, height, bits, scans=scans, channels=channels)
 
 
 def _png(content: bytes) -> Header | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,10 @@ from yolov7.errors import DataError, one_line
 from yolov7.system.files import open_regular
 
 Image = NDArray[np.uint8]  # H W 3, RGB
+IMAGE_SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+})  # fmt: skip
 MAX_PIXELS = 178_956_970  # of 8 bits a sample, half a gigabyte as RGB; deeper images may have proportionally fewer
 JPEG_START = b"\xff\xd8\xff"
 MAX_BYTES = 2**30  # of an image file
@@ -111,11 +116,12 @@ def read_content(path: Path) -> bytes:
     """
     try:
         with open_regular(path) as file:
-            content = file.read(MAX_BYTES + 1)
+            is_allowed = os.fstat(file.fileno()).st_size <= MAX_BYTES
+            content = file.read() if is_allowed else b""
     except (OSError, ValueError, MemoryError) as error:  # a path that no file can have is a ValueError
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"image {path} cannot be read ({reason}); restore the file") from None
-    if len(content) > MAX_BYTES:
+    if not is_allowed:
         raise DataError(f"image {path} has more than {MAX_BYTES:,} bytes; replace the file by a smaller one")
     return content
 

@@ -140,23 +140,6 @@ def to_xywh(boxes_xyxy: NDArray[Any]) -> NDArray[np.float64]:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def count_small_boxes(index: ImageIndex, *, image_size: int, smallest: float = 2.0) -> int:
-    """Count the objects that are too small to be learned at a training size.
-
-    Args:
-        index: The split.
-        image_size: Side of the square that each image is fitted into, pixels.
-        smallest: An object counts if its width or its height is at most so many pixels of the fitted image.
-
-    Returns:
-        The number of such objects; crowd regions do not count.
-    """
-    scale = image_size / np.maximum(np.maximum(index.widths, index.heights), 1)
-    sides = index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]
-    fitted = sides.min(axis=1, initial=np.inf) * np.repeat(scale, np.diff(index.box_offsets))
-    return int(((fitted <= smallest) & ~index.crowd).sum())
-
-
 def save_index(path: Path, index: ImageIndex, *, root: Path | None = None) -> None:
     """Write an index to a .npz file; equal indices give equal bytes.
 

@@ -26,7 +26,6 @@ from yolov7.system.files import is_file, write_whole
 Progress = Callable[[int, int], None]  # images checked so far, images in all
 _CODE = ("inspection.py", "images.py", "image_headers.py", "near_duplicates.py")  # what facts depend on
 _HASHED_SIDE = 48  # pixels of the shorter side that an image has at least if it is decoded at a fraction of its size
-_HEADER_BYTES = 1 << 16  # that contain the header of most files
 _BATCH = 32  # images of a task of a thread
 _SETTLED = 2.0  # seconds since the last change of a file after which the clock can tell a further change
 
@@ -137,8 +136,8 @@ def inspect_image(path: Path) -> ImageFacts:
         DataError: As `read_image`.
     """
     content = read_content(path)
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    header = read_header(content[:_HEADER_BYTES]) or read_header(content) or Header(0, 0)
+    digest = hashlib.sha256(content).hexdigest()[:32]  # processors have instructions for it
+    header = read_header(content) or Header(0, 0)
     is_jpeg = content.startswith(JPEG_START)
     shorter = min(header.width, header.height) if is_jpeg else 0
     reduce = next((step for step in (8, 4, 2) if shorter >= step * _HASHED_SIDE), 1)

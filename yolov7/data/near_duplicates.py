@@ -28,12 +28,14 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
         The hash; 0 for an image of nearly one colour, which has no structure to compare.
     """
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
-    if small.std() < _FLAT:
+    small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    if cv2.meanStdDev(small)[1].item() < _FLAT:
         return 0
-    coefficients = cv2.dct(small)[:_KEPT, :_KEPT].ravel()
+    coefficients = cv2.dct(small.astype(np.float32))[:_KEPT, :_KEPT].ravel()
     coefficients[0] = 0.0
-    return int.from_bytes(np.packbits(coefficients > np.median(coefficients)).tobytes(), "big")
+    half = len(coefficients) // 2
+    middle = np.partition(coefficients, (half - 1, half))[half - 1 : half + 1]
+    return int.from_bytes(np.packbits(coefficients > middle.mean()).tobytes(), "big")
 
 
 def near_pairs(

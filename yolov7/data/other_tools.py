@@ -1,4 +1,4 @@
-"""Recognition of files in the own formats of annotation tools, which are not read, and how to export them instead."""
+"""Recognition of files in formats that are not read, such as those of annotation tools, and what to do instead."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ _TOOLS = {
 }
 
 
+_RESULTS = b'"image_id"', b'"score"'
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+
+
 def tell_other_tool(path: Path) -> str | None:
-    """Say which annotation tool wrote a file, and how to export its annotations in a format that is read.
+    """Say what a file is that is not read, and how to get annotations that are read.
 
     Args:
         path: A file, or a folder whose files are looked at.
 
     Returns:
-        A part of a sentence; None if no tool is recognised.
+        A part of a sentence; None if nothing is recognised.
     """
+    if path.is_file() and path.suffix.lower() in _ARCHIVES:
+        return f"{path.name} is an archive; unpack it, and name the folder"
     files = chain.from_iterable(sorted(path.glob(f"*{suffix}")) for suffix in (".json", ".xml", ".csv"))
     for file in [path] if path.is_file() else islice(files, _FILES):
         if not is_file(file):
@@ -38,4 +44,6 @@ def tell_other_tool(path: Path) -> str | None:
         for tool, (keys, remedy) in _TOOLS.items():
             if all(key in start for key in keys):
                 return f"{file.name} is in the own format of {tool}, which is not read; {remedy}"
+        if file.suffix == ".json" and start.lstrip()[:1] == b"[" and all(key in start for key in _RESULTS):
+            return f"{file.name} holds results of a model and no annotations; name the annotation file"
     return None

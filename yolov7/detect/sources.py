@@ -11,13 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.detect.web import VIDEO_SUFFIXES, is_web_address, without_password
 from yolov7.errors import DataError, one_line, shown
 
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif",
-     ".tiff", ".webp"}
-)  # fmt: skip
 SourceKind = Literal["image", "stdin", "web", "video", "camera", "stream"]
 _STREAM = re.compile(r"(rtsps?|rtmps?|udp|tcp|srt|rtp)://", re.IGNORECASE)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from yolov7.data.class_names import match_names
 from yolov7.errors import DataError, shown
 from yolov7.structures import Detections
 
@@ -53,7 +54,7 @@ class ClassMapping:
 def map_classes(model: Sequence[str], data: Sequence[str]) -> ClassMapping:
     """Match classes by name.
 
-    Names are equal if they differ in upper and lower case, spaces, `_` and `-` only.
+    `yolov7.data.class_names` states which names are equal.
 
     Args:
         model: Class names of the model, by label.
@@ -65,8 +66,7 @@ def map_classes(model: Sequence[str], data: Sequence[str]) -> ClassMapping:
     Raises:
         DataError: If no class has the same name in both.
     """
-    places = {_plain(name): label for label, name in reversed(list(enumerate(data)))}
-    labels = tuple(places.get(_plain(name), -1) for name in model)
+    labels = match_names(model, data)
     if max(labels, default=-1) < 0:
         raise DataError(
             f"the model and the data have no class in common: the model knows {_listed(model)}, and the data contain "
@@ -74,10 +74,6 @@ def map_classes(model: Sequence[str], data: Sequence[str]) -> ClassMapping:
         )
     missing = tuple(name for label, name in enumerate(data) if label not in labels)
     return ClassMapping(labels, tuple(name for name, label in zip(model, labels, strict=True) if label < 0), missing)
-
-
-def _plain(name: str) -> str:
-    return "".join(sign for sign in name.casefold() if sign not in " _-")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,20 +6,17 @@ The kinds are those of TIDE (Bolya et al., "TIDE: A General Toolbox for Identify
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from yolov7.boxes import pairwise_iou
 from yolov7.data.index import ImageIndex
 from yolov7.evaluation.coco import columns, matched
+from yolov7.evaluation.suspects import SUSPECT_KINDS, SuspectKind, find_doubts
 from yolov7.settings import Settings
 from yolov7.structures import Detections
 
 CONFIDENCE = 0.25  # lowest score of a detection that counts as an error or is shown
-SUSPICIOUS = 0.5  # lowest score of a detection that casts doubt on labels
 IOU, BACKGROUND_IOU = 0.5, 0.1  # TIDE's thresholds: from the first on a box is right, below the second it is background
 _KINDS = {
     "Cls": "class",
@@ -33,7 +30,6 @@ _EXAMPLES = 2  # best and worst images of each class
 _SUSPECTS = 24  # listed suspicions of each kind
 
 Box = tuple[float, float, float, float]
-SuspectKind = Literal["unlabelled", "other class", "never found"]
 
 
 class ErrorKind(Settings):
@@ -87,8 +83,7 @@ class Suspect(Settings):
     """A place where the annotation may be wrong.
 
     Attributes:
-        kind: "unlabelled": a confident detection where there is no label. "other class": a confident detection of one
-            class on a label of another. "never found": a label that no detection of any class and score overlaps.
+        kind: As in `yolov7.evaluation.suspects`.
         image: The place of the image in the split.
         label: The class of the label; None where there is no label.
         found_label: The class of the detection; None where there is no detection.
@@ -146,7 +141,7 @@ def analyse_errors(index: ImageIndex, detections: Sequence[Detections], *, split
         split=split,
         kinds=_count_kinds(index, detections, confident),
         examples=examples,
-        suspect_counts={kind: sum(one.kind == kind for one in suspects) for kind in _ORDER},
+        suspect_counts={kind: sum(one.kind == kind for one in suspects) for kind in SUSPECT_KINDS},
         suspects=listed,
         files={i: index.paths[i].name for i in images},
         detections={i: tuple(_boxes(confident[i])) for i in images},
@@ -208,52 +203,23 @@ def _count_per_image(
 
 def _suspects(index: ImageIndex, detections: Sequence[Detections]) -> Iterator[Suspect]:
     for i, found in enumerate(detections):
-        truth, labels, crowd = index.boxes_of(i), index.labels_of(i), index.crowd_of(i)
-        overlaps = pairwise_iou(found.boxes_xyxy.cpu().double(), torch.from_numpy(truth).double()).numpy()
-        yield from _doubtful_detections(i, found, labels, crowd, overlaps)
-        for k in np.flatnonzero((overlaps.max(axis=0, initial=0.0) < IOU) & ~crowd).tolist():
+        truth, labels = index.boxes_of(i), index.labels_of(i)
+        boxes, scores, classes = found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist()
+        for doubt in find_doubts(truth, labels, index.crowd_of(i), found):
+            place, label = doubt.found, doubt.label
             yield Suspect(
-                kind="never found",
+                kind=doubt.kind,
                 image=i,
-                label=int(labels[k]),
-                found_label=None,
-                score=None,
-                box_xyxy=_rounded(truth[k].tolist()),
+                label=None if label is None else int(labels[label]),
+                found_label=None if place is None else classes[place],
+                score=None if place is None else round(scores[place], 4),
+                box_xyxy=_rounded(boxes[place] if place is not None else truth[label].tolist()),
             )
-
-
-def _doubtful_detections(
-    image: int, found: Detections, labels: NDArray[np.int64], crowd: NDArray[np.bool_], overlaps: NDArray[np.float64]
-) -> Iterator[Suspect]:
-    """Yield confident detections that overlap no label, or only labels of other classes."""
-    boxes, scores, classes = found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist()
-    for k in np.flatnonzero(found.scores.cpu().numpy() >= SUSPICIOUS).tolist():
-        overlap = overlaps[k]
-        nearest = int(overlap.argmax()) if overlap.size else -1
-        largest = float(overlap.max(initial=0.0))
-        is_labelled = bool(((overlap >= IOU) & (labels == classes[k])).any())
-        if largest < BACKGROUND_IOU:
-            kind: SuspectKind = "unlabelled"
-        elif largest >= IOU and not is_labelled and not crowd[nearest]:
-            kind = "other class"
-        else:
-            continue
-        yield Suspect(
-            kind=kind,
-            image=image,
-            label=int(labels[nearest]) if kind == "other class" else None,
-            found_label=classes[k],
-            score=round(scores[k], 4),
-            box_xyxy=_rounded(boxes[k]),
-        )
-
-
-_ORDER: tuple[SuspectKind, ...] = ("unlabelled", "other class", "never found")
 
 
 def _strongest(suspects: Sequence[Suspect]) -> Iterator[Suspect]:
     """Yield the suspicions of each kind with the highest scores, and the largest labels that were never found."""
-    for kind in _ORDER:
+    for kind in SUSPECT_KINDS:
         ranked = sorted(
             (one for one in suspects if one.kind == kind), key=lambda one: (-(one.score or 0.0), -_area(one.box_xyxy))
         )

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from yolov7.errors import SettingError, one_line, shown
+from yolov7.errors import DataError, SettingError, one_line, shown
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_utf8, read_bytes
 
 MAX_BYTES = 1 << 20  # size of a file
 MAX_VALUES = 20_000  # values in a file, each alias counted as often as it is used
@@ -58,17 +59,11 @@ def _read_text(path: Path) -> str:
         name = one_line(path, limit=300)
         raise SettingError(f"{name} does not exist or is not a regular file; check its name")
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        return decode_utf8(read_bytes(path, limit=MAX_BYTES), path)
     except OSError as error:
         raise SettingError(f"{path} cannot be read ({error.strerror}); make it readable for you") from None
-    if len(content) > MAX_BYTES:
-        raise SettingError(f"{path} is larger than {MAX_BYTES:,} bytes; this cannot be a file of settings")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        where = f"byte 0x{content[error.start]:02x} in line {content[: error.start].count(10) + 1}"
-        raise SettingError(f"{path} is not text in UTF-8 ({where}); save it in the encoding UTF-8") from None
+    except DataError as error:
+        raise SettingError(str(error)) from None
 
 
 def _describe(error: Exception) -> object:

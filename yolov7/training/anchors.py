@@ -8,6 +8,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
+from yolov7.data.box_sizes import fitted_sides, is_learned
 from yolov7.data.index import ImageIndex
 from yolov7.settings import AnchorMode
 from yolov7.spec.anchor_free import anchor_based_head
@@ -15,7 +16,6 @@ from yolov7.spec.block_schema import DetectRow
 from yolov7.spec.graph import ModelSpec
 
 WANTED_RECALL = 0.98  # `auto` fits anchors if the spec's have a lower recall
-SMALLEST_SIDE = 2.0  # pixels; augmentation drops boxes with a shorter side
 _ENOUGH_BOXES = 20_000  # more boxes take more time but do not change the fit
 _ROUNDS, _STARTS = 60, 4  # of k-means
 
@@ -82,24 +82,9 @@ def box_sizes(index: ImageIndex, *, image_size: int) -> Sides:
         Widths and heights (n, 2) in pixels of the scaled images, without crowd regions and without boxes that are too
         small.
     """
-    sizes = _scaled_sizes(index, image_size=image_size)
-    kept: Sides = sizes[(sizes >= SMALLEST_SIDE).all(axis=1)]
+    sizes = fitted_sides(index, image_size=image_size)[~index.crowd]
+    kept: Sides = sizes[is_learned(sizes)]
     return kept
-
-
-def count_small_boxes(index: ImageIndex, *, image_size: int, smallest: float) -> tuple[int, int]:
-    """Count the boxes of a split that are too small to be learned.
-
-    Args:
-        index: The split.
-        image_size: The length in pixels to which the long side of an image is scaled.
-        smallest: The shortest side in pixels that a box may have.
-
-    Returns:
-        The number of boxes with a shorter side, and the number of all boxes, both without crowd regions.
-    """
-    sizes = _scaled_sizes(index, image_size=image_size)
-    return int((sizes < smallest).any(axis=1).sum()), len(sizes)
 
 
 def measure_anchors(sizes: Sides, anchors_px: Sides, *, threshold: float) -> AnchorFit:
@@ -209,15 +194,6 @@ def differ_in_anchors_only(first: ModelSpec, second: ModelSpec) -> bool:
         return first == second
     head = second.head.model_copy(update={"anchors": first.head.anchors})
     return first == second.model_copy(update={"rows": second.rows | {second.head_name: head}})
-
-
-def _scaled_sizes(index: ImageIndex, *, image_size: int) -> Sides:
-    """Return widths and heights (n, 2) of all boxes but crowd regions, in pixels of the scaled images."""
-    scale = image_size / np.maximum(index.widths, index.heights).astype(np.float64)
-    per_box = np.repeat(scale, np.diff(index.box_offsets))
-    sizes = (index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]).astype(np.float64) * per_box[:, None]
-    kept: Sides = sizes[~index.crowd]
-    return kept
 
 
 def _k_means(points: Sides, count: int, generator: Generator) -> Sides:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from yolov7.data.box_sizes import MIN_SIDE, count_small_boxes
 from yolov7.data.index import ImageIndex
 from yolov7.errors import SpecError, suggest
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
-from yolov7.training.anchors import SMALLEST_SIDE, choose_anchors, count_small_boxes, with_anchors
+from yolov7.training.anchors import choose_anchors, with_anchors
 from yolov7.training.averaging import lineage, weights_id
 from yolov7.training.job import TrainJob
 from yolov7.weights.foreign.reference import open_weights
@@ -72,12 +73,12 @@ def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[st
     Returns:
         One sentence; nothing if no box is too small.
     """
-    small, total = count_small_boxes(index, image_size=settings.image_size, smallest=SMALLEST_SIDE)
+    small, total = count_small_boxes(index, image_size=settings.image_size)
     if not small:
         return ()
     share = "" if small == total else f" ({small / total:.1%})"
     return (
-        f"{small} of {total} boxes{share} are smaller than {SMALLEST_SIDE:g} pixels at "
+        f"{small} of {total} boxes{share} have a side of at most {MIN_SIDE:g} pixels at "
         f"image_size={settings.image_size} and are not learned; raise image_size",
     )
 

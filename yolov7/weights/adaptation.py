@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yolov7.data.class_names import match_names
 from yolov7.errors import ArtifactError, shown
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
@@ -40,24 +41,26 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
     Args:
         model: The model, which stays unchanged.
         names: The names of its classes.
-        wanted: The names of the wanted classes; the model may have more.
+        wanted: The names of the wanted classes; the model may have more. `yolov7.data.class_names` states which names
+            are equal.
 
     Returns:
-        The same model if the classes are the same; otherwise a new one.
+        The same model if its classes are these in this order; otherwise a new one.
 
     Raises:
         ArtifactError: A wanted class is not among the model's.
     """
-    if tuple(names) == tuple(wanted):
-        return model
-    missing = [name for name in wanted if name not in names]
+    places = match_names(wanted, names)
+    missing = [name for name, place in zip(wanted, places, strict=True) if place < 0]
     if missing:
         raise ArtifactError(
             f"the weights do not know {len(missing)} of the {len(wanted)} classes of the data, e.g. "
             f"{shown(missing[0])}; they know {shown(list(names))}; use data with these class names"
         )
+    if places == tuple(range(len(names))):
+        return model
     head = model.head
-    chosen = [*range(head.num_box_outputs), *(head.num_box_outputs + names.index(name) for name in wanted)]
+    chosen = [*range(head.num_box_outputs), *(head.num_box_outputs + place for place in places)]
     state = model.state_dict()
     for key, tensor in head.state_dict().items():
         if head.has_class_outputs(key):

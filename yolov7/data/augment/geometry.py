@@ -18,10 +18,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from yolov7.data.augment.letterbox import Size
+from yolov7.data.box_sizes import MIN_SIDE
 from yolov7.data.outlines import MIN_DEPTH, clip_polygon, view_planes
 from yolov7.settings import AugmentSettings
 
-MIN_SIDE = 2.0  # pixels: smaller boxes are dropped
 MIN_AREA_LEFT = 0.1  # share of the scaled box that must remain in the frame
 MAX_ASPECT = 20.0
 

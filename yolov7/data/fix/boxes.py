@@ -113,7 +113,7 @@ def _without_overlaps(fixed: list[FixedBox], labels: NDArray[np.int64], crowd: N
         return fixed
     boxes = np.stack([box for i in places if (box := fixed[i].box_xyxy) is not None])
     result = list(fixed)
-    for one, other in overlapping_pairs(boxes, labels[places]):
+    for one, other in overlapping_pairs(boxes, labels[places])[0].tolist():
         if result[places[one]].box_xyxy is not None:
             result[places[other]] = FixedBox(BOX_OVERLAP.id, None)
     return result

@@ -21,9 +21,9 @@ from yolov7.data.health.checks import CHECK_OF_FLAW
 from yolov7.data.index import Id, ImageIndex
 from yolov7.data.outlines import bounds, clip_polygon, frame_planes
 from yolov7.data.read.coco import parse_coco
-from yolov7.data.read.text import decode_text, read_bytes
 from yolov7.data.read.values import IdTable, parse_id, parse_number, parse_truth
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 
 _Row = dict[str, Any]
 _ID = {kind: check.id for kind, check in CHECK_OF_FLAW.items()}

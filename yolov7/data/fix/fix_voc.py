@@ -13,7 +13,6 @@ from yolov7.data.fix.changes import Changes
 from yolov7.data.flaws import FlawKind
 from yolov7.data.health.checks import CHECK_OF_FLAW
 from yolov7.data.index import ImageIndex
-from yolov7.data.read.text import decode_text, read_bytes
 from yolov7.data.read.values import parse_number
 from yolov7.data.read.voc import (
     UnreadableError,
@@ -23,6 +22,7 @@ from yolov7.data.read.voc import (
     parse_annotation,
 )
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 
 _ID = {kind: check.id for kind, check in CHECK_OF_FLAW.items()}
 

@@ -14,13 +14,14 @@ from yolov7.data.fix.boxes import fix_boxes
 from yolov7.data.fix.changes import Changes
 from yolov7.data.flaws import FlawKind
 from yolov7.data.health.checks import CHECK_OF_FLAW
+from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.data.index import ImageIndex
 from yolov7.data.outlines import clip_polygon, frame_planes
-from yolov7.data.read.text import decode_text, read_bytes
-from yolov7.data.read.yolo import IMAGE_SUFFIXES, YoloData, find_images, label_path, load_yolo, source_path
+from yolov7.data.read.yolo import YoloData, find_images, label_path, load_yolo, source_path
 from yolov7.data.read.yolo_rows import LabelRows
 from yolov7.errors import DataError
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 
 _ID = {kind: check.id for kind, check in CHECK_OF_FLAW.items()}
 _BOX_FIELDS = 5

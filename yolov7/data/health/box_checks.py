@@ -7,52 +7,44 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov7.data.box_sizes import fitted_sides, is_learned
 from yolov7.data.health.checks import Box, Finding
 from yolov7.data.index import ImageIndex
 
 MAX_IOU = 0.95  # of two boxes of one class in one image
-SMALLEST_SIDE = 2.0  # pixels at the training size; augmentation drops boxes with a shorter side
 _WHOLE = 0.99  # share of both sides of the image from which on a box covers it
 
 
-def box_iou(boxes_xyxy: NDArray[np.floating], others_xyxy: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the IoU (n, k) of each of n boxes with each of k boxes.
+def overlapping_pairs(
+    boxes_xyxy: NDArray[np.floating], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the pairs of boxes of one group whose IoU is above `MAX_IOU`.
 
     Args:
-        boxes_xyxy: Corners (n, 4).
-        others_xyxy: Corners (k, 4) in the same unit.
-    """
-    one, other = boxes_xyxy.astype(np.float64)[:, None], others_xyxy.astype(np.float64)[None]
-    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
-    inter = np.clip(sides, 0.0, None).prod(axis=2)
-    union = (one[..., 2:] - one[..., :2]).prod(axis=2) + (other[..., 2:] - other[..., :2]).prod(axis=2) - inter
-    iou: NDArray[np.float64] = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    return iou
-
-
-def overlapping_pairs(boxes_xyxy: NDArray[np.floating], labels: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return the pairs of boxes of one class and one image whose IoU is above `MAX_IOU`.
-
-    Args:
-        boxes_xyxy: Corners (k, 4) in pixels.
-        labels: (k,) classes.
+        boxes_xyxy: (m, 4) corners in pixels.
+        groups: (m,) a number for each class of each image.
 
     Returns:
-        Two places of each pair, the lower one first.
+        (p, 2) places of boxes, the lower one first, sorted; and (p,) their IoU.
     """
-    order = np.argsort(boxes_xyxy[:, 0], kind="stable")
-    lefts = boxes_xyxy[order, 0]
-    pairs: list[tuple[int, int]] = []
-    for start, place in enumerate(order.tolist()):
-        # An IoU above 0.95 needs left edges that differ by less than a tenth of the width.
-        limit = boxes_xyxy[place, 0] + 0.1 * (boxes_xyxy[place, 2] - boxes_xyxy[place, 0])
-        stop = int(np.searchsorted(lefts, limit, side="right"))
-        near = order[start + 1 : stop]
-        near = near[labels[near] == labels[place]]
-        if len(near):
-            found = near[box_iou(boxes_xyxy[place][None], boxes_xyxy[near])[0] > MAX_IOU]
-            pairs.extend((min(place, other), max(place, other)) for other in found.tolist())
-    return sorted(pairs)
+    order = np.lexsort((boxes_xyxy[:, 0], groups))
+    boxes, group = boxes_xyxy[order].astype(np.float64), groups[order]
+    # An IoU above 0.95 needs left edges that differ by less than a tenth of the width.
+    limits = boxes[:, 0] + 0.1 * (boxes[:, 2] - boxes[:, 0])
+    found = [np.zeros((0, 2), np.int64)]
+    first, step = np.arange(len(order)), 0
+    while len(first):  # boxes that are near the one `step` places behind them may be near the next one too
+        step += 1
+        first = first[first + step < len(order)]
+        second = first + step
+        is_near = (group[first] == group[second]) & (boxes[second, 0] <= limits[first])
+        first, second = first[is_near], second[is_near]
+        found.append(np.stack([first, second], axis=1))
+    pairs = np.concatenate(found)
+    iou = _iou(boxes[pairs[:, 0]], boxes[pairs[:, 1]])
+    pairs, iou = np.sort(order[pairs[iou > MAX_IOU]], axis=1), iou[iou > MAX_IOU]
+    by_place = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    return pairs[by_place], iou[by_place]
 
 
 def find_overlaps(split: str, index: ImageIndex) -> Iterator[Finding]:
@@ -65,14 +57,13 @@ def find_overlaps(split: str, index: ImageIndex) -> Iterator[Finding]:
     Yields:
         A finding for each pair.
     """
-    for i in np.flatnonzero(np.diff(index.box_offsets) > 1).tolist():
-        is_object = ~index.crowd_of(i)
-        boxes, labels = index.boxes_of(i)[is_object], index.labels_of(i)[is_object]
-        for one, other in overlapping_pairs(boxes, labels):
-            name = index.class_names[labels[one]]
-            iou = box_iou(boxes[one][None], boxes[other][None])[0, 0]
-            detail = f"{name}: {_told(boxes[one])} and {_told(boxes[other])}, IoU {iou:.3f}"
-            yield _finding(split, index, i, detail, boxes[[one, other]])
+    rows = np.flatnonzero(~index.crowd)
+    image, labels = _image_of_box(index)[rows], index.labels[rows]
+    pairs, overlaps = overlapping_pairs(index.boxes_xyxy[rows], image * len(index.class_names) + labels)
+    for (one, other), iou in zip(pairs.tolist(), overlaps.tolist(), strict=True):
+        boxes = index.boxes_xyxy[rows[[one, other]]]
+        detail = f"{index.class_names[labels[one]]}: {_told(boxes[0])} and {_told(boxes[1])}, IoU {iou:.3f}"
+        yield _finding(split, index, int(image[one]), detail, boxes)
 
 
 def find_whole_images(split: str, index: ImageIndex) -> Iterator[Finding]:
@@ -101,8 +92,8 @@ def find_small_boxes(split: str, index: ImageIndex, *, image_size: int) -> Itera
     Yields:
         A finding for each box.
     """
-    sides = _fitted_sides(index, image_size)
-    yield from _box_findings(split, index, sides.min(axis=1, initial=np.inf) < SMALLEST_SIDE, sides)
+    sides = fitted_sides(index, image_size=image_size)
+    yield from _box_findings(split, index, ~is_learned(sides), sides)
 
 
 def find_boxes_below_stride(split: str, index: ImageIndex, *, image_size: int, stride: int) -> Iterator[Finding]:
@@ -117,16 +108,18 @@ def find_boxes_below_stride(split: str, index: ImageIndex, *, image_size: int, s
     Yields:
         A finding for each box.
     """
-    sides = _fitted_sides(index, image_size)
-    is_small = np.all((sides < stride) & (sides >= SMALLEST_SIDE), axis=1)
+    sides = fitted_sides(index, image_size=image_size)
+    is_small = np.all(sides < stride, axis=1) & is_learned(sides)
     yield from _box_findings(split, index, is_small, sides)
 
 
-def _fitted_sides(index: ImageIndex, image_size: int) -> NDArray[np.float64]:
-    """Return widths and heights (m, 2) of all boxes in pixels of the fitted images."""
-    scale = image_size / np.maximum(np.maximum(index.widths, index.heights), 1)
-    sides: NDArray[np.float64] = (index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]) * scale[_image_of_box(index), None]
-    return sides
+def _iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the IoU (p,) of pairs of boxes (p, 4); this room does without torch, and so without `yolov7.boxes`."""
+    sides = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
+    inter = np.clip(sides, 0.0, None).prod(axis=1)
+    union = (one[:, 2:] - one[:, :2]).prod(axis=1) + (other[:, 2:] - other[:, :2]).prod(axis=1) - inter
+    iou: NDArray[np.float64] = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    return iou
 
 
 def _image_of_box(index: ImageIndex) -> NDArray[np.int64]:

@@ -110,6 +110,11 @@ CHECK_OF_FLAW: dict[FlawKind, Check] = {
         "image that is in another split too",
         "remove it from one of the splits; otherwise AP is too high",
     ),
+    FlawKind.SAME_SPLIT: _warning(
+        "split-same",
+        "split with the same images as another split",
+        "name another split, unless nothing is trained on these images; otherwise AP is too high",
+    ),
     FlawKind.SIZE: _warning(
         "image-size", FlawKind.SIZE, "correct the size; check whether the boxes fit the image", "size corrected"
     ),
@@ -178,7 +183,7 @@ BOX_WHOLE_IMAGE = _warning(
 )
 BOX_TOO_SMALL = _warning(
     "box-too-small",
-    "box below 2 pixels at the training size, which is never learned",
+    "box of at most 2 pixels at the training size, which is never learned",
     "train at a larger size or on tiles, or remove the box",
 )
 BOX_BELOW_STRIDE = _note(
@@ -239,6 +244,7 @@ LABEL_UNFOUND = _note(
     "label-unfound", "label that the model never finds", "remove or correct the label if there is no such object"
 )
 
+SPLIT_CHECKS = (CHECK_OF_FLAW[FlawKind.SAME_SPLIT], CLASS_ABSENT, CLASS_SKEW, SIZE_SKEW, ANCHORS)  # of whole splits
 MODEL_CHECKS = (LABEL_MISSING, LABEL_CLASS, LABEL_UNFOUND)
 CHECKS: tuple[Check, ...] = (
     *CHECK_OF_FLAW.values(),

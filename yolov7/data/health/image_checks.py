@@ -21,8 +21,32 @@ _HEADER_BYTES = 1 << 17  # enough for a JPEG file with a preview before its fram
 _CHANNELS = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "alpha or CMYK"}
 
 
+def have_same_images(one: ImageIndex, other: ImageIndex) -> bool:
+    """Return whether two splits consist of the same images, as given weights are often evaluated.
+
+    Args:
+        one: A split.
+        other: Another split.
+    """
+    return set(one.hashes) == set(other.hashes)
+
+
+def find_same_splits(splits: Mapping[str, ImageIndex]) -> Iterator[Finding]:
+    """Find splits that consist of the same images as another split.
+
+    Args:
+        splits: The splits in their order. A finding belongs to the later one of two splits.
+
+    Yields:
+        A finding for each pair of splits.
+    """
+    for (first, one), (second, other) in combinations(splits.items(), 2):
+        if have_same_images(one, other):
+            yield Finding(second, str(other.paths[0].parent), f"the {len(other):,} images of {first}")
+
+
 def find_leaks(splits: Mapping[str, ImageIndex]) -> Iterator[Finding]:
-    """Find images of which another split has a copy with the same bytes.
+    """Find images of which another split has a copy with the same bytes, if the splits are not the same as a whole.
 
     Args:
         splits: The splits in their order. A finding belongs to the later one of two splits.
@@ -31,6 +55,8 @@ def find_leaks(splits: Mapping[str, ImageIndex]) -> Iterator[Finding]:
         A finding for each image.
     """
     for (first, one), (second, other) in combinations(splits.items(), 2):
+        if have_same_images(one, other):
+            continue
         known = dict(zip(one.hashes, one.paths, strict=True))
         for path, digest in zip(other.paths, other.hashes, strict=True):
             if digest in known:

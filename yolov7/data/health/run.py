@@ -23,6 +23,7 @@ from yolov7.data.health.image_checks import (
     find_odd_aspects,
     find_odd_channels,
     find_odd_depths,
+    find_same_splits,
     read_headers,
 )
 from yolov7.data.health.skew import find_absent_classes, find_class_skew, find_size_skew
@@ -68,11 +69,10 @@ def quick_checks(data: ReadData) -> dict[str, Find]:
         For the id of each check what finds its findings.
     """
     indices = data.indices
-    found: dict[str, Find] = {
-        check.id: _flaws_of_kind(data, kind) for kind, check in CHECK_OF_FLAW.items() if kind is not FlawKind.LEAK
-    }
+    found: dict[str, Find] = {check.id: _flaws_of_kind(data, kind) for kind, check in CHECK_OF_FLAW.items()}
     return found | {
         CHECK_OF_FLAW[FlawKind.LEAK].id: lambda: find_leaks(indices),
+        CHECK_OF_FLAW[FlawKind.SAME_SPLIT].id: lambda: find_same_splits(indices),
         checks.BOX_OVERLAP.id: lambda: _each(indices, find_overlaps),
         checks.BOX_WHOLE_IMAGE.id: lambda: _each(indices, find_whole_images),
         checks.NEAR_COPY.id: lambda: _each(indices, find_near_copies),

@@ -17,11 +17,12 @@ from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.index import Id, ImageIndex
 from yolov7.data.inspection import Progress
 from yolov7.data.read.coco_rows import AnnotationRows
+from yolov7.data.read.image_names import resolve_name
 from yolov7.data.read.json_lists import iterate_lists
-from yolov7.data.read.text import decode_text, read_bytes, resolve_name
 from yolov7.data.read.values import IdTable, id_order, parse_id, parse_number
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 
 _PREFIX = re.compile(r"^(instances|person_keypoints|image_info)_")
 _LISTS = ("images", "annotations", "categories")

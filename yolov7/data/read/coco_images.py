@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from yolov7.data.index import Id, ImageIndex
-from yolov7.data.read.text import decode_text, read_bytes, resolve_name
+from yolov7.data.read.image_names import resolve_name
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 
 
 def read_image_list(path: Path, *, root: Path, class_names: tuple[str, ...]) -> ImageIndex:

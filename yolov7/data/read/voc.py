@@ -18,10 +18,11 @@ from yolov7.data.build_index import index_split
 from yolov7.data.flaws import Flaw, FlawKind
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import Progress
-from yolov7.data.read.text import decode_text, read_bytes, resolve_name
+from yolov7.data.read.image_names import resolve_name
 from yolov7.data.read.values import parse_number, turn_box
 from yolov7.errors import DataError, one_line, shown
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 
 ALL = "all"  # the split of all annotation files
 MAX_XML_BYTES = 16 * 2**20  # an annotation of ten thousand objects has about 3 MB
@@ -49,12 +50,18 @@ def voc_class_names(root: Path) -> tuple[str, ...]:
         DataError: If there is no such folder, or no file names an object.
     """
     files = sorted(annotation_files(_folder(root, "Annotations")))
-    names = set[str]()
+    names, damaged = set[str](), dict[Path, UnreadableError]()
     for path in files:
         try:
             names.update(name for node in parse_annotation(path).iter("object") if (name := _text(node, "name")))
-        except UnreadableError:
-            continue  # counted if a split lists the file
+        except UnreadableError as error:
+            damaged[path] = error  # counted if a split lists the file
+    if not names and damaged:
+        first, reason = next(iter(damaged.items()))
+        raise DataError(
+            f"{len(damaged)} of the {len(files)} annotation files of {root / 'Annotations'} cannot be read, and the "
+            f"others have no objects, e.g. {first.name}: {reason}; restore the files"
+        )
     if not names:
         raise DataError(f"no objects in the {len(files)} annotation files of {root / 'Annotations'}; annotate some")
     return tuple(sorted(names))

@@ -11,20 +11,18 @@ from typing import Any
 
 from yolov7.data.annotations import AnnotatedSplit
 from yolov7.data.flaws import Flaw, FlawKind
-from yolov7.data.read.text import decode_text, read_bytes, resolve_name
+from yolov7.data.images import IMAGE_SUFFIXES
+from yolov7.data.read.image_names import resolve_name
 from yolov7.data.read.values import parse_id, parse_number
 from yolov7.data.read.yolo_rows import LabelRows
 from yolov7.errors import DataError, SettingError, shown
 from yolov7.system.files import is_file
+from yolov7.system.text_files import decode_text, read_bytes
 from yolov7.system.yaml_files import read_yaml
 
 MAX_LABEL_BYTES = 16 * 2**20
 MAX_LIST_BYTES = 256 * 2**20
 SPLIT_KEYS = ("train", "val", "test")
-IMAGE_SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm",
-    ".ppm", ".pnm",
-})  # fmt: skip
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from yolov7.errors import DataError, one_line
-from yolov7.system.files import is_file, open_regular
+from yolov7.system.files import open_regular
 
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -36,6 +36,26 @@ def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
             f"{path} is larger than {limit / 2**20:g} MiB, the limit for such files; check that it is the right file"
         )
     return content
+
+
+def decode_utf8(content: bytes, path: Path) -> str:
+    """Decode the content of a file that must be UTF-8, because other programs read it as UTF-8 too.
+
+    Args:
+        content: The content.
+        path: The file, for messages.
+
+    Returns:
+        The text without a byte order mark.
+
+    Raises:
+        DataError: If the content is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{content[error.start]:02x} in line {content[: error.start].count(10) + 1}"
+        raise DataError(f"{path} is not text in UTF-8 ({where}); save it in the encoding UTF-8") from None
 
 
 def decode_text(content: bytes, path: Path) -> str:
@@ -68,14 +88,3 @@ def decode_text(content: bytes, path: Path) -> str:
         ) from None
     except MemoryError:
         raise DataError(f"{path} does not fit into the memory of this machine; split it into several files") from None
-
-
-def resolve_name(folder: Path, name: str) -> Path:
-    """Return the path of a file that an annotation names; if it does not exist, backslashes are read as slashes.
-
-    Args:
-        folder: The folder that the name is relative to.
-        name: The name as the annotation states it.
-    """
-    path = folder / name
-    return path if "\\" not in name or is_file(path) else folder / name.replace("\\", "/")
