@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -27,6 +26,7 @@ from yolov7.criterion.assigners import (
 from yolov7.criterion.candidates import COARSE, FINE, Anchors, Assignment, cell_numbers
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
+from yolov7.system.shapes import Float, Int
 
 SumOverRanks = Callable[[Tensor], Tensor]  # sums a tensor over the processes that share a batch
 _FOCAL_ALPHA = 0.25
