@@ -15,7 +15,7 @@ import torch
 from tests.unit.data_files import make_index
 from yolov7.data import loader as module
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.loader import BatchKey, TrainLoader, ValBatch, ValLoader
+from yolov7.data.loader import BatchKey, TrainLoader, ValBatch, ValLoader, count_workers
 from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import to_original
 from yolov7.settings import AugmentSettings
@@ -62,6 +62,11 @@ def _make_shared(batches: object, make: Callable[[object, BatchKey], Batch | Val
     batch = make(batches, key)
     assert batch.images.is_shared()
     return batch
+
+
+def test_the_number_of_workers_is_chosen_by_the_cpus() -> None:
+    assert [count_workers("auto", cpus=cpus) for cpus in (1, 4, 64)] == [1, 4, 8]
+    assert [count_workers(wanted, cpus=4) for wanted in (0, 3, 12)] == [0, 3, 12]
 
 
 def test_every_epoch_has_every_image_once_in_another_order(tmp_path: Path) -> None:

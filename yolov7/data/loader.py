@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from yolov7.structures import Batch, Targets
 from yolov7.system.memory import keep_memory
 
 PREFETCH = 2  # batches that each worker process prepares ahead
+_MOST_WORKERS = 8  # processes that `auto` starts at most
 _SHUFFLE = 1 << 32  # separates the generator of the order from those of the samples
 _PR_SET_PDEATHSIG = 1
 
@@ -59,6 +60,19 @@ class ValBatch:
     images: Tensor
     index: tuple[int, ...]
     geometry: tuple[Letterbox, ...]
+
+
+def count_workers(wanted: int | Literal["auto"], *, cpus: int) -> int:
+    """Return how many processes prepare batches.
+
+    Args:
+        wanted: The number, or `auto` for one process per CPU and at most eight.
+        cpus: Number of CPUs of the process that uses the batches.
+
+    Returns:
+        The number of processes.
+    """
+    return min(cpus, _MOST_WORKERS) if wanted == "auto" else wanted
 
 
 class TrainLoader:
