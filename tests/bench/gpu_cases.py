@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -449,6 +450,7 @@ def _now(device: torch.device) -> float:
 
 def _forget_peak(setup: Setup) -> None:
     if setup.has_gpu:
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(setup.device)
 
