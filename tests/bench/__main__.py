@@ -27,11 +27,13 @@ from tests.bench import (
     bench_method,
     bench_nms,
     bench_step,
-    tables,
 )
 from tests.bench.comparison import Row, Stopwatch
+from tests.bench.tables import PAGE, date, keep, markdown_ratios, markdown_rows, read, write_between
 from yolov7.system.precision import precision_name, resolve_precision
 
+BUSY_CASES = ("step", "loader-wait", "inference")  # where other processes make a difference of their own
+FOLDER = Path("artifacts")
 CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "loss": bench_loss.rows,
     "loss-memory": bench_loss.memory,
@@ -47,8 +49,6 @@ CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "inference": bench_inference.rows,
     "engines": bench_engines.rows,
 }
-BUSY_CASES = ("step", "loader-wait", "inference")  # where other processes make a difference of their own
-FOLDER = Path("artifacts")
 
 
 def main() -> None:
@@ -61,10 +61,10 @@ def main() -> None:
     parser.add_argument(
         "--busy", type=int, default=0, metavar="N", help=f"beside N busy processes; default {', '.join(BUSY_CASES)}"
     )
-    parser.add_argument("--markdown", action="store_true", help=f"write the kept measurements into {tables.PAGE}")
+    parser.add_argument("--markdown", action="store_true", help=f"write the kept measurements into {PAGE}")
     options = parser.parse_args()
     if options.markdown:
-        _write_page(tables.PAGE, FOLDER)
+        _write_page(PAGE, FOLDER)
         return
     if unknown := set(options.names) - set(CASES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
@@ -77,7 +77,7 @@ def main() -> None:
                 print(row.line(), flush=True)
                 rows.append({"name": name, **row.as_dict()})
     output = options.output or FOLDER / (f"bench-busy-{options.busy}.json" if options.busy else "bench.json")
-    tables.keep(output, {**_machine(), "clock": "process" if options.cpu else "wall", "busy": options.busy}, rows)
+    keep(output, {**_machine(), "clock": "process" if options.cpu else "wall", "busy": options.busy}, rows)
     print(f"kept in {output}")
 
 
@@ -96,18 +96,18 @@ def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 def _write_page(page: Path, folder: Path) -> None:
     quiet, others = folder / "bench.json", sorted(folder.glob("bench-busy-*.json"))
     gpu = folder / "bench-gpu.json"
-    results = [tables.read(path) for path in [quiet, *others] if path.is_file()]
+    results = [read(path) for path in [quiet, *others] if path.is_file()]
     if results:
-        tables.write_between(page, "figures of make bench", tables.markdown_ratios(results))
-    if gpu.is_file() and "memory" in tables.read(gpu):
-        tables.write_between(page, "figures of make bench-gpu", tables.markdown_rows(tables.read(gpu)))
+        write_between(page, "figures of make bench", markdown_ratios(results))
+    if gpu.is_file() and "memory" in read(gpu):
+        write_between(page, "figures of make bench-gpu", markdown_rows(read(gpu)))
     print(f"written into {page}: {len(results)} measurements of make bench, {int(gpu.is_file())} of make bench-gpu")
 
 
 def _machine() -> dict[str, object]:
     names = (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name"))
     return {
-        "date": tables.date(),
+        "date": date(),
         "cpu": next(names, platform.machine()),
         "cores": len(os.sched_getaffinity(0)),
         "capability": torch.backends.cpu.get_cpu_capability(),
