@@ -94,14 +94,16 @@ def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _write_page(page: Path, folder: Path) -> None:
-    quiet, others = folder / "bench.json", sorted(folder.glob("bench-busy-*.json"))
-    gpu = folder / "bench-gpu.json"
-    results = [read(path) for path in [quiet, *others] if path.is_file()]
+    """Write the kept measurements into a page; those of `make bench-gpu` only if there was a GPU."""
+    results = [
+        read(path) for path in [folder / "bench.json", *sorted(folder.glob("bench-busy-*.json"))] if path.is_file()
+    ]
+    gpu = [result for path in folder.glob("bench-gpu.json") if "memory" in (result := read(path))]
     if results:
         write_between(page, "figures of make bench", markdown_ratios(results))
-    if gpu.is_file() and "memory" in read(gpu):
-        write_between(page, "figures of make bench-gpu", markdown_rows(read(gpu)))
-    print(f"written into {page}: {len(results)} measurements of make bench, {int(gpu.is_file())} of make bench-gpu")
+    for result in gpu:
+        write_between(page, "figures of make bench-gpu", markdown_rows(result))
+    print(f"written into {page}: {len(results)} measurements of make bench, {len(gpu)} of make bench-gpu")
 
 
 def _machine() -> dict[str, object]:
