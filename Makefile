@@ -14,14 +14,15 @@ export RAY_USAGE_STATS_ENABLED := 0
 # seen to crash it.
 ENGINES := tests/unit/test_engines.py tests/unit/test_export.py tests/unit/test_quantise.py
 
-.PHONY: help repro test test-slow check bench clean
+.PHONY: help repro test test-slow check bench bench-gpu clean
 
 help:
 	@echo "make repro      run the whole pipeline on the embedded data, from the settings to the tables"
 	@echo "make test       run the tests (below 10 minutes on two cores)"
 	@echo "make test-slow  run the slow tests: whole pipelines, several workers and nodes, tracking servers"
 	@echo "make check      check style, types, import layers, infra/, the documentation, and our counts beside the paper's"
-	@echo "make bench      measure speed relative to plain versions of the same computations"
+	@echo "make bench      measure speed relative to plain versions of the same computations, also on a busy machine"
+	@echo "make bench-gpu  measure the GPU of this machine in ten minutes; without one, try the cases on the CPU"
 	@echo "make clean      remove what was built; keeps the virtual environment"
 
 $(READY): pyproject.toml constraints.txt yolov7/data/augment/_colour.c
@@ -71,6 +72,13 @@ check: $(READY)
 bench: $(READY)
 	@echo "== benchmarks"
 	@python -m tests.bench
+	@for busy in 1 4; do python -m tests.bench --busy $$busy; done
+	@python -m tests.bench --markdown
+
+# Without setting anything up, so that it runs in an image that has torch but no network: make bench-gpu PYTHON=python3
+bench-gpu:
+	@echo "== benchmark of the GPU"
+	@$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON)) -m tests.bench.gpu
 
 clean:
 	@echo "== removing artifacts, runs, the tracking store and caches"

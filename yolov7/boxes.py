@@ -6,8 +6,9 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from yolov7.system.shapes import Float
 
 IouKind = Literal["iou", "giou", "diou", "ciou", "siou", "eiou"]
 

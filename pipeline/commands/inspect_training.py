@@ -113,7 +113,7 @@ def _assignment_sheet(model: DetectionModel, index: ImageIndex, settings: TrainS
     dataset = DetectionDataset(index, image_size=settings.image_size, cache="none")
     chosen = _choose_images(index)
     samples = [dataset.sample(i) for i in chosen]
-    batch = collate(samples, np.stack([sample.image for sample in samples]), indices=chosen)
+    batch = collate(samples, torch.from_numpy(np.stack([sample.image for sample in samples])), indices=chosen)
     device = model.anchors_px.device
     with torch.inference_mode():
         maps = model(batch.images.to(device).float() / 255, auxiliary=True)

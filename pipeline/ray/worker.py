@@ -20,7 +20,6 @@ STARTED_FILE = "started"  # created by the first worker when all workers have be
 TOKEN_FILE = "shared"  # written by the driver: workers that read something else see another folder
 _VISIBLE_SECONDS = 10.0  # within which shared storage shows a new file to every node
 _PREEMPTION_SECONDS = 5.0  # between two checks whether a node will be removed
-_MOST_LOADER_WORKERS = 8
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +40,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     import torch
     from ray.train.torch import get_device
 
+    from yolov7.data.loader import count_workers
     from yolov7.training.loop import fit
     from yolov7.training.worker import Worker
 
@@ -51,7 +51,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         device=get_device(),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        loader_workers=_loader_workers(job, config["cpus"]),
+        loader_workers=count_workers(job.settings.loader_workers, cpus=config["cpus"]),
         processes_on_machine=context.get_local_world_size(),
         sync_batch_norm=config["sync"],
         follows_load=config["follows_load"],
@@ -162,8 +162,3 @@ class _Preemption:
 
 def _reads(path: Path, content: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == content
-
-
-def _loader_workers(job: TrainJob, cpus: int) -> int:
-    wanted = job.settings.loader_workers
-    return min(cpus, _MOST_LOADER_WORKERS) if wanted == "auto" else wanted

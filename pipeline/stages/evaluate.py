@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from pipeline.artifacts.files import read_json, stage_folder, whole_folder, write_json
 from pipeline.artifacts.prepared import has_split, load_split
 from pipeline.artifacts.reports import Metrics, PreparedData, TrainSummary
@@ -18,6 +20,7 @@ from pipeline.params import EvaluateSettings
 from pipeline.report import plots
 from yolov7.data.images import read_image
 from yolov7.data.index import ImageIndex
+from yolov7.data.loader import count_workers
 from yolov7.detect.drawing import contact_sheet, draw_detections, write_picture
 from yolov7.errors import ArtifactError
 from yolov7.evaluation.coco import FoundBoxes, coco_curves
@@ -132,6 +135,7 @@ def _measure(weights: Weights, index: ImageIndex, settings: EvaluateSettings) ->
         batch_size=settings.batch_size,
         nms=settings.nms,
         coco_engine=settings.engine,
+        loader_workers=count_workers("auto", cpus=torch.get_num_threads()),
     )
 
 

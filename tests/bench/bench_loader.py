@@ -24,6 +24,7 @@ from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import TrainLoader, make_batch
 from yolov7.settings import AugmentSettings
+from yolov7.structures import Batch
 from yolov7.system.memory import keep_memory
 from yolov7.system.precision import resolve_precision
 
@@ -39,7 +40,7 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
     keep_memory()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
-    with _split(width=640, height=480) as index:
+    with jpeg_split(width=640, height=480) as index:
         cached = DetectionDataset(index, image_size=SIZE, augment=AUGMENT, cache="memory")
         decoded = [_plain_tile(index, i) for i in range(COUNT)]
         _check_same(cached, decoded.__getitem__)
@@ -47,7 +48,7 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
         name = f"batch of {SAMPLES} with mosaic, {SIZE} px"
         yield watch.compare(f"{name}, decoded images in memory", plain, ours)
     for width, height in ((640, 480), (1600, 1200)):
-        with _split(width=width, height=height) as index:
+        with jpeg_split(width=width, height=height) as index:
             plain = partial(_plain_samples, partial(_plain_tile, index))
             ours = partial(_samples, DetectionDataset(index, image_size=SIZE, augment=AUGMENT, cache="none"))
             yield watch.at_most(3).compare(f"{name}, JPEG files of {width} x {height}", plain, ours)
@@ -56,15 +57,14 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
 
 def wait(_: Stopwatch) -> Iterator[Row]:
     """Measure which share of a short training is spent waiting for one worker process, with and without cache."""
-    step = Step(dtype=resolve_precision("auto", torch.device("cpu")), channels_last=True)
-    size = step.images.shape[-1]
-    for cache in ("memory", "none"):
-        with _split(width=640, height=480, count=6 * BATCH) as index:
-            dataset = DetectionDataset(index, image_size=size, augment=AUGMENT, cache=cache)  # type: ignore[arg-type]
-            loader = TrainLoader(dataset, batch_size=BATCH, num_workers=1)
-            waited, total = _train(loader, step)
-        what = "decoded images in memory" if cache == "memory" else "JPEG files"
-        name = f"training step, {size} px, batch {BATCH}, waits for its loader ({what}, 1 worker)"
+    batch = BATCH // 2  # so that the epoch takes some seconds on two cores
+    step = Step(dtype=resolve_precision("auto", torch.device("cpu")), channels_last=True, batch=batch, size=SIZE)
+    for cache, what in (("memory", "decoded images in memory"), ("none", "JPEG files")):
+        with jpeg_split(width=640, height=480, count=9 * batch) as index:
+            dataset = DetectionDataset(index, image_size=SIZE, augment=AUGMENT, cache=cache)  # type: ignore[arg-type]
+            loader = TrainLoader(dataset, batch_size=batch, num_workers=1)
+            waited, total = seconds_of_waiting(loader, step.take)
+        name = f"training step, {SIZE} px, batch {batch}, waits for its loader ({what}, 1 worker)"
         yield Row(name, figure=f"{waited / total:.1%} of {total:.1f} s, the first batch left out")
 
 
@@ -72,7 +72,7 @@ def cache(watch: Stopwatch) -> Iterator[Row]:
     """Compare one process's images per second from JPEG files with those from decoded images in memory and on disk."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
-    with _split(width=640, height=480) as index, tempfile.TemporaryDirectory() as folder:
+    with jpeg_split(width=640, height=480) as index, tempfile.TemporaryDirectory() as folder:
         make = partial(DetectionDataset, index, image_size=SIZE, augment=AUGMENT, cache_folder=Path(folder))
         plain = partial(_samples, make(cache="none"))
         for mode in ("memory", "disk"):
@@ -83,24 +83,24 @@ def cache(watch: Stopwatch) -> Iterator[Row]:
     cv2.setNumThreads(threads)
 
 
-def _train(loader: TrainLoader, step: Step) -> tuple[float, float]:
+def seconds_of_waiting(
+    loader: TrainLoader, take: Callable[[Batch], None], *, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
     """Return the seconds of waiting and all seconds, over the epoch's batches after the first."""
     batches = loader.epoch(0)
-    next(batches)
-    step()
-    waited, began = 0.0, time.perf_counter()
+    take(next(batches))
+    waited, began = 0.0, clock()
     while True:
-        asked = time.perf_counter()
+        asked = clock()
         batch = next(batches, None)
-        waited += time.perf_counter() - asked
+        waited += clock() - asked
         if batch is None:
-            return waited, time.perf_counter() - began
-        step.images, step.targets = batch.images.float() / 255, batch.targets
-        step()
+            return waited, clock() - began
+        take(batch)
 
 
 @contextmanager
-def _split(*, width: int, height: int, count: int = COUNT) -> Iterator[ImageIndex]:
+def jpeg_split(*, width: int, height: int, count: int = COUNT) -> Iterator[ImageIndex]:
     """Provide JPEG files that take about as long to decode as photographs, with random boxes."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,9 +16,10 @@ from yolov7.nn.model import DetectionModel
 from yolov7.settings import LossSettings
 from yolov7.spec.auxiliary import with_auxiliary
 from yolov7.spec.spec_files import load_spec
-from yolov7.structures import HeadMaps, Targets
+from yolov7.structures import Batch, HeadMaps, Targets
 from yolov7.system.memory import keep_memory
 from yolov7.system.precision import autocast, precision_name, resolve_precision
+from yolov7.training.ema import Ema
 
 BATCH, SIZE, CLASSES, OBJECTS = 16, 320, 80, 8
 CPU = torch.device("cpu")
@@ -32,6 +34,8 @@ class Step:
         dtype: torch.dtype,
         channels_last: bool,
         compiled: bool = False,
+        batch: int = BATCH,
+        size: int = SIZE,
         auxiliary: bool = False,
         settings: LossSettings = LossSettings(),  # noqa: B008  # frozen
     ) -> None:
@@ -41,15 +45,15 @@ class Step:
         model = DetectionModel(with_auxiliary(spec) if auxiliary else spec, num_classes=CLASSES)
         self.model = model.to(memory_format=order)
         self.runner: nn.Module = torch.compile(self.model) if compiled else self.model
-        self.images = torch.rand(BATCH, 3, SIZE, SIZE).contiguous(memory_format=order)
-        self.targets = targets_of_a_batch()
+        self.images = torch.rand(batch, 3, size, size).contiguous(memory_format=order)
+        self.targets = targets_of_a_batch(batch)
         self.dtype = dtype
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, fused=True)
         self.loss = DetectionLoss(
             anchors_px=self.model.anchors_px,
             strides=self.model.strides,
             num_classes=CLASSES,
-            image_size=SIZE,
+            image_size=size,
             settings=settings,
         )
 
@@ -60,6 +64,11 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def take(self, batch: Batch) -> None:
+        """Train one step on a batch of a loader."""
+        self.images, self.targets = batch.images.float().div_(255), batch.targets
+        self()
+
     @torch.no_grad()
     def maps(self) -> HeadMaps:
         """The head's maps as leaves."""
@@ -68,9 +77,9 @@ class Step:
         return HeadMaps(tuple(m.clone().requires_grad_() for m in maps.lead))
 
 
-def targets_of_a_batch() -> Targets:
+def targets_of_a_batch(batch: int = BATCH) -> Targets:
     """A few objects an image."""
-    return random_targets(batch=BATCH, objects=OBJECTS, classes=CLASSES, random=torch.Generator().manual_seed(0))
+    return random_targets(batch=batch, objects=OBJECTS, classes=CLASSES, random=torch.Generator().manual_seed(0))
 
 
 def rows(watch: Stopwatch) -> Iterator[Row]:
@@ -90,13 +99,44 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
     yield Row("assigner and loss with gradients, share of that step", figure=f"{loss / kept:.1%} ({loss * 1e3:.0f} ms)")
 
 
+def parts(watch: Stopwatch) -> Iterator[Row]:
+    """Compare the parts of a step that touch every weight with loops over the tensors, for the weights of YOLOv7."""
+    model = DetectionModel(load_spec("yolov7"), num_classes=CLASSES)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-6)
+    arguments = {"lr": 1e-6, "momentum": 0.9, "nesterov": True}
+    loop, fused = (
+        torch.optim.SGD(model.parameters(), **arguments, **kind) for kind in ({"foreach": False}, {"fused": True})
+    )
+    yield watch.compare("SGD of yolov7: a loop over its tensors, fused", loop.step, fused.step)
+    ema = Ema(model, decay=0.9999, ramp=2000)
+    average = [*ema.model.state_dict().values()]
+    plain = partial(_average_by_tensor, average, [*model.state_dict().values()])
+    yield watch.compare("moving average of yolov7: a loop over its tensors, foreach", plain, partial(ema.update, model))
+
+
+@torch.no_grad()
+def _average_by_tensor(average: list[Tensor], values: list[Tensor]) -> None:
+    for mean, value in zip(average, values, strict=True):
+        if mean.is_floating_point():
+            mean.mul_(0.999).add_(0.001 * value)
+
+
 def compiled(watch: Stopwatch) -> Iterator[Row]:
-    """The same step compiled; building it takes minutes."""
+    """Compare a compiled step with the plain one and the uncompiled one; say after how many steps compilation pays."""
     dtype = resolve_precision("auto", CPU)
-    plain = Step(dtype=torch.float32, channels_last=False)
-    ours = Step(dtype=dtype, channels_last=True, compiled=True)
-    name = f"training step: yolov7-tiny, {SIZE} px, batch {BATCH}, channels_last, compiled"
-    yield watch.at_most(3).compare(name, plain, ours)
+    plain, ours = Step(dtype=torch.float32, channels_last=False), Step(dtype=dtype, channels_last=True)
+    compiled_step = Step(dtype=dtype, channels_last=True, compiled=True)
+    name = f"training step: yolov7-tiny, {SIZE} px, batch {BATCH}, channels_last"
+    start = watch.once(compiled_step) + watch.once(compiled_step)
+    watch = watch.at_most(3)
+    yield watch.compare(f"{name}, compiled", plain, compiled_step)
+    row = watch.compare(f"{name}, not compiled, compiled", ours, compiled_step)
+    assert row.plain
+    assert row.ours
+    gain = row.plain - row.ours
+    pays = f"pays after {start / gain:.0f} steps" if gain > 0 else "never pays"
+    yield replace(row, figure=f"compilation takes {start:.0f} s and {pays}")
 
 
 def _loss_step(step: Step, maps: HeadMaps) -> tuple[Tensor, ...]:

@@ -23,8 +23,8 @@ class Row:
 
     def line(self) -> str:
         """As printed."""
-        seconds = "".join(f"{_shown(value):>11s}" for value in (self.plain, self.ours))
-        ratio = f"{self.ratio:.1f}x" if self.ratio else ""
+        seconds = "".join(f"{shown(value):>11s}" for value in (self.plain, self.ours))
+        ratio = f"{self.ratio:.2f}x" if self.ratio else ""
         return f"{self.case:76s}{seconds}{ratio:>8s}  {self.figure}".rstrip()
 
     def as_dict(self) -> dict[str, object]:
@@ -69,7 +69,8 @@ class Stopwatch:
         return replace(self, repeats=min(self.repeats, repeats))
 
 
-def _shown(seconds: float | None) -> str:
+def shown(seconds: float | None) -> str:
+    """Return a time in seconds or milliseconds; nothing for None."""
     if seconds is None:
         return ""
     return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds * 1e3:.1f} ms"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from yolov7.data import cache as module
@@ -107,9 +111,46 @@ def test_all_processes_of_a_machine_together_stay_within_its_memory(monkeypatch:
     assert make_cache(INDEX, SIZES, mode="auto", processes=3) is None
     assert make_cache(INDEX, SIZES, mode="memory", processes=8) is not None
     with pytest.raises(
-        SettingError, match=r"for each of 9 workers on this machine, but only .* use cache_images: disk"
+        SettingError, match=r"for each of 9 trainings on this machine, but only .* use cache_images: disk"
     ):
         make_cache(INDEX, SIZES, mode="memory", processes=9)
+
+
+def test_processes_of_a_run_share_one_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the memory has room for one copy (90 bytes) but not for three."""
+    monkeypatch.setattr(module, "available_memory", lambda: 800)
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe() for _ in range(3)]
+    members = [context.Process(target=_fill_and_read, args=(number, pipes[number][1])) for number in range(3)]
+    for member in members:
+        member.start()
+    for _ in range(4):  # every member exchanges four values
+        told = [here.recv() for here, _ in pipes]
+        for here, _ in pipes:
+            here.send(told)
+    for member in members:
+        member.join()
+    assert told == [[True, True, True]] * 3
+
+
+def _fill_and_read(number: int, pipe: Connection) -> None:
+    """Store one image, wait for the others, and report which images are found."""
+
+    def gather(mine: object) -> list[object]:
+        pipe.send(mine)
+        return pipe.recv()
+
+    cache = make_cache(INDEX, SIZES, mode="auto", processes=3, gather=gather)
+    if cache is not None:
+        cache.put(number, IMAGES[number])
+    gather(None)
+    gather([cache is not None and np.array_equal(cache.get(i), IMAGES[i]) for i in range(3)])
+
+
+def test_memory_is_measured_without_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = psutil.virtual_memory().total
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert 1 << 20 < module.available_memory() <= expected
 
 
 def test_a_cache_on_disk_needs_a_folder() -> None:

@@ -19,11 +19,13 @@ import yolov7
 from pipeline.cli.main import app
 from tests.artifacts import SMALL
 from tests.unit.data_files import write_coco, write_voc
+from yolov7.api import train as api_train
 from yolov7.errors import DataError, SettingError
 from yolov7.evaluation.class_mapping import map_classes
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import resolve_spec
 from yolov7.structures import Detections
+from yolov7.training.loop import fit
 from yolov7.weights.weight_files import save_weights
 
 
@@ -156,11 +158,14 @@ def test_the_command_writes_what_it_prints(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path) -> None:
-    settings = {"epochs": 1, "batch_size": 3, "image_size": 64, "precision": "float32", "loader_workers": 0}
+def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = []
+    monkeypatch.setattr(api_train, "fit", lambda job, worker: workers.append(worker.loader_workers) or fit(job, worker))
+    settings = {"epochs": 1, "batch_size": 3, "image_size": 64, "precision": "float32"}
     spec = resolve_spec(SMALL, name="small")
     path = yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None)
     assert yolov7.Detector.load(path).class_names == ("dog", "cat")  # by their ids
+    assert workers == [torch.get_num_threads()]
     assert yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None) == path  # nothing to do
     with pytest.raises(SettingError, match="other data or settings"):
         yolov7.train(spec, truth, tmp_path / "run", settings={**settings, "epochs": 2}, val_split=None)

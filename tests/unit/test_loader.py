@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
+from functools import partialmethod
 from itertools import zip_longest
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 from tests.unit.data_files import make_index
+from yolov7.data import loader as module
 from yolov7.data.dataset import DetectionDataset
-from yolov7.data.loader import TrainLoader, ValLoader
+from yolov7.data.loader import BatchKey, TrainLoader, ValBatch, ValLoader, count_workers
 from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import to_original
 from yolov7.settings import AugmentSettings
@@ -43,6 +46,27 @@ def test_batches_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
         found = list(helped.epoch(epoch, mosaic=epoch == 4))
         assert len(expected) == len(found) == len(alone) == 3
         assert all(_same(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_workers_draw_batches_into_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The assertion runs in the worker, before the batch is sent."""
+    for kind in (module._TrainBatches, module._ValBatches):
+        monkeypatch.setattr(kind, "__getitem__", partialmethod(_make_shared, kind.__getitem__))
+    dataset = _dataset(tmp_path)
+    train = TrainLoader(dataset, batch_size=3, num_workers=1)
+    val = ValLoader(dataset.index, image_size=64, batch_size=3, num_workers=1)
+    assert len(list(train.epoch(0))) == len(list(val)) == 3
+
+
+def _make_shared(batches: object, make: Callable[[object, BatchKey], Batch | ValBatch], key: BatchKey) -> object:
+    batch = make(batches, key)
+    assert batch.images.is_shared()
+    return batch
+
+
+def test_the_number_of_workers_is_chosen_by_the_cpus() -> None:
+    assert [count_workers("auto", cpus=cpus) for cpus in (1, 4, 64)] == [1, 4, 8]
+    assert [count_workers(wanted, cpus=4) for wanted in (0, 3, 12)] == [0, 3, 12]
 
 
 def test_every_epoch_has_every_image_once_in_another_order(tmp_path: Path) -> None:

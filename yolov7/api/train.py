@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from yolov7.data.find_data import FoundData, find_data, read_split
 from yolov7.data.index import save_index
+from yolov7.data.loader import count_workers
 from yolov7.errors import DataError, SettingError, one_line
 from yolov7.settings import TrainSettings, describe_fault
 from yolov7.spec.graph import ModelSpec
@@ -75,7 +77,8 @@ def train(
     )
     _check_owner(folder / "fingerprint", job.fingerprint)
     if not (folder / WEIGHTS).is_file():
-        fit(job, Worker(device=resolve_device(device)))
+        loader_workers = count_workers(chosen.loader_workers, cpus=torch.get_num_threads())
+        fit(job, Worker(device=resolve_device(device), loader_workers=loader_workers))
     return folder / WEIGHTS
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int
+from yolov7.system.shapes import Float, Int
 from torch import Tensor
 
 from yolov7.boxes import box_similarity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from yolov7.system.shapes import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 

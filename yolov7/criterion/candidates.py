@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from yolov7.structures import Targets
+from yolov7.system.shapes import Bool, Float, Int
 
 FINE, COARSE = 0.5, 1.0  # largest distance, in cells, from a centre to neighbouring cells that are candidates too
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from yolov7.system.shapes import Bool, Float, Int
 from torch import Tensor
 
 from yolov7.boxes import cxcywh_to_xyxy

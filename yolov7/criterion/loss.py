@@ -7,7 +7,6 @@ from functools import partial
 from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -28,6 +27,7 @@ from yolov7.criterion.candidates import COARSE, FINE, Anchors, Assignment, cell_
 from yolov7.criterion.loss_parts import Loss, LossParts, SumOverRanks, select
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
+from yolov7.system.shapes import Float, Int
 
 _FOCAL_ALPHA = 0.25
 _VARIFOCAL_ALPHA, _VARIFOCAL_GAMMA = 0.75, 2.0

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from yolov7.system.shapes import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from yolov7.system.shapes import Float
 from torch import Tensor
 
 from yolov7.boxes import cxcywh_to_xyxy

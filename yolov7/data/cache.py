@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from yolov7.data.index import ImageIndex
 from yolov7.errors import SettingError
 
 CacheMode = Literal["auto", "memory", "disk", "none"]
+Gather = Callable[[Any], list[Any]]
 MEMORY_SHARE = 0.25  # of the available memory, which the caches of `auto` on one machine may take together
 DISK_SHARE = 0.5  # of the free space and of what older cache files occupy, which the files of `disk` may take
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -32,12 +34,12 @@ class ImageCache:
     Processes that are forked later, or that map the same file, share the content: each reads what any of them wrote.
     """
 
-    def __init__(self, sizes: Sequence[Size], *, file: Path | None = None) -> None:
+    def __init__(self, sizes: Sequence[Size], *, file: Path | int | None = None) -> None:
         """Reserve the space for all images; none is filled unless an earlier process filled the file.
 
         Args:
             sizes: Width and height of each image, pixels.
-            file: The file to keep them in; None for memory.
+            file: The file to keep them in, by its path or as an open descriptor; None for memory.
 
         Raises:
             OSError: If the file cannot be written or the disk has not enough space.
@@ -76,18 +78,26 @@ class ImageCache:
 
 
 def make_cache(
-    index: ImageIndex, sizes: Sequence[Size], *, mode: CacheMode, folder: Path | None = None, processes: int = 1
+    index: ImageIndex,
+    sizes: Sequence[Size],
+    *,
+    mode: CacheMode,
+    folder: Path | None = None,
+    processes: int = 1,
+    gather: Gather = lambda mine: [mine],
 ) -> ImageCache | None:
     """Make the cache of the images of a split.
 
     Args:
         index: The images.
         sizes: Width and height at which each image is kept, pixels.
-        mode: `auto`: in memory if the caches of all processes take at most a quarter of what is available. `memory`: in
+        mode: `auto`: in memory if the caches of this machine take at most a quarter of what is available. `memory`: in
             memory. `disk`: in a file of `folder`, which all processes share and which later runs with the same images
             and sizes find filled; older files are deleted to make space. `none`: no cache.
         folder: Folder of the cache files; needed for `disk`.
-        processes: Number of processes of this machine that make a cache in memory of their own.
+        processes: Number of processes of this machine that call this function at about the same time.
+        gather: Collects a value from every process of the run. The processes that it reaches on this machine share one
+            cache in memory. All of them must call this function with the same images, sizes and mode.
 
     Returns:
         The cache; None for no cache.
@@ -106,27 +116,73 @@ def make_cache(
         if not file.is_file():
             _make_space(folder, needed)
         return ImageCache(sizes, file=file)
-    available, together = available_memory(), processes * needed
-    if mode == "auto":
-        return ImageCache(sizes) if together <= MEMORY_SHARE * available else None
-    if together > available:
-        each = f" for each of {processes} workers on this machine" if processes > 1 else ""
-        raise SettingError(
-            f"cache_images='memory' needs {needed / 1e9:.1f} GB for decoded images{each}, but only "
-            f"{available / 1e9:.1f} GB of memory are available; use cache_images: disk, which workers share, or none"
-        )
-    return ImageCache(sizes)
+    return _share_memory(sizes, needed, mode=mode, processes=processes, gather=gather)
+
+
+def _share_memory(
+    sizes: Sequence[Size], needed: int, *, mode: CacheMode, processes: int, gather: Gather
+) -> ImageCache | None:
+    """Make one cache in memory for the processes of this machine that `gather` reaches; see `make_cache`.
+
+    The first of them creates a file in memory that has no name, and the others open its descriptor. The system frees
+    the memory when the last process ends, in whatever way it ends.
+    """
+    here, process = _place(), os.getpid()
+    told = gather((here, process, available_memory()))
+    members = [(number, available) for place, number, available in told if place == here]
+    owner, available = members[0]  # all members apply the same limit
+    copies = -(-processes // len(members))
+    allowed = MEMORY_SHARE * available if mode == "auto" else available
+    is_shared = len(members) > 1 and copies * needed <= allowed
+    own = _memory_file(needed) if is_shared and process == owner else None
+    descriptors = {(place, number): file for place, number, file in gather((here, process, own))}
+    if copies * needed > allowed:
+        if mode == "auto":
+            return None
+        raise _too_large(needed, available, copies=copies)
+    if own is not None or not is_shared:
+        return ImageCache(sizes, file=own)
+    try:
+        with Path(f"/proc/{owner}/fd/{descriptors[here, owner]}").open("r+b") as file:
+            return ImageCache(sizes, file=file.fileno())
+    except OSError:  # the system does not allow it: a copy for each process, if there is room
+        return ImageCache(sizes) if processes * needed <= allowed else None
+
+
+def _place() -> str:
+    """Return what is equal in two processes if each can open the files of the other by its number."""
+    if sys.platform != "linux":
+        return f"{platform.node()} {os.getpid()}"
+    return f"{_boot()} {Path('/proc/self/ns/pid').stat().st_ino}"
+
+
+def _memory_file(length: int) -> int:
+    """Return the descriptor of a file in memory, which stays open so that other processes find it."""
+    assert sys.platform == "linux"
+    descriptor = os.memfd_create("decoded images")
+    os.truncate(descriptor, length)
+    return descriptor
+
+
+def _too_large(needed: int, available: int, *, copies: int) -> SettingError:
+    each = f" for each of {copies} trainings on this machine" if copies > 1 else ""
+    return SettingError(
+        f"cache_images='memory' needs {needed / 1e9:.1f} GB for decoded images{each}, but only "
+        f"{available / 1e9:.1f} GB of memory are available; use cache_images: disk, which trainings share, or none"
+    )
 
 
 def available_memory() -> int:
     """Return how many bytes this process may still use: of the machine, and of its control group if that is limited.
 
     Returns:
-        Bytes.
+        Bytes; half of the machine's memory if the system does not say how much is available.
     """
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
@@ -135,9 +191,9 @@ def available_memory() -> int:
     return min(available, max(limit - used, 0))
 
 
-def _map(file: Path | None, *, length: int) -> mmap.mmap:
-    if file is None:
-        return mmap.mmap(-1, length)
+def _map(file: Path | int | None, *, length: int) -> mmap.mmap:
+    if not isinstance(file, Path):
+        return mmap.mmap(-1 if file is None else file, length)
     file.touch()
     with file.open("r+b") as opened:
         opened.truncate(length)
@@ -156,10 +212,13 @@ def _reserve(descriptor: int, length: int, *, file: Path) -> None:
 
 def _key(index: ImageIndex, sizes: Sequence[Size]) -> str:
     """Return a hash of images, sizes and boot: after a crash, pixels may be missing that are marked as filled."""
-    boot = _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
-    digest = hashlib.blake2b("\n".join((*index.hashes, boot)).encode(), digest_size=12)
+    digest = hashlib.blake2b("\n".join((*index.hashes, _boot())).encode(), digest_size=12)
     digest.update(np.array(sizes, np.int64).tobytes())
     return digest.hexdigest()
+
+
+def _boot() -> str:
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.is_file() else ""
 
 
 def _make_space(folder: Path, needed: int) -> None:

@@ -18,7 +18,7 @@ from yolov7.data.augment.letterbox import Letterbox, Size, fitted_size, letterbo
 from yolov7.data.augment.mosaic import place_centre, place_mosaic, place_mosaic_nine
 from yolov7.data.augment.paste import copy_paste, cut_patches, paste_in
 from yolov7.data.augment.tile import Sample, Tile, blend, flip, normalise_boxes, place_tile
-from yolov7.data.cache import CacheMode, make_cache
+from yolov7.data.cache import CacheMode, Gather, make_cache
 from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
 from yolov7.data.outlines import move
@@ -69,6 +69,7 @@ class DetectionDataset:
         cache: CacheMode = "auto",
         cache_folder: Path | None = None,
         processes: int = 1,
+        gather: Gather = lambda mine: [mine],
     ) -> None:
         """Prepare the data set; no image is read yet.
 
@@ -81,6 +82,7 @@ class DetectionDataset:
             cache_folder: Folder of the cache files of `cache="disk"`.
             processes: Number of processes of this machine that make a data set of their own, so that all of their
                 caches together stay within the limit of memory. Processes forked from this one do not count.
+            gather: Collects a value from every process of the run. Those of one machine share their cache in memory.
 
         Raises:
             SettingError: If the cache does not fit into memory or on the disk.
@@ -94,7 +96,9 @@ class DetectionDataset:
             for width, height in zip(index.widths, index.heights, strict=True)
         ]
         self._objects = _resized_objects(self._sizes, index)
-        self._cache = make_cache(index, self._sizes, mode=cache, folder=cache_folder, processes=processes)
+        self._cache = make_cache(
+            index, self._sizes, mode=cache, folder=cache_folder, processes=processes, gather=gather
+        )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -121,7 +125,7 @@ class DetectionDataset:
             DataError: If an image cannot be read or has changed since it was indexed.
         """
         if self.augment is None:
-            sample = self._make_plain(i)
+            sample = self._make_plain(i, out)
         else:
             sample = self._make_augmented(i, self.augment, epoch, mosaic, out)
         if out is None or sample.image is out:
@@ -129,11 +133,12 @@ class DetectionDataset:
         out[:] = sample.image
         return replace(sample, image=out)
 
-    def letterboxed(self, i: int) -> tuple[Image, Letterbox]:
+    def letterboxed(self, i: int, *, out: Image | None = None) -> tuple[Image, Letterbox]:
         """Return an image as detection receives it.
 
         Args:
             i: Position of the image in the index.
+            out: The array (S, S, 3), uint8, to draw to. By default a new one.
 
         Returns:
             The letterboxed image (S, S, 3), and its geometry, which leads back to the image's own pixels.
@@ -141,10 +146,10 @@ class DetectionDataset:
         Raises:
             DataError: If the image cannot be read or has changed since it was indexed.
         """
-        return letterbox(_read_checked(self.index, i), size=self.image_size)
+        return letterbox(_read_checked(self.index, i), size=self.image_size, out=out)
 
-    def _make_plain(self, i: int) -> Sample:
-        image, geometry = self.letterboxed(i)
+    def _make_plain(self, i: int, out: Image | None) -> Sample:
+        image, geometry = self.letterboxed(i, out=out)
         chosen = ~self.index.crowd_of(i)
         boxes = geometry.to_letterbox(self.index.boxes_of(i)[chosen])
         normalised = normalise_boxes(boxes, width=self.image_size, height=self.image_size)

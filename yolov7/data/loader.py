@@ -8,15 +8,14 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 from numpy.random import default_rng
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from yolov7.data.augment.letterbox import Letterbox
 from yolov7.data.augment.tile import Sample
@@ -28,6 +27,7 @@ from yolov7.structures import Batch, Targets
 from yolov7.system.memory import keep_memory
 
 PREFETCH = 2  # batches that each worker process prepares ahead
+_MOST_WORKERS = 8  # processes that `auto` starts at most
 _SHUFFLE = 1 << 32  # separates the generator of the order from those of the samples
 _PR_SET_PDEATHSIG = 1
 
@@ -60,6 +60,19 @@ class ValBatch:
     images: Tensor
     index: tuple[int, ...]
     geometry: tuple[Letterbox, ...]
+
+
+def count_workers(wanted: int | Literal["auto"], *, cpus: int) -> int:
+    """Return how many processes prepare batches.
+
+    Args:
+        wanted: The number, or `auto` for one process per CPU and at most eight.
+        cpus: Number of CPUs of the process that uses the batches.
+
+    Returns:
+        The number of processes.
+    """
+    return min(cpus, _MOST_WORKERS) if wanted == "auto" else wanted
 
 
 class TrainLoader:
@@ -195,14 +208,15 @@ def make_batch(dataset: DetectionDataset, indices: Sequence[int], *, epoch: int 
     Returns:
         The batch.
     """
-    images = np.empty((len(indices), dataset.image_size, dataset.image_size, 3), np.uint8)
+    images = _empty_images(len(indices), size=dataset.image_size)
     samples = [
-        dataset.sample(i, epoch=epoch, mosaic=mosaic, out=image) for i, image in zip(indices, images, strict=True)
+        dataset.sample(i, epoch=epoch, mosaic=mosaic, out=image)
+        for i, image in zip(indices, images.numpy(), strict=True)
     ]
     return collate(samples, images, indices=indices)
 
 
-def collate(samples: Sequence[Sample], images: NDArray[np.uint8], *, indices: Sequence[int]) -> Batch:
+def collate(samples: Sequence[Sample], images: Tensor, *, indices: Sequence[int]) -> Batch:
     """Combine samples into a batch.
 
     Args:
@@ -221,12 +235,18 @@ def collate(samples: Sequence[Sample], images: NDArray[np.uint8], *, indices: Se
             np.concatenate([np.zeros((0, 4), np.float32), *(sample.boxes_cxcywh for sample in samples)])
         ),
     )
-    return Batch(_as_tensor(images), targets, tuple(indices))
+    return Batch(images.permute(0, 3, 1, 2), targets, tuple(indices))
 
 
-def _as_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """Return images (B, 3, H, W) in the memory format channels_last, which needs no copy of the pixels."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
+def _empty_images(count: int, *, size: int) -> Tensor:
+    """Return a tensor for images (B, S, S, 3), uint8, in shared memory if this is a worker process.
+
+    A worker would otherwise copy each batch to shared memory when it is complete.
+    """
+    if get_worker_info() is None or not count:
+        return torch.empty(count, size, size, 3, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * size * size * 3, device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, size, size, 3)  # type: ignore[call-overload]
 
 
 class _TrainBatches(Dataset[Batch]):
@@ -242,8 +262,10 @@ class _ValBatches(Dataset[ValBatch]):
         self._dataset = dataset
 
     def __getitem__(self, key: BatchKey) -> ValBatch:
-        images, geometry = zip(*(self._dataset.letterboxed(i) for i in key.indices), strict=True)
-        return ValBatch(_as_tensor(np.stack(images)), key.indices, geometry)
+        images = _empty_images(len(key.indices), size=self._dataset.image_size)
+        pairs = zip(key.indices, images.numpy(), strict=True)
+        geometry = tuple(self._dataset.letterboxed(i, out=image)[1] for i, image in pairs)
+        return ValBatch(images.permute(0, 3, 1, 2), key.indices, geometry)
 
 
 class _Keys(Sampler[BatchKey]):

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import hotcoco
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import coco, cocoeval
 
 from yolov7.data.index import ImageIndex, to_xywh
 from yolov7.settings import COCO_ENGINE, CocoEngine
@@ -148,6 +146,8 @@ def _images_and_categories(index: ImageIndex) -> tuple[list[dict[str, Any]], lis
 
 
 def _with_hotcoco(index: ImageIndex, objects: _Columns, found: _Columns) -> Any:
+    import hotcoco
+
     images, categories = _images_and_categories(index)
     truth = hotcoco.COCO.from_arrays(
         images,
@@ -165,6 +165,8 @@ def _with_hotcoco(index: ImageIndex, objects: _Columns, found: _Columns) -> Any:
 
 
 def _with_pycocotools(index: ImageIndex, objects: _Columns, found: _Columns) -> Any:
+    from pycocotools import cocoeval
+
     with _quiet():
         truth = _table(index, objects, crowd=index.crowd.astype(int).tolist())
         evaluation = cocoeval.COCOeval(truth, _table(index, found, crowd=[0] * len(found.image)), "bbox")
@@ -175,6 +177,8 @@ def _with_pycocotools(index: ImageIndex, objects: _Columns, found: _Columns) -> 
 
 def _table(index: ImageIndex, boxes: _Columns, *, crowd: list[int]) -> Any:
     """Return a table of pycocotools; the ids of boxes start at 1, since 0 would count as no match."""
+    from pycocotools import coco
+
     images, categories = _images_and_categories(index)
     rows = zip(
         boxes.image.tolist(),
@@ -196,6 +200,8 @@ def _table(index: ImageIndex, boxes: _Columns, *, crowd: list[int]) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the prints of pycocotools only; redirecting the standard output would silence other threads too."""
+    from pycocotools import coco, cocoeval
+
     modules: tuple[Any, ...] = (coco, cocoeval)
     for module in modules:
         module.print = lambda *_: None

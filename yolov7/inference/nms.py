@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from yolov7.boxes import cxcywh_to_xyxy, pairwise_iou
 from yolov7.settings import NmsSettings
 from yolov7.structures import Detections
+from yolov7.system.shapes import Bool, Float, Int
 
 _BLOCK = 512  # candidates that are compared with each other at once
 _FEW = 1024  # up to this limit, all kept boxes are compared with each new block, whatever their group

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from jaxtyping import Float
+from yolov7.system.shapes import Float
 from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct

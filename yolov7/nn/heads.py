@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.spec.block_schema import DetectRow
 from yolov7.spec.row import MapShape
 from yolov7.structures import HeadMaps
+from yolov7.system.shapes import Float
 
 _PRIOR_OBJECTS = 8.0  # assumed number of objects in an image of _PRIOR_SIDE pixels before training
 _PRIOR_SIDE = 640.0

@@ -12,7 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from yolov7.errors import SettingError, SpecError, one_line, shown, suggest
@@ -118,6 +117,8 @@ def spec_to_yaml(spec: ModelSpec) -> str:
     Returns:
         The YAML text.
     """
+    import yaml
+
     plain = spec.model_dump(by_alias=True, exclude_defaults=True, mode="json")
     lines = [f"{key}: {value}" for key, value in plain.items() if key not in ("name", "rows")]
     above = IMAGE

@@ -36,6 +36,7 @@ def build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoade
         cache=settings.cache_images,
         cache_folder=job.run_folder.parents[1] / ".cache",  # shared by all runs of all variants
         processes=worker.processes_on_machine,
+        gather=worker.gather,
     )
     return TrainLoader(
         dataset,

@@ -209,7 +209,7 @@ class Stepper:
         return _RATE_AFTER_ROLLBACK**self._state.progress.rollbacks
 
     def _prepare(self, images: Tensor) -> Tensor:
-        scaled = images.to(self._worker.device, non_blocking=True).float() / 255  # B 3 H W
+        scaled = images.to(self._worker.device, non_blocking=True).float().div_(255)  # B 3 H W
         size = self._training_size(images.shape[-1])
         if size != images.shape[-1]:
             scaled = functional.interpolate(scaled, size=(size, size), mode="bilinear", align_corners=False)
@@ -246,4 +246,8 @@ def _distribute(model: DetectionModel, worker: Worker) -> DistributedDataParalle
     """Wrap the model so that gradients, and statistics if wanted, are combined over all workers."""
     if worker.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # in place
-    return DistributedDataParallel(model, device_ids=[worker.device.index] if worker.device.type == "cuda" else None)
+    return DistributedDataParallel(
+        model,
+        device_ids=[worker.device.index] if worker.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,  # otherwise every gradient is copied twice in each exchange
+    )

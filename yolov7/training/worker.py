@@ -22,7 +22,7 @@ class Worker:
         rank: The number of this process.
         world_size: The number of processes.
         loader_workers: How many processes prepare samples for this one; 0 means that it prepares them itself.
-        processes_on_machine: How many processes of this machine train, this one included; they share its memory.
+        processes_on_machine: How many processes of this machine train, this one included, in this run and in others.
         sync_batch_norm: Whether the statistics of batch norm are computed over the images of all processes.
         follows_load: Whether a run on the CPU may use fewer threads than torch is set to, if other processes are busy
             when it begins.

@@ -146,6 +146,7 @@ def letterbox(
     scale_up: bool = True,
     stride: int | None = None,
     stretch: bool = False,
+    out: Image | None = None,
 ) -> tuple[Image, Letterbox]:
     """Resize an image to fit into `size` with its aspect ratio kept, and centre it on grey.
 
@@ -155,18 +156,20 @@ def letterbox(
         scale_up: Whether images smaller than `size` are enlarged.
         stride: If given, pad only to the next multiple of it instead of to the whole `size`.
         stretch: Fill `size` without keeping the aspect ratio. Has no effect together with `stride`.
+        out: The array to draw to, which has the shape of the result. By default a new one.
 
     Returns:
         The letterboxed image and its geometry.
     """
     height, width = image.shape[:2]
     geometry = letterbox_geometry(width, height, size=size, scale_up=scale_up, stride=stride, stretch=stretch)
-    resized = resize(image, width=geometry.resized_w, height=geometry.resized_h)
-    if (geometry.out_h, geometry.out_w) == resized.shape[:2]:
-        return resized, geometry
-    out = np.full((geometry.out_h, geometry.out_w, 3), FILL, np.uint8)
+    if out is None:
+        out = np.empty((geometry.out_h, geometry.out_w, 3), np.uint8)
     top, left = geometry.top, geometry.left
-    out[top : top + geometry.resized_h, left : left + geometry.resized_w] = resized
+    inside = out[top : top + geometry.resized_h, left : left + geometry.resized_w]
+    if inside.shape != out.shape:
+        out[:] = FILL
+    resize_into(inside, image)
     return out, geometry
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from yolov7.data.read.yolo import SPLIT_KEYS
@@ -27,6 +26,8 @@ def write_yolo(folder: Path, splits: Mapping[str, SizedSplit], losses: Losses) -
         splits: The splits by name.
         losses: What cannot be expressed is added.
     """
+    import yaml
+
     keys = _keys(list(splits))
     files = WrittenFiles()
     for name, split in splits.items():
