@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
 import torch
-from yolov7.system.shapes import Float, Int
 from torch import Tensor
 
 from yolov7.boxes import box_similarity
@@ -21,6 +20,7 @@ from yolov7.criterion.candidates import Assignment
 from yolov7.criterion.grid import Grid
 from yolov7.criterion.matching import ByImage
 from yolov7.structures import Targets
+from yolov7.system.shapes import Float, Int
 
 _EPS = 1e-9
 _ANCHOR_SIDE = 5.0  # side of the square anchor of a cell in strides (ATSS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, final
 
 import torch
-from yolov7.system.shapes import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
@@ -17,6 +16,7 @@ from yolov7.criterion.grid import Grid
 from yolov7.criterion.loss_parts import Loss, LossParts, SumOverRanks, select
 from yolov7.criterion.simota import decode_yolox
 from yolov7.structures import HeadMaps, Targets
+from yolov7.system.shapes import Float
 
 _YOLOX_BOX_GAIN = 5.0
 _VARIFOCAL_ALPHA = 0.75  # weight of negatives in the varifocal loss; the exponent is 2

@@ -17,7 +17,7 @@ from yolov7.criterion.candidates import FINE, Anchors, Assignment, distinct_cell
 from yolov7.criterion.matching import ByImage, ObjectBoxes, Predictions, chunks_of_images, class_costs, match_cheapest
 from yolov7.settings import Guidance
 from yolov7.structures import HeadMaps, Targets
-from yolov7.system.shapes import Bool, Float, Int
+from yolov7.system.shapes import Float
 
 MAX_K, MAX_K_WITH_AUXILIARY = 10, 20  # how many IoUs are summed to get the number of positives of an object
 LEAD_SPAN, WIDE_SPAN = 2.0, 3.0  # range, in cells, of the decoded centre of a box around the centre of its cell

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from yolov7.system.shapes import Bool, Float, Int
 from torch import Tensor
 
 from yolov7.boxes import cxcywh_to_xyxy
 from yolov7.criterion.candidates import Assignment
 from yolov7.structures import Targets
+from yolov7.system.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from yolov7.system.shapes import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from yolov7.boxes import pairwise_iou
+from yolov7.system.shapes import Bool, Float, Int
 
 MAX_PAIRS = 1 << 22  # pairs of object and candidate (with padding) that are compared at once; limits the memory
 

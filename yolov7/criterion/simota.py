@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from yolov7.system.shapes import Float
 from torch import Tensor
 
 from yolov7.boxes import cxcywh_to_xyxy
@@ -22,6 +21,7 @@ from yolov7.criterion.matching import (
     match_cheapest,
 )
 from yolov7.structures import Targets
+from yolov7.system.shapes import Float
 
 SimOtaRule = Literal["r25", "r15"]
 

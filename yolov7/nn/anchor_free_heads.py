@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from yolov7.system.shapes import Float
 from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct
@@ -19,6 +18,7 @@ from yolov7.nn.heads import Head, cell_corners, make_implicit
 from yolov7.spec.head_rows import DflHeadRow, PpyoloeHeadRow, YoloxHeadRow
 from yolov7.spec.row import MapShape
 from yolov7.structures import HeadMaps
+from yolov7.system.shapes import Float
 
 _PRIOR = 0.01  # probability of an object before training
 _PRIOR_OBJECTS = 5.0  # assumed number of objects of an image of _PRIOR_SIDE pixels before training
