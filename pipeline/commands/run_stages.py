@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from pipeline.tracking import RunKey, TrackedRun, Tracker, find_runs, serve_page
 from yolov7.errors import SettingError
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 
-Selection = Iterable[tuple[ResolvedVariant | ExternalVariant, int]]
+Selection = Sequence[tuple[ResolvedVariant | ExternalVariant, int]]
 _MOST_LINES = 12
 
 
@@ -251,8 +251,13 @@ def _warm_up(selection: Selection) -> None:
     """Begin to import what trainings on this machine need, which takes longer than all that comes before them."""
     from pipeline.ray.local import needs_no_cluster, preload
 
-    trained = [(variant, seed) for variant, seed in selection if variant.given is None]
-    unfinished = [one for one, seed in trained if not (run_folder(one.name, seed) / WEIGHTS).is_file()]
+    unfinished = [
+        variant
+        for variant, seed in selection
+        if isinstance(variant, ResolvedVariant)
+        and variant.given is None
+        and not (run_folder(variant.name, seed) / WEIGHTS).is_file()
+    ]
     if any(needs_no_cluster(variant.ray) for variant in unfinished):
         preload()
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from pipeline.artifacts.files import read_json, stage_folder
 from pipeline.artifacts.reports import TrainSummary
-from pipeline.commands.run_stages import Selection, run_train
+from pipeline.commands.run_stages import run_train
 from pipeline.console import console, counted, duration, stage_line
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.params import RaySettings
@@ -63,7 +63,7 @@ class _Running:
     printer: threading.Thread
 
 
-def train_many(experiment: Experiment, selection: Selection, *, jobs: int) -> None:
+def train_many(experiment: Experiment, selection: Sequence[tuple[ResolvedVariant, int]], *, jobs: int) -> None:
     """Train variants and seeds at the same time, and keep the finished runs for `dvc repro`.
 
     Those whose training is finished, or recorded by DVC with the same inputs, are not trained again. Variants with
@@ -122,7 +122,8 @@ def _recorded_by_dvc(stages: Sequence[str]) -> set[str]:
     if done.returncode:
         reason = one_line((done.stderr.strip().splitlines() or ["no message"])[-1])
         raise ArtifactError(f"`dvc status` fails ({reason}); run it to see why, and then the same command again")
-    return set(stages) - json.loads(done.stdout).keys()
+    changed: dict[str, object] = json.loads(done.stdout)
+    return set(stages) - changed.keys()
 
 
 def _train_all(experiment: Experiment, tasks: Sequence[_Task], *, jobs: int) -> list[str]:
