@@ -1,7 +1,9 @@
-"""Named settings of a training: the reference implementation's for each kind of model, and one for fine-tuning.
+"""Named settings of a training: the reference implementation's, those of other families, and one for fine-tuning.
 
 A recipe is a set of keys: `{recipe: p5, epochs: 100}` is p5 with 100 epochs. Keys that a recipe does not name keep
 their defaults. The reference's settings files name neither batch size nor schedule, and so its recipes do not either.
+No recipe names the batch size, because all learning rates are stated for 64 images, or the number of epochs, which is
+300 for all families. `docs/design/training.md` lists what the recipes of other families approximate or leave out.
 
 Training settings are stated for all variants and, key by key, for single ones. The order, from weak to strong, is:
 defaults, the keys of the recipe, the keys that are stated for all variants, the keys that are stated for the variant.
@@ -13,7 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-RecipeName = Literal["p5", "p6", "tiny", "custom", "finetune"]
+RecipeName = Literal[
+    "p5",
+    "p6",
+    "tiny",
+    "custom",
+    "finetune",
+    "yolov5-low",
+    "yolov5-high",
+    "yolov4",
+    "yolov4-tiny",
+    "yolox",
+    "ppyoloe",
+    "u6",
+]
 
 _P5 = {
     "image_size": 640,
@@ -27,6 +42,28 @@ _P5 = {
         "flip_horizontal": 0.5,
     },
     "loss": {"box": 0.05, "classification": 0.3, "objectness": 0.7},
+    "optim": {"optimizer": "sgd", "lr0": 0.01, "lr_final": 0.1, "momentum": 0.937, "weight_decay": 0.0005},
+}
+
+
+_YOLOV5 = {
+    "close_mosaic": 0,
+    "augment": {"mosaic": 1.0, "mixup": 0.0, "translate": 0.1, "scale": 0.5, "flip_horizontal": 0.5},
+    "loss": {"assigner": "anchor", "box": 0.05, "classification": 0.5, "objectness": 1.0},
+    "optim": {
+        "optimizer": "sgd",
+        "lr0": 0.01,
+        "lr_final": 0.01,
+        "decay": "linear",
+        "momentum": 0.937,
+        "weight_decay": 0.0005,
+    },
+}
+_YOLOV4 = {
+    "close_mosaic": 0,
+    "anchors": "spec",
+    "augment": {"mosaic": 1.0, "mixup": 0.0, "translate": 0.1, "scale": 0.9, "flip_horizontal": 0.5},
+    "loss": {"assigner": "anchor", "box": 0.05, "classification": 0.3, "objectness": 0.6},
     "optim": {"optimizer": "sgd", "lr0": 0.01, "lr_final": 0.1, "momentum": 0.937, "weight_decay": 0.0005},
 }
 
@@ -60,6 +97,80 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         },
     ),
     "custom": merge(_P5, {"augment": {"mixup": 0.0, "paste_in": 0.0, "scale": 0.5}}),
+    "yolov5-low": _YOLOV5,  # of the models N and S
+    "yolov5-high": merge(  # of the models M, L and X, and of those with four levels
+        _YOLOV5,
+        {
+            "augment": {"mixup": 0.1, "copy_paste": 0.1, "scale": 0.9},
+            "loss": {"classification": 0.3, "objectness": 0.7},
+            "optim": {"lr_final": 0.1},
+        },
+    ),
+    "yolov4": _YOLOV4,
+    "yolov4-tiny": merge(_YOLOV4, {"loss": {"classification": 0.5, "objectness": 1.0, "objectness_balance": "coarse"}}),
+    "yolox": {
+        "close_mosaic": 16,
+        "multi_scale": 0.3,
+        "augment": {
+            "mosaic": 1.0,
+            "mixup": 1.0,
+            "degrees": 10.0,
+            "shear": 2.0,
+            "translate": 0.1,
+            "scale": 0.9,
+            "flip_horizontal": 0.5,
+        },
+        "loss": {"simota": "r25"},
+        "optim": {
+            "optimizer": "sgd",
+            "schedule": "yolox",
+            "lr0": 0.01,
+            "lr_final": 0.05,
+            "flat_share": 0.05,
+            "momentum": 0.9,
+            "weight_decay": 0.0005,
+            "warmup_epochs": 5.0,
+            "ema_decay": 0.9998,
+        },
+    },
+    "ppyoloe": {
+        "close_mosaic": 0,
+        "multi_scale": 0.2,
+        "augment": {"mosaic": 0.0, "mixup": 0.0, "translate": 0.2, "scale": 0.7, "flip_horizontal": 0.5},
+        "loss": {"atss_epochs": 100},
+        "optim": {
+            "optimizer": "sgd",
+            "nesterov": False,
+            "schedule": "ppyoloe",
+            "lr0": 0.01,
+            "momentum": 0.9,
+            "weight_decay": 0.0005,
+            "decay_biases": True,
+            "warmup_epochs": 5.0,
+            "ema": "corrected",
+            "ema_decay": 0.9998,
+        },
+    },
+    "u6": {
+        "close_mosaic": 0,
+        "augment": {
+            "mosaic": 1.0,
+            "mixup": 0.1,
+            "copy_paste": 0.2,
+            "translate": 0.1,
+            "scale": 0.9,
+            "flip_horizontal": 0.5,
+        },
+        "optim": {
+            "optimizer": "sgd",
+            "lr0": 0.01,
+            "lr_final": 0.01,
+            "decay": "linear",
+            "momentum": 0.937,
+            "weight_decay": 0.0005,
+            "clip_norm": 10.0,
+        },
+    },
     "finetune": {  # not from the reference: small steps and weak augmentation, because the weights are good already
         "epochs": 50,
         "close_mosaic": 10,

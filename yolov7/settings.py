@@ -119,10 +119,25 @@ class AugmentSettings(Settings):
 
 
 class LossSettings(Settings):
-    """Settings of the loss. Gains are scaled by the numbers of levels and classes and by the image size."""
+    """Settings of the loss. Gains are scaled by the numbers of levels and classes and by the image size.
+
+    Only `simota` and `atss_epochs` affect heads without anchors; their other constants are those of their papers.
+    """
 
     assigner: Literal["ota", "anchor"] = Field(
         "ota", description="ota: by predictions; anchor: by the shape of the anchor only, as in YOLOv5"
+    )
+    simota: Literal["r25", "r15"] = Field(
+        "r25",
+        description="candidates of YOLOX's head; r25: cells in a box or within 2.5 strides of its centre; "
+        "r15: cells within 1.5 strides",
+    )
+    atss_epochs: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="number of first epochs in which heads with distributions assign by place and not by predictions "
+        "(ATSS); at most a third of the run",
     )
     box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field(
         "ciou", description="measure of similarity of two boxes"
@@ -135,6 +150,9 @@ class LossSettings(Settings):
     )
     classification_loss: Literal["bce", "varifocal"] = Field(
         "bce", description="with varifocal, the target of a class is the quality of the predicted box"
+    )
+    objectness_balance: Literal["fine", "coarse"] = Field(
+        "fine", description="level with the largest weight in the objectness loss"
     )
     label_smoothing: Probability = Field(0.0, description="s: the class targets are 1 - s/2 and s/2")
     focal_gamma: NonNegative = Field(
@@ -176,11 +194,21 @@ class LossSettings(Settings):
 class OptimSettings(Settings):
     """The optimizer, the schedule of learning rates, and the exponential moving average of the weights."""
 
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum, as in the reference")
-    schedule: Literal["scaled", "reference"] = Field(
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="stochastic gradient descent with momentum, or AdamW")
+    nesterov: bool = Field(True, description="use Nesterov momentum with sgd, as in the reference")
+    clip_norm: NonNegative = Field(0.0, le=1e9, description="largest norm of the gradient of a step; 0: no limit")
+    schedule: Literal["scaled", "reference", "yolox", "ppyoloe"] = Field(
         "scaled",
-        description="scaled: a warm-up of at most a share of the run, then a cosine by step; "
-        "reference: a warm-up of at least 1000 steps, then a cosine by epoch",
+        description="scaled: a warm-up of at most a share of the run, then a decay by step; "
+        "reference: a warm-up of at least 1000 steps, then a decay by epoch; "
+        "yolox: a quadratic warm-up from 0, then a cosine to lr_final, which ends with flat_share; "
+        "ppyoloe: a linear warm-up from 0, then a cosine to 0 that is stopped after five sixths",
+    )
+    decay: Literal["cosine", "linear"] = Field(
+        "cosine", description="shape of the decay of the learning rate of the schedules scaled and reference"
+    )
+    flat_share: float = Field(
+        0.0, ge=0.0, le=0.9, description="last share of the run that has the last learning rate, with schedule: yolox"
     )
     lr0: Positive = Field(0.01, le=1000.0, description="learning rate after the warm-up, for the nominal batch")
     lr_final: Positive = Field(0.01, le=1.0, description="last learning rate as a share of lr0")
@@ -188,6 +216,7 @@ class OptimSettings(Settings):
     weight_decay: NonNegative = Field(
         0.0005, le=1000.0, description="weight decay of convolution weights, for the nominal batch"
     )
+    decay_biases: bool = Field(False, description="apply weight decay to biases of convolutions too")
     nominal_batch: int = Field(
         64, ge=1, le=1_000_000, description="gradients are summed over this many images for one step of the optimizer"
     )
@@ -199,6 +228,11 @@ class OptimSettings(Settings):
     )
     ema_decay: float = Field(0.9999, gt=0.0, lt=1.0, description="decay of the moving average in the long run")
     ema_ramp: Positive = Field(2000.0, le=1e9, description="number of updates over which the decay grows to ema_decay")
+    ema: Literal["ramp", "corrected"] = Field(
+        "ramp",
+        description="ramp: the average starts at the first weights, and ema_ramp controls its decay; "
+        "corrected: it starts at 0 and is corrected for this, as in PP-YOLOE",
+    )
 
 
 class TrainSettings(Settings):
@@ -244,7 +278,8 @@ class TrainSettings(Settings):
         10,
         ge=0,
         le=1_000_000,
-        description="number of last epochs without mosaic, mixup and pasted objects; at most a fifth of the run",
+        description="number of last epochs without mosaic, mixup and pasted objects, and with L1 loss for the head of "
+        "YOLOX; at most a fifth of the run",
     )
     validate_every: int = Field(1, ge=1, le=1_000_000, description="epochs between two validations")
     checkpoint_every: int = Field(1, ge=1, le=1_000_000, description="epochs between two checkpoints")
@@ -263,6 +298,11 @@ class TrainSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
+
+    @property
+    def first_closing_epoch(self) -> int:
+        """The first of the last `close_mosaic` epochs, which are without mosaic and at most a fifth of the run."""
+        return self.epochs - min(self.close_mosaic, self.epochs // 5)
 
     @model_validator(mode="before")
     @classmethod

@@ -13,8 +13,8 @@ from pipeline.artifacts.prepared import load_split
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
-from yolov7.criterion.candidates import Anchors, Assignment
-from yolov7.criterion.loss import make_assigner
+from yolov7.criterion.candidates import Assignment
+from yolov7.criterion.choice import make_loss
 from yolov7.data.augment.geometry import Boxes
 from yolov7.data.augment.tile import Sample
 from yolov7.data.dataset import DetectionDataset
@@ -117,8 +117,8 @@ def _assignment_sheet(model: DetectionModel, index: ImageIndex, settings: TrainS
     device = model.anchors_px.device
     with torch.inference_mode():
         maps = model(batch.images.to(device).float() / 255, auxiliary=True)
-        assigner = make_assigner(Anchors(model.anchors_px, model.strides), settings.loss)
-        found = assigner(maps, batch.targets.to(device))
+        loss = make_loss(model, settings, epoch=settings.epochs - 1)
+        found = loss.assign(maps, batch.targets.to(device))
     heads = {"lead head": found.lead}
     if maps.auxiliary:
         heads["auxiliary head"] = found.auxiliary

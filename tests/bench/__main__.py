@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from tests.bench import (
+    bench_assigners,
     bench_coco,
     bench_engines,
     bench_inference,
@@ -25,6 +26,7 @@ from yolov7.system.precision import precision_name, resolve_precision
 
 CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
     "loss": bench_loss.rows,
+    "assigners": bench_assigners.rows,
     "loss-memory": bench_loss.memory,
     "step": bench_step.rows,
     "step-compiled": bench_step.compiled,

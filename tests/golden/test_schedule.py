@@ -1,4 +1,4 @@
-"""The schedule `reference` has the reference's learning rates, momentum and optimizer steps."""
+"""Learning rates, momentum and optimizer steps of the reference, of YOLOX and of PP-YOLOE."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.golden.vectors import DATA
 from yolov7.nn.model import DetectionModel
+from yolov7.recipes import RECIPES
 from yolov7.settings import OptimSettings
 from yolov7.spec.spec_files import load_spec
 from yolov7.training.optim import Schedule, apply_plan, build_optimizer, build_schedule
@@ -54,3 +55,17 @@ def test_the_optimizer_gets_the_rates_by_group_and_the_scaled_decay(name: str) -
     weights, others, biases = optimizer.param_groups
     np.testing.assert_allclose([others["lr"], weights["lr"], biases["lr"]], case["lr"][500], rtol=1e-12)
     assert weights["weight_decay"] == pytest.approx(float(case["weight_decay_scaled"]))
+
+
+@pytest.mark.parametrize(("name", "batch"), [("yolox", 64), ("ppyoloe", 256)])
+def test_rates_of_other_families(name: str, batch: int) -> None:
+    with np.load(DATA / "baselines" / f"lr_{name}.npz", allow_pickle=False) as file:
+        case = {key: file[key] for key in file.files}
+    settings = OptimSettings.model_validate(RECIPES[name]["optim"])
+    steps, epochs = int(case["iters_per_epoch"]), int(case["epochs"])
+    schedule = build_schedule(settings, batch_size=batch, steps_per_epoch=steps, epochs=epochs)
+    scale = batch / settings.nominal_batch  # the losses of both families are means, multiplied by this
+    plans = [schedule.at(step) for step in case["iters"].tolist()]
+    np.testing.assert_allclose([scale * plan.lr for plan in plans], case["lr"], rtol=1e-9, atol=1e-12)
+    assert {plan.momentum for plan in plans} == {0.9}
+    assert {plan.accumulate for plan in plans} == {1}

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, prepared, read_weights
+from tests.unit.exported import small_spec
 from yolov7.settings import TrainSettings
+from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import Trainer, fit
@@ -25,9 +27,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(root, train_images=10, val_images=4, image_size=128)
 
 
-def job(data: Path, run_folder: Path, **changes: object) -> TrainJob:
+def job(data: Path, run_folder: Path, *, spec: ModelSpec | None = None, **changes: object) -> TrainJob:
     return TrainJob(
-        spec_json=spec_to_json(load_spec("nano")),
+        spec_json=spec_to_json(spec or load_spec("nano")),
         settings=TrainSettings.model_validate({**QUICK, **changes}),
         seed=3,
         data_folder=data,
@@ -36,15 +38,34 @@ def job(data: Path, run_folder: Path, **changes: object) -> TrainJob:
     )
 
 
-def test_a_resumed_run_ends_with_the_same_weights(data: Path, tmp_path: Path) -> None:
-    fit(job(data, tmp_path / "whole"), WORKER)
-    first = Trainer(job(data, tmp_path / "parts"), WORKER)
+@pytest.mark.parametrize("recipe", [None, "ppyoloe"])
+def test_a_resumed_run_ends_with_the_same_weights(data: Path, tmp_path: Path, recipe: str | None) -> None:
+    """With the recipe of PP-YOLOE, the assigner changes after the first epoch, and the average is corrected."""
+    spec = small_spec("ppyoloe") if recipe else load_spec("nano")
+    whole, parts = (job(data, tmp_path / name, spec=spec, recipe=recipe) for name in ("whole", "parts"))
+    fit(whole, WORKER)
+    first = Trainer(parts, WORKER)
     first.resume()
     first.run_epoch()
     del first
-    fit(job(data, tmp_path / "parts"), WORKER)
+    fit(parts, WORKER)
     assert_same(read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts"))
     assert [line["epoch"] for line in read_epochs(tmp_path / "parts")] == [1, 2, 3]
+
+
+def test_the_norm_of_the_gradient_of_a_step_is_limited(data: Path, tmp_path: Path) -> None:
+    moved = {}
+    for limit in (0.0, 0.1):
+        optim = {"nominal_batch": 4, "clip_norm": limit, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0.0}
+        one = job(data, tmp_path / str(limit), spec=small_spec(), epochs=1, multi_scale=0.0, optim=optim)
+        trainer = Trainer(one, WORKER)
+        before = [parameter.detach().clone() for parameter in trainer._state.model.parameters()]
+        trainer.resume()
+        trainer.run_epoch()
+        changes = [after - old for after, old in zip(trainer._state.model.parameters(), before, strict=True)]
+        moved[limit] = float(torch.stack([change.detach().norm() for change in changes]).norm())
+    steps = 3
+    assert moved[0.1] <= 1.01 * steps * 0.01 * 0.1 < moved[0.0]
 
 
 def test_the_same_seed_gives_the_same_weights_with_or_without_loader_processes(data: Path, tmp_path: Path) -> None:

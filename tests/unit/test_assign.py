@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.naive import Cell, naive_ota
-from yolov7.criterion import assigners as assign
+from yolov7.criterion import matching
 from yolov7.criterion.assigners import AnchorAssigner, OtaAssigner
 from yolov7.criterion.candidates import Anchors, Assignment, find_candidates
 from yolov7.structures import Targets
@@ -117,7 +117,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, targets = random_case(0, batch=4, counts=(3, 9, 0, 5), classes=4)
     assigner = OtaAssigner(Anchors(ANCHORS, STRIDES), threshold=4.0, merge_duplicates=False)
     whole = cells_of(assigner(maps, targets))
-    monkeypatch.setattr(assign, "_MAX_PAIRS", 1)
+    monkeypatch.setattr(matching, "MAX_PAIRS", 1)
     assert cells_of(assigner(maps, targets)) == whole
 
 
@@ -142,6 +142,6 @@ def test_nothing_to_assign() -> None:
 def test_extreme_logits_have_finite_costs() -> None:
     logits = torch.tensor([[-200.0, 0.0, 200.0]])
     for objectness in (-200.0, 0.0, 200.0):
-        negatives, switch = assign.class_costs(logits, torch.tensor([objectness]))
+        negatives, switch = matching.class_costs(logits, torch.tensor([objectness]))
         assert torch.isfinite(negatives).all()
         assert torch.isfinite(switch).all()

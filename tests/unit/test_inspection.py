@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.commands.inspect_training import inspect
 from pipeline.experiment import ResolvedVariant, parse_experiment
 from tests.artifacts import NAMES, SMALL, write_prepared
 from yolov7.nn.model import DetectionModel
+from yolov7.spec.anchor_free import with_anchor_free_head
 from yolov7.spec.auxiliary import with_auxiliary
 from yolov7.spec.spec_files import resolve_spec, spec_to_yaml
 from yolov7.weights.weight_files import save_weights
@@ -30,10 +30,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.move(stage_folder("prepare") / "val.npz", stage_folder("prepare") / "train.npz")
 
 
-def params(*, auxiliary: bool = False, **changes: Any) -> ResolvedVariant:
-    spec = resolve_spec(SMALL | changes, name="small")
-    text = spec_to_yaml(with_auxiliary(spec) if auxiliary else spec)
-    Path("small.yaml").write_text(text)
+def params(*, auxiliary: bool = False, anchor_free: bool = False) -> ResolvedVariant:
+    spec = resolve_spec(SMALL, name="small")
+    spec = with_auxiliary(spec) if auxiliary else spec
+    Path("small.yaml").write_text(spec_to_yaml(with_anchor_free_head(spec) if anchor_free else spec))
     content = {"variants": {"small": {"spec": "small.yaml"}}, "train": {"image_size": 64}}
     return parse_experiment(content).variant("small")
 
@@ -51,17 +51,24 @@ def test_before_training_it_draws_samples_alone(capsys: pytest.CaptureFixture[st
     assert "`yolov7 train small`" in told
 
 
+def inspect_untrained(chosen: ResolvedVariant) -> np.ndarray:
+    """Return the picture of the cells of a model with random weights."""
+    torch.manual_seed(0)
+    model = DetectionModel(chosen.spec, num_classes=len(NAMES))
+    path = stage_folder("train", "small", 0) / "weights.safetensors"
+    save_weights(path, model, class_names=NAMES, image_size=64, training={})
+    inspect(chosen, 0)
+    sheet = picture("assignment.jpg")
+    saturation = cv2.cvtColor(sheet, cv2.COLOR_BGR2HSV)[..., 1]
+    assert (saturation[sheet.shape[0] // 2 :] > 150).mean() > 0.005  # cells, in the colours of their objects
+    return sheet
+
+
 def test_each_head_has_a_row_of_cells() -> None:
-    heights = {}
-    for auxiliary in (False, True):
-        chosen = params(auxiliary=auxiliary)
-        torch.manual_seed(0)
-        model = DetectionModel(chosen.spec, num_classes=len(NAMES))
-        path = stage_folder("train", "small", 0) / "weights.safetensors"
-        save_weights(path, model, class_names=NAMES, image_size=64, training={})
-        inspect(chosen, 0)
-        sheet = picture("assignment.jpg")
-        saturation = cv2.cvtColor(sheet, cv2.COLOR_BGR2HSV)[..., 1]
-        assert (saturation[sheet.shape[0] // 2 :] > 150).mean() > 0.005  # cells, in the colours of their objects
-        heights[auxiliary] = sheet.shape[0]
+    heights = {auxiliary: inspect_untrained(params(auxiliary=auxiliary)).shape[0] for auxiliary in (False, True)}
     assert heights[True] > 1.4 * heights[False]
+
+
+def test_a_head_without_anchors_has_cells_too(capsys: pytest.CaptureFixture[str]) -> None:
+    inspect_untrained(params(anchor_free=True))
+    assert "has no anchors" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -56,6 +57,24 @@ def test_the_optimizer_moves_when_the_nominal_batch_is_together() -> None:
     plans = schedule(batch=16)
     assert not plans.is_optimizer_step(1000, pending=3)
     assert plans.is_optimizer_step(1000, pending=4)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "reference"])
+def test_a_linear_decay_falls_by_the_same_amount_in_every_epoch(kind: str) -> None:
+    plans = schedule(steps=100, epochs=30, schedule=kind, decay="linear", lr_final=0.1)
+    rates = [plans.at(step).lr for step in range(1250, 3000, 100)]
+    falls = [before - after for before, after in itertools.pairwise(rates)]
+    assert falls == pytest.approx([0.01 * 0.9 / 30] * len(falls), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["yolox", "ppyoloe"])
+def test_a_short_run_leaves_the_warm_up_from_zero_and_stays_within_its_bounds(kind: str) -> None:
+    plans = schedule(steps=10, epochs=5, warmup_epochs=5, schedule=kind, momentum=0.9, lr_final=0.05, flat_share=0.2)
+    rates = [plans.at(step).lr for step in range(50)]
+    assert rates[0] == 0
+    assert max(rates) == rates[5] == 0.01
+    assert rates[-1] == pytest.approx(0.0005 if kind == "yolox" else plans.at(49).bias_lr)
+    assert (rates[-1] == rates[-10]) == (kind == "yolox")
 
 
 @given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 128))
@@ -122,3 +141,17 @@ def test_the_average_takes_running_statistics_along() -> None:
     ema.update(model)
     assert torch.allclose(ema.model.running_mean, model.running_mean / 2)
     assert not ema.model.weight.requires_grad
+
+
+def test_biases_of_convolutions_decay_if_wanted() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    plans = schedule(batch=64)
+    counts = {}
+    for wanted in (False, True):
+        settings = OptimSettings(decay_biases=wanted, nesterov=False)
+        optimizer = build_optimizer(model, settings, schedule=plans)
+        decaying = [len(group["params"]) for group in optimizer.param_groups if group["weight_decay"]]
+        counts[wanted] = sum(decaying)
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+        assert not any(group["nesterov"] for group in optimizer.param_groups)
+    assert counts == {False: 1, True: 2}

@@ -160,3 +160,35 @@ def test_numbers_that_make_no_sense_are_refused(value: float) -> None:
         if isinstance(field.default, int) and not isinstance(field.default, bool):
             with pytest.raises(ValueError, match=name):
                 settings(**{name: value})
+
+
+# lr_final, momentum, mosaic, mixup, copy_paste, scale, first epoch of the closing phase of 300
+FAMILIES = {
+    "yolov5-low": (0.01, 0.937, 1, 0, 0, 0.5, 300),
+    "yolov5-high": (0.1, 0.937, 1, 0.1, 0.1, 0.9, 300),
+    "yolov4": (0.1, 0.937, 1, 0, 0, 0.9, 300),
+    "yolov4-tiny": (0.1, 0.937, 1, 0, 0, 0.9, 300),
+    "yolox": (0.05, 0.9, 1, 1, 0, 0.9, 284),
+    "ppyoloe": (0.01, 0.9, 0, 0, 0, 0.7, 300),
+    "u6": (0.01, 0.937, 1, 0.1, 0.2, 0.9, 300),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_recipe_of_another_family_has_its_settings(name: str) -> None:
+    found = settings(recipe=name)
+    augment, optim = found.augment, found.optim
+    drawn = (augment.mosaic, augment.mixup, augment.copy_paste, augment.scale)
+    assert (optim.lr_final, optim.momentum, *drawn, found.first_closing_epoch) == FAMILIES[name]
+    assert (optim.lr0, optim.nominal_batch, optim.weight_decay, found.epochs) == (0.01, 64, 0.0005, 300)
+
+
+def test_the_recipes_of_anchor_based_families_match_by_shape() -> None:
+    for name, gains in {
+        "yolov5-low": (0.05, 0.5, 1.0),
+        "yolov5-high": (0.05, 0.3, 0.7),
+        "yolov4": (0.05, 0.3, 0.6),
+        "yolov4-tiny": (0.05, 0.5, 1.0),
+    }.items():
+        loss = settings(recipe=name).loss
+        assert (loss.assigner, loss.box, loss.classification, loss.objectness) == ("anchor", *gains)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, final
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,42 +20,24 @@ from yolov7.criterion.assigners import (
     AnchorAssigner,
     Assigner,
     HeadsAssigner,
+    HeadsAssignment,
     OtaAssigner,
     centre_in_cell,
 )
 from yolov7.criterion.candidates import COARSE, FINE, Anchors, Assignment, cell_numbers
+from yolov7.criterion.loss_parts import Loss, LossParts, SumOverRanks, select
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 
-SumOverRanks = Callable[[Tensor], Tensor]  # sums a tensor over the processes that share a batch
 _FOCAL_ALPHA = 0.25
 _VARIFOCAL_ALPHA, _VARIFOCAL_GAMMA = 0.75, 2.0
 
 
-class LossParts(NamedTuple):
-    """The loss of a batch and its parts, scalar float32 tensors.
-
-    If several processes share a batch, each of them has its own addends. Summed over the processes, they are the loss
-    of the whole batch.
-
-    Attributes:
-        total: The sum of the parts times the batch size. Differentiate this one.
-        box: The part of the boxes, detached.
-        objectness: The part of the objectness, detached.
-        classification: The part of the classes, detached.
-    """
-
-    total: Tensor
-    box: Tensor
-    objectness: Tensor
-    classification: Tensor
-
-
-class DetectionLoss:
+@final
+class DetectionLoss(Loss):
     """The loss of raw head maps for the objects of a batch (sections 4.2 and 5.1 of the paper).
 
-    It works on any device and computes in float32, whatever the type of the maps. The loss of an auxiliary head is
-    multiplied by the `auxiliary_gain` of the settings and added.
+    The loss of an auxiliary head is multiplied by the `auxiliary_gain` of the settings and added.
     """
 
     def __init__(
@@ -85,21 +66,15 @@ class DetectionLoss:
         self._box_gain = settings.box * share
         self._objectness_gain = settings.objectness * share * (image_size / 640) ** 2
         self._class_gain = settings.classification * share * num_classes / 80
-        self._balance = level_balance(len(strides))
+        balance = level_balance(len(strides))
+        self._balance = balance if settings.objectness_balance == "fine" else balance[::-1]
+
+    def assign(self, maps: HeadMaps, targets: Targets) -> HeadsAssignment:
+        """Return the positive cells of both heads; see `Loss`."""
+        return self._assigner(maps, targets)
 
     def __call__(self, maps: HeadMaps, targets: Targets, *, sum_over_ranks: SumOverRanks | None = None) -> LossParts:
-        """Return the loss of one batch. Images without objects are allowed, and so are batches without objects.
-
-        Args:
-            maps: Raw maps of the head, each (B, anchors, H, W, 5 + classes).
-            targets: The objects of the images.
-            sum_over_ranks: Given if `maps` and `targets` are the share of one process in a larger batch. Means are then
-                taken over the whole batch, because a mean of the means of all processes would weight matches
-                differently. A process may have no images.
-
-        Returns:
-            The total to differentiate and the detached parts.
-        """
+        """Return the loss of one batch; see `Loss`. Each map has the shape (B, anchors, H, W, 5 + classes)."""
         found = self._assigner(maps, targets)
         whole = _whole_batch(maps, (found.lead, found.auxiliary), sum_over_ranks=sum_over_ranks)
         parts = self._head(maps.lead, targets, found.lead, whole.of_head(0), span=LEAD_SPAN)
@@ -116,7 +91,8 @@ class DetectionLoss:
         self, maps: Sequence[Tensor], targets: Targets, cells: Assignment, whole: _WholeBatch, *, span: float
     ) -> Float[Tensor, " 3"]:
         """Return the box, objectness and class loss of one head: the mean of each level, summed over the levels."""
-        rows, objectness = _Select.apply(cells, *maps)  # type: ignore[no-untyped-call]  # (p, 5 + nc), (cells of all,)
+        rows, objectness = select(cells, slice(4, 5), maps)  # (p, 5 + nc), (cells of all, 1)
+        objectness = objectness[:, 0]
         goal = torch.zeros_like(objectness)
         box_loss = class_loss = goal.new_zeros(())
         if len(cells):
@@ -322,42 +298,3 @@ def _put_last(goal: Float[Tensor, " n"], numbers: Int[Tensor, " p"], values: Flo
     last = torch.zeros(goal.shape, dtype=torch.int64, device=goal.device)
     last.scatter_reduce_(0, numbers, position, "amax")
     goal[numbers] = values[last[numbers]]
-
-
-class _Select(torch.autograd.Function):
-    """Select the rows of some cells (p, 5 + nc) and the objectness of all cells, level by level, both float32.
-
-    This is a single function so that the backward pass fills only one buffer of the size of each map.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, cells: Assignment, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows and the objectness."""
-        levels = cells.per_level(len(maps))
-        ctx.levels = levels
-        ctx.maps = [m.detach() for m in maps]
-        rows = [m[c.image, c.anchor, c.row, c.column].float() for m, c in zip(maps, levels, strict=True)]
-        return torch.cat(rows), torch.cat([m[..., 4].float().flatten() for m in maps])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of each map."""
-        rows = torch.split(gradients[0], [len(cells) for cells in ctx.levels])
-        objectness = torch.split(gradients[1], [m[..., 4].numel() for m in ctx.maps])
-        return None, *map(_spread, ctx.maps, ctx.levels, rows, objectness)
-
-
-def _spread(like: Tensor, cells: Assignment, rows: Tensor, objectness: Tensor) -> Tensor:
-    """Return the gradient of a map from the gradients of the selected rows and of the objectness of all cells."""
-    gradient = _zeros_like(like)
-    gradient[..., 4] = objectness.view(like.shape[:4])
-    numbers = ((cells.image * like.shape[1] + cells.anchor) * like.shape[2] + cells.row) * like.shape[3] + cells.column
-    gradient.view(-1, like.shape[4]).index_add_(0, numbers, rows.to(like.dtype))
-    return gradient
-
-
-def _zeros_like(like: Tensor) -> Tensor:
-    """Return contiguous zeros. On the CPU, numpy requests large zeroed pages, which takes a fifth of the time."""
-    if like.device.type != "cpu" or not like.numel():
-        return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-    return torch.from_numpy(np.zeros(like.nbytes, np.uint8)).view(like.dtype).view(like.shape)

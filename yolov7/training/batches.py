@@ -10,7 +10,6 @@ from torch import Tensor
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import TrainLoader
-from yolov7.settings import TrainSettings
 from yolov7.training.job import TrainJob
 from yolov7.training.worker import Worker
 
@@ -47,15 +46,6 @@ def build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoade
         rank=worker.rank,
         world_size=worker.world_size,
     )
-
-
-def first_plain_epoch(settings: TrainSettings) -> int:
-    """Return the first of the last `close_mosaic` epochs, at most a fifth of the run, which are without mosaic.
-
-    Args:
-        settings: The settings of the run.
-    """
-    return settings.epochs - min(settings.close_mosaic, settings.epochs // 5)
 
 
 def statistics_batches(loader: TrainLoader, job: TrainJob, worker: Worker) -> Iterator[Tensor]:

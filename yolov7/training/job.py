@@ -21,6 +21,13 @@ NO_EFFECT = {
     "cache_images",
 }
 
+# Settings that were added later. At their defaults, they are left out of fingerprints, so that those of runs that were
+# made before stay the same.
+_ADDED = {
+    "loss": ("simota", "atss_epochs", "objectness_balance"),
+    "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema"),
+}
+
 _PATIENCE = 30.0  # seconds that a worker process of an earlier start may take to end
 
 
@@ -53,7 +60,8 @@ class TrainJob(Settings):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
-        settings = self.settings.model_dump_json(exclude=NO_EFFECT)
+        unset = {part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()}
+        settings = self.settings.model_dump_json(exclude={**dict.fromkeys(NO_EFFECT, True), **unset})
         parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -65,3 +73,9 @@ class TrainJob(Settings):
         """
         lock = self.run_folder.with_name(f"{self.run_folder.name}.lock")
         return exclusive(lock, what=f"the run folder {self.run_folder}", patience=_PATIENCE)
+
+
+def _added_defaults(settings: Settings, names: tuple[str, ...]) -> set[str]:
+    """Return which of these settings have their defaults."""
+    fields = type(settings).model_fields
+    return {name for name in names if getattr(settings, name) == fields[name].default}

@@ -19,7 +19,7 @@ from yolov7.nn.model import DetectionModel
 from yolov7.structures import Batch
 from yolov7.system.memory import keep_memory
 from yolov7.system.precision import precision_name, resolve_precision
-from yolov7.training.batches import build_loader, first_plain_epoch, statistics_batches
+from yolov7.training.batches import build_loader, statistics_batches
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob
@@ -275,7 +275,7 @@ class Trainer:
 
     def _timed_batches(self) -> Iterator[Batch]:
         progress = self.progress
-        mosaic = progress.epoch < first_plain_epoch(self._job.settings)
+        mosaic = progress.epoch < self._job.settings.first_closing_epoch
         batches = self._loader.epoch(progress.epoch, mosaic=mosaic, start=progress.batch)
         while True:
             asked = time.monotonic()

@@ -12,6 +12,8 @@ from torch import nn
 
 from yolov7.settings import OptimSettings
 
+_PPYOLOE_COSINE = 360 / 300  # length of the cosine relative to the run, which ends before it
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -32,7 +34,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """Learning rates, momentum and gradient accumulation by step: a warm-up, then a cosine to `lr0 * lr_final`.
+    """Learning rates, momentum and gradient accumulation by step: a warm-up, then a decay to `lr0 * lr_final`.
 
     Attributes:
         settings: The settings of the optimizer.
@@ -83,15 +85,16 @@ class Schedule(ABC):
     def steps_at_epoch_end(self) -> bool:
         """Whether the optimizer also takes a step at the end of an epoch, so that no gradient is carried over."""
 
-    def _cosine(self, progress: float) -> float:
+    def _decayed(self, progress: float) -> float:
         """Return the learning rate as a share of `lr0` after a share of the run, from 0 to 1."""
-        return 1 + (self.settings.lr_final - 1) * (1 - math.cos(math.pi * progress)) / 2
+        done = progress if self.settings.decay == "linear" else _half_cosine(progress)
+        return 1 + (self.settings.lr_final - 1) * done
 
 
 @final
 @dataclass(frozen=True)
 class ScaledSchedule(Schedule):
-    """A schedule whose warm-up takes `warmup_epochs`, at most `warmup_share` of the run; the cosine changes every step.
+    """A schedule whose warm-up takes `warmup_epochs`, at most `warmup_share` of the run; the rate changes every step.
 
     The reference's warm-up takes at least 1000 steps, so that short runs on small data sets never leave it.
     """
@@ -105,7 +108,7 @@ class ScaledSchedule(Schedule):
     def at(self, step: int) -> StepPlan:
         """Return the values at a step, counted from 0 over the whole run."""
         settings = self.settings
-        lr = settings.lr0 * self._cosine(step / max(1, self.total_steps - 1))
+        lr = settings.lr0 * self._decayed(step / max(1, self.total_steps - 1))
         if step >= self.warmup_steps:
             return StepPlan(lr=lr, bias_lr=lr, momentum=settings.momentum, accumulate=self.accumulate)
         share = (step + 1) / (self.warmup_steps + 1)
@@ -129,9 +132,9 @@ class ScaledSchedule(Schedule):
 @final
 @dataclass(frozen=True)
 class ReferenceSchedule(Schedule):
-    """The reference implementation's schedule: a warm-up of at least 1000 steps, then a cosine that changes by epoch.
+    """The reference implementation's schedule: a warm-up of at least 1000 steps, then a decay that changes by epoch.
 
-    The cosine lags one epoch behind if the warm-up has ended within an epoch.
+    The decay lags one epoch behind if the warm-up has ended within an epoch.
     """
 
     @property
@@ -144,10 +147,10 @@ class ReferenceSchedule(Schedule):
         settings, epoch = self.settings, step // self.steps_per_epoch
         if step > self.warmup_steps:
             late = epoch > self.warmup_steps // self.steps_per_epoch  # the epoch of the warm-up's end keeps its rate
-            lr = settings.lr0 * self._cosine((epoch - late) / self.epochs)
+            lr = settings.lr0 * self._decayed((epoch - late) / self.epochs)
             return StepPlan(lr=lr, bias_lr=lr, momentum=settings.momentum, accumulate=self.accumulate)
         share = step / self.warmup_steps
-        lr = settings.lr0 * self._cosine(epoch / self.epochs)
+        lr = settings.lr0 * self._decayed(epoch / self.epochs)
         return StepPlan(
             lr=share * lr,
             bias_lr=_between(settings.warmup_bias_lr, lr, share),
@@ -165,6 +168,47 @@ class ReferenceSchedule(Schedule):
         return False
 
 
+@final
+@dataclass(frozen=True)
+class SimpleSchedule(Schedule):
+    """The schedules of YOLOX and PP-YOLOE: all rates warm up from 0, and momentum and accumulation are constant.
+
+    The warm-up takes `warmup_epochs`, at most `warmup_share` of the run.
+    """
+
+    @property
+    def warmup_steps(self) -> int:
+        """The number of steps of the warm-up."""
+        wanted = self.settings.warmup_epochs * self.steps_per_epoch
+        return int(min(wanted, self.settings.warmup_share * self.total_steps))
+
+    def at(self, step: int) -> StepPlan:
+        """Return the values at a step, counted from 0 over the whole run."""
+        settings = self.settings
+        lr = settings.lr0 * self._share(step)
+        return StepPlan(lr=lr, bias_lr=lr, momentum=settings.momentum, accumulate=self.accumulate)
+
+    def _share(self, step: int) -> float:
+        settings, warmup, steps = self.settings, self.warmup_steps, self.total_steps
+        if settings.schedule == "ppyoloe":
+            if step < warmup:
+                return step / warmup
+            return 1 - _half_cosine((step - warmup) / max(1.0, _PPYOLOE_COSINE * steps - warmup))
+        if step < warmup:
+            return (step / warmup) ** 2
+        decaying = steps - warmup - settings.flat_share * steps
+        return 1 + (settings.lr_final - 1) * _half_cosine(min(1.0, (step - warmup) / max(1.0, decaying)))
+
+    def is_optimizer_step(self, step: int, *, pending: int) -> bool:
+        """Return whether the optimizer takes a step after a training step with `pending` summed gradients."""
+        return pending >= self.accumulate
+
+    @property
+    def steps_at_epoch_end(self) -> bool:
+        """Whether the optimizer also takes a step at the end of an epoch."""
+        return True
+
+
 def build_schedule(settings: OptimSettings, *, batch_size: int, steps_per_epoch: int, epochs: int) -> Schedule:
     """Build the schedule that the settings name.
 
@@ -177,16 +221,21 @@ def build_schedule(settings: OptimSettings, *, batch_size: int, steps_per_epoch:
     Returns:
         The schedule of the whole run.
     """
-    kind = ReferenceSchedule if settings.schedule == "reference" else ScaledSchedule
-    return kind(settings=settings, batch_size=batch_size, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    match settings.schedule:
+        case "scaled":
+            return ScaledSchedule(settings, batch_size, steps_per_epoch, epochs)
+        case "reference":
+            return ReferenceSchedule(settings, batch_size, steps_per_epoch, epochs)
+        case "yolox" | "ppyoloe":
+            return SimpleSchedule(settings, batch_size, steps_per_epoch, epochs)
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Schedule) -> torch.optim.Optimizer:
-    """Build SGD with Nesterov momentum, or AdamW.
+    """Build SGD with momentum, or AdamW.
 
     There are three groups of parameters: convolution weights, others (batch norm and implicit vectors), and biases.
-    Weight decay applies to convolution weights only. The setting holds for the nominal batch and is scaled with the
-    batch that is really summed.
+    Weight decay applies to convolution weights only; with `decay_biases`, the biases of convolutions belong to this
+    group too. The setting holds for the nominal batch and is scaled with the batch that is really summed.
 
     Args:
         model: The model; parameters that need no gradient are left out.
@@ -203,10 +252,11 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Sche
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue  # frozen
-            if name == "bias":
-                biases.append(parameter)
-            elif name == "weight" and isinstance(module, nn.Conv2d):
+            is_of_convolution = isinstance(module, nn.Conv2d)
+            if is_of_convolution and (name == "weight" or settings.decay_biases):
                 weights.append(parameter)
+            elif name == "bias":
+                biases.append(parameter)
             else:
                 others.append(parameter)
     batch_share = schedule.batch_size * schedule.accumulate / settings.nominal_batch
@@ -217,9 +267,8 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Sche
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr0, betas=(settings.momentum, 0.999), fused=True)
-    return torch.optim.SGD(
-        groups, lr=settings.lr0, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
-    )
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=nesterov, fused=True)
 
 
 def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan, *, share: float = 1.0) -> None:
@@ -241,3 +290,8 @@ def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan, *, share: float
 
 def _between(start: float, end: float, share: float) -> float:
     return start + (end - start) * share
+
+
+def _half_cosine(progress: float) -> float:
+    """Return 0 at the beginning and 1 at the end, with a cosine between them."""
+    return (1 - math.cos(math.pi * progress)) / 2

@@ -110,7 +110,8 @@ class TrainState:
             device: The device that training runs on.
         """
         self.model = model
-        self.ema = Ema(model, decay=settings.optim.ema_decay, ramp=settings.optim.ema_ramp)
+        optim = settings.optim
+        self.ema = Ema(model, decay=optim.ema_decay, ramp=optim.ema_ramp, form=optim.ema)
         self.optimizer = build_optimizer(model, settings.optim, schedule=schedule)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales_loss)
         self.progress = Progress(losses=torch.zeros(3, device=device))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from yolov7.criterion.loss import DetectionLoss
+from yolov7.criterion.choice import make_loss
+from yolov7.criterion.loss_parts import Loss
 from yolov7.nn.model import DetectionModel
 from yolov7.structures import Batch, HeadMaps
 from yolov7.system.precision import autocast
@@ -57,13 +58,7 @@ class Stepper:
         runner = self._distributed or model
         self._runner: nn.Module = torch.compile(runner) if settings.compile else runner  # type: ignore[assignment]
         self._stride = max(model.strides)
-        self._loss = DetectionLoss(
-            anchors_px=model.anchors_px,
-            strides=model.strides,
-            num_classes=model.num_classes,
-            image_size=settings.image_size,
-            settings=settings.loss,
-        )
+        self._loss: tuple[int, Loss] | None = None  # of an epoch
         self._pending = 0  # steps whose gradients wait for the optimizer
         self._is_summed = True  # whether the pending gradients are summed over all workers
         self._skipped_in_a_row = 0
@@ -124,7 +119,7 @@ class Stepper:
     def _add_gradients(self, batch: Batch) -> None:
         progress, worker, is_last = self._state.progress, self._worker, self._is_last_of_sum()
         with self._without_communication(not is_last):
-            parts = self._loss(
+            parts = self._loss_of_epoch(progress.epoch)(
                 self._forward(batch),
                 batch.targets.to(worker.device),
                 sum_over_ranks=worker.sum_over_workers if worker.world_size > 1 else None,
@@ -143,6 +138,12 @@ class Stepper:
         self._pending += 1
         self._is_summed = is_last
         progress.losses = progress.losses + torch.stack(losses)  # not in place: the restore point keeps the old tensor
+
+    def _loss_of_epoch(self, epoch: int) -> Loss:
+        """Return the loss, which may change with the epoch."""
+        if self._loss is None or self._loss[0] != epoch:
+            self._loss = epoch, make_loss(self._state.model, self._job.settings, epoch=epoch)
+        return self._loss[1]
 
     def _is_last_of_sum(self) -> bool:
         """Return whether the optimizer is due after this step."""
@@ -180,8 +181,11 @@ class Stepper:
             self._worker.average_in_place(gradients)
             self._is_summed = True
         state.scaler.unscale_(state.optimizer)
-        is_finite = bool(torch.isfinite(nn.utils.get_total_norm(gradients)))  # the same on all workers
+        norm = nn.utils.get_total_norm(gradients)
+        is_finite = bool(torch.isfinite(norm))  # the same on all workers
         if is_finite:
+            if limit := self._job.settings.optim.clip_norm:
+                nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
             state.scaler.step(state.optimizer)
             state.ema.update(state.model)
         state.scaler.update()

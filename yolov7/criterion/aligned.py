@@ -1,0 +1,280 @@
+"""Assigners that choose cells with a score, for heads with a distribution per side of the box and no objectness.
+
+They are task-aligned assignment (TOOD, Feng et al., 2021) and ATSS (Zhang et al., 2020), as PP-YOLOE and YOLOv7-u6 use
+them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from yolov7.boxes import box_similarity
+from yolov7.criterion import matching
+from yolov7.criterion.candidates import Assignment
+from yolov7.criterion.grid import Grid
+from yolov7.criterion.matching import ByImage
+from yolov7.structures import Targets
+
+_EPS = 1e-9
+_ANCHOR_SIDE = 5.0  # side of the square anchor of a cell in strides (ATSS)
+_NEAREST = 9  # candidates of an object per level (ATSS)
+
+
+class Scored(NamedTuple):
+    """Positive cells with a score.
+
+    Attributes:
+        cells: The positive cells by ascending level.
+        score: Score of each cell (p,) float32, above 0 and at most 1: the target of the class of its object.
+    """
+
+    cells: Assignment
+    score: Tensor
+
+
+class ScoringAssigner(ABC):
+    """Choose the positive cells of a batch and how good each of them is."""
+
+    @abstractmethod
+    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
+        """Return the positives of a batch. They have no gradient.
+
+        Args:
+            maps: Raw maps (B, 1, H, W, 4 bins + classes), finest level first.
+            targets: The objects of the images.
+
+        Returns:
+            The positive cells. A cell whose score is 0 is not positive.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class TaskAlignedAssigner(ScoringAssigner):
+    """Give every object the cells in it whose predictions are best for class and box together.
+
+    The alignment of a cell is p^alpha u^beta, with the predicted probability p of the class of the object and the
+    overlap u of the predicted box. A cell that several objects take goes to the object of the image that it overlaps
+    most. Scores are alignments, scaled so that the best of each object equals its largest overlap.
+
+    Attributes:
+        strides: Stride of each level in pixels.
+        bins: Number of bins per side.
+        top: Number of cells that each object takes.
+        alpha: Exponent of the probability.
+        beta: Exponent of the overlap.
+        overlap: Measure of overlap; negative values count as 0.
+    """
+
+    strides: tuple[int, ...]
+    bins: int
+    top: int
+    alpha: float
+    beta: float
+    overlap: Literal["iou", "ciou"]
+
+    @torch.no_grad()
+    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
+        """Return the best cells of all objects; see `ScoringAssigner`."""
+        batch = _Batch.of(maps, targets, self.strides, self.bins)
+        pairs = [self._best(batch, first, last) for first, last in batch.chunks()]
+        taken = _Pairs(torch.cat([p.target for p in pairs]), torch.cat([p.cell for p in pairs]))
+        owned = _resolve(batch, taken, lambda p: self._overlap(batch, p))
+        overlap = self._overlap(batch, owned)
+        alignment = self._alignment(batch, owned, overlap)
+        best_alignment, best_overlap = (_largest(values, owned.target, len(targets)) for values in (alignment, overlap))
+        score = alignment / (best_alignment[owned.target] + _EPS) * best_overlap[owned.target]
+        return batch.scored(owned, score)
+
+    def _best(self, batch: _Batch, first: int, last: int) -> _Pairs:
+        """Return the cells with the largest alignment of the objects first..last-1, if it is above 0."""
+        target, cell = batch.grid.inside(batch.boxes_px[first:last]).nonzero(as_tuple=True)
+        pairs = batch.pairs(target + first, cell)
+        alignment = self._alignment(batch, pairs, self._overlap(batch, pairs))
+        # Positive floats have the order of their bits; the sort is stable, so that ties go to the first cell.
+        keys = (pairs.target << 32) - alignment.view(torch.int32).long()
+        order = torch.sort(keys, stable=True).indices
+        target = pairs.target[order] - first
+        sizes = torch.bincount(target, minlength=last - first)
+        rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[target]
+        return pairs.take(order[(rank < self.top) & (alignment[order] > 0)])
+
+    def _overlap(self, batch: _Batch, pairs: _Pairs) -> Float[Tensor, " p"]:
+        predicted, own = batch.predicted_px[pairs.cell], batch.boxes_px[pairs.target]
+        if self.overlap == "iou":
+            return paired_iou(own, predicted)
+        return box_similarity(_centred(own), _centred(predicted), kind="ciou").clamp(min=0)
+
+    def _alignment(self, batch: _Batch, pairs: _Pairs, overlap: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        return batch.probability(pairs).pow(self.alpha) * overlap.pow(self.beta)
+
+
+@final
+@dataclass(frozen=True)
+class AtssAssigner(ScoringAssigner):
+    """Give every object the cells near its centre whose square anchors overlap it unusually well.
+
+    It does not depend on the predictions, except for the scores, which are the IoUs of the predicted boxes.
+
+    Attributes:
+        strides: Stride of each level in pixels.
+        bins: Number of bins per side.
+    """
+
+    strides: tuple[int, ...]
+    bins: int
+
+    @torch.no_grad()
+    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
+        """Return the chosen cells of all objects; see `ScoringAssigner`."""
+        batch = _Batch.of(maps, targets, self.strides, self.bins)
+        half = batch.grid.stride[:, None] * (_ANCHOR_SIDE / 2)
+        anchors = torch.cat((batch.grid.centre - half, batch.grid.centre + half), dim=1)  # N 4
+        pairs = [self._best(batch, anchors, first, last) for first, last in batch.chunks()]
+        taken = _Pairs(torch.cat([p.target for p in pairs]), torch.cat([p.cell for p in pairs]))
+        size = len(batch.grid)
+        owned = _resolve(batch, taken, lambda p: paired_iou(batch.boxes_px[p.target], anchors[p.cell % size]))
+        return batch.scored(owned, paired_iou(batch.boxes_px[owned.target], batch.predicted_px[owned.cell]))
+
+    def _best(self, batch: _Batch, anchors: Float[Tensor, "m 4"], first: int, last: int) -> _Pairs:
+        """Return the cells of the objects first..last-1."""
+        boxes = batch.boxes_px[first:last]
+        cells = _nearest_cells(batch.grid, (boxes[:, :2] + boxes[:, 2:]) / 2)  # n k
+        overlap = paired_iou(boxes[:, None], anchors[cells])
+        mean = overlap.mean(1, keepdim=True)
+        variance = (overlap - mean).square().sum(1, keepdim=True) / max(1, cells.shape[1] - 1)
+        centre = batch.grid.centre[cells]
+        inside = torch.minimum(centre - boxes[:, None, :2], boxes[:, None, 2:] - centre).amin(-1) > _EPS
+        target, rank = (inside & (overlap > mean + variance.sqrt())).nonzero(as_tuple=True)
+        return batch.pairs(target + first, cells[target, rank])
+
+
+def paired_iou(a_xyxy: Float[Tensor, "*n 4"], b_xyxy: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
+    """Return the IoU of pairs of boxes; an inverted box has no area.
+
+    Args:
+        a_xyxy: Corners (..., 4).
+        b_xyxy: Corners (..., 4) in the same unit.
+
+    Returns:
+        IoUs (...).
+    """
+    low, high = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    inter = (high - low).clamp(min=0).prod(-1)
+    a, b = ((box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (a_xyxy, b_xyxy))
+    return inter / (a + b - inter + _EPS)
+
+
+def expected_sides(logits: Float[Tensor, "*n bins"]) -> Float[Tensor, "*n"]:
+    """Return the means of distributions over distances.
+
+    Args:
+        logits: Logits of the distances 0, 1, ... (..., bins).
+
+    Returns:
+        Mean distances (...).
+    """
+    distances = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    return logits.softmax(-1) @ distances
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of an object (p,) and a cell of its image (p,), counted over the images of the batch."""
+
+    target: Tensor
+    cell: Tensor
+
+    def take(self, index: Tensor) -> _Pairs:
+        return _Pairs(self.target[index], self.cell[index])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What assigners need: the cells, corners of the objects (n, 4) and of the predicted boxes (B N, 4) in pixels."""
+
+    maps: Sequence[Tensor]
+    targets: Targets
+    bins: int
+    grid: Grid
+    boxes_px: Tensor
+    predicted_px: Tensor
+
+    @staticmethod
+    def of(maps: Sequence[Tensor], targets: Targets, strides: tuple[int, ...], bins: int) -> _Batch:
+        grid = Grid.of(maps, strides)
+        sides = [expected_sides(m[..., : 4 * bins].float().view(*m.shape[:-1], 4, bins)).flatten(1, 3) for m in maps]
+        distances = torch.cat(sides, dim=1) * grid.stride[:, None]  # B N 4
+        predicted = torch.cat((grid.centre - distances[..., :2], grid.centre + distances[..., 2:]), dim=-1)
+        return _Batch(maps, targets, bins, grid, grid.boxes_px(targets), predicted.flatten(0, 1))
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """Return ranges of objects whose pairs with all cells of an image are within the limit."""
+        step = max(1, matching.MAX_PAIRS // len(self.grid))
+        starts = range(0, max(1, len(self.targets)), step)
+        return [(start, min(start + step, len(self.targets))) for start in starts]
+
+    def pairs(self, target: Int[Tensor, " p"], cell: Int[Tensor, " p"]) -> _Pairs:
+        """Return pairs of objects and cells of their images."""
+        return _Pairs(target, self.targets.image[target] * len(self.grid) + cell)
+
+    def probability(self, pairs: _Pairs) -> Float[Tensor, " p"]:
+        """Return the predicted probability of the class of the object in each cell."""
+        image, cell = pairs.cell // len(self.grid), pairs.cell % len(self.grid)
+        channel = 4 * self.bins + self.targets.label[pairs.target]
+        return self.grid.take(self.maps, image, cell, channel).sigmoid()
+
+    def scored(self, owned: _Pairs, score: Float[Tensor, " p"]) -> Scored:
+        """Return cells that are ordered by image as positives, without those of score 0."""
+        owned, score = owned.take(score > 0), score[score > 0]
+        image, cell = owned.cell // len(self.grid), owned.cell % len(self.grid)
+        order = torch.argsort(self.grid.level[cell], stable=True)
+        return Scored(self.grid.assignment(image, cell, owned.target), score[order])
+
+
+def _resolve(batch: _Batch, taken: _Pairs, overlap: Callable[[_Pairs], Tensor]) -> _Pairs:
+    """Return one object for each taken cell. If several took it, it is the object of the image that overlaps most."""
+    cells, place, counts = torch.unique(taken.cell, return_inverse=True, return_counts=True)
+    owner = torch.zeros_like(cells).scatter_reduce_(0, place, taken.target, "amax", include_self=False)
+    contested = (counts > 1).nonzero()[:, 0]
+    if not len(contested):
+        return _Pairs(owner, cells)
+    by_object = ByImage.group(batch.targets.image, num_images=batch.maps[0].shape[0])
+    target, is_object = by_object.padded(range(len(by_object.sizes)))  # B g
+    for part in torch.split(contested, max(1, matching.MAX_PAIRS // target.shape[1])):
+        image = cells[part] // len(batch.grid)
+        rivals = target[image]  # c g
+        pairs = _Pairs(rivals.flatten(), cells[part].repeat_interleave(rivals.shape[1]))
+        overlaps = overlap(pairs).view(rivals.shape).masked_fill(~is_object[image], -1.0)
+        owner[part] = rivals.gather(1, overlaps.argmax(1, keepdim=True))[:, 0]
+    return _Pairs(owner, cells)
+
+
+def _nearest_cells(grid: Grid, centres: Float[Tensor, "n 2"]) -> Int[Tensor, "n k"]:
+    """Return the nearest cells of each level; the first ones among equally distant ones."""
+    found, start = [], 0
+    for height, width in grid.sizes:
+        size = height * width
+        squares = (centres[:, None] - grid.centre[start : start + size]).square().sum(-1)
+        keys = (squares.view(torch.int32).long() << 32) | torch.arange(size, device=squares.device)
+        nearest = keys.topk(min(_NEAREST, size), largest=False).values
+        found.append(start + nearest.bitwise_and_((1 << 32) - 1))
+        start += size
+    return torch.cat(found, dim=1)
+
+
+def _largest(values: Float[Tensor, " p"], target: Int[Tensor, " p"], count: int) -> Float[Tensor, " n"]:
+    """Return the largest value of each object, 0 for objects without values."""
+    return values.new_zeros(count).scatter_reduce_(0, target, values, "amax")
+
+
+def _centred(boxes_xyxy: Float[Tensor, "p 4"]) -> Float[Tensor, "p 4"]:
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    return torch.cat(((low + high) / 2, high - low), dim=1)

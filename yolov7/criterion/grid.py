@@ -1,0 +1,167 @@
+"""The cells of a head with one prediction per cell, and label assignment that needs their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from yolov7.boxes import cxcywh_to_xyxy
+from yolov7.criterion.candidates import Assignment
+from yolov7.structures import Targets
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of one image, ordered by level (finest first), row and column.
+
+    Attributes:
+        sizes: Height and width of each map.
+        strides: Stride of each level in pixels.
+        level: Level of each cell (N,) int64.
+        row: Row of each cell in its map (N,) int64.
+        column: Column of each cell in its map (N,) int64.
+        stride: Stride of each cell in pixels (N,) float32.
+        centre: Centre x, y of each cell in pixels (N, 2) float32.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    level: Tensor
+    row: Tensor
+    column: Tensor
+    stride: Tensor
+    centre: Tensor
+
+    @staticmethod
+    def of(maps: Sequence[Tensor], strides: Sequence[int]) -> Grid:
+        """Return the cells of raw maps.
+
+        Args:
+            maps: Raw maps (B, 1, H, W, outputs), finest level first; only their shapes and device are used.
+            strides: Stride of each level in pixels.
+
+        Returns:
+            The cells on the device of the maps.
+        """
+        device = maps[0].device
+        sizes = tuple((m.shape[2], m.shape[3]) for m in maps)
+        places = [torch.ones(size, dtype=torch.bool, device=device).nonzero() for size in sizes]
+        counts = torch.tensor([height * width for height, width in sizes], device=device)
+        level = torch.arange(len(sizes), device=device).repeat_interleave(counts)
+        row, column = torch.cat(places).unbind(1)
+        stride = torch.tensor(strides, dtype=torch.float32, device=device)[level]
+        centre = (torch.stack((column, row), dim=1) + 0.5) * stride[:, None]
+        return Grid(sizes, tuple(strides), level, row, column, stride, centre)
+
+    def __len__(self) -> int:
+        """Return the number of cells of one image."""
+        return self.level.shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the images in pixels."""
+        height, width = self.sizes[0]
+        return width * self.strides[0], height * self.strides[0]
+
+    def boxes_px(self, targets: Targets) -> Float[Tensor, "n 4"]:
+        """Return the corners of objects.
+
+        Args:
+            targets: The objects.
+
+        Returns:
+            Boxes xyxy (n, 4) float32 in pixels.
+        """
+        scale = torch.tensor(self.image_size * 2, dtype=torch.float32, device=targets.boxes_cxcywh.device)
+        return cxcywh_to_xyxy(targets.boxes_cxcywh.float() * scale)
+
+    def between(self, low: Float[Tensor, "n 2"], high: Float[Tensor, "n 2"], *, levels: slice) -> Bool[Tensor, "n m"]:
+        """Return which centres are strictly inside rectangles.
+
+        Args:
+            low: Smallest x, y (n, 2) in pixels.
+            high: Largest x, y (n, 2) in pixels.
+            levels: The levels to compare.
+
+        Returns:
+            A mask (n, cells of these levels).
+        """
+        masks = []
+        for (height, width), stride in zip(self.sizes[levels], self.strides[levels], strict=True):
+            x = (torch.arange(width, dtype=low.dtype, device=low.device) + 0.5) * stride
+            y = (torch.arange(height, dtype=low.dtype, device=low.device) + 0.5) * stride
+            in_column = (x > low[:, :1]) & (x < high[:, :1])
+            in_row = (y > low[:, 1:]) & (y < high[:, 1:])
+            masks.append((in_row[:, :, None] & in_column[:, None]).flatten(1))
+        return torch.cat(masks, dim=1)
+
+    def inside(self, boxes_xyxy: Float[Tensor, "n 4"]) -> Bool[Tensor, "n m"]:
+        """Return which centres are strictly inside boxes.
+
+        Args:
+            boxes_xyxy: Corners (n, 4) in pixels.
+
+        Returns:
+            A mask (n, cells).
+        """
+        return self.between(boxes_xyxy[:, :2], boxes_xyxy[:, 2:], levels=slice(None))
+
+    def near(self, centres: Float[Tensor, "n 2"], *, radius: float) -> Bool[Tensor, "n m"]:
+        """Return which centres of cells are strictly inside squares around points.
+
+        Args:
+            centres: Points x, y (n, 2) in pixels.
+            radius: Half the side of the squares in strides of the level of the cell.
+
+        Returns:
+            A mask (n, cells).
+        """
+        masks = [
+            self.between(centres - radius * stride, centres + radius * stride, levels=slice(level, level + 1))
+            for level, stride in enumerate(self.strides)
+        ]
+        return torch.cat(masks, dim=1)
+
+    def assignment(self, image: Int[Tensor, " p"], cell: Int[Tensor, " p"], target: Int[Tensor, " p"]) -> Assignment:
+        """Describe positive cells by ascending level; cells of one level keep their order.
+
+        Args:
+            image: Index of the image of each cell in the batch.
+            cell: Position of the cell among those of its image.
+            target: Index of the object of each cell.
+
+        Returns:
+            The cells.
+        """
+        order = torch.argsort(self.level[cell], stable=True)
+        image, cell, target = image[order], cell[order], target[order]
+        return Assignment(self.level[cell], image, torch.zeros_like(image), self.row[cell], self.column[cell], target)
+
+    def take(
+        self, maps: Sequence[Tensor], image: Int[Tensor, " p"], cell: Int[Tensor, " p"], channels: slice | Tensor
+    ) -> Tensor:
+        """Return outputs of some cells.
+
+        Args:
+            maps: Raw maps (B, 1, H, W, outputs), finest level first.
+            image: Index of the image of each cell in the batch.
+            cell: Position of the cell among those of its image.
+            channels: The outputs of every cell, or one output (p,) int64 for each.
+
+        Returns:
+            Values (p, outputs) or (p,) in float32.
+        """
+        level, row, column = self.level[cell], self.row[cell], self.column[cell]
+        places, values = [], []
+        for number, m in enumerate(maps):
+            here = (level == number).nonzero()[:, 0]
+            wanted = channels[here] if isinstance(channels, Tensor) else channels
+            values.append(m[image[here], 0, row[here], column[here], wanted].float())
+            places.append(here)
+        result = torch.empty((len(cell), *values[0].shape[1:]), dtype=torch.float32, device=cell.device)
+        result[torch.cat(places)] = torch.cat(values)
+        return result
