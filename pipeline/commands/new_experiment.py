@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.commands.experiments import FOLDER
 from pipeline.console import counted
-from pipeline.experiment import parse_experiment
+from pipeline.experiment import find_weights, parse_experiment
 from yolov7.data.annotations import is_in_shares
 from yolov7.data.find_data import FoundData, files_of_split, find_data, parse_split
 from yolov7.data.image_headers import read_header
@@ -70,7 +70,7 @@ def new_experiment(
     Args:
         name: The name of the experiment.
         data: The folder of the data set, a data.yaml or a COCO file.
-        weights: Weights to fine-tune; None to train from scratch.
+        weights: Weights to fine-tune, a file or a name of published weights; None to train from scratch.
         size: The side of the training images in pixels; None to choose it from the sizes of the boxes.
         force: Whether an existing file is replaced.
 
@@ -187,9 +187,10 @@ def _look_at(found: FoundData, source: str) -> _Facts:
 def _choose_model(weights: Path | None) -> tuple[str, ModelSpec, str]:
     """Return the name of a spec, the spec, and why it was chosen."""
     if weights is not None:
-        if not weights.is_file():
+        path = find_weights(str(weights))
+        if not path.is_file():
             raise ArtifactError(f"{weights} is missing; name a weight file")
-        described = describe_weights(weights)
+        described = describe_weights(path)
         if described is None:
             raise ArtifactError(
                 f"{weights} is no weight file of this project; convert it with `yolov7 import-weights` first"

@@ -11,8 +11,10 @@ from pipeline.console import counted
 from pipeline.report.check_report import CheckReport, worst_first
 from pipeline.report.health import HealthReport
 from yolov7.data.health.checks import SPLIT_CHECKS, Severity
+from yolov7.errors import one_line
 
 _EXAMPLES = 3  # of a check
+_LONGEST = 1000  # characters of an example
 _OF_SPLIT = {check.id for check in SPLIT_CHECKS}  # whose findings concern no single file
 
 
@@ -70,7 +72,8 @@ def _examples(check: CheckReport, root: Path) -> Iterator[str]:
     for finding in check.findings[:_EXAMPLES]:
         detail = finding.detail.replace(f"{root}{os.sep}", "")
         place = "" if check.id in _OF_SPLIT else f"{_shown(finding.file, root)}: "
-        yield f"  {finding.split}: {place}{detail}"
+        text = one_line(f"{finding.split}: {place}{detail}", limit=_LONGEST)  # names may have control characters
+        yield f"  {text}"
     if check.count > _EXAMPLES:
         yield f"  ... and {check.count - _EXAMPLES:,} more"
     if check.count:

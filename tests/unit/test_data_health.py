@@ -157,6 +157,16 @@ def test_findings_about_a_whole_split_name_no_folder(
     assert f"\n  val: dog: no objects; {COUNT} in train\n" in capsys.readouterr().out
 
 
+def test_names_from_the_data_cannot_control_the_terminal(
+    clean: Coco, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = copy_coco(clean, tmp_path / "data")
+    for content in data.content.values():
+        content["categories"].append({"id": 9, "name": "\x1b[31mred\nline"})
+    assert checked(data.save())[1].keys() == {"class-absent"}
+    assert "\n  train: \\x1b[31mred line: no objects; 0 in val\n" in capsys.readouterr().out
+
+
 def test_a_split_with_the_images_of_another_one_is_one_finding(clean: Coco, tmp_path: Path) -> None:
     data = copy_coco(clean, tmp_path / "data")
     text = (data.save() / "train.json").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_small_data_are_trained_for_more_epochs(images: int, epochs: int) -> Non
     assert module._choose_length(facts, 16, fine=False)["epochs"].value == str(epochs)
 
 
-def test_weights_are_fine_tuned(tmp_path: Path) -> None:
+def test_weights_are_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "nano.safetensors"
     model = DetectionModel(load_spec("nano"), num_classes=2)
     save_weights(weights, model, class_names=("a", "b"), image_size=192, training={})
@@ -115,6 +116,13 @@ def test_weights_are_fine_tuned(tmp_path: Path) -> None:
     assert (variant.spec.name, variant.train.recipe, variant.train.weights) == ("nano", "finetune", weights)
     with pytest.raises(ArtifactError, match=r"lost\.pt is missing"):
         new_experiment("other", data=data, weights=tmp_path / "lost.pt")
+    monkeypatch.setenv("YOLOV7_CACHE", str(tmp_path))
+    with pytest.raises(SettingError, match="run `yolov7 weights fetch yolov7-tiny`"):
+        new_experiment("other", data=data, weights=Path("yolov7-tiny"))
+    (tmp_path / "weights").mkdir()
+    shutil.copy(weights, tmp_path / "weights/yolov7-tiny.safetensors")
+    new_experiment("published", data=data, weights=Path("yolov7-tiny"))
+    assert 'weights: "yolov7-tiny"' in Path("experiments/published.yaml").read_text()
     (tmp_path / "lost.pt").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="convert it with `yolov7 import-weights` first"):
         new_experiment("other", data=data, weights=tmp_path / "lost.pt")
