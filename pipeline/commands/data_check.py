@@ -109,12 +109,7 @@ def check_data(
     reports = report_checks(results)
     named = f"{found.format}: {path}"
     report = make_report(data.splits, source=named, checks=reports, image_size=model.image_size)
-    if json == "-":
-        sys.stdout.write(_as_json(report))
-    else:
-        console.print(f"{found.description}\n{report_text(report, root=found.root)}")
-        if json is not None:
-            write_whole(Path(json), _as_json(report).encode())
+    _show(report, found, json=json)
     if html is not None:
         from pipeline.report.health_page import draw_examples, report_html
 
@@ -123,6 +118,16 @@ def check_data(
     if fix is not None:
         _write_copy(fix, found, data, chosen, quiet=json == "-")
     return exit_code(reports, strict=strict)
+
+
+def _show(report: HealthReport, found: FoundData, *, json: str | None) -> None:
+    """Print the report, and write it as JSON if asked."""
+    if json == "-":
+        sys.stdout.write(_as_json(report))
+        return
+    console.print(f"{found.description}\n{report_text(report, root=found.root)}")
+    if json is not None:
+        write_whole(Path(json), _as_json(report).encode())
 
 
 def _select(only: str | None, skip: str | None, *, has_model: bool) -> tuple[Check, ...]:

@@ -48,8 +48,8 @@ def export(
         dynamic: Whether the file takes images of any size.
         precision: Type of the stored numbers.
         layout: Order of the channels and axes of the input.
-        data: What the file is verified on: a data set, the index of a prepared split, or a folder of images; None for
-            the project's prepared val split if it fits the weights, otherwise for `calibrate`.
+        data: What the file is verified on: a data set, the index of a prepared split, or a folder of images. Default:
+            the project's prepared val split if it fits the weights, otherwise `calibrate`.
         calibrate: The images from which the ranges of INT8 are taken; None for the training split of the project if it
             fits the weights, otherwise for the images of the verification.
         tolerance: Largest change of AP, as a fraction; None for the default of each precision.
@@ -65,11 +65,7 @@ def export(
         raise SettingError("--calibrate concerns INT8; add --precision int8")
     weights = model_file(name)
     class_names = load_weights(weights).class_names
-    chosen = _prepared(class_names) if data is None else _read(data, class_names)
-    if calibrate is not None:
-        if data is None and chosen.index is None:
-            chosen = _annotated(calibrate, class_names)
-        chosen = replace(chosen, calibration=_calibration(calibrate))
+    chosen = _choose_data(data, calibrate, class_names)
     with _steps(weights.name) as show:
         report, path = export_model(
             weights,
@@ -84,6 +80,15 @@ def export(
             progress=show,
         )
     console.print(_summary(report, path))
+
+
+def _choose_data(data: Path | None, calibrate: Path | None, class_names: tuple[str, ...]) -> ExportData:
+    chosen = _prepared(class_names) if data is None else _read(data, class_names)
+    if calibrate is None:
+        return chosen
+    if data is None and chosen.index is None:
+        chosen = _annotated(calibrate, class_names)
+    return replace(chosen, calibration=_calibration(calibrate))
 
 
 def _prepared(class_names: tuple[str, ...]) -> ExportData:

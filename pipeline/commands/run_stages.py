@@ -18,7 +18,8 @@ from pipeline.artifacts.files import (
 )
 from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
 from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
-from pipeline.console import TrainView, console, counted, duration, stage_line, train_view, waiting
+from pipeline.commands.stage_texts import evaluation_text, reparam_text, train_text
+from pipeline.console import TrainView, console, stage_line, train_view
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.external import ExternalVariant, external_inputs
 from pipeline.params import TrackingSettings, TuneSettings
@@ -77,7 +78,7 @@ def run_train(experiment: Experiment, selection: Selection, *, keeps_runs: bool 
                     else:
                         run = _train_tracked if variant.given is None else _use_given_tracked
                         summary = run(experiment, tracker, variant, seed, name=name)
-                    console.print(stage_line("train", name, _train_text(summary)))
+                    console.print(stage_line("train", name, train_text(summary)))
                 # Under DVC, `reparam` does it: by then DVC has recorded the weights.
                 if dvc_stage() is None and not keeps_runs and isinstance(variant, ResolvedVariant):
                     forget_run(variant, seed=seed)
@@ -101,7 +102,7 @@ def run_reparam(experiment: Experiment, selection: Selection) -> None:
                 forget_run(variant, seed=seed)
             with tracker.run(_key(variant.name, seed), adds=True) as run:
                 _log_reparam(experiment, run, report)
-            console.print(stage_line("reparam", _name(experiment, variant, seed), _reparam_text(report)))
+            console.print(stage_line("reparam", _name(experiment, variant, seed), reparam_text(report)))
 
 
 def run_evaluate(experiment: Experiment, selection: Selection) -> None:
@@ -123,7 +124,7 @@ def run_evaluate(experiment: Experiment, selection: Selection) -> None:
                     _log_deployed(experiment, run, metrics)
             for note in notes:
                 console.print(stage_line("evaluate", name, note))
-            console.print(stage_line("evaluate", name, _evaluation_text(metrics)))
+            console.print(stage_line("evaluate", name, evaluation_text(metrics)))
 
 
 def run_benchmark(experiment: Experiment) -> None:
@@ -392,31 +393,3 @@ def _key(variant: str, seed: int) -> RunKey:
 
 def _name(experiment: Experiment, variant: ResolvedVariant | ExternalVariant, seed: int) -> str:
     return variant.name if len(experiment.seeds) == 1 else f"{variant.name}/{seed}"
-
-
-def _reparam_text(report: ReparamReport) -> str:
-    return (
-        f"{report.parameters_before:,} -> {report.parameters_after:,} parameters, "
-        f"largest error {report.max_error_float32:.1e} (float64 {report.max_error_float64:.1e})"
-    )
-
-
-def _evaluation_text(metrics: Metrics) -> str:
-    figures = ((name, getattr(metrics, name)) for name in ("AP", "AP50", "APs", "APm", "APl"))
-    return f"{'  '.join(f'{name} {_figure(value)}' for name, value in figures)}  ({counted(metrics.images, 'image')})"
-
-
-def _train_text(summary: TrainSummary) -> str:
-    if summary.external:
-        return f"external: only the results in {summary.external} are known"
-    if summary.given:
-        return f"not trained; uses the weights of {summary.given}"
-    measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "
-    return (
-        f"{counted(summary.epochs, 'epoch')}  {measured}{summary.images_per_second:.0f} img/s"
-        f"{waiting(summary.loader_wait_share)}  {duration(summary.seconds)}"
-    )
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

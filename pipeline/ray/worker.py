@@ -30,8 +30,8 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
             norm over all workers), `token` (of TOKEN_FILE), `joined` (whether the cluster runs on without training).
 
     Returns:
-        `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run here, or
-        None. Ray passes on what the worker of rank 0 returns.
+        Of rank 0: `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run
+        here, or None.
 
     Raises:
         Exception: Whatever the loop raises. Ray then ends all workers.
@@ -56,7 +56,6 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         sync_batch_norm=config["sync"],
         follows_load=config["follows_load"],
     )
-    started_file, stop_file = job.run_folder / STARTED_FILE, job.run_folder / STOP_FILE
     refusal = (
         _read_error(job)
         or find_invisible(job, config["token"], is_one_machine=not config["joined"])
@@ -67,13 +66,15 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
             workers_here=worker.processes_on_machine,
         )
     )
-    if any_refusal := next(filter(None, worker.gather(refusal)), None):
-        return {"complete": False, "refusal": any_refusal}
+    if refusals := [one for one in worker.gather(refusal) if one]:
+        return {"complete": False, "refusal": refusals[0]}
     if worker.is_lead:
-        started_file.touch()
+        (job.run_folder / STARTED_FILE).touch()
     preemption = _Preemption(is_watched=config["joined"])
     try:
-        complete = fit(job, worker, should_stop=stop_file.is_file, should_hurry=preemption.is_announced)
+        complete = fit(
+            job, worker, should_stop=(job.run_folder / STOP_FILE).is_file, should_hurry=preemption.is_announced
+        )
     except Exception as error:
         if not is_mendable(error):
             raise  # another attempt may help

@@ -1,0 +1,58 @@
+"""One line about the result of a stage."""
+
+from __future__ import annotations
+
+from pipeline.artifacts.reports import Metrics, ReparamReport, TrainSummary
+from pipeline.console import counted, duration, waiting
+
+
+def reparam_text(report: ReparamReport) -> str:
+    """Describe a re-parameterisation.
+
+    Args:
+        report: What the stage measured.
+
+    Returns:
+        The text without the name of the variant.
+    """
+    return (
+        f"{report.parameters_before:,} -> {report.parameters_after:,} parameters, "
+        f"largest error {report.max_error_float32:.1e} (float64 {report.max_error_float64:.1e})"
+    )
+
+
+def evaluation_text(metrics: Metrics) -> str:
+    """Describe an evaluation.
+
+    Args:
+        metrics: The COCO figures.
+
+    Returns:
+        The text without the name of the variant.
+    """
+    figures = ((name, getattr(metrics, name)) for name in ("AP", "AP50", "APs", "APm", "APl"))
+    return f"{'  '.join(f'{name} {_figure(value)}' for name, value in figures)}  ({counted(metrics.images, 'image')})"
+
+
+def train_text(summary: TrainSummary) -> str:
+    """Describe a training, or why there was none.
+
+    Args:
+        summary: What the stage recorded.
+
+    Returns:
+        The text without the name of the variant.
+    """
+    if summary.external:
+        return f"external: only the results in {summary.external} are known"
+    if summary.given:
+        return f"not trained; uses the weights of {summary.given}"
+    measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "
+    return (
+        f"{counted(summary.epochs, 'epoch')}  {measured}{summary.images_per_second:.0f} img/s"
+        f"{waiting(summary.loader_wait_share)}  {duration(summary.seconds)}"
+    )
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
