@@ -18,7 +18,7 @@ from pipeline.artifacts.files import (
 )
 from pipeline.artifacts.inputs import dvc_stage, unchanged_inputs
 from pipeline.artifacts.reports import Metrics, PreparedData, ReparamReport, TrainSummary
-from pipeline.commands.stage_texts import evaluation_text, reparam_text, train_text
+from pipeline.commands.stage_texts import evaluation_text, figure, reparam_text, train_text
 from pipeline.console import TrainView, console, stage_line, train_view
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.external import ExternalVariant, external_inputs
@@ -142,7 +142,7 @@ def run_benchmark(experiment: Experiment) -> None:
                 with tracker.run(_key(variant, seed), adds=True) as run:
                     run.log_metrics(benchmark_metrics(result, variant))
                     run.set_tags({"benchmark": experiment.benchmark.model_dump(), "benchmark_device": result.device})
-            console.print(stage_line("benchmark", variant, f"{_figure(before, 0)} -> {_figure(after, 0)} FPS, batch 1"))
+            console.print(stage_line("benchmark", variant, f"{figure(before, 0)} -> {figure(after, 0)} FPS, batch 1"))
 
 
 def run_search(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:

@@ -31,7 +31,7 @@ def evaluation_text(metrics: Metrics) -> str:
         The text without the name of the variant.
     """
     figures = ((name, getattr(metrics, name)) for name in ("AP", "AP50", "APs", "APm", "APl"))
-    return f"{'  '.join(f'{name} {_figure(value)}' for name, value in figures)}  ({counted(metrics.images, 'image')})"
+    return f"{'  '.join(f'{name} {figure(value)}' for name, value in figures)}  ({counted(metrics.images, 'image')})"
 
 
 def train_text(summary: TrainSummary) -> str:
@@ -54,5 +54,14 @@ def train_text(summary: TrainSummary) -> str:
     )
 
 
-def _figure(value: float | None, digits: int = 3) -> str:
+def figure(value: float | None, digits: int = 3) -> str:
+    """Return a figure with a fixed number of digits, or `-` where there is none.
+
+    Args:
+        value: The figure.
+        digits: Number of digits after the point.
+
+    Returns:
+        The text.
+    """
     return "-" if value is None else f"{value:.{digits}f}"

@@ -14,6 +14,9 @@ from pipeline.ray.shared_memory import lack_of_shared_memory
 from yolov7.errors import is_mendable, told
 from yolov7.training.job import TrainJob
 
+if TYPE_CHECKING:
+    from yolov7.training.worker import Worker
+
 STOP_FILE = "stop"  # created by the driver: write a checkpoint and leave; removed by the workers when they have
 ERROR_FILE = "error.txt"  # written by a worker: an error that the user has to correct
 STARTED_FILE = "started"  # created by the first worker when all workers have begun
@@ -56,25 +59,15 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         sync_batch_norm=config["sync"],
         follows_load=config["follows_load"],
     )
-    refusal = (
-        _read_error(job)
-        or find_invisible(job, config["token"], is_one_machine=not config["joined"])
-        or lack_of_shared_memory(
-            job,
-            loader_workers=worker.loader_workers,
-            world_size=worker.world_size,
-            workers_here=worker.processes_on_machine,
-        )
-    )
-    if refusals := [one for one in worker.gather(refusal) if one]:
-        return {"complete": False, "refusal": refusals[0]}
+    started_file, stop_file = job.run_folder / STARTED_FILE, job.run_folder / STOP_FILE
+    refusal = _find_refusal(job, worker, token=config["token"], is_one_machine=not config["joined"])
+    if any_refusal := next(filter(None, worker.gather(refusal)), None):
+        return {"complete": False, "refusal": any_refusal}
     if worker.is_lead:
-        (job.run_folder / STARTED_FILE).touch()
+        started_file.touch()
     preemption = _Preemption(is_watched=config["joined"])
     try:
-        complete = fit(
-            job, worker, should_stop=(job.run_folder / STOP_FILE).is_file, should_hurry=preemption.is_announced
-        )
+        complete = fit(job, worker, should_stop=stop_file.is_file, should_hurry=preemption.is_announced)
     except Exception as error:
         if not is_mendable(error):
             raise  # another attempt may help
@@ -84,6 +77,20 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         return {"complete": False, "refusal": first_cause(error)}
     stop_file.unlink(missing_ok=True)
     return {"complete": complete, "refusal": None}
+
+
+def _find_refusal(job: TrainJob, worker: Worker, *, token: str, is_one_machine: bool) -> str | None:
+    """Return why the job cannot run in this worker, else None."""
+    return (
+        _read_error(job)
+        or find_invisible(job, token, is_one_machine=is_one_machine)
+        or lack_of_shared_memory(
+            job,
+            loader_workers=worker.loader_workers,
+            world_size=worker.world_size,
+            workers_here=worker.processes_on_machine,
+        )
+    )
 
 
 def find_invisible(job: TrainJob, token: str, *, is_one_machine: bool) -> str | None:
