@@ -65,6 +65,12 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_files_of_paddle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pdparams").write_bytes(b"\x80\x04}.")
+    with pytest.raises(ArtifactError, match=r"is a file of PaddlePaddle.*safetensors.numpy.save_file"):
+        import_checkpoint(tmp_path / "x.pdparams")
+
+
 def test_a_spec_with_other_rows_has_no_names() -> None:
     rows = {"s1": {"block": "conv", "out": 8, "s": 2}, "x9": {"block": "conv", "out": 8}}
     spec = resolve_spec({"rows": rows | {"head": {"block": "detect_yolox", "hidden": 8}}}, name="other")

@@ -31,6 +31,7 @@ from yolov7.weights.foreign.torch_file import naming_file
 from yolov7.weights.weight_files import FORMAT, Weights, load_weights, stated_format
 
 _TORCH_STARTS = (b"PK", b"\x80")  # the first bytes of a zip archive and of a pickle
+_PADDLE = ".pdparams"
 _OWN_SPEC = "give the spec that it was trained with"
 _ChooseNames = Callable[..., tuple[str, ...]]
 
@@ -166,6 +167,11 @@ def _import(
     """Import a file of any kind; `fallback` is the spec of a file that fits several packaged specs, or none."""
     choose_names = partial(_choose_names, path, given=class_names, unnamed=unnamed)
     start, format_ = _read_start(path), stated_format(path)
+    if path.suffix == _PADDLE and is_file(path):
+        raise ArtifactError(
+            f"{path}: is a file of PaddlePaddle, whose pickles are not read; load it there, and write its arrays with "
+            "safetensors.numpy.save_file"
+        )
     if format_ == FORMAT:
         raise ArtifactError(f"{path}: is a weight file of this program already; use it as it is")
     if start.startswith(_TORCH_STARTS):
