@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from pipeline.ray.follow import TICK_SECONDS
 from pipeline.ray.shared_memory import lack_of_shared_memory
