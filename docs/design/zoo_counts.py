@@ -15,10 +15,10 @@ from typing import Any
 if find_spec("transformers") is None:
     sys.exit("transformers is not installed; run `pip install 'yolov7-pipeline[zoo]'`")
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+import transformers
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 _SIZE = (800, 1280)  # height and width in pixels at which the papers of Swin and ConvNeXt count
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
