@@ -77,7 +77,7 @@ def detections_of(found: FoundBoxes, *, images: int) -> tuple[Detections, ...]:
     boxes, scores = torch.from_numpy(corners[order]).float(), torch.from_numpy(found.scores[order]).float()
     labels = torch.from_numpy(found.labels[order])
     counts = np.bincount(found.image, minlength=images).tolist()
-    return tuple(map(Detections, boxes.split(counts), scores.split(counts), labels.split(counts)))
+    return tuple(map(Detections, torch.split(boxes, counts), torch.split(scores, counts), torch.split(labels, counts)))
 
 
 def _entries(path: Path) -> Iterator[Any]:
