@@ -14,10 +14,10 @@ import torch
 
 from yolov7.data.index import ImageIndex
 from yolov7.data.read.json_lists import iterate_lists
+from yolov7.data.read.text import decode_text, read_bytes
 from yolov7.errors import DataError, shown
 from yolov7.evaluation.coco import FoundBoxes
 from yolov7.structures import Detections
-from yolov7.system.text_files import decode_text, read_bytes
 
 
 def read_results(path: Path, index: ImageIndex) -> tuple[FoundBoxes, tuple[str, ...]]:
@@ -77,7 +77,7 @@ def detections_of(found: FoundBoxes, *, images: int) -> tuple[Detections, ...]:
     boxes, scores = torch.from_numpy(corners[order]).float(), torch.from_numpy(found.scores[order]).float()
     labels = torch.from_numpy(found.labels[order])
     counts = np.bincount(found.image, minlength=images).tolist()
-    return tuple(map(Detections, *(torch.split(values, counts) for values in (boxes, scores, labels))))
+    return tuple(map(Detections, torch.split(boxes, counts), torch.split(scores, counts), torch.split(labels, counts)))
 
 
 def _entries(path: Path) -> Iterator[Any]:
