@@ -95,9 +95,7 @@ def check_data(
         DataError: If the data cannot be read.
     """
     chosen = _select(only, skip, has_model=weights is not None)
-    for option, file in (("json", json), ("html", html)):
-        if file is not None and Path(file).is_dir():
-            raise SettingError(f"--{option}={file} is a folder; name a file")
+    _refuse_folders(json=json, html=html)
     found = find_data(path.absolute(), format=format)
     if fix is not None:
         check_target(fix, found)
@@ -126,6 +124,13 @@ def _show(report: HealthReport, found: FoundData, *, json: str | None) -> None:
     console.print(f"{found.description}\n{report_text(report, root=found.root)}")
     if json is not None:
         write_whole(Path(json), _as_json(report).encode())
+
+
+def _refuse_folders(**files: str | Path | None) -> None:
+    """Raise an error for an option that names a folder instead of a file, before the work begins."""
+    for option, file in files.items():
+        if file is not None and Path(file).is_dir():
+            raise SettingError(f"--{option}={file} is a folder; name a file")
 
 
 def _select(only: str | None, skip: str | None, *, has_model: bool) -> tuple[Check, ...]:

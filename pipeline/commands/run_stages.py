@@ -300,7 +300,9 @@ def _use_external_tracked(
     summary = use_external_results(variant, seed=seed)
     with tracker.run(RunKey(variant=variant.name, seed=seed, fingerprint=summary.fingerprint)) as run:
         inputs = external_inputs(variant)
-        run.log_params({"external": inputs | {"predictions": str(variant.predictions), "sha256": inputs["predictions"]}})
+        run.log_params(
+            {"external": inputs | {"predictions": str(variant.predictions), "sha256": inputs["predictions"]}}
+        )
         _log_data(experiment, run)
         run.set_tags({"external_results": summary.external})
         run.log_metrics({"external/params": variant.params, "external/gflops": variant.gflops})

@@ -93,6 +93,13 @@ def test_a_round_trip_through_all_formats_gives_the_same_index_and_figures(coco:
     assert snapshot(coco) == before
 
 
+def test_edges_of_images_stay_exact_in_shares(tmp_path: Path) -> None:
+    """Shares of the sides with twelve decimals would place an edge at 0.0000000002 pixels."""
+    write_source(tmp_path / "coco", *({"bbox": [0, 0, side, 1 + side / 2]} for side in range(1, 60)))
+    convert(tmp_path / "coco", "yolo", tmp_path / "yolo")
+    assert read(tmp_path / "yolo").content_hash() == read(tmp_path / "coco").content_hash()
+
+
 def test_coco_keeps_ids_crowds_areas_and_outlines(tmp_path: Path) -> None:
     parts = [[10, 5, 30, 5, 20.5, 20.25], [10, 20, 30, 35, 12, 30.1]]
     rows = [{"segmentation": parts, "area": 123.5}, {"iscrowd": 1, "bbox": [1, 1, 9, 9], "area": 7}]

@@ -138,7 +138,7 @@ def test_images_of_coco_are_found_in_each_layout(tmp_path: Path, folder: str) ->
 
 def test_what_is_no_data_is_refused_in_one_line(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"no annotations were found in .*, which has 1 images; the formats are coco"):
+    with pytest.raises(DataError, match=r"no annotations were found in .*, which has 1 image; the formats are coco"):
         find_data(tmp_path)
     with pytest.raises(DataError, match="no voc annotations were found"):
         find_data(tmp_path, format="voc")

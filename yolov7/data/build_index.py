@@ -24,6 +24,7 @@ from yolov7.data.inspection import ImageFacts, KnownImages, Progress, inspect_im
 from yolov7.data.outlines import Outline, OutlineTable, bounds, clip_polygon, frame_planes
 
 CLIP_TOLERANCE = 1.0  # pixels that a box or an outline may reach outside its image without being listed
+SHARE_DECIMALS = 6  # of pixels of a box that is given in shares, whose last digits are rounded in files
 OUTLINE_TOLERANCE = 2.0, 0.05  # pixels, or the share of its longer side, that a box may differ from its outline's
 
 
@@ -147,7 +148,7 @@ def to_pixels(annotations: Annotations, sizes: NDArray[np.float64]) -> Annotatio
         sizes: (n, 2) width and height of each image in pixels.
 
     Returns:
-        The same annotations; `in_shares` stays as it is.
+        The same annotations; `in_shares` stays as it is. These boxes are rounded to a millionth of a pixel.
     """
     if annotations.in_shares is None:
         return annotations
@@ -157,7 +158,9 @@ def to_pixels(annotations: Annotations, sizes: NDArray[np.float64]) -> Annotatio
         of_part = np.repeat(frame, np.diff(outlines.object_offsets), axis=0)
         of_point = np.repeat(of_part, np.diff(outlines.part_offsets), axis=0)
         outlines = replace(outlines, points=(outlines.points * of_point).astype(np.float32))
-    return replace(annotations, boxes_xywh=annotations.boxes_xywh * np.tile(frame, 2), outlines=outlines)
+    boxes = annotations.boxes_xywh * np.tile(frame, 2)
+    boxes = np.where(annotations.in_shares[:, None], boxes.round(SHARE_DECIMALS), boxes)
+    return replace(annotations, boxes_xywh=boxes, outlines=outlines)
 
 
 def _image_flaws(
