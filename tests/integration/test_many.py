@@ -27,9 +27,9 @@ def project(tmp_path: Path) -> Project:
     project = Project(tmp_path / "project", git=False)
     (project.folder / "narrow.yaml").write_text(SPEC)
     data = {"path": "yolov7/data", "synthetic": {"train_images": 16, "val_images": 4, "image_size": 64}}
-    variants = {"short": {"spec": "narrow.yaml", "train": {"epochs": 30}}, "long": {"spec": "narrow.yaml"}}
+    variants = {"short": {"spec": "narrow.yaml", "train": {"epochs": 16}}, "long": {"spec": "narrow.yaml"}}
     ray = {"cpus_per_worker": 1}
-    project.write({**SMALL, "data": data, "variants": variants, "train": TRAIN | {"epochs": 60}, "ray": ray})
+    project.write({**SMALL, "data": data, "variants": variants, "train": TRAIN | {"epochs": 24}, "ray": ray})
     project.run("dvc", "repro", "prepare")
     return project
 
@@ -75,4 +75,4 @@ def kill_while_both_train(project: Project) -> None:
     _, alive = psutil.wait_procs(family, timeout=60)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     steps = [json.loads((run / "progress.json").read_text())["step"] for run in runs[:wanted]]
-    assert all(step < 120 for step in steps)
+    assert all(step < 96 for step in steps)
