@@ -122,7 +122,8 @@ def _recorded_by_dvc(stages: Sequence[str]) -> set[str]:
     if done.returncode:
         reason = one_line((done.stderr.strip().splitlines() or ["no message"])[-1])
         raise ArtifactError(f"`dvc status` fails ({reason}); run it to see why, and then the same command again")
-    return set(stages) - json.loads(done.stdout).keys()
+    changed: dict[str, Any] = json.loads(done.stdout)
+    return set(stages) - changed.keys()
 
 
 def _train_all(experiment: Experiment, tasks: Sequence[_Task], *, jobs: int) -> list[str]:

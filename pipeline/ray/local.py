@@ -76,8 +76,9 @@ def process_context() -> ForkContext | ForkServerContext | SpawnContext:
     """Return how processes are started: forked from the one of `preload`, where the system has fork."""
     if forkserver.get_inherited_fds() is not None and _PRELOADED[0] in sys.modules:
         return multiprocessing.get_context("fork")  # this process was forked from there, and did not compute since
-    methods = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
 
 
 def train_locally(job: TrainJob, settings: RaySettings, *, on_tick: Callable[[], None]) -> None:
