@@ -245,8 +245,8 @@ def _empty_images(count: int, *, size: int) -> Tensor:
     """
     if get_worker_info() is None or not count:
         return torch.empty(count, size, size, 3, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * size * size * 3, device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, size, size, 3)  # type: ignore[call-overload]
+    storage = torch.UntypedStorage._new_shared(count * size * size * 3, device="cpu")  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(count, size, size, 3)
 
 
 class _TrainBatches(Dataset[Batch]):
