@@ -43,7 +43,6 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     import torch
     from ray.train.torch import get_device
 
-    from yolov7.data.loader import count_workers
     from yolov7.training.loop import fit
     from yolov7.training.worker import Worker
 
@@ -54,7 +53,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         device=get_device(),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        loader_workers=count_workers(job.settings.loader_workers, cpus=config["cpus"]),
+        loader_workers=_loader_workers(job, config["cpus"]),
         processes_on_machine=context.get_local_world_size(),
         sync_batch_norm=config["sync"],
         follows_load=config["follows_load"],
@@ -170,3 +169,9 @@ class _Preemption:
 
 def _reads(path: Path, content: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == content
+
+
+def _loader_workers(job: TrainJob, cpus: int) -> int:
+    from yolov7.data.loader import count_workers
+
+    return count_workers(job.settings.loader_workers, cpus=cpus)
