@@ -14,10 +14,10 @@ import torch
 
 from yolov7.data.index import ImageIndex
 from yolov7.data.read.json_lists import iterate_lists
-from yolov7.data.read.text import decode_text, read_bytes
 from yolov7.errors import DataError, shown
 from yolov7.evaluation.coco import FoundBoxes
 from yolov7.structures import Detections
+from yolov7.system.text_files import decode_text, read_bytes
 
 
 def read_results(path: Path, index: ImageIndex) -> tuple[FoundBoxes, tuple[str, ...]]:
