@@ -278,7 +278,8 @@ class TrainSettings(Settings):
         10,
         ge=0,
         le=1_000_000,
-        description="number of last epochs without mosaic, mixup and pasted objects; at most a fifth of the run",
+        description="number of last epochs without mosaic, mixup and pasted objects, and with L1 loss for the head of "
+        "YOLOX; at most a fifth of the run",
     )
     validate_every: int = Field(1, ge=1, le=1_000_000, description="epochs between two validations")
     checkpoint_every: int = Field(1, ge=1, le=1_000_000, description="epochs between two checkpoints")

@@ -22,7 +22,7 @@ from yolov7.data.build_index import index_split
 from yolov7.data.find_data import DataFormat, FoundData, find_data, parse_split
 from yolov7.data.fix.copy import check_target, write_fixed_copy
 from yolov7.data.flaws import Flaw
-from yolov7.data.health.checks import ANCHORS, MODEL_CHECKS, Check, Finding, select_checks
+from yolov7.data.health.checks import ANCHORS, MODEL_CHECKS, Check, CheckResult, Finding, select_checks
 from yolov7.data.health.run import Find, ReadData, all_checks, run_checks
 from yolov7.data.index import ImageIndex
 from yolov7.data.inspection import Progress
@@ -100,9 +100,7 @@ def check_data(
         check_target(fix, found)
     model = _open(weights, image_size)
     data = _read(found, _chosen_splits(found, _listed(splits)), model)
-    results = run_checks(chosen, _finders(data, model))
-    if ANCHORS in chosen and model.spec.head.anchor_free:
-        Console(stderr=True, soft_wrap=True).print(f"check {ANCHORS.id}: {describe_missing_anchors(model.spec)}")
+    results = _run(chosen, data, model)
     reports = report_checks(results)
     named = f"{found.format}: {path}"
     report = make_report(data.splits, source=named, checks=reports, image_size=model.image_size)
@@ -161,6 +159,12 @@ def _read(found: FoundData, splits: tuple[str, ...], model: _Model) -> ReadData:
             read[split] = index_split(parsed, progress=progress)
         names = read[split][0].class_names
     return ReadData(read, image_size=model.image_size, stride=model.stride)
+
+
+def _run(chosen: tuple[Check, ...], data: ReadData, model: _Model) -> tuple[CheckResult, ...]:
+    if ANCHORS in chosen and model.spec.head.anchor_free:
+        Console(stderr=True, soft_wrap=True).print(f"check {ANCHORS.id}: {describe_missing_anchors(model.spec)}")
+    return run_checks(chosen, _finders(data, model))
 
 
 def _finders(data: ReadData, model: _Model) -> dict[str, Find]:

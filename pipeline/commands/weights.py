@@ -38,7 +38,7 @@ def import_weights(file: Path, *, spec: str | None, names: Path | None, output: 
     _expect_ending(output, _WEIGHTS)
     class_names = None if names is None else read_names(names)
     chosen = None if spec is None else load_spec(spec)
-    weights, remarks = import_checkpoint(file, spec=chosen, class_names=class_names)
+    weights, remarks = import_checkpoint(file, spec=chosen, class_names=class_names, take_rgb=True)
     model = weights.model
     save_weights(
         output,

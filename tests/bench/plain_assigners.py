@@ -64,7 +64,7 @@ def loop_tal(
     """Return the scores of the positives of a batch, cells counted over all levels."""
     places, stride, objects = _geometry(maps, targets, strides)
     rows = torch.cat([m.flatten(1, 3) for m in maps], dim=1).float()
-    sides = rows[..., : 4 * bins].unflatten(-1, (4, bins)).softmax(-1) @ torch.arange(float(bins))  # type: ignore[no-untyped-call]
+    sides = rows[..., : 4 * bins].unflatten(-1, (4, bins)).softmax(-1) @ torch.arange(float(bins))
     sides = sides * stride[:, None]
     predicted = torch.cat((places - sides[..., :2], places + sides[..., 2:]), dim=-1)
     scores: dict[Positive, float] = {}

@@ -107,11 +107,9 @@ def _assert_forward(model: DetectionModel, golden: dict[str, Any]) -> None:
         scale = float(theirs.abs().max())
         torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=1e-4)
     tolerance = max(1e-4, 10 * golden.get("f32_f64_max_rel", 0.0))
-    order = _order_of_levels(model, golden)
+    sizes, order = [raw.shape[1:4].numel() for raw in maps.lead], _order_of_levels(model, golden)
     for ours, boxes in ((predicted, "boxes"), (fused, "boxes_deploy")):
-        ours = torch.cat(
-            [ours.split([raw[..., 0].numel() // len(raw) for raw in maps.lead], dim=1)[i] for i in order], 1
-        )
+        ours = torch.cat([ours.split(sizes, dim=1)[i] for i in order], dim=1)
         if is_ppyoloe:
             corners = torch.cat([ours[..., :2] - ours[..., 2:4] / 2, ours[..., :2] + ours[..., 2:4] / 2], dim=-1)
             _assert_close(corners, golden[boxes], tolerance)
@@ -150,15 +148,14 @@ def _model_of_darknet(spec: ModelSpec, keys: str, golden: dict[str, Any]) -> Det
 
 
 def _place_in_darknet(model: DetectionModel, key: str) -> tuple[int, ...]:
-    """Return where darknet has a tensor: the bypass of a block first, and outputs behind the convolution before them."""
+    """Return where darknet has a tensor: the bypass of a block first, outputs behind the convolution before them."""
     part, name, rest = key.split(".", 2)
     rows = list(model.spec.rows)
     if part == "head":
         return rows.index(model.spec.head.sources[int(rest.split(".")[0])]), 1, 0
-    parts = (
-        ("b", "a", "chain", "behind", "merge") if isinstance(model.spec.rows[name], CspRow) else (rest.split(".")[0],)
-    )
-    return rows.index(name), 0, parts.index(rest.split(".")[0])
+    if not isinstance(model.spec.rows[name], CspRow):
+        return rows.index(name), 0, 0
+    return rows.index(name), 0, ("b", "a", "chain", "behind", "merge").index(rest.split(".")[0])
 
 
 def _form(conv: nn.Conv2d, y: Tensor) -> tuple[int, ...]:

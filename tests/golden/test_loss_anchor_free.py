@@ -94,7 +94,7 @@ def test_yolox(name: str, rule: SimOtaRule) -> None:
         return
     expected = [total, box + l1, objectness, classes]
     assert [part.item() for part in parts] == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    parts.total.backward()  # type: ignore[no-untyped-call]
+    parts.total.backward()
     for i, m in enumerate(case.maps.lead):
         gradient = as_raw(m.grad)
         if rule == "r25":
@@ -136,7 +136,7 @@ def test_ppyoloe(name: str) -> None:
     total, classes, iou, dfl, _ = data["loss_clipped"].tolist()
     assert [parts.total.item(), parts.classification.item()] == pytest.approx([total, classes], rel=2e-4)
     assert parts.box.item() == pytest.approx(2.5 * iou + 0.5 * dfl, rel=1e-5)
-    parts.total.backward()  # type: ignore[no-untyped-call]
+    parts.total.backward()
     clip = 1.0 if data["loss_is_nonfinite"] else min(1.0, float(data["scores_sum"]))
     for i, m in zip(levels, maps.lead, strict=True):
         expected = np.concatenate([data[f"grad_reg{i}"], data[f"grad_cls{i}"]], axis=1) * clip
@@ -159,7 +159,7 @@ def test_u6(name: str) -> None:
     check_scored(assigner(maps.lead, targets), data, order=(0, 1, 2), number=number)
     loss: Loss = DistributionLoss(STRIDES, assigner, bins=bins, gains=U6_GAINS, nominal_batch=64)
     parts: LossParts = loss(maps, targets)
-    parts.total.backward()  # type: ignore[no-untyped-call]
+    parts.total.backward()
     if data["loss_is_nonfinite"]:
         assert torch.isfinite(parts.total)
         assert all(m.grad is not None and torch.isfinite(m.grad).all() for m in maps.lead)

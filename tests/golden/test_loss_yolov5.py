@@ -50,7 +50,7 @@ def test_positives_loss_and_gradient(name: str) -> None:
     assert parts.total.item() == pytest.approx(float(data["loss"][0]), rel=1e-5)
     box, objectness, classes = data["items"].tolist()
     assert [part.item() for part in parts[1:]] == pytest.approx([box, objectness, classes], rel=1e-5, abs=1e-7)
-    parts.total.backward()  # type: ignore[no-untyped-call]
+    parts.total.backward()
     for i, m in zip(levels, maps.lead, strict=True):
         assert m.grad is not None
         expected = data[f"grad{i}_val"]

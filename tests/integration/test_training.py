@@ -53,6 +53,21 @@ def test_a_resumed_run_ends_with_the_same_weights(data: Path, tmp_path: Path, re
     assert [line["epoch"] for line in read_epochs(tmp_path / "parts")] == [1, 2, 3]
 
 
+def test_the_norm_of_the_gradient_of_a_step_is_limited(data: Path, tmp_path: Path) -> None:
+    moved = {}
+    for limit in (0.0, 0.1):
+        optim = {"nominal_batch": 4, "clip_norm": limit, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0.0}
+        one = job(data, tmp_path / str(limit), spec=small_spec(), epochs=1, multi_scale=0.0, optim=optim)
+        trainer = Trainer(one, WORKER)
+        before = [parameter.detach().clone() for parameter in trainer._state.model.parameters()]
+        trainer.resume()
+        trainer.run_epoch()
+        changes = [after - old for after, old in zip(trainer._state.model.parameters(), before, strict=True)]
+        moved[limit] = float(torch.stack([change.detach().norm() for change in changes]).norm())
+    steps = 3
+    assert moved[0.1] <= 1.01 * steps * 0.01 * 0.1 < moved[0.0]
+
+
 def test_the_same_seed_gives_the_same_weights_with_or_without_loader_processes(data: Path, tmp_path: Path) -> None:
     fit(job(data, tmp_path / "a", epochs=2), WORKER)
     fit(job(data, tmp_path / "b", epochs=2), Worker(device=torch.device("cpu"), loader_workers=2))

@@ -31,6 +31,13 @@ ROWS = {
     "p4": {"block": "conv", "out": 24, "s": 2},
     "u3": {"block": "up", "from": ["p4", "r3"], "out": 16},
 }
+ROWS_BY_HEAD: dict[str, dict[str, Any]] = {
+    "ppyoloe": {
+        "s1": {"block": "conv", "out": 8, "k": 6, "s": 2, "activation": "mish"},
+        "r3": {"block": "csp_rep_res", "out": 16, "depth": 1},
+        "u3": {"block": "double", "from": ["p4", "r3"]},
+    }
+}
 _SOURCES = ["u3", "p4"]
 HEADS: dict[str, dict[str, Any]] = {
     "detect": {"block": "detect", "from": _SOURCES, "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]]},
@@ -42,7 +49,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def small_spec(head: str = "detect") -> ModelSpec:
     """Return a small spec of two levels."""
-    return resolve_spec({"rows": ROWS | {"head": HEADS[head]}, "activation": "silu"}, name="small")
+    return resolve_spec({"rows": ROWS | ROWS_BY_HEAD.get(head, {}) | {"head": HEADS[head]}}, name="small")
 
 
 def write_weights(path: Path, *, names: tuple[str, ...] = NAMES, seed: int = 0, head: str = "detect") -> Path:

@@ -15,7 +15,7 @@ from yolov7.data.coco_names import COCO_NAMES
 from yolov7.errors import ArtifactError
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.fuse import fold_norm
-from yolov7.spec.spec_files import load_spec
+from yolov7.spec.spec_files import load_spec, resolve_spec
 from yolov7.weights.foreign.reference import import_checkpoint, open_weights
 
 NUM_TINY = 24_967_560 // 4 - 5  # values of yolov7-tiny with 80 classes, behind a header of 20 bytes
@@ -41,6 +41,12 @@ def test_both_headers(tmp_path: Path, version: tuple[int, int, int]) -> None:
     weights, remarks = import_checkpoint(path)
     assert (weights.model.spec.name, weights.class_names) == ("yolov7-tiny", COCO_NAMES)
     assert remarks == ("it has no implicit knowledge",)
+
+
+def test_other_decodings_are_mentioned(tmp_path: Path) -> None:
+    path = write_darknet(tmp_path / "x.weights", tiny())
+    spec = resolve_spec({"base": "yolov7-tiny"}, name="other")
+    assert import_checkpoint(path, spec=spec).remarks[-1].startswith("its boxes are decoded as those of YOLOv7")
 
 
 def test_the_size_tells_the_number_of_classes(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,8 +30,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.move(stage_folder("prepare") / "val.npz", stage_folder("prepare") / "train.npz")
 
 
-def params(*, auxiliary: bool = False, anchor_free: bool = False, **changes: Any) -> ResolvedVariant:
-    spec = resolve_spec(SMALL | changes, name="small")
+def params(*, auxiliary: bool = False, anchor_free: bool = False) -> ResolvedVariant:
+    spec = resolve_spec(SMALL, name="small")
     spec = with_auxiliary(spec) if auxiliary else spec
     Path("small.yaml").write_text(spec_to_yaml(with_anchor_free_head(spec) if anchor_free else spec))
     content = {"variants": {"small": {"spec": "small.yaml"}}, "train": {"image_size": 64}}

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from tests.unit.exported import annotate, write_weights
 from yolov7.data.index import ImageIndex
-from yolov7.engines.metadata import DECODED
+from yolov7.engines.metadata import DECODED, INPUT
 from yolov7.engines.opened_model import open_model
 from yolov7.errors import ArtifactError, SettingError
 from yolov7.export import export_model as module
@@ -60,12 +61,14 @@ def test_an_int8_file_keeps_ap_in_its_engine(
 
 
 @pytest.mark.parametrize("head", ["ppyoloe", "dfl"])
-def test_a_head_and_its_decoding_stay_in_floating_point(head: str, tmp_path: Path) -> None:
+def test_an_anchor_free_head_and_its_decoding_stay_in_floating_point(head: str, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "w.safetensors", head=head)
     model, file = fuse(load_weights(weights).model).eval(), tmp_path / "float.onnx"
     graph = ExportedGraph(model, dtype=torch.float32, nms=None, num_boxes=None)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    export_graph(graph, images, names=DECODED).save(str(file))
+    export_graph(graph, images[:1], names=DECODED).save(str(file))
+    (found,) = onnxruntime.InferenceSession(str(file)).run(None, {INPUT: images[1:].numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), graph(images[1:]), rtol=1e-4, atol=1e-3)
     quantised = quantise_openvino(file, images=images, float_layers=())
     operations = {operation.get_friendly_name(): operation for operation in quantised.get_ops()}
     kept = _from_the_head_on(onnx.load(str(file)))

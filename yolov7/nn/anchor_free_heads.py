@@ -151,10 +151,9 @@ class DflHead(Head):
         return HeadMaps(tuple(self._level(i, x) for i, x in enumerate(maps)))
 
     def _level(self, level: int, x: Tensor) -> Tensor:
-        box = self.box_convs[level](self.box_towers[level](x + self.ia_box[level] if len(self.ia_box) else x))
-        classes = self.class_convs[level](
-            self.class_towers[level](x + self.ia_class[level] if len(self.ia_class) else x)
-        )
+        x_box, x_class = (x + self.ia_box[level], x + self.ia_class[level]) if len(self.ia_box) else (x, x)
+        box = self.box_convs[level](self.box_towers[level](x_box))
+        classes = self.class_convs[level](self.class_towers[level](x_class))
         if len(self.im_box):
             box, classes = box * self.im_box[level], classes * self.im_class[level]
         return _join(box, classes)
@@ -200,10 +199,8 @@ def _decode_distances(maps: Sequence[Tensor], strides: Sequence[int], *, bins: i
     for raw, stride in zip(maps, strides, strict=True):
         batch, _, height, width, outputs = raw.shape
         x = raw.to(torch.promote_types(raw.dtype, torch.float32))  # half precision cannot represent the grid exactly
-        distances = decode_bins(
-            x[..., : 4 * bins].reshape(batch, 1, height, width, 4, bins)
-        )  # left, top, right, bottom
-        before, behind = distances[..., :2], distances[..., 2:]
+        distances = decode_bins(x[..., : 4 * bins].reshape(batch, 1, height, width, 4, bins))
+        before, behind = distances[..., :2], distances[..., 2:]  # left and top, right and bottom
         xy = (cell_corners(x) + 0.5 + (behind - before) / 2) * stride
         scores = _scores(torch.ones_like(xy[..., :1]), x[..., 4 * bins :].sigmoid())
         rows = torch.cat([xy, (before + behind) * stride, scores], dim=-1)

@@ -81,13 +81,13 @@ class CspTiny(nn.Module):
     def __init__(self, row: CspTinyRow, channels: int, *, activation: str) -> None:
         """Make the block of a row whose source has `channels` channels."""
         super().__init__()
-        self.half = 0 if row.half == "first" else 1
+        self.taken = 0 if row.half == "first" else 1
         self.first = ConvBnAct(channels // 2, channels // 2, 3, activation=activation)
         self.second = ConvBnAct(channels // 2, channels // 2, 3, activation=activation)
         self.merge = ConvBnAct(channels, row.out, 1, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map (B, out, H, W)."""
-        first = self.first(x.chunk(2, dim=1)[self.half])
+        first = self.first(x.chunk(2, dim=1)[self.taken])
         merged: Tensor = self.merge(torch.cat([self.second(first), first], dim=1))
         return merged

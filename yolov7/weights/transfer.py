@@ -34,13 +34,15 @@ def transfer(model: DetectionModel, source: DetectionModel, *, weights: str | os
         The number of copied tensors.
 
     Raises:
-        ArtifactError: The source is re-parameterised, or fewer than half of the target's tensors have a counterpart.
+        ArtifactError: The source is re-parameterised, or fewer than half of the target's tensors have a counterpart,
+            those of a head of another kind not counted.
     """
     if source.fused:
         raise ArtifactError(
             f"{weights}: is re-parameterised and cannot be trained further; name the weights that training has written"
         )
-    num_copied, num_own = _copy(source, model), len(model.state_dict())
+    has_same_head = type(source.head) is type(model.head)
+    num_copied, num_own = _copy(source, model), len((model if has_same_head else model.rows).state_dict())
     if num_copied < num_own // 2:
         raise ArtifactError(
             f"{weights}: its spec is {source.spec.name!r}, and it fits only {num_copied} of the {num_own} tensors of "

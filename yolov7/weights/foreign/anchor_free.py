@@ -15,6 +15,7 @@ from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import list_specs, load_spec
 from yolov7.weights.foreign.model_file import ForeignModel
 from yolov7.weights.foreign.module_names import PPYOLOE, YOLOX, names_in
+from yolov7.weights.foreign.pixels import PPYOLOE_PIXELS, YOLOX_PIXELS, Pixels
 from yolov7.weights.foreign.reference_names import reference_names
 from yolov7.weights.weight_files import first_difference
 
@@ -33,6 +34,7 @@ class Family(NamedTuple):
         bins: The end of the name of a constant with the numbers 0, 1, 2, ..., which our models do not need; empty if
             there is none.
         names: A function that returns its names by ours for the tensors of a model of a spec.
+        pixels: The pixels that its models take; None if they are RGB in 0..1.
     """
 
     title: str
@@ -40,6 +42,7 @@ class Family(NamedTuple):
     class_bias: re.Pattern[str]
     bins: str
     names: Callable[[ModelSpec, Iterable[str]], dict[str, str]]
+    pixels: Pixels | None = None
 
 
 class Fitted(NamedTuple):
@@ -67,6 +70,7 @@ _FAMILIES = (
         re.compile(r"head\.cls_preds\.0\.bias"),
         "",
         lambda spec, own_names: names_in(YOLOX, spec, own_names),
+        YOLOX_PIXELS,
     ),
     Family(
         "PP-YOLOE",
@@ -74,6 +78,7 @@ _FAMILIES = (
         re.compile(r"yolo_head\.pred_cls\.0\.bias"),
         "proj_conv.weight",
         lambda spec, own_names: names_in(PPYOLOE, spec, own_names),
+        PPYOLOE_PIXELS,
     ),
     Family("YOLOv7-u6", "detect_dfl", re.compile(r"model\.\d+\.cv3\.0\.2\.bias"), "dfl.conv.weight", _names_of_u6),
 )

@@ -36,6 +36,10 @@ _MAX_CLASSES = 1000  # more would let a file of one spec be taken for a file of 
 _BN_EPS = 1e-6  # darknet's; ours is larger
 _COCO_CLASSES = 80
 _JOINED_IN_REVERSE = {"elan_tiny", "spp_tiny"}  # blocks whose concatenation darknet's configuration writes backwards
+_DECODING = (
+    "its boxes are decoded as those of YOLOv7; they are wrong if its configuration lacks new_coords=1, as those of "
+    "YOLOv3 and YOLOv4 do"
+)
 _MERGE = re.compile(r"rows\.(\w+)\.(?:elans\.\d+\.)?merge\.conv")
 
 
@@ -103,6 +107,8 @@ def read_darknet(path: Path, *, spec: ModelSpec) -> DarknetModel:
     remarks = (["its re-parameterised convolutions are plain ones"] if rep_convs else []) + (
         ["it has no implicit knowledge"] if anchor_based_head(spec).implicit else []
     )
+    if spec.name not in PUBLISHED_SPECS:
+        remarks.append(_DECODING)
     return DarknetModel(model, tuple(remarks))
 
 

@@ -25,11 +25,13 @@ from yolov7.weights.foreign.darknet import PUBLISHED_SPECS, find_darknet_specs, 
 from yolov7.weights.foreign.detection_head import BUFFERS, Head, read_head
 from yolov7.weights.foreign.fitting import find_specs, fit
 from yolov7.weights.foreign.model_file import ForeignModel, open_safetensors_model, open_torch_model
+from yolov7.weights.foreign.pixels import take_rgb
 from yolov7.weights.foreign.reference_names import reference_names
 from yolov7.weights.foreign.torch_file import naming_file
 from yolov7.weights.weight_files import FORMAT, Weights, load_weights, stated_format
 
 _TORCH_STARTS = (b"PK", b"\x80")  # the first bytes of a zip archive and of a pickle
+_PADDLE = ".pdparams"
 _OWN_SPEC = "give the spec that it was trained with"
 _ChooseNames = Callable[..., tuple[str, ...]]
 
@@ -52,6 +54,7 @@ def import_checkpoint(
     *,
     spec: ModelSpec | None = None,
     class_names: tuple[str, ...] | None = None,
+    take_rgb: bool = False,
 ) -> Imported:
     """Import a model from a file of another implementation. Nothing in a pickle is executed.
 
@@ -67,6 +70,9 @@ def import_checkpoint(
         spec: The spec that the model was trained with. By default, it is the packaged spec that the file fits.
         class_names: The names of the classes. By default, they are the file's own; if it has none but has 80 classes,
             they are COCO's.
+        take_rgb: Whether to change the first convolution of a model that was trained with other pixels (YOLOX,
+            PP-YOLOE), so that it takes RGB images in 0..1, as the detector, training and evaluation of this library
+            give them. Without it, the model computes exactly what the original does, for the original's pixels.
 
     Returns:
         The model and the ways in which it differs from the spec.
@@ -75,7 +81,7 @@ def import_checkpoint(
         ArtifactError: The file is missing or damaged, or fits no spec or several ones.
         SpecError: The spec has a module that the reference implementation does not have.
     """
-    return _import(Path(path), spec=spec, fallback=None, class_names=class_names, unnamed=False)
+    return _import(Path(path), spec=spec, fallback=None, class_names=class_names, unnamed=False, rgb=take_rgb)
 
 
 def open_weights(path: str | os.PathLike[str], *, spec: ModelSpec) -> Weights:
@@ -94,7 +100,7 @@ def open_weights(path: str | os.PathLike[str], *, spec: ModelSpec) -> Weights:
     """
     path = Path(path)
     if _is_foreign(path):
-        return _import(path, spec=None, fallback=spec, class_names=None, unnamed=True).weights
+        return _import(path, spec=None, fallback=spec, class_names=None, unnamed=True, rgb=True).weights
     return load_weights(path)
 
 
@@ -156,19 +162,26 @@ def _import(
     fallback: ModelSpec | None,
     class_names: tuple[str, ...] | None,
     unnamed: bool,
+    rgb: bool,
 ) -> Imported:
     """Import a file of any kind; `fallback` is the spec of a file that fits several packaged specs, or none."""
     choose_names = partial(_choose_names, path, given=class_names, unnamed=unnamed)
     start, format_ = _read_start(path), stated_format(path)
+    if path.suffix == _PADDLE and is_file(path):
+        raise ArtifactError(
+            f"{path}: is a file of PaddlePaddle, whose pickles are not read; load it there, and write its arrays with "
+            "safetensors.numpy.save_file"
+        )
     if format_ == FORMAT:
         raise ArtifactError(f"{path}: is a weight file of this program already; use it as it is")
     if start.startswith(_TORCH_STARTS):
-        return _import_named(open_torch_model(path), spec, fallback, choose_names)
+        return _import_named(open_torch_model(path), spec, fallback, choose_names, rgb=rgb)
     if format_ is not None:
-        return _import_named(open_safetensors_model(path), spec, fallback, choose_names)
+        return _import_named(open_safetensors_model(path), spec, fallback, choose_names, rgb=rgb)
     if is_darknet(start) or (start and path.suffix == ".weights"):
         return _import_darknet(path, spec, fallback, choose_names)
-    return _import_named(open_torch_model(path), spec, fallback, choose_names)  # it says what is wrong with the file
+    # The reader says what is wrong with the file.
+    return _import_named(open_torch_model(path), spec, fallback, choose_names, rgb=rgb)
 
 
 def _is_foreign(path: Path) -> bool:
@@ -184,11 +197,11 @@ def _read_start(path: Path) -> bytes:
 
 
 def _import_named(
-    foreign: ForeignModel, spec: ModelSpec | None, fallback: ModelSpec | None, choose_names: _ChooseNames
+    foreign: ForeignModel, spec: ModelSpec | None, fallback: ModelSpec | None, choose_names: _ChooseNames, *, rgb: bool
 ) -> Imported:
     """Import a model whose tensors have names."""
     if family := find_family(foreign):
-        return _import_anchor_free(foreign, family, spec, fallback, choose_names)
+        return _import_anchor_free(foreign, family, spec, fallback, choose_names, rgb=rgb)
     head = read_head(foreign)
     if spec is None:
         spec = _only_spec(foreign.path, find_specs(foreign, head), fallback)
@@ -210,6 +223,8 @@ def _import_anchor_free(
     spec: ModelSpec | None,
     fallback: ModelSpec | None,
     choose_names: _ChooseNames,
+    *,
+    rgb: bool,
 ) -> Imported:
     if spec is None:
         spec = _only_spec(foreign.path, find_specs_of_family(foreign, family), fallback)
@@ -220,7 +235,11 @@ def _import_anchor_free(
     class_names = choose_names(foreign.class_names, num_classes=model.num_classes)
     model.load_state_dict(read_tensors(foreign, fitted), assign=True)
     weights = Weights(model.eval(), class_names, spec.image_size, {"imported": foreign.path.name})
-    return Imported(weights, foreign.remarks)
+    if family.pixels is None or not rgb:
+        return Imported(weights, foreign.remarks)
+    take_rgb(model, family.pixels)
+    remark = f"its first convolution was changed to take RGB in 0..1 instead of {family.pixels.text}"
+    return Imported(weights, (*foreign.remarks, remark))
 
 
 def _misfit(foreign: ForeignModel, spec: ModelSpec, fault: str, *, fitting: list[str]) -> ArtifactError:
