@@ -88,7 +88,7 @@ def test_forward_of_yolov4_tiny_in_darknet() -> None:
         height, width = raw.shape[2:4]
         cells = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
         xy = ((raw[..., :2].sigmoid() - 0.5) * scale + 0.5 + cells) * stride
-        wh = raw[..., 2:4].exp() * anchors.view(1, 3, 1, 1, 2)
+        wh = raw[..., 2:4].exp() * anchors.float().view(1, 3, 1, 1, 2)
         objectness = raw[..., 4:5].sigmoid()
         scores = torch.cat([objectness, objectness * raw[..., 5:].sigmoid()], dim=-1)
         rows.append(torch.cat([xy, wh, scores], dim=-1).flatten(1, 3))

@@ -23,6 +23,7 @@ NANO = load_spec("nano")
 
 
 def test_the_parts_of_a_model_are_its_stages_its_neck_and_its_head() -> None:
+    assert list_parts(load_spec("yolov5n"))["neck"] == ("f4", "n3")
     assert list_parts(load_spec("yolov7-w6")) == {
         **{name: (name,) for name in ("p2", "p3", "p4", "p5", "p6")},
         "neck": ("n5", "n4", "n3"),

@@ -55,7 +55,7 @@ class ModelSpec(BaseModel):
         shapes = infer_shapes(self)
         _check_head(self)
         _check_size(self)
-        _check_activations(self)
+        _check_activations(self, shapes)
         largest = max(shape.stride for shape in shapes.values())
         if self.image_size % largest:
             raise ValueError(f"image_size={self.image_size} must be a multiple of {largest}, the largest stride")
@@ -267,8 +267,7 @@ def _check_head(spec: ModelSpec) -> None:
         raise ValueError(f"{unused[0]}: no row takes its map; use it or remove it")
 
 
-def _check_activations(spec: ModelSpec) -> None:
-    shapes = infer_shapes(spec)
+def _check_activations(spec: ModelSpec, shapes: Mapping[str, MapShape]) -> None:
     for name, row in spec.rows.items():
         if row.activation and not row.convolutions([shapes[source] for source in row.all_sources]):
             raise ValueError(f"{name}.{row.block}: has no convolution that an activation could follow; leave it out")

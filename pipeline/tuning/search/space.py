@@ -14,7 +14,7 @@ from pipeline.params import TuneRule, TuneSettings
 from yolov7.errors import SpecError
 from yolov7.nn.cost import Cost
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
-from yolov7.spec.block_schema import ComputationalRow, ElanRow, HeadRow, UpRow, UpsampleRow
+from yolov7.spec.block_schema import ComputationalRow, DoubleRow, ElanRow, HeadRow, UpRow, UpsampleRow
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.spec.spec_files import spec_to_json
@@ -93,7 +93,7 @@ def list_parts(spec: ModelSpec) -> dict[str, tuple[str, ...]]:
     """
     shapes, parts, section = infer_shapes(spec), dict[str, list[str]](), "backbone"
     for name, row in spec.rows.items():
-        if isinstance(row, UpRow | UpsampleRow):
+        if isinstance(row, UpRow | UpsampleRow | DoubleRow):
             section = "neck"
         elif section == "neck" and shapes[name].stride > shapes[row.sources[0]].stride:
             section = "head"

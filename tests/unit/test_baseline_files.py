@@ -1,4 +1,4 @@
-"""Test imports of state dicts of YOLOX and PP-YOLOE that fit nothing, or only some specs."""
+"""Test imports of state dicts of YOLOv5, YOLOX and PP-YOLOE, and refusals of what does not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolov7.errors import ArtifactError, SpecError
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
 from yolov7.weights.foreign.module_names import PPYOLOE, YOLOX, Scheme, names_in
-from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint
+from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint, reference_state
 
 NARROW = {"rule": "both", "depth": 0.2, "width": 0.125}
 SCHEMES = {"yolox-l": YOLOX, "ppyoloe-l": PPYOLOE}
@@ -79,3 +79,14 @@ def test_a_spec_with_other_rows_has_no_names() -> None:
     spec = resolve_spec({"base": "yolox-s", "swap": {"p2": {"block": "csp_c"}}}, name="other")
     with pytest.raises(SpecError, match="of spec 'other' has no counterpart"):
         names_in(YOLOX, spec, DetectionModel(spec, num_classes=1).state_dict())
+
+
+def test_yolov5_has_its_anchors_only_in_units_of_the_stride(tmp_path: Path) -> None:
+    spec = resolve_spec({"base": "yolov5n", "scale": {"rule": "width", "width": 0.5}}, name="narrow")
+    state = {
+        key: 2 * tensor if key.endswith(".anchors") else tensor
+        for key, tensor in reference_state(DetectionModel(spec, num_classes=2)).items()
+        if not key.endswith("anchor_grid")
+    }
+    model = read(tmp_path, state, spec)
+    assert model.spec.head.anchors == tuple(tuple(2 * side for side in level) for level in spec.head.anchors)
