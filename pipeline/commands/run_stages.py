@@ -299,10 +299,8 @@ def _use_external_tracked(
 
     summary = use_external_results(variant, seed=seed)
     with tracker.run(RunKey(variant=variant.name, seed=seed, fingerprint=summary.fingerprint)) as run:
-        inputs = external_inputs(variant)
-        run.log_params(
-            {"external": inputs | {"predictions": str(variant.predictions), "sha256": inputs["predictions"]}}
-        )
+        file = {"predictions": str(variant.predictions), "sha256": variant.predictions_hash}
+        run.log_params({"external": external_inputs(variant) | file})
         _log_data(experiment, run)
         run.set_tags({"external_results": summary.external})
         run.log_metrics({"external/params": variant.params, "external/gflops": variant.gflops})
