@@ -100,8 +100,7 @@ def check_data(
     data = _read(found, _chosen_splits(found, _listed(splits)), model)
     results = run_checks(chosen, _finders(data, model))
     reports = report_checks(results)
-    named = f"{found.format}: {path}"
-    report = make_report(data.splits, source=named, checks=reports, image_size=model.image_size)
+    report = make_report(data.splits, source=f"{found.format}: {path}", checks=reports, image_size=model.image_size)
     if json == "-":
         sys.stdout.write(_as_json(report))
     else:
