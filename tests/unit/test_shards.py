@@ -117,7 +117,7 @@ def test_what_cannot_be_used_is_an_error_in_one_line(tmp_path: Path) -> None:
         Folder(str(tmp_path / "nothing")).list_images()
     with pytest.raises(DataError, match=r"^gopher://a/b cannot be opened \("):
         Folder("gopher://a/b")
-    with pytest.raises(DataError, match=r"has no image files \(.jpg, "):
+    with pytest.raises(DataError, match=r"has no image files \(\.avif, "):
         ShardStore(str(tmp_path / "out")).start_or_continue(PLAN, Folder(str(tmp_path)))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nonsense")
