@@ -103,19 +103,9 @@ def check_data(
     data = _read(found, _chosen_splits(found, _listed(splits)), model)
     results = _run(chosen, data, model)
     reports = report_checks(results)
-<<<<<<< HEAD
     named = f"{found.format}: {path}"
     report = make_report(data.splits, source=named, checks=reports, image_size=model.image_size)
     _show(report, found, json=json)
-=======
-    report = make_report(data.splits, source=f"{found.format}: {path}", checks=reports, image_size=model.image_size)
-    if json == "-":
-        sys.stdout.write(_as_json(report))
-    else:
-        console.print(f"{found.description}\n{report_text(report, root=found.root)}")
-        if json is not None:
-            write_whole(Path(json), _as_json(report).encode())
->>>>>>> h2/data
     if html is not None:
         from pipeline.report.health_page import draw_examples, report_html
 
