@@ -13,7 +13,6 @@ from yolov7.errors import SettingError
 from yolov7.evaluation.submission import write_submission
 from yolov7.inference.engine import ModelEngine
 from yolov7.system.precision import resolve_device, resolve_precision
-from yolov7.system.threads import use_free_cpus
 from yolov7.weights.weight_files import load_weights
 
 _LINES = 10  # of progress
@@ -44,7 +43,6 @@ def make_submission(
     root = Path(experiment.data.path)
     path = existing(stage_folder("reparam", variant.name, seed) / WEIGHTS, made_by=f"reparam {variant.name}")
     device = resolve_device()
-    use_free_cpus()
     weights = load_weights(path, device=device)
     file = find_coco_file(root, images)
     index = read_image_list(file, root=root, class_names=weights.class_names)

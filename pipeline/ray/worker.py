@@ -27,9 +27,8 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as one of the workers, from the last checkpoint of the run folder.
 
     Args:
-        config: Plain values: `job` (the fields of a TrainJob), `cpus` of this worker, `threads` (how many compute),
-            `follows_load` (whether they may be fewer), `sync` (batch norm over all workers), `token` (the content of
-            TOKEN_FILE), `joined` (whether the cluster runs on without the training).
+        config: Plain values: `job` (a TrainJob), `cpus`, `threads` and `follows_load` of this worker, `sync` (batch
+            norm over all workers), `token` (of TOKEN_FILE), `joined` (whether the cluster runs on without training).
 
     Returns:
         `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run here, or
@@ -46,14 +45,13 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     from yolov7.training.worker import Worker
 
     context = ray.train.get_context()
-    cpus = int(config["cpus"])
-    torch.set_num_threads(int(config["threads"]))
+    torch.set_num_threads(config["threads"])
     job = TrainJob.model_validate(config["job"])
     worker = Worker(
         device=get_device(),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        loader_workers=_loader_workers(job, cpus),
+        loader_workers=_loader_workers(job, config["cpus"]),
         processes_on_machine=context.get_local_world_size(),
         sync_batch_norm=config["sync"],
         follows_load=config["follows_load"],

@@ -26,7 +26,6 @@ from yolov7.inference.engine import ModelEngine
 from yolov7.settings import COCO_NMS
 from yolov7.structures import Detections
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
-from yolov7.system.threads import use_free_cpus
 from yolov7.weights.weight_files import Weights
 
 
@@ -45,7 +44,6 @@ def evaluate(settings: EvaluateSettings, variant: ResolvedVariant, *, seed: int)
         ArtifactError: If re-parameterisation changed AP by more than the tolerance.
     """
     split, index = _load_split()
-    use_free_cpus()  # a forward pass computes the same with any number of threads
     deployed = _load("reparam", variant, index, seed=seed)
     result = _measure(deployed, index, settings)
     before = _trained_ap(settings, variant, index, seed=seed)

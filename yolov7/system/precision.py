@@ -78,9 +78,10 @@ def multiplies_bfloat16(device: torch.device) -> bool:
             through oneDNN.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()
-    return torch.backends.mkldnn.is_available() and any(has.get(name, False) for name in _BFLOAT16)
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and any(has.get(name, False) for name in _BFLOAT16)
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

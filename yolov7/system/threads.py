@@ -163,9 +163,9 @@ def measure_busy_cpus(*, family: int | None = None) -> float | None:
 def use_free_cpus(*, family: int | None = None) -> Threads:
     """Let torch compute in this process with as many threads as other processes leave room for.
 
-    Call it before engines are opened, which take over the number. The result of a training depends on the number of
-    threads in the last digits, so a training may call it once only, when it begins; the result of a forward pass does
-    not. If OMP_NUM_THREADS is set, nothing is changed.
+    Call it before engines are opened, which take over the number. In float32, the last digits of a result depend on
+    the number of threads. A training may therefore call it once only, when it begins. If OMP_NUM_THREADS is set,
+    nothing is changed.
 
     Args:
         family: See `LoadMeter`.
