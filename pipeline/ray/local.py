@@ -170,7 +170,7 @@ def _end_with_command() -> None:
     command = multiprocessing.parent_process()
     assert command is not None
     command.join()
-    os._exit(1)
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # the latter on Windows, where it kills, too
 
 
 def _train(job: TrainJob, settings: RaySettings, token: str) -> dict[str, Any]:

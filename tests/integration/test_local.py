@@ -38,7 +38,8 @@ def killing(job: TrainJob, *, times: int) -> Callable[[], None]:
     killed: set[int] = set()
 
     def tick() -> None:
-        process = int(job.run_folder.with_name("run.lock").read_text() or 0) if read_progress(job.run_folder) else 0
+        has_saved = read_progress(job.run_folder).get("step", 0) >= 4
+        process = int(job.run_folder.with_name("run.lock").read_text() or 0) if has_saved else 0
         if process and process not in killed and len(killed) < times:
             killed.add(process)
             os.kill(process, signal.SIGKILL)
