@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.golden.vectors import DATA
-from yolov7.training.anchors import SMALLEST_SIDE, Sides, fit_anchors, measure_anchors
+from yolov7.data.box_sizes import MIN_SIDE
+from yolov7.training.anchors import Sides, fit_anchors, measure_anchors
 
 THRESHOLD = 4.0
 
@@ -26,7 +27,7 @@ def test_anchors_fit_as_in_yolov5(name: str) -> None:
     figures = (own.recall, own.anchors_per_box, fitness(case["wh"], case["anchors_before"]))
     expected = [float(case[f"{key}_before"]) for key in ("bpr", "aat", "fitness")]
     assert figures == pytest.approx(expected, abs=1e-6)
-    learned = case["wh"][(case["wh"] >= SMALLEST_SIDE).any(axis=1)]
+    learned = case["wh"][(case["wh"] >= MIN_SIDE).any(axis=1)]
     fitted = fit_anchors(learned, num_levels=3, per_level=3, threshold=THRESHOLD).reshape(-1, 2)
     assert fitness(case["wh"], fitted) >= 0.97 * float(case["fitness_after"])
     assert (measure_anchors(case["wh"], fitted, threshold=THRESHOLD).recall or 0) >= expected[0]
