@@ -46,7 +46,7 @@ repro: $(READY) | .dvc/tmp
 
 test: $(READY)
 	@echo "== pytest"
-	@python -m pytest -m "not slow and not gpu and not engines"
+	@python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not engines"
 	@for file in $(ENGINES); do python -m pytest -m "engines and not slow and not gpu" $$file; done
 
 test-slow: $(READY)
