@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +111,17 @@ def test_evaluate_compares_the_deployed_model_with_the_trained_one(trained: Path
     metrics = evaluate(EXPERIMENT.evaluate, TINY, seed=0)
     assert abs(metrics.AP - metrics.AP_before_reparam) <= 1 / load_split("val").num_boxes  # AP resolves no less
     assert metrics.split == "val"
+
+
+def test_models_that_round_differently_are_compared_in_float32(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reparam(EXPERIMENT.reparam, TINY, seed=0)
+    summary = Path("artifacts/train/tiny/0/train.json")
+    measured = {"AP": 0.9, "val_hash": load_split("val").evaluation_hash(), "precision": "bfloat16"}
+    stated = json.loads(summary.read_text()) | measured
+    summary.write_text(json.dumps(stated))
+    monkeypatch.setattr("pipeline.stages.evaluate._precision", lambda: torch.bfloat16)
+    assert evaluate(EXPERIMENT.evaluate, TINY, seed=0).AP_before_reparam == 0.9
+    summary.write_text(json.dumps(stated | {"precision": "float32"}))
+    monkeypatch.setattr("pipeline.stages.evaluate._precision", lambda: torch.float32)
+    with pytest.raises(ArtifactError, match=r"after re-parameterisation and was 0\.9000 before"):
+        evaluate(EXPERIMENT.evaluate, TINY, seed=0)
