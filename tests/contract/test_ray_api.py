@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "pipeline").rglob("*.py"))
 def private_uses(source: str) -> list[str]:
     """Return the private names of Ray in a module: imported modules and names, texts that name one, and attributes.
 
-    A private attribute of an object that is not `self`, `cls` or `os` counts, if the module imports Ray.
+    A private attribute of an object that is not `self` or `cls` counts, if the module imports Ray.
     """
     tree = ast.parse(source)
     nodes = list(ast.walk(tree))
@@ -32,7 +32,7 @@ def private_uses(source: str) -> list[str]:
             if isinstance(node, ast.Attribute)
             and node.attr.startswith("_")
             and not node.attr.startswith("__")
-            and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls", "os"})
+            and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
         ]
     return found
 
