@@ -28,6 +28,19 @@ def cxcywh_to_xyxy(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
     return torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), dim=-1)
 
 
+def xyxy_to_cxcywh(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """Convert corners to centres and sizes.
+
+    Args:
+        boxes: Boxes x1, y1, x2, y2 (..., 4).
+
+    Returns:
+        Boxes cx, cy, w, h (..., 4) in the same unit.
+    """
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), dim=-1)
+
+
 def pairwise_iou(a_xyxy: Float[Tensor, "*b n 4"], b_xyxy: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
     """Return the IoU of every box of one set with every box of another.
 

@@ -7,18 +7,19 @@ them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from yolov7.boxes import box_similarity
+from yolov7.boxes import box_similarity, xyxy_to_cxcywh
 from yolov7.criterion import matching
 from yolov7.criterion.candidates import Assignment
 from yolov7.criterion.grid import Grid
 from yolov7.criterion.matching import ByImage
+from yolov7.nn.anchor_free_heads import decode_bins
 from yolov7.structures import Targets
 from yolov7.system.shapes import Float, Int
 
@@ -84,8 +85,7 @@ class TaskAlignedAssigner(ScoringAssigner):
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
         """Return the best cells of all objects; see `ScoringAssigner`."""
         batch = _Batch.of(maps, targets, self.strides, self.bins)
-        pairs = [self._best(batch, first, last) for first, last in batch.chunks()]
-        taken = _Pairs(torch.cat([p.target for p in pairs]), torch.cat([p.cell for p in pairs]))
+        taken = _Pairs.join(self._best(batch, first, last) for first, last in batch.chunks())
         owned = _resolve(batch, taken, lambda p: self._overlap(batch, p))
         overlap = self._overlap(batch, owned)
         alignment = self._alignment(batch, owned, overlap)
@@ -110,7 +110,7 @@ class TaskAlignedAssigner(ScoringAssigner):
         predicted, own = batch.predicted_px[pairs.cell], batch.boxes_px[pairs.target]
         if self.overlap == "iou":
             return paired_iou(own, predicted)
-        return box_similarity(_centred(own), _centred(predicted), kind="ciou").clamp(min=0)
+        return box_similarity(xyxy_to_cxcywh(own), xyxy_to_cxcywh(predicted), kind="ciou").clamp(min=0)
 
     def _alignment(self, batch: _Batch, pairs: _Pairs, overlap: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         return batch.probability(pairs).pow(self.alpha) * overlap.pow(self.beta)
@@ -137,8 +137,7 @@ class AtssAssigner(ScoringAssigner):
         batch = _Batch.of(maps, targets, self.strides, self.bins)
         half = batch.grid.stride[:, None] * (_ANCHOR_SIDE / 2)
         anchors = torch.cat((batch.grid.centre - half, batch.grid.centre + half), dim=1)  # N 4
-        pairs = [self._best(batch, anchors, first, last) for first, last in batch.chunks()]
-        taken = _Pairs(torch.cat([p.target for p in pairs]), torch.cat([p.cell for p in pairs]))
+        taken = _Pairs.join(self._best(batch, anchors, first, last) for first, last in batch.chunks())
         size = len(batch.grid)
         owned = _resolve(batch, taken, lambda p: paired_iou(batch.boxes_px[p.target], anchors[p.cell % size]))
         return batch.scored(owned, paired_iou(batch.boxes_px[owned.target], batch.predicted_px[owned.cell]))
@@ -172,25 +171,17 @@ def paired_iou(a_xyxy: Float[Tensor, "*n 4"], b_xyxy: Float[Tensor, "*n 4"]) -> 
     return inter / (a + b - inter + _EPS)
 
 
-def expected_sides(logits: Float[Tensor, "*n bins"]) -> Float[Tensor, "*n"]:
-    """Return the means of distributions over distances.
-
-    Args:
-        logits: Logits of the distances 0, 1, ... (..., bins).
-
-    Returns:
-        Mean distances (...).
-    """
-    distances = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return logits.softmax(-1) @ distances
-
-
 @dataclass(frozen=True)
 class _Pairs:
     """Pairs of an object (p,) and a cell of its image (p,), counted over the images of the batch."""
 
     target: Tensor
     cell: Tensor
+
+    @staticmethod
+    def join(parts: Iterable[_Pairs]) -> _Pairs:
+        targets, cells = zip(*((part.target, part.cell) for part in parts), strict=True)
+        return _Pairs(torch.cat(targets), torch.cat(cells))
 
     def take(self, index: Tensor) -> _Pairs:
         return _Pairs(self.target[index], self.cell[index])
@@ -210,7 +201,7 @@ class _Batch:
     @staticmethod
     def of(maps: Sequence[Tensor], targets: Targets, strides: tuple[int, ...], bins: int) -> _Batch:
         grid = Grid.of(maps, strides)
-        sides = [expected_sides(m[..., : 4 * bins].float().view(*m.shape[:-1], 4, bins)).flatten(1, 3) for m in maps]
+        sides = [decode_bins(m[..., : 4 * bins].float().view(*m.shape[:-1], 4, bins)).flatten(1, 3) for m in maps]
         distances = torch.cat(sides, dim=1) * grid.stride[:, None]  # B N 4
         predicted = torch.cat((grid.centre - distances[..., :2], grid.centre + distances[..., 2:]), dim=-1)
         return _Batch(maps, targets, bins, grid, grid.boxes_px(targets), predicted.flatten(0, 1))
@@ -273,8 +264,3 @@ def _nearest_cells(grid: Grid, centres: Float[Tensor, "n 2"]) -> Int[Tensor, "n 
 def _largest(values: Float[Tensor, " p"], target: Int[Tensor, " p"], count: int) -> Float[Tensor, " n"]:
     """Return the largest value of each object, 0 for objects without values."""
     return values.new_zeros(count).scatter_reduce_(0, target, values, "amax")
-
-
-def _centred(boxes_xyxy: Float[Tensor, "p 4"]) -> Float[Tensor, "p 4"]:
-    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    return torch.cat(((low + high) / 2, high - low), dim=1)

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
 from yolov7.boxes import IouKind, box_similarity, cxcywh_to_xyxy
-from yolov7.criterion.aligned import ScoringAssigner, expected_sides, paired_iou
+from yolov7.criterion.aligned import ScoringAssigner, paired_iou
 from yolov7.criterion.assigners import Assigner, HeadsAssignment
 from yolov7.criterion.candidates import Assignment, cell_numbers
-from yolov7.criterion.grid import Grid
+from yolov7.criterion.grid import boxes_in_pixels
 from yolov7.criterion.loss_parts import Loss, LossParts, SumOverRanks, select
 from yolov7.criterion.simota import decode_yolox
+from yolov7.nn.anchor_free_heads import decode_bins
 from yolov7.structures import HeadMaps, Targets
 from yolov7.system.shapes import Float
 
@@ -58,19 +59,19 @@ class YoloxLoss(Loss):
         positives, images = (own if sum_over_ranks is None else sum_over_ranks(own)).tolist()
         goal = torch.zeros_like(objectness)
         goal[cell_numbers(cells, maps=maps.lead)] = 1.0
-        box, classes = self._positives(rows, cells, targets, Grid.of(maps.lead, self._strides))
+        box, classes = self._positives(rows, cells, targets, maps)
         object_loss = binary_cross_entropy_with_logits(objectness, goal, reduction="sum")
         parts = torch.stack((box, object_loss, classes)) / max(1, positives)
         total = parts.sum() * (images / self._nominal_batch)
         return LossParts(total, *parts.detach())
 
     def _positives(
-        self, rows: Float[Tensor, "p outputs"], cells: Assignment, targets: Targets, grid: Grid
+        self, rows: Float[Tensor, "p outputs"], cells: Assignment, targets: Targets, maps: HeadMaps
     ) -> tuple[Tensor, Tensor]:
         """Return the sums of the box and of the class loss."""
         stride = torch.tensor(self._strides, dtype=torch.float32, device=rows.device)[cells.level]
         corner = torch.stack((cells.column, cells.row), dim=1)
-        wanted = grid.boxes_px(targets)[cells.target]
+        wanted = boxes_in_pixels(targets, size=maps.lead[0].shape[2:4], stride=self._strides[0])[cells.target]
         predicted = cxcywh_to_xyxy(decode_yolox(rows[:, :4], corner, stride))
         iou = paired_iou(predicted, wanted)
         box = _YOLOX_BOX_GAIN * (1 - iou.square()).sum()
@@ -164,11 +165,11 @@ class DistributionLoss(Loss):
         self, logits: Float[Tensor, "p 4 bins"], cells: Assignment, targets: Targets, maps: HeadMaps
     ) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
         """Return the similarity of the boxes and the distribution focal loss of each positive, in strides."""
-        grid = Grid.of(maps.lead, self._strides)
         stride = torch.tensor(self._strides, dtype=torch.float32, device=logits.device)[cells.level]
         centre = torch.stack((cells.column, cells.row), dim=1) + 0.5
-        wanted = grid.boxes_px(targets)[cells.target] / stride[:, None]
-        sides = expected_sides(logits)
+        objects_px = boxes_in_pixels(targets, size=maps.lead[0].shape[2:4], stride=self._strides[0])
+        wanted = objects_px[cells.target] / stride[:, None]
+        sides = decode_bins(logits)
         predicted = _box_around(centre, sides)
         wanted_sides = torch.cat((centre - wanted[:, :2], wanted[:, 2:] - centre), dim=1)
         similarity = box_similarity(predicted, _box_around(centre, wanted_sides), kind=self._gains.similarity)

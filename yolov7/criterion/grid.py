@@ -14,6 +14,22 @@ from yolov7.structures import Targets
 from yolov7.system.shapes import Bool, Float, Int
 
 
+def boxes_in_pixels(targets: Targets, *, size: Sequence[int], stride: int) -> Float[Tensor, "n 4"]:
+    """Return the corners of objects.
+
+    Args:
+        targets: The objects.
+        size: Height and width of a map of the images.
+        stride: Stride of this map in pixels.
+
+    Returns:
+        Boxes xyxy (n, 4) float32 in pixels.
+    """
+    height, width = size
+    scale = torch.tensor((width, height) * 2, dtype=torch.float32, device=targets.boxes_cxcywh.device) * stride
+    return cxcywh_to_xyxy(targets.boxes_cxcywh.float() * scale)
+
+
 @dataclass(frozen=True)
 class Grid:
     """All cells of one image, ordered by level (finest first), row and column.
@@ -61,23 +77,9 @@ class Grid:
         """Return the number of cells of one image."""
         return self.level.shape[0]
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Width and height of the images in pixels."""
-        height, width = self.sizes[0]
-        return width * self.strides[0], height * self.strides[0]
-
     def boxes_px(self, targets: Targets) -> Float[Tensor, "n 4"]:
-        """Return the corners of objects.
-
-        Args:
-            targets: The objects.
-
-        Returns:
-            Boxes xyxy (n, 4) float32 in pixels.
-        """
-        scale = torch.tensor(self.image_size * 2, dtype=torch.float32, device=targets.boxes_cxcywh.device)
-        return cxcywh_to_xyxy(targets.boxes_cxcywh.float() * scale)
+        """Return the corners of objects; see `boxes_in_pixels`."""
+        return boxes_in_pixels(targets, size=self.sizes[0], stride=self.strides[0])
 
     def between(self, low: Float[Tensor, "n 2"], high: Float[Tensor, "n 2"], *, levels: slice) -> Bool[Tensor, "n m"]:
         """Return which centres are strictly inside rectangles.

@@ -7,6 +7,7 @@ centre of the cell and the side (Li et al., 2020, "Generalized Focal Loss").
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import final
 
@@ -24,15 +25,41 @@ _PRIOR = 0.01  # probability of an object before training
 _PRIOR_OBJECTS = 5.0  # assumed number of objects of an image of _PRIOR_SIDE pixels before training
 _PRIOR_SIDE = 640.0
 _MAX_SIDE = 65_504.0  # in pixels: the largest number of half precision
-_BY_CLASS = ("class_convs.", "im_class.")
+
+
+class _CellHead(Head):
+    """A head with one prediction per cell."""
+
+    num_box_outputs = 0
+    by_class = ("class_convs.", "im_class.")
+
+    def __init__(self, levels: Sequence[MapShape]) -> None:
+        super().__init__(levels, [()] * len(levels))
+
+    def forward(self, *maps: Tensor) -> HeadMaps:
+        """Compute the raw maps (B, 1, H, W, outputs); see `Head`."""
+        return HeadMaps(tuple(self._level(i, x) for i, x in enumerate(maps)))
+
+    @abstractmethod
+    def _level(self, level: int, x: Tensor) -> Tensor:
+        """Compute the raw map of a level."""
+
+
+class _DistributionHead(_CellHead):
+    """A head that predicts each side of a box as a distribution over bins: (B, 1, H, W, 4 bins + classes)."""
+
+    def __init__(self, levels: Sequence[MapShape], *, bins: int) -> None:
+        super().__init__(levels)
+        self.bins = bins
+
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """Decode raw maps; see `Head`."""
+        return _decode_distances(maps, self.strides, bins=self.bins)
 
 
 @final
-class YoloxHead(Head):
+class YoloxHead(_CellHead):
     """The decoupled head of YOLOX: on each level a stem, then one tower for classes and one for box and objectness."""
-
-    num_box_outputs = 0
-    by_class = _BY_CLASS
 
     def __init__(self, row: YoloxHeadRow, levels: Sequence[MapShape], *, num_classes: int, activation: str) -> None:
         """Make the head.
@@ -43,7 +70,7 @@ class YoloxHead(Head):
             num_classes: Number of classes.
             activation: Name of the activation.
         """
-        super().__init__(levels, [()] * len(levels))
+        super().__init__(levels)
         hidden = row.hidden
         self.stems = nn.ModuleList(ConvBnAct(level.channels, hidden, 1, activation=activation) for level in levels)
         self.class_towers = nn.ModuleList(_tower(hidden, hidden, activation=activation) for _ in levels)
@@ -53,10 +80,6 @@ class YoloxHead(Head):
         self.objectness_convs = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in levels)
         for conv in (*self.class_convs, *self.objectness_convs):
             _set_bias(conv, _logit(_PRIOR))
-
-    def forward(self, *maps: Tensor) -> HeadMaps:
-        """Compute the raw maps (B, 1, H, W, 5 + classes); see `Head`."""
-        return HeadMaps(tuple(self._level(i, x) for i, x in enumerate(maps)))
 
     def _level(self, level: int, x: Tensor) -> Tensor:
         stem = self.stems[level](x)
@@ -69,11 +92,8 @@ class YoloxHead(Head):
 
 
 @final
-class PpyoloeHead(Head):
+class PpyoloeHead(_DistributionHead):
     """The head of PP-YOLOE: channel attention for classes, which is added to the map, and for sides of boxes."""
-
-    num_box_outputs = 0
-    by_class = _BY_CLASS
 
     def __init__(self, row: PpyoloeHeadRow, levels: Sequence[MapShape], *, num_classes: int, activation: str) -> None:
         """Make the head.
@@ -84,8 +104,7 @@ class PpyoloeHead(Head):
             num_classes: Number of classes.
             activation: Name of the activation.
         """
-        super().__init__(levels, [()] * len(levels))
-        self.bins = row.bins
+        super().__init__(levels, bins=row.bins)
         widths = [level.channels for level in levels]
         self.class_attentions = nn.ModuleList(_Attention(width, activation=activation) for width in widths)
         self.box_attentions = nn.ModuleList(_Attention(width, activation=activation) for width in widths)
@@ -96,29 +115,18 @@ class PpyoloeHead(Head):
                 nn.init.zeros_(conv.weight)  # type: ignore[arg-type]
                 _set_bias(conv, bias)
 
-    def forward(self, *maps: Tensor) -> HeadMaps:
-        """Compute the raw maps (B, 1, H, W, 4 bins + classes); see `Head`."""
-        return HeadMaps(tuple(self._level(i, x) for i, x in enumerate(maps)))
-
     def _level(self, level: int, x: Tensor) -> Tensor:
         mean = x.mean(dim=(2, 3), keepdim=True)
         classes = self.class_attentions[level](x, mean) + x
         return _join(self.box_convs[level](self.box_attentions[level](x, mean)), self.class_convs[level](classes))
 
-    def decode(self, maps: Sequence[Tensor]) -> Tensor:
-        """Decode raw maps; see `Head`."""
-        return _decode_distances(maps, self.strides, bins=self.bins)
-
 
 @final
-class DflHead(Head):
+class DflHead(_DistributionHead):
     """The head of YOLOv7-u6: a tower for sides and one for classes, with optional implicit knowledge in both.
 
     A branch computes im * (W tower(x + ia) + b).
     """
-
-    num_box_outputs = 0
-    by_class = _BY_CLASS
 
     def __init__(self, row: DflHeadRow, levels: Sequence[MapShape], *, num_classes: int, activation: str) -> None:
         """Make the head.
@@ -129,8 +137,7 @@ class DflHead(Head):
             num_classes: Number of classes.
             activation: Name of the activation.
         """
-        super().__init__(levels, [()] * len(levels))
-        self.bins = row.bins
+        super().__init__(levels, bins=row.bins)
         widths = [level.channels for level in levels]
         sides, classes = row.tower_widths(levels)
         self.box_towers = nn.ModuleList(_tower(width, sides, activation=activation) for width in widths)
@@ -146,10 +153,6 @@ class DflHead(Head):
             _set_bias(box, 1.0)
             _set_bias(class_conv, math.log(_PRIOR_OBJECTS / num_classes / (_PRIOR_SIDE / level.stride) ** 2))
 
-    def forward(self, *maps: Tensor) -> HeadMaps:
-        """Compute the raw maps (B, 1, H, W, 4 bins + classes); see `Head`."""
-        return HeadMaps(tuple(self._level(i, x) for i, x in enumerate(maps)))
-
     def _level(self, level: int, x: Tensor) -> Tensor:
         x_box, x_class = (x + self.ia_box[level], x + self.ia_class[level]) if len(self.ia_box) else (x, x)
         box = self.box_convs[level](self.box_towers[level](x_box))
@@ -157,10 +160,6 @@ class DflHead(Head):
         if len(self.im_box):
             box, classes = box * self.im_box[level], classes * self.im_class[level]
         return _join(box, classes)
-
-    def decode(self, maps: Sequence[Tensor]) -> Tensor:
-        """Decode raw maps; see `Head`."""
-        return _decode_distances(maps, self.strides, bins=self.bins)
 
 
 @final
@@ -191,7 +190,7 @@ def decode_bins(logits: Float[Tensor, "*n sides bins"]) -> Float[Tensor, "*n sid
         Means in units of a bin, in the type of the logits.
     """
     bins = torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
-    return (logits.softmax(dim=-1) * bins).sum(dim=-1)
+    return logits.softmax(dim=-1) @ bins
 
 
 def _decode_distances(maps: Sequence[Tensor], strides: Sequence[int], *, bins: int) -> Tensor:
