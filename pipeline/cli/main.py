@@ -10,7 +10,6 @@ from pipeline.cli import data, models, project, stages, use, weights
 from pipeline.cli.app import about, app
 from pipeline.ray.environment import set_ray_environment
 from pipeline.ray.parent_process import end_with_dvc
-from yolov7.system.threads import bound_spinning
 
 __all__ = ["app", "data", "main", "models", "project", "stages", "use", "weights"]
 
@@ -55,8 +54,7 @@ def main() -> None:
     its traceback and ends with exit code 1.
     """
     end_with_dvc()
-    bound_spinning()  # before torch is imported
-    set_ray_environment()
+    set_ray_environment()  # before torch and Ray are imported
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own messages describe faults in images
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in files may have characters that a terminal lacks

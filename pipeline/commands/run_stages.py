@@ -61,7 +61,6 @@ def run_train(experiment: Experiment, selection: Selection, *, keeps_runs: bool 
         keeps_runs: Whether finished runs stay, so that the next training of the same takes their weights. Under DVC
             they always stay until `reparam` has run.
     """
-    selection = list(selection)
     _warm_up(selection)
     from pipeline.stages.train import forget_run
 

@@ -31,6 +31,7 @@ from pipeline.params import RaySettings
 from pipeline.ray.cluster import interrupt_on_sigterm
 from pipeline.ray.environment import cluster_address
 from pipeline.ray.local import preload, process_context
+from pipeline.ray.parent_process import end_with_command
 from pipeline.ray.slots import FreeRoom, Slot, divide, find_nodes
 from pipeline.stages.train import build_job, is_finished
 from yolov7.errors import ArtifactError, TrainingError, UserError, is_mendable, one_line, told
@@ -100,7 +101,7 @@ def train_many(experiment: Experiment, selection: Sequence[tuple[ResolvedVariant
 
 
 def _unfinished(tasks: Sequence[_Task]) -> list[_Task]:
-    """Return the tasks that are neither finished nor recorded by DVC."""
+    """Return the trainings that are not finished and whose results DVC has not recorded."""
     jobs = {task.stage: build_job(task.variant, seed=task.seed) for task in tasks}
     left = [task for task in tasks if not is_finished(jobs[task.stage])]
     recorded = _recorded_by_dvc([task.stage for task in left if _has_result(task, jobs[task.stage])])
@@ -199,7 +200,7 @@ def _train_one(output: Connection, experiment: Experiment, variant: ResolvedVari
     output.close()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    threading.Thread(target=_end_with_parent, name="watch-command", daemon=True).start()
+    end_with_command(signal.SIGTERM)
     interrupt_on_sigterm()
     try:
         run_train(experiment, [(variant, seed)], keeps_runs=True)
@@ -210,10 +211,3 @@ def _train_one(output: Connection, experiment: Experiment, variant: ResolvedVari
             raise
         print(stage_line("train", f"{variant.name}/{seed}", told(error)), file=sys.stderr)
         sys.exit(2)
-
-
-def _end_with_parent() -> None:
-    command = multiprocessing.parent_process()
-    assert command is not None
-    command.join()
-    os.kill(os.getpid(), signal.SIGTERM)

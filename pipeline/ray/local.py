@@ -11,9 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -28,10 +26,10 @@ from pipeline.ray.attempt import begin_attempt, death_error, has_error, is_compl
 from pipeline.ray.cluster import cpus_to_offer, interrupt_on_sigterm
 from pipeline.ray.environment import cluster_address, set_ray_environment
 from pipeline.ray.follow import follow
-from pipeline.ray.placement import Node, check_batch_norm, choose_resources, lack_of_room
-from pipeline.ray.worker import STOP_FILE, work
+from pipeline.ray.parent_process import end_with_command
+from pipeline.ray.placement import check_batch_norm, choose_resources, lack_of_room, this_machine
+from pipeline.ray.worker import STOP_FILE, work, work_config
 from yolov7.errors import UserError, told
-from yolov7.system.threads import wanted_threads
 from yolov7.training.job import TrainJob
 from yolov7.training.record import RunRecord
 
@@ -156,7 +154,7 @@ def _run(sender: Connection, job: TrainJob, settings: RaySettings, token: str, g
         os.environ[_GPUS] = gpus
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_command, name="watch-command", daemon=True).start()
+    end_with_command(getattr(signal, "SIGKILL", signal.SIGTERM))  # the latter on Windows, where it kills, too
     log = os.open(job.run_folder / WORKER_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -166,22 +164,14 @@ def _run(sender: Connection, job: TrainJob, settings: RaySettings, token: str, g
         sender.send(traceback.format_exc())
 
 
-def _end_with_command() -> None:
-    command = multiprocessing.parent_process()
-    assert command is not None
-    command.join()
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))  # the latter on Windows, where it kills, too
-
-
 def _train(job: TrainJob, settings: RaySettings, token: str) -> dict[str, Any]:
     """Return what `work` returns."""
     for name in _TORCHRUN:
         os.environ.pop(name, None)
-    import torch
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    nodes = [Node(socket.gethostname(), cpus=cpus_to_offer(settings), gpus=torch.cuda.device_count())]
+    nodes = [this_machine(cpus_to_offer(settings))]
     resources = choose_resources(settings, nodes)
     try:
         check_batch_norm(job.settings, resources)
@@ -189,11 +179,10 @@ def _train(job: TrainJob, settings: RaySettings, token: str) -> dict[str, Any]:
         return {"complete": False, "refusal": told(error)}
     if lack := lack_of_room(settings, nodes, resources):
         return {"complete": False, "refusal": lack}
-    config = {"job": job.model_dump(mode="json"), "cpus": resources.cpus, "token": token, "joined": False}
-    config |= {"threads": wanted_threads(resources.cpus), "follows_load": settings.cpus_per_worker == "auto"}
+    follows_load = settings.cpus_per_worker == "auto"
     trainer = TorchTrainer(
         work,
-        train_loop_config=config | {"sync": job.settings.sync_batch_norm},
+        train_loop_config=work_config(job, resources, token, is_joined=False, follows_load=follows_load),
         scaling_config=ScalingConfig(num_workers=0),
     )
     result: dict[str, Any] = trainer.fit().return_value

@@ -1,4 +1,6 @@
-"""End a stage when the `dvc repro` that started it ends. This module imports nothing that takes long.
+"""End a process when the one that started it ends: a stage with `dvc repro`, and a training with its command.
+
+This module imports nothing that takes long.
 
 DVC leaves its stages running when it is killed. Such a stage would continue unnoticed, and the next `dvc repro` would
 be refused until the stage ends.
@@ -7,6 +9,7 @@ be refused until the stage ends.
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,6 +38,22 @@ def end_with_dvc() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     dvc = _find_dvc()  # after prctl: a parent that died before that call is found to be missing here
     threading.Thread(target=_watch, args=(dvc,), name="watch-dvc", daemon=True).start()
+
+
+def end_with_command(number: int) -> None:
+    """Send this process a signal as soon as the process that started it by `multiprocessing` has ended.
+
+    Args:
+        number: The signal.
+    """
+    command = multiprocessing.parent_process()
+    assert command is not None
+
+    def watch() -> None:
+        command.join()
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, name="watch-command", daemon=True).start()
 
 
 def _watch(dvc: psutil.Process | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,6 +104,20 @@ def lack_of_room(settings: RaySettings, nodes: Sequence[Node], resources: Worker
         f"there is room for {found} of {settings.fewest_workers} workers with {resources} each (ray.workers, "
         f"ray.cpus_per_worker, ray.gpus_per_worker); the nodes are: {offers}. Ask for less, or add nodes"
     )
+
+
+def this_machine(cpus: int) -> Node:
+    """Return this machine as a node with all of its GPUs.
+
+    Args:
+        cpus: The CPUs that may be used.
+
+    Returns:
+        The node.
+    """
+    import torch
+
+    return Node(socket.gethostname(), cpus=cpus, gpus=torch.cuda.device_count())
 
 
 def check_batch_norm(settings: TrainSettings, resources: WorkerResources) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -10,13 +9,13 @@ from typing import final
 from pipeline.params import RaySettings
 from pipeline.ray.cluster import connect, nodes_alive
 from pipeline.ray.environment import cluster_address
-from pipeline.ray.placement import Node, WorkerResources, choose_resources, room
+from pipeline.ray.placement import Node, WorkerResources, choose_resources, room, this_machine
 from yolov7.system.threads import usable_cpus
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The room of one worker.
+    """The CPUs and GPUs of one worker.
 
     Attributes:
         node: The number of the node.
@@ -82,7 +81,7 @@ class FreeRoom:
 
 
 def divide(settings: RaySettings, nodes: Sequence[Node], *, trainings: int) -> RaySettings:
-    """Return the settings of one of several trainings that run at the same time.
+    """Return the settings with which each of several trainings runs at the same time as the others.
 
     Args:
         settings: Where the training would run if it were alone.
@@ -102,7 +101,7 @@ def divide(settings: RaySettings, nodes: Sequence[Node], *, trainings: int) -> R
 
 
 def find_nodes(settings: RaySettings) -> list[Node]:
-    """Return the nodes of the cluster of RAY_ADDRESS, or this machine.
+    """Return the nodes of the cluster that RAY_ADDRESS names; without this variable, this machine only.
 
     Args:
         settings: With which the cluster is joined.
@@ -113,6 +112,4 @@ def find_nodes(settings: RaySettings) -> list[Node]:
     if cluster_address() is not None:
         with connect(settings):
             return nodes_alive()
-    import torch
-
-    return [Node(socket.gethostname(), cpus=usable_cpus(), gpus=torch.cuda.device_count())]
+    return [this_machine(usable_cpus())]

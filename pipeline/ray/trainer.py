@@ -23,9 +23,8 @@ from pipeline.ray.follow import TICK_SECONDS, follow
 from pipeline.ray.local import needs_no_cluster, train_locally
 from pipeline.ray.placement import WorkerResources, check_batch_norm, choose_resources, lack_of_room, room
 from pipeline.ray.reservations import Patience, Reservations
-from pipeline.ray.worker import STARTED_FILE, STOP_FILE, work
+from pipeline.ray.worker import STARTED_FILE, STOP_FILE, work, work_config
 from yolov7.errors import SettingError
-from yolov7.system.threads import wanted_threads
 from yolov7.training.job import TrainJob
 from yolov7.training.record import NOTES, PROGRESS, RunRecord
 
@@ -150,15 +149,10 @@ class _Training:
         has_gpu = resources.gpus > 0
         trainer = TorchTrainer(
             work,
-            train_loop_config={
-                "job": self._job.model_dump(mode="json"),
-                "cpus": resources.cpus,
-                "threads": wanted_threads(resources.cpus),
-                "follows_load": False,  # the processes of Ray are busy when the workers start
-                "sync": self._job.settings.sync_batch_norm,
-                "token": token,
-                "joined": cluster_address() is not None,
-            },
+            # The processes of Ray are busy when the workers start, so the load says nothing.
+            train_loop_config=work_config(
+                self._job, resources, token, is_joined=cluster_address() is not None, follows_load=False
+            ),
             torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=self._workers,

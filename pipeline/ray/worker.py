@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from pipeline.ray.follow import TICK_SECONDS
+from pipeline.ray.placement import WorkerResources
 from pipeline.ray.shared_memory import lack_of_shared_memory
 from yolov7.errors import is_mendable, told
+from yolov7.system.threads import wanted_threads
 from yolov7.training.job import TrainJob
 
 if TYPE_CHECKING:
@@ -29,8 +31,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train as one of the workers, from the last checkpoint of the run folder.
 
     Args:
-        config: Plain values: `job` (a TrainJob), `cpus`, `threads` and `follows_load` of this worker, `sync` (batch
-            norm over all workers), `token` (of TOKEN_FILE), `joined` (whether the cluster runs on without training).
+        config: What `work_config` returned.
 
     Returns:
         Of rank 0: `complete`: whether the run has ended; False if it was asked to stop. `refusal`: why it cannot run
@@ -43,6 +44,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     import torch
     from ray.train.torch import get_device
 
+    from yolov7.data.loader import count_workers
     from yolov7.training.loop import fit
     from yolov7.training.worker import Worker
 
@@ -53,7 +55,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         device=get_device(),
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        loader_workers=_loader_workers(job, config["cpus"]),
+        loader_workers=count_workers(job.settings.loader_workers, cpus=config["cpus"]),
         processes_on_machine=context.get_local_world_size(),
         sync_batch_norm=config["sync"],
         follows_load=config["follows_load"],
@@ -76,6 +78,32 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         return {"complete": False, "refusal": first_cause(error)}
     stop_file.unlink(missing_ok=True)
     return {"complete": complete, "refusal": None}
+
+
+def work_config(
+    job: TrainJob, resources: WorkerResources, token: str, *, is_joined: bool, follows_load: bool
+) -> dict[str, Any]:
+    """Return what `work` needs, as plain values.
+
+    Args:
+        job: What to train.
+        resources: What each worker gets.
+        token: The content of TOKEN_FILE.
+        is_joined: Whether the workers run on a cluster that goes on without the training.
+        follows_load: Whether the number of threads depends on the load when the run begins.
+
+    Returns:
+        The configuration.
+    """
+    return {
+        "job": job.model_dump(mode="json"),
+        "cpus": resources.cpus,
+        "threads": wanted_threads(resources.cpus),
+        "follows_load": follows_load,
+        "sync": job.settings.sync_batch_norm,
+        "token": token,
+        "joined": is_joined,
+    }
 
 
 def _find_refusal(job: TrainJob, worker: Worker, *, token: str, is_one_machine: bool) -> str | None:
@@ -169,9 +197,3 @@ class _Preemption:
 
 def _reads(path: Path, content: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == content
-
-
-def _loader_workers(job: TrainJob, cpus: int) -> int:
-    from yolov7.data.loader import count_workers
-
-    return count_workers(job.settings.loader_workers, cpus=cpus)
