@@ -30,6 +30,8 @@ RecipeName = Literal[
     "u6",
 ]
 
+_SGD = {"optimizer": "sgd", "lr0": 0.01, "lr_final": 0.1, "momentum": 0.937, "weight_decay": 0.0005}
+_LINEAR_SGD = {**_SGD, "lr_final": 0.01, "decay": "linear"}
 _P5 = {
     "image_size": 640,
     "augment": {
@@ -42,7 +44,7 @@ _P5 = {
         "flip_horizontal": 0.5,
     },
     "loss": {"box": 0.05, "classification": 0.3, "objectness": 0.7},
-    "optim": {"optimizer": "sgd", "lr0": 0.01, "lr_final": 0.1, "momentum": 0.937, "weight_decay": 0.0005},
+    "optim": _SGD,
 }
 
 
@@ -50,21 +52,14 @@ _YOLOV5 = {
     "close_mosaic": 0,
     "augment": {"mosaic": 1.0, "mixup": 0.0, "translate": 0.1, "scale": 0.5, "flip_horizontal": 0.5},
     "loss": {"assigner": "anchor", "box": 0.05, "classification": 0.5, "objectness": 1.0},
-    "optim": {
-        "optimizer": "sgd",
-        "lr0": 0.01,
-        "lr_final": 0.01,
-        "decay": "linear",
-        "momentum": 0.937,
-        "weight_decay": 0.0005,
-    },
+    "optim": _LINEAR_SGD,
 }
 _YOLOV4 = {
     "close_mosaic": 0,
     "anchors": "spec",
     "augment": {"mosaic": 1.0, "mixup": 0.0, "translate": 0.1, "scale": 0.9, "flip_horizontal": 0.5},
     "loss": {"assigner": "anchor", "box": 0.05, "classification": 0.3, "objectness": 0.6},
-    "optim": {"optimizer": "sgd", "lr0": 0.01, "lr_final": 0.1, "momentum": 0.937, "weight_decay": 0.0005},
+    "optim": _SGD,
 }
 
 
@@ -161,15 +156,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
             "scale": 0.9,
             "flip_horizontal": 0.5,
         },
-        "optim": {
-            "optimizer": "sgd",
-            "lr0": 0.01,
-            "lr_final": 0.01,
-            "decay": "linear",
-            "momentum": 0.937,
-            "weight_decay": 0.0005,
-            "clip_norm": 10.0,
-        },
+        "optim": {**_LINEAR_SGD, "clip_norm": 10.0},
     },
     "finetune": {  # not from the reference: small steps and weak augmentation, because the weights are good already
         "epochs": 50,

@@ -152,8 +152,9 @@ def write_no_weights(path: Path, *, results: str) -> None:
         path: The file.
         results: The name of the file with the results of the system.
     """
-    header = json.dumps({"__metadata__": {"format": "no weights", "results": results}}).encode()
-    write_whole(path, len(header).to_bytes(8, "little") + header)
+    from safetensors.numpy import save
+
+    write_whole(path, save({}, metadata={"format": "no weights", "results": results}))
 
 
 def existing(path: Path, *, made_by: str) -> Path:

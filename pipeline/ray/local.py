@@ -51,7 +51,7 @@ def needs_no_cluster(settings: RaySettings) -> bool:
 
 
 def preload(*modules: str) -> None:
-    """Begin to import what a training process needs, in a process from which it will be forked.
+    """Start a process that imports what a training needs, and from which training processes are forked later.
 
     Does nothing the second time, in a process that was forked from there, and on systems without fork.
 
@@ -71,7 +71,7 @@ def preload(*modules: str) -> None:
 
 
 def process_context() -> ForkContext | ForkServerContext | SpawnContext:
-    """Return how processes are started: forked from the one of `preload`, where the system has fork."""
+    """Return the context that starts processes: where the system can fork, it forks the process of `preload`."""
     if forkserver.get_inherited_fds() is not None and _PRELOADED[0] in sys.modules:
         return multiprocessing.get_context("fork")  # this process was forked from there, and did not compute since
     if "forkserver" in multiprocessing.get_all_start_methods():

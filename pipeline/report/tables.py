@@ -222,7 +222,7 @@ def _computed(row: PrintedRow, model: PaperModel | None) -> Iterator[tuple[str, 
 
 
 def _stated(model: VariantModel) -> Iterator[tuple[str, _Figure]]:
-    """Yield #Param and FLOPs of an external variant."""
+    """Yield the number of parameters and the FLOPs that params.yaml states for an external variant."""
     note = "external.{} of params.yaml"
     if model.params_m is not None:
         yield "params_m", _Figure(model.params_m, "stated", note.format("params"))

@@ -1,4 +1,4 @@
-"""Threads: a training step and a detection beside 0, 1 and 4 busy processes, with the settings of torch and with ours.
+"""Measure a training step and a detection beside 0, 1 and 4 busy processes, with the threads of torch and with ours.
 
 Each measurement is a process of its own, because OpenMP reads its settings once. Plain and ours take turns. A process
 prepares everything first; the busy processes are started just before it measures.

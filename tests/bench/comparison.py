@@ -70,7 +70,7 @@ class Stopwatch:
 
 
 def shown(seconds: float | None) -> str:
-    """Return a time in seconds or milliseconds; nothing for None."""
+    """Return a time as text in seconds or milliseconds; an empty text for None."""
     if seconds is None:
         return ""
     return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds * 1e3:.1f} ms"

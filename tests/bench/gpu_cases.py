@@ -116,7 +116,7 @@ Wrap = Callable[[nn.Module, Tensor], nn.Module]
 
 
 class Way(NamedTuple):
-    """How a training step is computed: type, memory format, and what the model is wrapped in."""
+    """How a training step is computed: the type of numbers, the memory format, and the wrapper of the model."""
 
     name: str
     dtype: torch.dtype

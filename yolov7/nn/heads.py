@@ -33,6 +33,7 @@ class Head(nn.Module, ABC):
     """
 
     anchors_px: Tensor
+    strides: tuple[int, ...]
     num_anchors: int
     num_box_outputs: ClassVar[int]
     by_class: ClassVar[tuple[str, ...]]

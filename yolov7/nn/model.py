@@ -82,7 +82,6 @@ class DetectionModel(nn.Module):
         spec: The specification.
         num_classes: Number of classes.
         fused: Whether `fuse` made it; otherwise it is a training graph.
-        strides: Stride of each level in pixels, finest first.
         rows: The modules of the rows by name.
         head: The detection head.
     """
@@ -105,12 +104,16 @@ class DetectionModel(nn.Module):
         self.spec = spec
         self.num_classes = num_classes
         self.fused = False
-        self.strides = tuple(level.stride for level in levels)
         self.rows = nn.ModuleDict(_build_rows(spec, shapes))
         self.head = build_head(spec.head, levels, taps, num_classes=num_classes, activation=spec.activation)
         self._set_norms()
         self._lead_steps = _plan(spec, wanted=spec.head.sources)
         self._all_steps = _plan(spec, wanted=spec.head.all_sources)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each level in pixels, finest first."""
+        return self.head.strides
 
     @property
     def anchors_px(self) -> Tensor:

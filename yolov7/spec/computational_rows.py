@@ -22,8 +22,23 @@ from yolov7.spec.row import (
 )
 
 
+class DeepRow(RowBase):
+    """A row that repeats a block `depth` times."""
+
+    def growth(self, depth: int) -> Fraction:
+        """Return the factor by which the maps that the row concatenates grow with another depth.
+
+        Args:
+            depth: The other depth.
+
+        Returns:
+            The factor; 1 if the row concatenates two maps, whatever the depth, or none.
+        """
+        return Fraction(1)
+
+
 @final
-class ElanRow(RowBase):
+class ElanRow(DeepRow):
     """Efficient layer aggregation (section 3.1): a chain of 3x3 convolutions whose maps are concatenated.
 
     The concatenation has `hidden * (depth + 2)` channels in all three forms.
@@ -83,14 +98,7 @@ class ElanRow(RowBase):
         )
 
     def growth(self, depth: int) -> Fraction:
-        """Return the factor by which the concatenation grows with another depth.
-
-        Args:
-            depth: The other depth.
-
-        Returns:
-            The factor.
-        """
+        """Return (depth + 2) / (own depth + 2), because each block adds a map; see `DeepRow`."""
         return Fraction(depth + 2, self.depth + 2)
 
     @property
@@ -115,7 +123,7 @@ class ElanRow(RowBase):
 
 
 @final
-class CspRow(RowBase):
+class CspRow(DeepRow):
     """Cross-stage partial block around `depth` dark blocks of equal width (Scaled-YOLOv4 and YOLOR).
 
     A dark block is a 1x1 convolution followed by a 3x3 convolution.
@@ -162,17 +170,6 @@ class CspRow(RowBase):
         """Return the convolutions of `rep`; see `RowBase`."""
         return tuple(PlannedRepConv(i, self.hidden, self.hidden, 1, self._feeds(i)) for i in self.rep)
 
-    def growth(self, depth: int) -> Fraction:
-        """Return 1: two maps are concatenated, whatever the depth.
-
-        Args:
-            depth: Another depth.
-
-        Returns:
-            The factor by which the concatenation grows.
-        """
-        return Fraction(1)
-
     @property
     def hidden(self) -> int:
         """Width inside the block."""
@@ -187,7 +184,7 @@ class CspRow(RowBase):
 
 
 @final
-class CspRepRow(RowBase):
+class CspRepRow(DeepRow):
     """Cross-stage partial block of PP-YOLOE: `depth` blocks of a 3x3 and a re-parameterised 3x3 convolution.
 
     Its re-parameterised convolutions consist of a 3x3 and a 1x1 branch and never have an identity branch.
@@ -231,17 +228,6 @@ class CspRepRow(RowBase):
         hidden = self.hidden(inputs)
         positions = range(1, self.depth + 1)
         return tuple(PlannedRepConv(i, hidden, hidden, 1, self._feeds(i), two_branches=True) for i in positions)
-
-    def growth(self, depth: int) -> Fraction:
-        """Return 1: two maps are concatenated, whatever the depth.
-
-        Args:
-            depth: Another depth.
-
-        Returns:
-            The factor by which the concatenation grows.
-        """
-        return Fraction(1)
 
     def hidden(self, inputs: Sequence[MapShape]) -> int:
         """Return the width of the two paths.
@@ -300,7 +286,7 @@ class CspTinyRow(RowBase):
 
 
 @final
-class BottleneckRow(RowBase):
+class BottleneckRow(DeepRow):
     """`depth` dark blocks of Darknet in sequence: 1x1 to half of `out`, 3x3 to `out`, to which the input is added.
 
     The first one adds its input only if the input has `out` channels. Without `shortcut`, none does.
@@ -329,17 +315,6 @@ class BottleneckRow(RowBase):
     def source_feeds(self, position: int, inputs: Sequence[MapShape]) -> str:
         """Return the addition of the first dark block, if there is one; see `RowBase`."""
         return ADDITION if self.shortcut and inputs[0].channels == self.out else ""
-
-    def growth(self, depth: int) -> Fraction:
-        """Return 1, because nothing is concatenated.
-
-        Args:
-            depth: Another depth.
-
-        Returns:
-            The factor by which the concatenation grows.
-        """
-        return Fraction(1)
 
 
 @final

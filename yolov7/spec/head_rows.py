@@ -146,7 +146,7 @@ class PpyoloeHeadRow(HeadRow):
     bins: Bins = 17
 
     def convolutions(self, inputs: Sequence[MapShape]) -> tuple[Convolution, ...]:
-        """Return the 1x1 convolutions of both attentions and behind them."""
+        """Return the 1x1 convolutions of both attentions: the gates, and those that follow the gates."""
         widths = [shape.channels for shape in inputs]
         gates = [Convolution(width, width, 1, repeats=2, norms=0, bias=True) for width in widths]
         return (*gates, *(Convolution(width, width, 1, repeats=2) for width in widths))

@@ -126,13 +126,13 @@ class LoadMeter:
         return min(max(0.0, others / seconds), float(len(self._cpus)))
 
     def _all_seconds(self) -> float:
-        """Return the seconds that the CPUs have worked since the start of the system; 0 if they are unknown."""
+        """Return the time in seconds that the CPUs were busy since the start of the system; 0 if it is unknown."""
         wanted = {f"cpu{number}" for number in self._cpus}
         rows = [row for row in map(str.split, _read_lines(self._processes / "stat")) if row and row[0] in wanted]
         return sum(int(row[1 + column]) for row in rows for column in _COMPETING) / _TICKS
 
     def _own_seconds(self) -> float:
-        """Return the seconds that the processes of the family have worked."""
+        """Return the CPU time in seconds that the processes of the family have used."""
         ticks, parents = {}, {}
         for folder in self._processes.glob("[0-9]*"):
             for line in _read_lines(folder / "stat")[:1]:

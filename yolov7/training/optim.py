@@ -59,9 +59,10 @@ class Schedule(ABC):
         return max(1, round(self.settings.nominal_batch / self.batch_size))
 
     @property
-    @abstractmethod
     def warmup_steps(self) -> int:
-        """The number of steps of the warm-up."""
+        """The number of steps of the warm-up: `warmup_epochs`, at most `warmup_share` of the run."""
+        wanted = self.settings.warmup_epochs * self.steps_per_epoch
+        return int(min(wanted, self.settings.warmup_share * self.total_steps))
 
     @abstractmethod
     def at(self, step: int) -> StepPlan:
@@ -71,7 +72,6 @@ class Schedule(ABC):
             step: The number of the step, counted from 0 over the whole run.
         """
 
-    @abstractmethod
     def is_optimizer_step(self, step: int, *, pending: int) -> bool:
         """Return whether the optimizer takes a step after a training step.
 
@@ -79,11 +79,12 @@ class Schedule(ABC):
             step: The number of the training step.
             pending: How many steps' gradients are summed, this step's included.
         """
+        return pending >= self.at(step).accumulate
 
     @property
-    @abstractmethod
     def steps_at_epoch_end(self) -> bool:
         """Whether the optimizer also takes a step at the end of an epoch, so that no gradient is carried over."""
+        return True
 
     def _decayed(self, progress: float) -> float:
         """Return the learning rate as a share of `lr0` after a share of the run, from 0 to 1."""
@@ -99,12 +100,6 @@ class ScaledSchedule(Schedule):
     The reference's warm-up takes at least 1000 steps, so that short runs on small data sets never leave it.
     """
 
-    @property
-    def warmup_steps(self) -> int:
-        """The number of steps of the warm-up."""
-        wanted = self.settings.warmup_epochs * self.steps_per_epoch
-        return int(min(wanted, self.settings.warmup_share * self.total_steps))
-
     def at(self, step: int) -> StepPlan:
         """Return the values at a step, counted from 0 over the whole run."""
         settings = self.settings
@@ -118,15 +113,6 @@ class ScaledSchedule(Schedule):
             momentum=_between(settings.warmup_momentum, settings.momentum, share),
             accumulate=max(1, round(_between(1, self.accumulate, share))),
         )
-
-    def is_optimizer_step(self, step: int, *, pending: int) -> bool:
-        """Return whether the optimizer takes a step after a training step with `pending` summed gradients."""
-        return pending >= self.at(step).accumulate
-
-    @property
-    def steps_at_epoch_end(self) -> bool:
-        """Whether the optimizer also takes a step at the end of an epoch."""
-        return True
 
 
 @final
@@ -176,12 +162,6 @@ class SimpleSchedule(Schedule):
     The warm-up takes `warmup_epochs`, at most `warmup_share` of the run.
     """
 
-    @property
-    def warmup_steps(self) -> int:
-        """The number of steps of the warm-up."""
-        wanted = self.settings.warmup_epochs * self.steps_per_epoch
-        return int(min(wanted, self.settings.warmup_share * self.total_steps))
-
     def at(self, step: int) -> StepPlan:
         """Return the values at a step, counted from 0 over the whole run."""
         settings = self.settings
@@ -198,15 +178,6 @@ class SimpleSchedule(Schedule):
             return (step / warmup) ** 2
         decaying = steps - warmup - settings.flat_share * steps
         return 1 + (settings.lr_final - 1) * _half_cosine(min(1.0, (step - warmup) / max(1.0, decaying)))
-
-    def is_optimizer_step(self, step: int, *, pending: int) -> bool:
-        """Return whether the optimizer takes a step after a training step with `pending` summed gradients."""
-        return pending >= self.accumulate
-
-    @property
-    def steps_at_epoch_end(self) -> bool:
-        """Whether the optimizer also takes a step at the end of an epoch."""
-        return True
 
 
 def build_schedule(settings: OptimSettings, *, batch_size: int, steps_per_epoch: int, epochs: int) -> Schedule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ _FAMILIES = (
         "detect_yolox",
         re.compile(r"head\.cls_preds\.0\.bias"),
         "",
-        lambda spec, own_names: names_in(YOLOX, spec, own_names),
+        partial(names_in, YOLOX),
         YOLOX_PIXELS,
     ),
     Family(
@@ -77,7 +78,7 @@ _FAMILIES = (
         "detect_ppyoloe",
         re.compile(r"yolo_head\.pred_cls\.0\.bias"),
         "proj_conv.weight",
-        lambda spec, own_names: names_in(PPYOLOE, spec, own_names),
+        partial(names_in, PPYOLOE),
         PPYOLOE_PIXELS,
     ),
     Family("YOLOv7-u6", "detect_dfl", re.compile(r"model\.\d+\.cv3\.0\.2\.bias"), "dfl.conv.weight", _names_of_u6),

@@ -174,7 +174,7 @@ def _read_anchors(model: ForeignModel, layer: str) -> tuple[Tensor | None, Tenso
 
 
 def _are_same_anchors(pixels: Tensor, grid: Tensor) -> bool:
-    """Return whether anchors (levels, 1, anchors, 1, 1, 2) in pixels from both buffers are equal and valid."""
+    """Return whether both buffers have the same valid anchors, (levels, 1, anchors, 1, 1, 2) in pixels."""
     if grid.shape != pixels.shape or grid.shape[-1] != 2 or not grid.numel():
         return False
     return bool((grid.isfinite() & (grid > 0)).all()) and torch.allclose(grid, pixels, rtol=4 * _ROUNDING)
