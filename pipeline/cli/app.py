@@ -138,13 +138,10 @@ def selected_rows(
     Raises:
         SettingError: If the experiment has no such variant or seed.
     """
-    name, seed = _split_stage_name(variant, seed)
+    name, number = _split_stage_name(variant, seed)
     externals = [one for one in experiment.externals.values() if name in (None, one.name)]
-    seeds = _seeds(experiment, seed)
-    rows = [(one, number) for one in externals for number in seeds]
-    if name is not None and externals:
-        return tuple(rows)
-    return (*selected(experiment, name, seed), *rows)
+    models = () if name is not None and externals else selected(experiment, variant, seed)
+    return (*models, *((one, each) for one in externals for each in _seeds(experiment, number)))
 
 
 def _split_stage_name(variant: str | None, seed: int | None) -> tuple[str | None, int | None]:

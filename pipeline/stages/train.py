@@ -10,8 +10,8 @@ import csv
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
     fingerprint = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12]
     summary = _untrained(variant.name, seed, fingerprint, given=variant.given.name)
     origin = {"fingerprint": summary.fingerprint, "given": variant.given.name, "sha256": variant.weights_hash}
-    with whole_folder(stage_folder("train", variant.name, seed)) as folder:
+    with _untrained_folder(summary) as folder:
         save_weights(
             folder / WEIGHTS,
             weights.model,
@@ -128,9 +128,6 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
             image_size=weights.image_size,
             training=weights.training | origin,
         )
-        _write_curve(folder / "curve.csv", [])
-        draw_training(folder / "curve.png", [])
-        write_json(folder / "train.json", summary)
     return summary
 
 
@@ -155,12 +152,19 @@ def use_external_results(variant: ExternalVariant, *, seed: int) -> TrainSummary
         )
     fingerprint = external_fingerprint(variant, seed=seed, content_hash=prepared.content_hash)
     summary = _untrained(variant.name, seed, fingerprint, external=variant.predictions.name)
-    with whole_folder(stage_folder("train", variant.name, seed)) as folder:
+    with _untrained_folder(summary) as folder:
         write_no_weights(folder / WEIGHTS, results=variant.predictions.name)
+    return summary
+
+
+@contextmanager
+def _untrained_folder(summary: TrainSummary) -> Iterator[Path]:
+    """Provide a draft of the folder of the stage, and complete it with empty curves and the summary."""
+    with whole_folder(stage_folder("train", summary.variant, summary.seed)) as folder:
+        yield folder
         _write_curve(folder / "curve.csv", [])
         draw_training(folder / "curve.png", [])
         write_json(folder / "train.json", summary)
-    return summary
 
 
 def _untrained(variant: str, seed: int, fingerprint: str, *, given: str = "", external: str = "") -> TrainSummary:

@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tests.bench.comparison import Row
-from tests.bench.gpu_cases import CASES, Setup, describe, find_setup
+from tests.bench.gpu_cases import CASES
+from tests.bench.gpu_setup import Setup, describe, find_setup
 from tests.bench.tables import date, keep, markdown_rows, read
 
 LEAST_SECONDS = 15.0  # a case with less time left is not started

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.gpu_cases import Graphed, TrainingStep, Way, equality, find_setup, load
+from tests.bench.gpu_cases import equality
+from tests.bench.gpu_setup import find_setup, load
+from tests.bench.gpu_training import Graphed, TrainingStep, Way
 from tests.integration.runs import make_job, prepared
 from yolov7.training.loop import fit
 from yolov7.training.record import read_epochs

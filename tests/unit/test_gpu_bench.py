@@ -15,7 +15,8 @@ import pytest
 from tests.bench import tables
 from tests.bench.__main__ import busy_processes
 from tests.bench.gpu import _answers
-from tests.bench.gpu_cases import CASES, SPECS, Setup, load
+from tests.bench.gpu_cases import CASES
+from tests.bench.gpu_setup import SPECS, Setup, load
 from yolov7.spec.spec_files import load_spec, spec_to_json
 
 ROOT = Path(__file__).parents[2]
