@@ -16,7 +16,7 @@ from tests.bench.bench_loader import jpeg_split, seconds_of_waiting
 from tests.bench.bench_loss import ANCHORS, STRIDES
 from tests.bench.bench_nms import example
 from tests.bench.comparison import Row
-from tests.bench.gpu_setup import CLASSES, OBJECTS, Setup, load
+from tests.bench.gpu_setup import CLASSES, OBJECTS, Setup, describe_peak, forget_peak, load
 from tests.bench.gpu_training import (
     TrainingStep,
     Way,
