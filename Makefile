@@ -51,7 +51,7 @@ test: $(READY)
 
 test-slow: $(READY)
 	@echo "== pytest, slow tests"
-	@python -m pytest -m "slow and not engines"
+	@python -m pytest -n auto --dist loadfile -m "slow and not engines"
 	@for file in tests/unit/test_{benchmark,engines,export}.py; do python -m pytest -m "slow and engines" $$file; done
 
 check: $(READY)
