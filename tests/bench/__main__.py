@@ -1,12 +1,14 @@
 """All benchmarks: python -m tests.bench [NAME ...] [--output PATH] [--repeats N] [--cpu] [--busy N] | --markdown
 
-Each measurement is kept as JSON. `--markdown` measures nothing; it writes all that was kept into the page about
-performance.
+Each row is kept as JSON as soon as it is measured. Each case runs in a process of its own, so that one that fails
+leaves the others as they are. Cases that are measured again replace their earlier rows. `--markdown` measures nothing;
+it writes all that was kept into the page about performance.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -73,16 +75,28 @@ def main() -> None:
     if unknown := set(options.names) - set(CASES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
     names = options.names or (BUSY_CASES if options.busy else CASES)
-    print(f"{'case':76s}{'plain':>11s}{'ours':>11s}{'ratio':>8s}")
-    rows, stopwatch = [], Stopwatch(options.repeats, time.process_time if options.cpu else time.perf_counter)
+    output = options.output or FOLDER / (f"bench-busy-{options.busy}.json" if options.busy else "bench.json")
+    print(f"{'case':76s}{'plain':>11s}{'ours':>11s}{'ratio':>8s}", flush=True)
     with busy_processes(options.busy):
         for name in names:
-            for row in CASES[name](stopwatch):
+            process = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, options, output))
+            process.start()
+            process.join()
+            if process.exitcode:
+                row = Row(name, figure=f"ended with exit code {process.exitcode}; the rows before it are kept")
                 print(row.line(), flush=True)
-                rows.append({"name": name, **row.as_dict()})
-    output = options.output or FOLDER / (f"bench-busy-{options.busy}.json" if options.busy else "bench.json")
-    keep(output, {**_machine(), "clock": "process" if options.cpu else "wall", "busy": options.busy}, rows)
     print(f"kept in {output}")
+
+
+def _measure(name: str, options: argparse.Namespace, output: Path) -> None:
+    """Measure one case; keep each row in the place of those of an earlier measurement of the case."""
+    facts = {**_machine(), "clock": "process" if options.cpu else "wall", "busy": options.busy}
+    kept = [row for row in read(output)["rows"] if row["name"] != name] if output.is_file() else []
+    watch = Stopwatch(options.repeats, time.process_time if options.cpu else time.perf_counter)
+    for row in CASES[name](watch):
+        print(row.line(), flush=True)
+        kept.append({"name": name, **row.as_dict()})
+        keep(output, facts, sorted(kept, key=lambda row: list(CASES).index(row["name"])))
 
 
 @contextmanager
