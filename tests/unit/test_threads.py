@@ -63,11 +63,11 @@ def test_a_process_with_less_than_a_cpu_has_a_thread() -> None:
         (2, 0.0, 2),
         (2, 0.3, 2),  # a browser in the background
         (2, 1.0, 1),  # the second thread would run in turns with the other process, and the first would wait for it
-        (2, 2.0, 2),  # each thread has half a CPU in any case
+        (2, 2.0, 1),  # two threads would wait for each other while the other processes have their turns
         (8, 1.0, 7),
         (8, 4.0, 4),
-        (8, 6.0, 8),  # with eight threads, each has half a CPU
-        (8, 8.0, 8),
+        (8, 6.0, 2),
+        (8, 8.0, 8),  # eight threads get four times the share of one, and reach half of it
         (1, 0.0, 1),
         (1, 1.0, 1),
     ],

@@ -17,6 +17,7 @@ _WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 _WAITING_OF_THE_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _COUNT = "OMP_NUM_THREADS"
 _LOOKS, _LOOK_SECONDS = 3, 0.1
+_SHARED = 0.5  # what several threads that wait for each other reach of their share of CPUs that others use too
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # of a second, the unit of /proc/stat
 _COMPETING = (0, 2, 5, 6, 7)  # columns of /proc/stat: user, system, irq, softirq, steal; not nice, idle, iowait
 
@@ -81,8 +82,9 @@ def choose_threads(most: int, *, cpus: int, busy: float) -> int:
     """Return the number of threads with which a computation ends first while other processes are busy.
 
     All threads have to finish a layer before the next one begins, so the slowest thread decides. If n threads and b
-    busy processes share c CPUs, a CPU may have to run ceil((n + b) / c) of them by turns. The speed is therefore
-    n / ceil((n + b) / c). If several numbers are equally fast, the smallest one is best for the others.
+    busy processes share c CPUs, a CPU may have to run ceil((n + b) / c) of them by turns. The speed is therefore at most
+    n / ceil((n + b) / c). Several threads reach about half of it if CPUs are shared, because the turns of one thread
+    are not those of another. If several numbers are equally fast, the smallest one is best for the others.
 
     Args:
         most: The largest number.
@@ -93,7 +95,12 @@ def choose_threads(most: int, *, cpus: int, busy: float) -> int:
         The number n of threads, from 1 to `most`.
     """
     others = round(busy)
-    return max(range(1, most + 1), key=lambda n: (n / math.ceil((n + others) / cpus), -n))
+
+    def speed(count: int) -> float:
+        turns = math.ceil((count + others) / cpus)
+        return count / turns * (_SHARED if count > 1 and turns > 1 else 1.0)
+
+    return max(range(1, most + 1), key=lambda count: (speed(count), -count))
 
 
 @final
