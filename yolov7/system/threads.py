@@ -82,9 +82,9 @@ def choose_threads(most: int, *, cpus: int, busy: float) -> int:
     """Return the number of threads with which a computation ends first while other processes are busy.
 
     All threads have to finish a layer before the next one begins, so the slowest thread decides. If n threads and b
-    busy processes share c CPUs, a CPU may have to run ceil((n + b) / c) of them by turns. The speed is therefore at most
-    n / ceil((n + b) / c). Several threads reach about half of it if CPUs are shared, because the turns of one thread
-    are not those of another. If several numbers are equally fast, the smallest one is best for the others.
+    busy processes share c CPUs, a CPU may have to run ceil((n + b) / c) of them by turns. The speed is therefore at
+    most n / ceil((n + b) / c). Several threads reach about half of it if CPUs are shared, because the turns of one
+    thread are not those of another. If several numbers are equally fast, the smallest one is best for the others.
 
     Args:
         most: The largest number.
