@@ -34,7 +34,7 @@ def rows(watch: Stopwatch) -> Iterator[Row]:
             plain, ours = (_median([one for run in runs for one in run[place]]) for runs in times.values())
             chosen = {int(run[-1][0]) for run in times["ours"]}
             threads = " or ".join(map(str, sorted(chosen)))
-            case = f"yolov7-tiny, {name}, beside {load} busy processes"
+            case = f"yolov7-tiny, {name}, beside {load} busy {'process' if load == 1 else 'processes'}"
             yield Row(case, plain, ours, f"{CPUS} threads that spin; {threads} that sleep soon")
 
 

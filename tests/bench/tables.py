@@ -82,4 +82,5 @@ def _summary(row: Mapping[str, Any] | None) -> str:
         return ""
     if not row["ratio"]:
         return row["figure"] or ""
-    return f"{row['ratio']:.2f} ({shown(row['plain_s'])} : {shown(row['ours_s'])})"
+    remark = f"; {row['figure']}" if row["figure"] else ""
+    return f"{row['ratio']:.2f} ({shown(row['plain_s'])} : {shown(row['ours_s'])}{remark})"
