@@ -35,6 +35,7 @@ from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
+from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.job import TrainJob
 from yolov7.training.record import FIGURES, best_line, read_epochs
 
@@ -71,7 +72,8 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
 def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], None]) -> TrainSummary:
     """Train to the end, from where an interrupted run of the same data and settings stopped.
 
-    The run's folder stays, so that a kill before the end of the stage costs no training; `forget_run` removes it.
+    The run's folder stays, so that a kill before the end of the stage costs no training; `forget_run` removes it. Of
+    its checkpoints only the last one is kept.
 
     Args:
         job: What to train, from `build_job`.
@@ -94,6 +96,7 @@ def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], 
         _write_curve(folder / "curve.csv", epochs)
         draw_training(folder / "curve.png", epochs)
         write_json(folder / "train.json", summary)
+    delete_older_checkpoints(job.run_folder)
     return summary
 
 

@@ -13,6 +13,7 @@ from pipeline.stages.train import claim_run, forget_run
 from tests.artifacts import train_summary
 from yolov7.errors import ArtifactError
 from yolov7.settings import TrainSettings
+from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.job import TrainJob
 
 
@@ -113,3 +114,11 @@ def test_a_copy_that_cannot_be_read_is_an_error_of_the_user(job: TrainJob) -> No
     copy = RunCopy("unknown://bucket", variant="nano", seed=0)
     with pytest.raises(ArtifactError, match=r"^ray\.storage: unknown://bucket/nano/0 cannot be read"):
         claim_run(job, copy)
+
+
+def test_a_finished_run_keeps_its_last_checkpoint_only(tmp_path: Path) -> None:
+    for step in (900, 1000, 999999999):
+        (tmp_path / f"checkpoint-{step:09d}.pt").write_bytes(b"tensors")
+    (tmp_path / "weights.safetensors").write_bytes(b"tensors")
+    delete_older_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-999999999.pt", "weights.safetensors"]

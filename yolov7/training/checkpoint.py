@@ -110,6 +110,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(f"checkpoint {path} is damaged ({one_line(reason, limit=120)})") from None
 
 
+def delete_older_checkpoints(folder: Path) -> None:
+    """Delete all checkpoints of a run that has ended but the last one, because they are large.
+
+    Args:
+        folder: The folder of the run.
+    """
+    for path in _newest_first(folder)[1:]:
+        path.unlink(missing_ok=True)
+
+
 @final
 class Checkpoints:
     """The last checkpoints of a run, in files that are named by their step and written by a separate thread.
@@ -220,7 +230,11 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """Return the files, the newest first."""
-        return sorted(self._folder.glob("checkpoint-*.pt"), reverse=True)
+        return _newest_first(self._folder)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
 
 
 def _check_digest(path: Path) -> None:
