@@ -23,6 +23,7 @@ CocoEngine = Literal["hotcoco", "pycocotools"]
 COCO_ENGINE: CocoEngine = "hotcoco"  # the default
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
+LetterboxMode = Literal["centre", "top_left", "stretch"]
 Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
 
 

@@ -145,6 +145,7 @@ def _measure(
         ModelEngine(weights.model, dtype or _precision()),
         index,
         image_size=weights.image_size,
+        letterbox=weights.letterbox,
         batch_size=settings.batch_size,
         nms=settings.nms,
         coco_engine=settings.engine,

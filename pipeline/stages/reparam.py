@@ -83,6 +83,7 @@ def reparam(
             deployed,
             class_names=trained.class_names,
             image_size=trained.image_size,
+            letterbox=trained.letterbox,
             training=trained.training,
         )
         write_json(folder / "reparam.json", report)

@@ -126,6 +126,7 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
             weights.model,
             class_names=weights.class_names,
             image_size=weights.image_size,
+            letterbox=weights.letterbox,
             training=weights.training | origin,
         )
     return summary

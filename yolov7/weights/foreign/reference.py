@@ -234,7 +234,8 @@ def _import_anchor_free(
     model = fitted.model
     class_names = choose_names(foreign.class_names, num_classes=model.num_classes)
     model.load_state_dict(read_tensors(foreign, fitted), assign=True)
-    weights = Weights(model.eval(), class_names, spec.image_size, {"imported": foreign.path.name})
+    origin = {"imported": foreign.path.name}
+    weights = Weights(model.eval(), class_names, spec.image_size, origin, letterbox=family.letterbox)
     if family.pixels is None or not rgb:
         return Imported(weights, foreign.remarks)
     take_rgb(model, family.pixels)

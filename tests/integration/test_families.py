@@ -1,0 +1,58 @@
+"""One small member of each family passes the whole pipeline: training, proof, figures, report, export, detection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.commands import run_stages as commands
+from pipeline.experiment import load_experiment
+from tests.integration.project import SMALL, Project
+from yolov7.detect.detector import Detector
+from yolov7.export.export_model import export_model
+
+pytestmark = pytest.mark.slow
+
+NARROW = {"rule": "both", "depth": 0.2, "width": 0.125}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "yolov5": {"spec": "yolov5l", "scale": NARROW, "train": {"recipe": "yolov5-low"}},
+    "yolov4-tiny": {"spec": "yolov4-tiny", "scale": {"width": 0.125}, "train": {"recipe": "yolov4-tiny"}},
+    "yolox": {"spec": "yolox-l", "scale": NARROW, "train": {"recipe": "yolox", "close_mosaic": 1}},
+    "ppyoloe": {"spec": "ppyoloe-l", "scale": NARROW, "train": {"recipe": "ppyoloe", "loss": {"atss_epochs": 1}}},
+    "u6": {"spec": "yolov7-tiny", "head": "anchor_free", "scale": {"width": 0.25}, "train": {"recipe": "u6"}},
+}
+
+
+def test_every_family_passes_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Project(tmp_path / "project", git=False)
+    monkeypatch.chdir(project.folder)
+    data = {"path": "yolov7/data/synthetic", "synthetic": {"train_images": 8, "val_images": 4, "image_size": 64}}
+    train = {"epochs": 2, "batch_size": 4, "image_size": 64, "precision": "float32"}
+    project.write(SMALL | {"data": data, "variants": VARIANTS, "train": train})
+    experiment = load_experiment()
+    chosen = [(experiment.variant(name), 0) for name in experiment.variants]
+    commands.run_resolve(experiment)
+    commands.run_prepare(experiment)
+    commands.run_train(experiment, chosen)
+    commands.run_reparam(experiment, chosen)
+    commands.run_evaluate(experiment, chosen)
+    commands.run_benchmark(experiment)
+    commands.run_tables(experiment)
+    page = Path("artifacts/tables/index.html").read_text()
+    image = next(Path("artifacts/prepare").rglob("*.png"))
+    for name in VARIANTS:
+        assert name in page
+        proof = project.json(f"reparam/{name}/0/reparam.json")
+        assert proof["max_error_float64"] < 1e-9
+        assert proof["parameters_after"] < proof["parameters_before"]
+        weights = Path(f"artifacts/reparam/{name}/0/weights.safetensors")
+        report, file = export_model(weights, format="onnx", output=tmp_path / name)
+        assert json.loads(report.model_dump_json())["format"] == "onnx"
+        expected = Detector.load(weights, precision="float32")(image, confidence=0.001)
+        found = Detector.load(file)(image, confidence=0.001)
+        assert len(found) == len(expected)
+        np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
