@@ -1,8 +1,9 @@
 """Models of Table 9 that are not built here, or parts of them, counted with the library `transformers`.
 
-Models are built from their configurations on the meta device, so no weights are downloaded. One multiply-accumulate
-operation of a convolution or a matrix product counts as one FLOP, as in the papers of these models. Deformable
-attention samples maps bilinearly, which is not counted. `python -m pipeline.report.paper.zoo` prints all counts.
+Models are built from their configurations with tensors that have no values, so no weights are downloaded. One
+multiply-accumulate operation of a convolution or a matrix product counts as one FLOP, as in the papers of these models.
+Deformable attention samples maps bilinearly, which is not counted. `python -m pipeline.report.paper.zoo` prints all
+counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.external import ZOO_LIBRARY, has_zoo_library
@@ -27,6 +29,7 @@ _WITHOUT_DOWNLOAD: Mapping[str, Any] = {
     "use_timm_backbone": False,
     "backbone": None,
     "use_pretrained_backbone": False,
+    "attn_implementation": "eager",  # the counter knows its products
 }
 
 
@@ -90,8 +93,10 @@ def count_zoo(name: str) -> Counted:
     """
     library = import_module(ZOO_LIBRARY)
     chosen = zoo_models()[name]
-    with torch.device("meta"), torch.no_grad():
-        model = chosen.build(library).eval()
+    # Detectors look at values of masks, which tensors on the meta device do not have; ConvNeXt is built from values.
+    without_values = FakeTensorMode() if chosen.is_whole else torch.device("meta")
+    with without_values, torch.no_grad():
+        model = chosen.build(library).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, *chosen.size))
     parameters = sum(parameter.numel() for parameter in model.parameters())
