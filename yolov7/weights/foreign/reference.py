@@ -256,9 +256,10 @@ def _import_darknet(
         if not fitting and fallback is None:
             raise misfit(path, [load_spec(name) for name in PUBLISHED_SPECS])
         spec = _only_spec(path, fitting, fallback)
-    model, remarks = read_darknet(path, spec=spec)
+    model, remarks, letterbox = read_darknet(path, spec=spec)
     class_names = choose_names(None, num_classes=model.num_classes)
-    return Imported(Weights(model.eval(), class_names, spec.image_size, {"imported": path.name}), remarks)
+    weights = Weights(model.eval(), class_names, spec.image_size, {"imported": path.name}, letterbox=letterbox)
+    return Imported(weights, remarks)
 
 
 def _only_spec(path: Path, fitting: list[str], fallback: ModelSpec | None) -> ModelSpec:
