@@ -24,6 +24,7 @@ from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.spec.block_schema import CspRow, PpyoloeHeadRow
 from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
+from yolov7.weights.foreign.darknet import darknet_order
 from yolov7.weights.foreign.reference import import_checkpoint
 
 with gzip.open(DATA / "baseline_convolutions.json.gz", "rt") as _file:
@@ -103,6 +104,14 @@ def test_forward_of_a_darknet_file_of_yolov4_tiny(tmp_path: Path) -> None:
     _assert_close(torch.cat([coarse, fine], dim=1), golden["decoded"], 1e-4)
     with pytest.raises(SettingError, match="cannot be trained"):
         make_loss(model, TrainSettings())
+
+
+def test_the_order_of_a_darknet_file_of_yolov4() -> None:
+    with torch.device("meta"):
+        model = DetectionModel(load_spec("yolov4"), num_classes=80)
+    kernels = [key for key, tensor in model.state_dict().items() if tensor.dim() == 4]
+    kernels.sort(key=lambda key: _place_in_darknet(model, key))
+    assert darknet_order(model) == [key.removesuffix(".weight") for key in kernels]
 
 
 @pytest.mark.parametrize("file", ["decode_darknet_p3_1.2", "decode_darknet_p5_1.05"])

@@ -18,21 +18,13 @@ from yolov7.export.export_model import export_model
 pytestmark = pytest.mark.slow
 
 NARROW = {"rule": "both", "depth": 0.2, "width": 0.125}
+THIN = {"rule": "width", "width": 0.25}
 VARIANTS: dict[str, dict[str, Any]] = {
     "yolov5": {"spec": "yolov5l", "scale": NARROW, "train": {"recipe": "yolov5-low"}},
-    "yolov4-tiny": {
-        "spec": "yolov4-tiny",
-        "scale": {"rule": "width", "width": 0.125},
-        "train": {"recipe": "yolov4-tiny"},
-    },
+    "yolov4-tiny": {"spec": "yolov4-tiny", "scale": THIN, "train": {"recipe": "yolov4-tiny"}},
     "yolox": {"spec": "yolox-l", "scale": NARROW, "train": {"recipe": "yolox", "close_mosaic": 1}},
     "ppyoloe": {"spec": "ppyoloe-l", "scale": NARROW, "train": {"recipe": "ppyoloe", "loss": {"atss_epochs": 1}}},
-    "u6": {
-        "spec": "yolov7-tiny",
-        "head": "anchor_free",
-        "scale": {"rule": "width", "width": 0.25},
-        "train": {"recipe": "u6"},
-    },
+    "u6": {"spec": "yolov7-tiny", "head": "anchor_free", "scale": THIN, "train": {"recipe": "u6"}},
 }
 
 
