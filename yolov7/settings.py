@@ -155,6 +155,9 @@ class LossSettings(Settings):
     objectness_balance: Literal["fine", "coarse"] = Field(
         "fine", description="level with the largest weight in the objectness loss"
     )
+    objectness_by_size: bool = Field(
+        True, description="multiply the objectness gain by (image_size / 640) squared; false: as in the port of YOLOv4"
+    )
     label_smoothing: Probability = Field(0.0, description="s: the class targets are 1 - s/2 and s/2")
     focal_gamma: NonNegative = Field(
         0.0, description="exponent of the focal loss for the parts that use bce; 0: no focal loss"

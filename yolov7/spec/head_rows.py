@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from yolov7.spec.row import Convolution, Count, MapShape, RowBase, Sources
 
@@ -80,6 +80,12 @@ class DetectRow(HeadRow):
     implicit: bool = True
     auxiliary: Auxiliary | None = None
     scale_xy: Annotated[tuple[Factor, ...], Field(max_length=16)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _serialise(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `scale_xy` where it is None, so that runs of earlier versions keep their fingerprints."""
+        plain: dict[str, Any] = dump(self)
+        return plain if self.scale_xy else {key: value for key, value in plain.items() if key != "scale_xy"}
 
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
         """Return the number of anchors per level and the largest stride; see `RowBase`."""
