@@ -1,8 +1,7 @@
-"""One small member of each family passes the whole pipeline: training, proof, figures, report, export, detection."""
+"""A small member of each family is trained, re-parameterised with proof, evaluated, and detects; one is exported."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ THIN = {"rule": "width", "width": 0.25}
 VARIANTS: dict[str, dict[str, Any]] = {
     "yolov5": {"spec": "yolov5l", "scale": NARROW, "train": {"recipe": "yolov5-low"}},
     "yolov4-tiny": {"spec": "yolov4-tiny", "scale": THIN, "train": {"recipe": "yolov4-tiny"}},
-    "yolox": {"spec": "yolox-l", "scale": NARROW, "train": {"recipe": "yolox", "close_mosaic": 1}},
-    "ppyoloe": {"spec": "ppyoloe-l", "scale": NARROW, "train": {"recipe": "ppyoloe", "loss": {"atss_epochs": 1}}},
+    "yolox": {"spec": "yolox-l", "scale": NARROW, "train": {"recipe": "yolox"}},
+    "ppyoloe": {"spec": "ppyoloe-l", "scale": NARROW, "train": {"recipe": "ppyoloe"}},
     "u6": {"spec": "yolov7-tiny", "head": "anchor_free", "scale": THIN, "train": {"recipe": "u6"}},
 }
 
@@ -32,7 +31,7 @@ def test_every_family_passes_the_pipeline(tmp_path: Path, monkeypatch: pytest.Mo
     project = Project(tmp_path / "project", git=False)
     monkeypatch.chdir(project.folder)
     data = {"path": "yolov7/data/synthetic", "synthetic": {"train_images": 8, "val_images": 4, "image_size": 64}}
-    train = {"epochs": 2, "batch_size": 4, "image_size": 64, "precision": "float32"}
+    train = {"epochs": 1, "batch_size": 2, "image_size": 64, "precision": "float32", "optim": {"warmup_epochs": 0.0}}
     project.write(SMALL | {"data": data, "variants": VARIANTS, "train": train})
     experiment = load_experiment()
     chosen = [(experiment.variant(name), 0) for name in experiment.variants]
@@ -41,19 +40,16 @@ def test_every_family_passes_the_pipeline(tmp_path: Path, monkeypatch: pytest.Mo
     commands.run_train(experiment, chosen)
     commands.run_reparam(experiment, chosen)
     commands.run_evaluate(experiment, chosen)
-    commands.run_benchmark(experiment)
-    commands.run_tables(experiment)
-    page = Path("artifacts/tables/index.html").read_text()
-    image = next(Path("artifacts/prepare").rglob("*.png"))
+    image = next(Path("artifacts/prepare").rglob("*.jpg"))
     for name in VARIANTS:
-        assert name in page
         proof = project.json(f"reparam/{name}/0/reparam.json")
-        assert proof["max_error_float64"] < 1e-9
+        assert 0 < proof["max_error_float64"] < 1e-9
         assert proof["parameters_after"] < proof["parameters_before"]
+        metrics = project.json(f"evaluate/{name}/0/metrics.json")
+        assert metrics["AP"] == pytest.approx(metrics["AP_before_reparam"], abs=0.02)
         weights = Path(f"artifacts/reparam/{name}/0/weights.safetensors")
-        report, file = export_model(weights, format="onnx", output=tmp_path / name)
-        assert json.loads(report.model_dump_json())["format"] == "onnx"
-        expected = Detector.load(weights, precision="float32")(image, confidence=0.001)
-        found = Detector.load(file)(image, confidence=0.001)
-        assert len(found) == len(expected)
-        np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=0.05)
+        expected = Detector.load(weights, precision="float32")(image, confidence=0.0)
+        assert len(expected) > 0
+    _, file = export_model(weights, format="onnx", output=tmp_path / name)
+    found = Detector.load(file, precision="float32")(image, confidence=0.0)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)

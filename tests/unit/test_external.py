@@ -188,7 +188,7 @@ def test_a_file_that_changed_after_train_is_an_error(results: Path) -> None:
         ({"a": {"external": {"predictions": "x.json"}, "spec": "nano"}}, "leave out spec"),
         ({"a": {"external": {"predictions": "x.json"}, "train": {"epochs": 3}}}, "leave out train"),
         ({"a": {"external": {"predictions": "x.json"}}}, "all variants are external"),
-        ({"a": {"external": {"prediction": "x.json"}}}, "predictions"),
+        ({"a": {"external": {"prediction": "x.json"}}}, "variants.a.external.prediction: unknown key"),
         ({"a": {"external": {"predictions": "x.json", "gflop": 3}}}, "variants.a.external.gflop: unknown key"),
     ],
 )
