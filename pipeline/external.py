@@ -71,10 +71,8 @@ def resolve_external(name: str, settings: ExternalSettings) -> ExternalVariant:
     Returns:
         The resolved variant.
     """
-    path, digest = None, ""
-    if settings.predictions is not None:
-        path = Path(settings.predictions).expanduser().resolve()
-        digest = sha256_of(path) if is_file(path) else "missing"
+    path = None if settings.predictions is None else Path(settings.predictions).expanduser().resolve()
+    digest = "" if path is None else sha256_of(path) if is_file(path) else "missing"
     return ExternalVariant(name, path, digest, settings.params, settings.gflops, settings.image_size, settings.zoo)
 
 

@@ -224,9 +224,8 @@ def _computed(row: PrintedRow, model: PaperModel | None) -> Iterator[tuple[str, 
 
 def _stated(model: VariantModel) -> Iterator[tuple[str, _Figure]]:
     """Yield #Param and FLOPs of an external variant, which params.yaml states or a library has."""
-    origin, note = "stated", "external.{} of params.yaml"
-    if model.zoo:
-        origin, note = "computed", zoo_note(model.zoo)
+    origin: Origin = "computed" if model.zoo else "stated"
+    note = zoo_note(model.zoo) if model.zoo else "external.{} of params.yaml"
     if model.params_m is not None:
         yield "params_m", _Figure(model.params_m, origin, note.format("params"))
     if model.gflops is not None:

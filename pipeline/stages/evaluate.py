@@ -100,6 +100,7 @@ def evaluate_external(
             "`dvc repro` to run every stale stage"
         )
     split, index = _load_split()
+    notes: tuple[str, ...]
     if variant.predictions is None:
         found, notes = _nothing_found(), (f"{variant.source} has no results file, so AP is not measured",)
     else:

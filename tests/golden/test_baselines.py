@@ -85,7 +85,7 @@ def test_forward_of_yolov4(file: str) -> None:
 def test_forward_of_a_darknet_file_of_yolov4_tiny(tmp_path: Path) -> None:
     golden = load_vectors("model_yolov4-tiny-darknet__nc80_64x96")
     state = baseline_state(golden, "yolov4-tiny/nc80")
-    values = []
+    values: list[bytes] = []
     for kernel in (key for key in state if key.endswith("Conv2d.weight")):
         module = kernel.removesuffix("Conv2d.weight")
         norm = [f"{module}BatchNorm2d.{name}" for name in ("bias", "weight", "running_mean", "running_var")]

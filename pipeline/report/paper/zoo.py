@@ -9,6 +9,7 @@ counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -94,7 +95,7 @@ def count_zoo(name: str) -> Counted:
     library = import_module(ZOO_LIBRARY)
     chosen = zoo_models()[name]
     # Detectors look at values of masks, which tensors on the meta device do not have; ConvNeXt is built from values.
-    without_values = FakeTensorMode() if chosen.is_whole else torch.device("meta")
+    without_values: AbstractContextManager[Any] = FakeTensorMode() if chosen.is_whole else torch.device("meta")
     with without_values, torch.no_grad():
         model = chosen.build(library).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:

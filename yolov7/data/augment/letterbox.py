@@ -136,8 +136,8 @@ def letterbox_geometry(
     ratio = min(out_h / height, out_w / width)
     if not scale_up:
         ratio = min(ratio, 1.0)
-    whole = round if mode == "centre" else int
-    resized_w, resized_h = max(whole(width * ratio), 1), max(whole(height * ratio), 1)
+    sides = width * ratio, height * ratio
+    resized_w, resized_h = (max(round(side) if mode == "centre" else int(side), 1) for side in sides)
     spare_w, spare_h = out_w - resized_w, out_h - resized_h
     if stride is not None:
         spare_w, spare_h = spare_w % stride, spare_h % stride
