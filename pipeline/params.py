@@ -46,15 +46,29 @@ class ScaleSettings(Settings):
     width: Positive = Field(1.0, description="Factor on every width; `compound` derives it from the depth.")
 
 
-class ExternalSettings(Settings):
-    """Results of a system that is not built here: they are evaluated and tabulated beside the other variants."""
+ZooName = Literal["detr-dc5-r101", "deformable-detr"]
 
-    predictions: str = Field(
-        description="COCO results file of the split that is evaluated: image_id, category_id, bbox and score."
+
+class ExternalSettings(Settings):
+    """A system that is not built here: its results and its cost are tabulated beside the other variants."""
+
+    predictions: str | None = Field(
+        None, description="COCO results file of the split that is evaluated: image_id, category_id, bbox and score."
+    )
+    zoo: ZooName | None = Field(
+        None, description="A model whose parameters and FLOPs are counted with a library (extra `zoo`)."
     )
     params: Positive | None = Field(None, description="Millions of parameters, as the authors state them.")
     gflops: Positive | None = Field(None, description="GFLOPs, as the authors state them.")
     image_size: Annotated[int, Field(ge=1)] | None = Field(None, description="Side of the images, pixels.")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> ExternalSettings:
+        if self.predictions is None and self.zoo is None:
+            raise ValueError("external has neither predictions nor zoo; name a COCO results file, or a model in zoo")
+        if self.zoo is not None and (self.params is not None or self.gflops is not None):
+            raise ValueError("params and gflops of a model in zoo are counted; leave them out, or leave out zoo")
+        return self
 
 
 class Variant(Settings):

@@ -58,7 +58,7 @@ _YOLOV4 = {
     "close_mosaic": 0,
     "anchors": "spec",
     "augment": {"mosaic": 1.0, "mixup": 0.0, "translate": 0.1, "scale": 0.9, "flip_horizontal": 0.5},
-    "loss": {"assigner": "anchor", "box": 0.05, "classification": 0.3, "objectness": 0.6},
+    "loss": {"assigner": "anchor", "box": 0.05, "classification": 0.3, "objectness": 0.6, "objectness_by_size": False},
     "optim": _SGD,
 }
 

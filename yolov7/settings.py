@@ -23,6 +23,7 @@ CocoEngine = Literal["hotcoco", "pycocotools"]
 COCO_ENGINE: CocoEngine = "hotcoco"  # the default
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
+LetterboxMode = Literal["centre", "top_left", "stretch"]
 Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
 
 
@@ -153,6 +154,9 @@ class LossSettings(Settings):
     )
     objectness_balance: Literal["fine", "coarse"] = Field(
         "fine", description="level with the largest weight in the objectness loss"
+    )
+    objectness_by_size: bool = Field(
+        True, description="multiply the objectness gain by (image_size / 640) squared; false: as in the port of YOLOv4"
     )
     label_smoothing: Probability = Field(0.0, description="s: the class targets are 1 - s/2 and s/2")
     focal_gamma: NonNegative = Field(

@@ -21,7 +21,12 @@ from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import load_spec
 
 MODELS = ("yolov7-tiny", "yolov7", "yolov7x", "yolov7-w6", "yolov7-e6", "yolov7-d6", "yolov7-e6e")
-BASELINES = ("yolov4-csp", "yolor-csp", "yolor-csp-x", "yolor-p6", "yolor-w6", "yolor-e6", "yolor-d6")
+BASELINES = (
+    *("yolov4-csp", "yolor-csp", "yolor-csp-x", "yolor-p6", "yolor-w6", "yolor-e6", "yolor-d6"),
+    *("yolov4", "yolov4-tiny", "yolov4-tiny-3l"),
+    *(f"yolov5{size}{levels}" for levels in ("", "6") for size in "nsmlx"),
+    *(f"{family}-{size}" for family in ("yolox", "ppyoloe") for size in "smlx"),
+)
 GPUS = (1, 8, 64, 512)
 LINKS = {"100G": 100e9 / 8, "400G": 400e9 / 8, "8 x 400G": 8 * 400e9 / 8}  # bytes per second and direction of a node
 
@@ -90,7 +95,7 @@ class Assumptions:
         sample_seconds: Seconds to prepare a training sample by recipe.
         train_images: Images of an epoch.
         val_images: Images of a validation.
-        letterbox_seconds: Seconds to read and letterbox an image by image size.
+        letterbox_seconds: Seconds to read and letterbox an image by image size; the next larger size counts.
         suppression_seconds: Seconds of suppression per image.
         scoring_seconds: Seconds to compute the COCO figures of the whole split.
         copy_rate: Bytes per second from the GPU, while training waits.
@@ -160,7 +165,8 @@ class Assumptions:
     def validation_seconds(self, model: Facts, *, gpus: int) -> float:
         """Return the duration of a validation whose images are shared by all GPUs; each GPU scores all results."""
         forward = 1 / (3 * self.images_per_second(model))
-        image = self.letterbox_seconds[model.image_size] + forward + self.suppression_seconds
+        reading = self.letterbox_seconds[min(size for size in self.letterbox_seconds if size >= model.image_size)]
+        image = reading + forward + self.suppression_seconds
         batches = math.ceil(self.val_images / self.images_per_gpu)
         return math.ceil(batches / gpus) * self.images_per_gpu * image + self.scoring_seconds
 
@@ -168,7 +174,7 @@ class Assumptions:
         """Return an epoch of COCO with its part of validations and checkpoints."""
         steps, step = math.ceil(self.train_images / (gpus * self.images_per_gpu)), self.step_seconds(model)
         network = self.network_seconds(model, gpus=gpus, link=link)
-        recipe = "tiny" if model.name.startswith("yolov7-tiny") else "p5" if model.image_size == 640 else "p6"
+        recipe = "tiny" if "-tiny" in model.name else "p5" if model.image_size == 640 else "p6"
         loading = self.images_per_gpu * self.sample_seconds[recipe] / self.loader_processes
         loader = max(0.0, loading - step - network)
         between_checkpoints = steps * (step + network + loader) * self.checkpoint_every

@@ -42,6 +42,7 @@ _EXTRAS = {
     "sklearn": "pipeline",
     "sqlalchemy": "pipeline",
     "supervision": "supervision",
+    "transformers": "zoo",
     "uvicorn": "serve",
 }
 """The extra that installs a package, by the name under which the package is imported."""

@@ -82,7 +82,8 @@ class LabelSuspects:
         ours = match_names(self.model.class_names, index.class_names)
         done = 0
         with self.bar(f"detections in {split}") as progress:
-            for batch in ValLoader(index, image_size=self.model.image_size, batch_size=_BATCH):
+            model = self.model
+            for batch in ValLoader(index, image_size=model.image_size, batch_size=_BATCH, letterbox=model.letterbox):
                 detected = detect_batch(self.model.engine, batch.images, batch.geometry, nms=_NMS)
                 for i, found in zip(batch.index, detected, strict=True):
                     yield from _of_image(split, index, i, found, ours)

@@ -114,6 +114,7 @@ def _convert(entry: PublishedWeights, file: Path) -> list[str]:
         weights.model,
         class_names=weights.class_names,
         image_size=weights.image_size,
+        letterbox=weights.letterbox,
         training=weights.training | {"licence": entry.licence, "address": entry.address},
     )
     described = f"{entry.path}: {weights.model.spec.name}, {weights.model.num_classes} classes"

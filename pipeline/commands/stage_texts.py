@@ -44,7 +44,8 @@ def train_text(summary: TrainSummary) -> str:
         The text without the name of the variant.
     """
     if summary.external:
-        return f"external: only the results in {summary.external} are known"
+        known = "its cost is known" if summary.external.startswith("zoo: ") else "the results are known"
+        return f"external: only {known} ({summary.external})"
     if summary.given:
         return f"not trained; uses the weights of {summary.given}"
     measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "

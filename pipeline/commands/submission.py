@@ -54,6 +54,7 @@ def make_submission(
         ModelEngine(weights.model, resolve_precision("auto", device)),
         index,
         image_size=weights.image_size,
+        letterbox=weights.letterbox,
         batch_size=experiment.evaluate.batch_size,
         nms=experiment.evaluate.nms,
         progress=lambda done, total: _show(variant.name, done, total, step=experiment.evaluate.batch_size),

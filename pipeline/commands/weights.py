@@ -46,6 +46,7 @@ def import_weights(file: Path, *, spec: str | None, names: Path | None, output: 
         model,
         class_names=weights.class_names,
         image_size=weights.image_size,
+        letterbox=weights.letterbox,
         training=weights.training,
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

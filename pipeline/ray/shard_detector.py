@@ -125,7 +125,7 @@ class ShardDetector:
             image = image_from_message(content)
         except DataError as error:
             return _Read(path, None, None, str(error))
-        return _Read(path, *letterbox(image, size=self._model.image_size))
+        return _Read(path, *letterbox(image, size=self._model.image_size, mode=self._model.letterbox))
 
     def _detect(self, batch: Sequence[_Read]) -> list[Row]:
         good = [(one.path, one.pixels, one.geometry) for one in batch if one.pixels is not None and one.geometry]

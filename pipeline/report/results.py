@@ -26,8 +26,9 @@ class VariantModel:
             size, the one that does not fills the paper's row.
         weights: The name of the file whose weights were given; empty if the variant was trained.
         external: The name of the results file of an external variant; empty for a model that is built here.
-        params_m: Millions of parameters of an external variant, as params.yaml states them.
-        gflops: GFLOPs of an external variant, as params.yaml states them.
+        zoo: The name of the model whose cost was counted with a library; empty if params.yaml states the cost.
+        params_m: Millions of parameters of an external variant.
+        gflops: GFLOPs of an external variant.
     """
 
     spec: ModelSpec | None
@@ -35,6 +36,7 @@ class VariantModel:
     overrides_training: bool = False
     weights: str = ""
     external: str = ""
+    zoo: str = ""
     params_m: float | None = None
     gflops: float | None = None
 

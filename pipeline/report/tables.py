@@ -14,6 +14,7 @@ from pipeline.report.paper.check import QUANTITIES, listed_errata
 from pipeline.report.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.report.paper.improvement import Improvement, improvements
 from pipeline.report.paper.printed import TITLES, PrintedRow, PrintedTable, printed_table, value_of
+from pipeline.report.paper.zoo import zoo_note
 from pipeline.report.results import StageResults, VariantModel, VariantResults
 from pipeline.report.summary import headline_row, mean_and_spread
 from yolov7.data.coco_names import COCO_NAMES
@@ -222,12 +223,13 @@ def _computed(row: PrintedRow, model: PaperModel | None) -> Iterator[tuple[str, 
 
 
 def _stated(model: VariantModel) -> Iterator[tuple[str, _Figure]]:
-    """Yield the number of parameters and the FLOPs that params.yaml states for an external variant."""
-    note = "external.{} of params.yaml"
+    """Yield #Param and FLOPs of an external variant, which params.yaml states or a library has."""
+    origin: Origin = "computed" if model.zoo else "stated"
+    note = zoo_note(model.zoo) if model.zoo else "external.{} of params.yaml"
     if model.params_m is not None:
-        yield "params_m", _Figure(model.params_m, "stated", note.format("params"))
+        yield "params_m", _Figure(model.params_m, origin, note.format("params"))
     if model.gflops is not None:
-        yield "gflops", _Figure(model.gflops, "stated", note.format("gflops"))
+        yield "gflops", _Figure(model.gflops, origin, note.format("gflops"))
 
 
 def _variant_of(row: PrintedRow, model: PaperModel | None, results: StageResults) -> str | None:

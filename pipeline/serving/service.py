@@ -85,7 +85,7 @@ class Service:
     def _read(self, body: bytes, content_type: str) -> tuple[Image, Letterbox]:
         most = self.settings.max_megapixels * 1_000_000
         image = image_of_request(body, content_type=content_type, max_pixels=most)
-        return letterbox(image, size=self._model.image_size)
+        return letterbox(image, size=self._model.image_size, mode=self._model.letterbox)
 
 
 def _open(settings: ServingSettings, *, replica: int) -> OpenedModel:

@@ -34,7 +34,7 @@ from yolov7.engines.opened_model import OpenedModel, open_model
 from yolov7.export.export_model import ExportData, export_model
 from yolov7.inference.engine import ModelEngine
 from yolov7.inference.nms import non_max_suppression
-from yolov7.settings import NmsSettings
+from yolov7.settings import LetterboxMode, NmsSettings
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
 from yolov7.system.threads import LoadMeter, Threads, use_free_cpus
 from yolov7.system.timing import Rounds, measure_interleaved, summarise
@@ -65,7 +65,8 @@ class Case:
     def run(self) -> _Parts:
         """Return the seconds to the decoded boxes, to the detections, and from files to detections."""
         begin = _now(self.device)
-        images = read_batch(self.paths, image_size=self.model.image_size).to(self.device)
+        model = self.model
+        images = read_batch(self.paths, image_size=model.image_size, mode=model.letterbox).to(self.device)
         start = _now(self.device)
         decoded = self.model.engine.decode(images)
         middle = _now(self.device)
@@ -177,7 +178,8 @@ def _open_trained(path: Path, settings: BenchmarkSettings, device: torch.device)
     model = weights.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name in _float_precisions(settings, device):
         engine = ModelEngine(model, resolve_precision(name, device))
-        yield OpenedModel(engine, "torch", name, weights.class_names, weights.image_size, path)
+        names, size = weights.class_names, weights.image_size
+        yield OpenedModel(engine, "torch", name, names, size, path, letterbox=weights.letterbox)
 
 
 def _open_deployed(
@@ -217,17 +219,18 @@ def _float_precisions(settings: BenchmarkSettings, device: torch.device) -> list
     return list(dict.fromkeys(names))
 
 
-def read_batch(paths: Sequence[Path], *, image_size: int) -> Tensor:
-    """Read image files, and letterbox them so that their longer side has the model's size.
+def read_batch(paths: Sequence[Path], *, image_size: int, mode: LetterboxMode = "centre") -> Tensor:
+    """Read image files, and bring them to the size of the model.
 
     Args:
         paths: The files.
         image_size: Side S of the square, pixels.
+        mode: How images are brought to the square.
 
     Returns:
         Images (B, 3, S, S) uint8 RGB, channels last in memory, as the detector passes them.
     """
-    arrays = [letterbox(read_image(path), size=image_size)[0] for path in paths]
+    arrays = [letterbox(read_image(path), size=image_size, mode=mode)[0] for path in paths]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 

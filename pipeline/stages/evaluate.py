@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from pipeline.artifacts.files import read_json, stage_folder, whole_folder, write_json
@@ -82,7 +83,8 @@ def evaluate_external(
         seed: The seed in whose folder the results are written.
 
     Returns:
-        The COCO figures, and what was left out of the file, in sentences.
+        The COCO figures, which are None if only the cost of the system is known, and what was left out of the file, in
+        sentences.
 
     Raises:
         ArtifactError: If `train` has not seen the results file as it is now.
@@ -94,16 +96,27 @@ def evaluate_external(
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     if summary.fingerprint != external_fingerprint(variant, seed=seed, content_hash=prepared.content_hash):
         raise ArtifactError(
-            f"{variant.predictions} or the data changed after `yolov7 train {variant.name}` ran; run it again, or "
+            f"{variant.source} or the data changed after `yolov7 train {variant.name}` ran; run it again, or "
             "`dvc repro` to run every stale stage"
         )
     split, index = _load_split()
-    found, notes = read_results(variant.predictions, index)
+    notes: tuple[str, ...]
+    if variant.predictions is None:
+        found, notes = _nothing_found(), (f"{variant.source} has no results file, so AP is not measured",)
+    else:
+        found, notes = read_results(variant.predictions, index)
     curves = coco_curves(index, found, engine=settings.engine)
     result = SplitResult(detections_of(found, images=len(index)), curves, coco_figures(curves, index.class_names))
-    metrics = Metrics(**result.figures.as_dict(), AP_before_reparam=None, split=split, images=len(index))
+    figures = result.figures.as_dict()
+    if variant.predictions is None:
+        figures = dict.fromkeys(figures) | {"per_class_AP": {}}
+    metrics = Metrics(**figures, AP_before_reparam=None, split=split, images=len(index))
     _write(stage_folder("evaluate", variant.name, seed), metrics, index, result, settings, found=found)
     return metrics, notes
+
+
+def _nothing_found() -> FoundBoxes:
+    return FoundBoxes(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
 
 
 def _write(
@@ -145,6 +158,7 @@ def _measure(
         ModelEngine(weights.model, dtype or _precision()),
         index,
         image_size=weights.image_size,
+        letterbox=weights.letterbox,
         batch_size=settings.batch_size,
         nms=settings.nms,
         coco_engine=settings.engine,

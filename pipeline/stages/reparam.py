@@ -83,6 +83,7 @@ def reparam(
             deployed,
             class_names=trained.class_names,
             image_size=trained.image_size,
+            letterbox=trained.letterbox,
             training=trained.training,
         )
         write_json(folder / "reparam.json", report)
@@ -97,8 +98,8 @@ def pass_external(variant: ExternalVariant, *, seed: int) -> None:
         seed: The seed in whose folder they are written.
     """
     with whole_folder(stage_folder("reparam", variant.name, seed)) as folder:
-        write_no_weights(folder / WEIGHTS, results=variant.predictions.name)
-        write_json(folder / "reparam.json", {"external": variant.predictions.name})
+        write_no_weights(folder / WEIGHTS, results=variant.source)
+        write_json(folder / "reparam.json", {"external": variant.source})
 
 
 @torch.no_grad()

@@ -129,7 +129,7 @@ def _describe_model(variant: ResolvedVariant) -> dict[str, Any]:
 
 
 def _describe_external(variant: ExternalVariant) -> dict[str, Any]:
-    return external_inputs(variant) | {"file": variant.predictions.name}
+    return external_inputs(variant) | {"file": variant.source}
 
 
 def _tune_inputs(experiment: Experiment) -> dict[str, Any]:

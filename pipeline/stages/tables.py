@@ -8,12 +8,14 @@ from pipeline.artifacts.files import stage_folder, whole_folder, write_json
 from pipeline.artifacts.reports import Benchmark, PreparedData
 from pipeline.console import counted
 from pipeline.experiment import Experiment
+from pipeline.external import ExternalVariant
 from pipeline.report.details import read_details
 from pipeline.report.page import Page, render_page
 from pipeline.report.paper.check import Comparison, compare_counts, outcome_line
 from pipeline.report.paper.counting import conventions
 from pipeline.report.paper.errata import Erratum, errata
 from pipeline.report.paper.improvement import Improvement
+from pipeline.report.paper.zoo import count_zoo
 from pipeline.report.results import StageResults, VariantModel, read_results
 from pipeline.report.runs import Runs
 from pipeline.report.summary import SummaryRow, summarise_variants, summary_lines
@@ -73,16 +75,7 @@ def tables(experiment: Experiment, *, runs: Runs | None = None) -> Report:
             weights=variant.given.name if variant.given else "",
         )
         for name, variant in experiment.variants.items()
-    } | {
-        name: VariantModel(
-            spec=None,
-            image_size=external.image_size,
-            external=external.predictions.name,
-            params_m=external.params,
-            gflops=external.gflops,
-        )
-        for name, external in experiment.externals.items()
-    }
+    } | {name: _external_model(external) for name, external in experiment.externals.items()}
     results = read_results(models, experiment.seeds)
     report = _report(results)
     conditions = _conditions(results.benchmark)
@@ -94,6 +87,18 @@ def tables(experiment: Experiment, *, runs: Runs | None = None) -> Report:
             render_page(_page(results, report, conditions, runs or {})), encoding="utf-8"
         )
     return report
+
+
+def _external_model(external: ExternalVariant) -> VariantModel:
+    counted = count_zoo(external.zoo) if external.zoo else None
+    return VariantModel(
+        spec=None,
+        image_size=external.image_size,
+        external=external.source,
+        zoo=external.zoo or "",
+        params_m=counted.params_m if counted else external.params,
+        gflops=counted.gflops if counted else external.gflops,
+    )
 
 
 def _report(results: StageResults) -> Report:

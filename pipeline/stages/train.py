@@ -29,7 +29,7 @@ from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
-from pipeline.external import ExternalVariant, external_fingerprint
+from pipeline.external import ExternalVariant, external_fingerprint, require_zoo_library
 from pipeline.ray.mirror import CODE, OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
@@ -129,6 +129,7 @@ def use_given_weights(variant: ResolvedVariant, *, seed: int) -> TrainSummary:
             weights.model,
             class_names=weights.class_names,
             image_size=weights.image_size,
+            letterbox=weights.letterbox,
             training=weights.training | origin,
         )
     return summary
@@ -146,7 +147,9 @@ def use_external_results(variant: ExternalVariant, *, seed: int) -> TrainSummary
 
     Raises:
         ArtifactError: If the data are not prepared, or the results file does not exist.
+        ModuleNotFoundError: If the variant is a model of a library that is not installed.
     """
+    require_zoo_library(variant)  # `tables` counts the model
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     if variant.predictions_hash == "missing":
         raise ArtifactError(
@@ -154,9 +157,9 @@ def use_external_results(variant: ExternalVariant, *, seed: int) -> TrainSummary
             "results file"
         )
     fingerprint = external_fingerprint(variant, seed=seed, content_hash=prepared.content_hash)
-    summary = _untrained(variant.name, seed, fingerprint, external=variant.predictions.name)
+    summary = _untrained(variant.name, seed, fingerprint, external=variant.source)
     with _untrained_folder(summary) as folder:
-        write_no_weights(folder / WEIGHTS, results=variant.predictions.name)
+        write_no_weights(folder / WEIGHTS, results=variant.source)
     return summary
 
 

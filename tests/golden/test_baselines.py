@@ -13,12 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.foreign_files import write_darknet
 from tests.golden.vectors import DATA, baseline_state, load_vectors
+from yolov7.criterion.choice import make_loss
+from yolov7.errors import SettingError
 from yolov7.nn.cost import model_cost
 from yolov7.nn.fuse import fuse
+from yolov7.nn.heads import decode_maps
 from yolov7.nn.model import DetectionModel
+from yolov7.settings import TrainSettings
 from yolov7.spec.block_schema import CspRow, PpyoloeHeadRow
 from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
+from yolov7.weights.foreign.darknet import darknet_order
 from yolov7.weights.foreign.reference import import_checkpoint
 
 with gzip.open(DATA / "baseline_convolutions.json.gz", "rt") as _file:
@@ -76,23 +82,46 @@ def test_forward_of_yolov4(file: str) -> None:
     _assert_forward(model, golden)
 
 
-def test_forward_of_yolov4_tiny_in_darknet() -> None:
+def test_forward_of_a_darknet_file_of_yolov4_tiny(tmp_path: Path) -> None:
     golden = load_vectors("model_yolov4-tiny-darknet__nc80_64x96")
-    swap = {name: {"half": "second"} for name in ("t2", "t3", "t4")}
-    spec = resolve_spec({"base": "yolov4-tiny", "swap": swap, "norm_eps": golden["bn_eps"]}, name="darknet")
-    model = _model_of_darknet(spec, "yolov4-tiny/nc80", golden)
+    state = baseline_state(golden, "yolov4-tiny/nc80")
+    values: list[bytes] = []
+    for kernel in (key for key in state if key.endswith("Conv2d.weight")):
+        module = kernel.removesuffix("Conv2d.weight")
+        norm = [f"{module}BatchNorm2d.{name}" for name in ("bias", "weight", "running_mean", "running_var")]
+        vectors = norm if norm[0] in state else [f"{module}Conv2d.bias"]
+        values += [state[key].numpy().astype("<f4").tobytes() for key in (*vectors, kernel)]
+    path = write_darknet(tmp_path / "x.weights", b"".join(values))
+    weights, remarks = import_checkpoint(path)
+    model = weights.model
+    assert (model.spec.name, model.spec.norm_eps, weights.letterbox) == ("yolov4-tiny", golden["bn_eps"], "stretch")
+    assert remarks == ("its boxes are decoded as darknet decodes them, so it cannot be trained further",)
     with torch.no_grad():
-        raws = model(_images(golden)).lead
-    scale, rows = golden["scale_x_y"], []
-    for raw, stride, anchors in zip(raws[::-1], golden["strides"], golden["anchors_px"], strict=True):
-        height, width = raw.shape[2:4]
-        cells = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
-        xy = ((raw[..., :2].sigmoid() - 0.5) * scale + 0.5 + cells) * stride
-        wh = raw[..., 2:4].exp() * anchors.float().view(1, 3, 1, 1, 2)
-        objectness = raw[..., 4:5].sigmoid()
-        scores = torch.cat([objectness, objectness * raw[..., 5:].sigmoid()], dim=-1)
-        rows.append(torch.cat([xy, wh, scores], dim=-1).flatten(1, 3))
-    _assert_close(torch.cat(rows, dim=1), golden["decoded"], 1e-4)
+        maps = model(_images(golden))
+        predicted = model.decode(maps)
+    predicted[..., 5:] *= predicted[..., 4:5]
+    fine, coarse = predicted.split([raw.shape[1:4].numel() for raw in maps.lead], dim=1)
+    _assert_close(torch.cat([coarse, fine], dim=1), golden["decoded"], 1e-4)
+    with pytest.raises(SettingError, match="cannot be trained"):
+        make_loss(model, TrainSettings())
+
+
+def test_the_order_of_a_darknet_file_of_yolov4() -> None:
+    with torch.device("meta"):
+        model = DetectionModel(load_spec("yolov4"), num_classes=80)
+    kernels = [key for key, tensor in model.state_dict().items() if tensor.dim() == 4]
+    kernels.sort(key=lambda key: _place_in_darknet(model, key))
+    assert darknet_order(model) == [key.removesuffix(".weight") for key in kernels]
+
+
+@pytest.mark.parametrize("file", ["decode_darknet_p3_1.2", "decode_darknet_p5_1.05"])
+def test_decoding_of_darknet(file: str) -> None:
+    golden = load_vectors(f"baselines/{file}")
+    raw = golden["raw"].unflatten(1, (3, -1)).permute(0, 1, 3, 4, 2)
+    anchors = golden["anchors_px"].float()[None]
+    found = decode_maps([raw], anchors_px=anchors, strides=[golden["stride"]], scale_xy=[golden["scale_x_y"]])
+    found[..., 5:] *= found[..., 4:5]
+    _assert_close(found, golden["decoded"], 1e-5)
 
 
 def _assert_forward(model: DetectionModel, golden: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def test_geometry_of_every_row() -> None:
             size=(int(row["new_h"]), int(row["new_w"])),
             scale_up=bool(row["scaleup"]),
             stride=int(row["stride"]) if row["auto"] else None,
-            stretch=bool(row["scaleFill"]),
+            mode="stretch" if row["scaleFill"] and not row["auto"] else "centre",
         )
         assert (found.out_h, found.out_w) == (row["out_h"], row["out_w"]), row
         expected = (row["ratio_w"], row["ratio_h"], row["dw"], row["dh"])

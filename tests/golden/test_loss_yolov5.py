@@ -31,7 +31,7 @@ def test_positives_loss_and_gradient(name: str) -> None:
         anchors_px=torch.from_numpy(data["anchors_px"]).float()[levels],
         strides=tuple(data["strides"][levels].tolist()),
         num_classes=int(data["nc"]),
-        image_size=640 if port else int(data["img_shape"].max()),  # the port does not scale with the size
+        image_size=int(data["img_shape"].max()),
         settings=LossSettings(
             assigner="anchor",
             box=raw["box"],
@@ -39,6 +39,7 @@ def test_positives_loss_and_gradient(name: str) -> None:
             classification=raw["cls"],
             anchor_threshold=raw["anchor_t"],
             label_smoothing=raw["label_smoothing"],
+            objectness_by_size=not port,
             objectness_balance="coarse" if levels[0] else "fine",
         ),
     )

@@ -11,7 +11,7 @@ from yolov7.data.augment.geometry import random_transform
 from yolov7.data.augment.letterbox import FILL, letterbox_geometry
 from yolov7.data.augment.mosaic import place_centre, place_mosaic
 from yolov7.data.augment.tile import Tile, flip, normalise_boxes, place_tile
-from yolov7.settings import AugmentSettings
+from yolov7.settings import AugmentSettings, LetterboxMode
 
 SIDES = st.integers(16, 96)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -104,10 +104,17 @@ def test_box_follows_its_object_beyond_the_horizon(seed: int, left: bool, top: b
         assert (found[1] - found[0]).prod() > 0.7 * (high - low - 4).clip(0).prod()
 
 
-@given(width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.integers(32, 1280), seed=SEEDS)
-def test_letterbox_round_trip(width: int, height: int, size: int, seed: int) -> None:
-    geometry = letterbox_geometry(width, height, size=size)
+@given(
+    width=st.integers(1, 3000),
+    height=st.integers(1, 3000),
+    size=st.integers(32, 1280),
+    mode=st.sampled_from(["centre", "top_left", "stretch"]),
+    seed=SEEDS,
+)
+def test_letterbox_round_trip(width: int, height: int, size: int, mode: LetterboxMode, seed: int) -> None:
+    geometry = letterbox_geometry(width, height, size=size, mode=mode)
     assert (geometry.out_w, geometry.out_h) == (size, size)
+    assert mode == "centre" or (geometry.left, geometry.top) == (0, 0)
     points = np.random.default_rng(seed).uniform(0, [width, height], (2, 8, 2))
     boxes = np.concatenate([points.min(axis=0), points.max(axis=0)], axis=1).astype(np.float32)
     there = geometry.to_letterbox(boxes)

@@ -10,6 +10,7 @@ from tests.bench.plain_assigners import Positive, loop_simota, loop_tal
 from yolov7.criterion import matching
 from yolov7.criterion.aligned import AtssAssigner, ScoringAssigner, TaskAlignedAssigner
 from yolov7.criterion.candidates import Assignment
+from yolov7.criterion.grid import Grid
 from yolov7.criterion.simota import SimOtaAssigner, SimOtaRule
 from yolov7.structures import Targets
 
@@ -91,6 +92,17 @@ def test_an_object_takes_cells_near_its_centre_before_cheaper_ones() -> None:
         owner = {cell: target for _, cell, target in triples(SimOtaAssigner(STRIDES, rule=rule)(maps, targets), maps)}
         assert owner.get(10 * 12 + 10) != 0
         assert 0 in owner.values()
+
+
+def test_pairs_inside_boxes_are_those_of_a_comparison_with_all_cells() -> None:
+    random = torch.Generator().manual_seed(5)
+    grid = Grid.of(random_case(0, (1,), outputs=5)[0], STRIDES)
+    low = torch.rand(200, 2, generator=random) * 140 - 30
+    boxes = torch.cat((low, low + torch.rand(200, 2, generator=random) * 90 - 5), dim=1)
+    boxes[:100] = (boxes[:100] / 4).round() * 4  # sides on centres of cells, which are not inside
+    expected = grid.inside(boxes).nonzero(as_tuple=True)
+    assert len(expected[0]) > 500
+    assert all(torch.equal(found, wanted) for found, wanted in zip(grid.pairs_inside(boxes), expected, strict=True))
 
 
 def test_objects_outside_of_the_image_have_no_cells() -> None:

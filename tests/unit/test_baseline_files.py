@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from yolov7.detect.detector import Detector
 from yolov7.errors import ArtifactError, SpecError
+from yolov7.export.export_model import export_model
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import ModelSpec, load_spec, resolve_spec
 from yolov7.weights.foreign.module_names import PPYOLOE, YOLOX, Scheme, names_in
 from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint, reference_state
+from yolov7.weights.weight_files import save_weights
 
 NARROW = {"rule": "both", "depth": 0.2, "width": 0.125}
 SCHEMES = {"yolox-l": YOLOX, "ppyoloe-l": PPYOLOE}
@@ -63,6 +67,31 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(kind, match=message) as caught:
             read(tmp_path, changed, given)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", SCHEMES)
+def test_images_are_brought_to_the_square_as_the_original_does(tmp_path: Path, base: str) -> None:
+    spec = narrow(base)
+    torch.save(state_of(spec, SCHEMES[base]), tmp_path / "x.pth")
+    weights = import_checkpoint(tmp_path / "x.pth", spec=spec, class_names=("a", "b")).weights
+    save_weights(
+        tmp_path / "x.safetensors",
+        weights.model,
+        class_names=weights.class_names,
+        image_size=64,
+        training={},
+        letterbox=weights.letterbox,
+    )
+    wide = np.full((33, 100, 3), 255, np.uint8)
+    fitted = Detector.load(tmp_path / "x.safetensors", device="cpu").fit(wide)
+    assert (fitted.geometry.left, fitted.geometry.top) == (0, 0)
+    assert fitted.geometry.resized_h == (21 if base == "yolox-l" else 64)  # YOLOX rounds 21.12 down
+    assert fitted.pixels[20].min() == 255
+    assert set(fitted.pixels[-1].flatten()) == {114 if base == "yolox-l" else 255}
+    if base == "ppyoloe-l":
+        return  # an exported file gets its letterbox in the same way
+    _, file = export_model(tmp_path / "x.safetensors", format="torchscript")
+    np.testing.assert_array_equal(Detector.load(file, device="cpu").fit(wide).pixels, fitted.pixels)
 
 
 def test_files_of_paddle_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline.artifacts.files import read_json, stage_folder
 from pipeline.artifacts.reports import Metrics, TrainSummary
-from pipeline.cli.main import app
+from pipeline.cli.main import app, main
 from pipeline.commands.derived_experiments import with_weights
 from pipeline.experiment import Experiment, parse_experiment
 from pipeline.params import EvaluateSettings
@@ -131,6 +132,48 @@ def test_a_file_that_cannot_be_used_is_an_error(
         run(resolve({"predictions": "results.json"}))
 
 
+@pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed")
+def test_a_model_of_a_library_that_is_not_installed_is_one_line(
+    results: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("params.yaml").write_text("variants: {nano: {spec: nano}, other: {external: {zoo: deformable-detr}}}\n")
+    monkeypatch.setattr("sys.argv", ["yolov7", "train", "other"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    expected = "this needs the package transformers; install it with: pip install 'yolov7-pipeline[zoo]'"
+    assert expected in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_a_model_of_a_library_has_a_cost_and_no_ap(results: Path) -> None:
+    name = "deformable-detr"
+    experiment = resolve({"zoo": name}, name=name)
+    metrics, notes = run(experiment, name=name)
+    assert (metrics.AP, metrics.per_class_AP) == (None, {})
+    assert notes == ("zoo: deformable-detr has no results file, so AP is not measured",)
+    report = tables(experiment)
+    row = next(row for row in report.summary if row.variant == name)
+    assert (row.AP, row.parameters) == (None, pytest.approx(40.0e6, abs=1e5))
+    table9 = next(table for table in report.tables if table.name == "table9")
+    filled = {cell.quantity: cell for row in table9.rows if row.model.startswith("Deformable") for cell in row.cells}
+    assert (filled["params_m"].origin, filled["ap_val"].ours) == ("computed", None)
+    assert "one FLOP per multiply-accumulate operation at 800 x 1066" in filled["gflops"].note
+
+
+@pytest.mark.parametrize(
+    ("external", "message"),
+    [
+        ({}, "external has neither predictions nor zoo"),
+        ({"zoo": "detr"}, "'detr-dc5-r101' or 'deformable-detr'"),
+        ({"zoo": "deformable-detr", "params": 40}, "params and gflops of a model in zoo are counted; leave them out"),
+    ],
+)
+def test_what_an_external_variant_must_state(external: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        resolve(external)
+
+
 def test_a_file_that_changed_after_train_is_an_error(results: Path) -> None:
     run(resolve({"predictions": "results.json"}))
     results.write_text(json.dumps(detections(score=0.8)))
@@ -145,7 +188,7 @@ def test_a_file_that_changed_after_train_is_an_error(results: Path) -> None:
         ({"a": {"external": {"predictions": "x.json"}, "spec": "nano"}}, "leave out spec"),
         ({"a": {"external": {"predictions": "x.json"}, "train": {"epochs": 3}}}, "leave out train"),
         ({"a": {"external": {"predictions": "x.json"}}}, "all variants are external"),
-        ({"a": {"external": {"prediction": "x.json"}}}, "predictions"),
+        ({"a": {"external": {"prediction": "x.json"}}}, "variants.a.external.prediction: unknown key"),
         ({"a": {"external": {"predictions": "x.json", "gflop": 3}}}, "variants.a.external.gflop: unknown key"),
     ],
 )

@@ -30,6 +30,7 @@ def test_settings_that_were_added_later_do_not_change_fingerprints_at_their_defa
         {"loss": {"simota": "r15"}},
         {"loss": {"atss_epochs": 1}},
         {"loss": {"objectness_balance": "coarse"}},
+        {"loss": {"objectness_by_size": False}},
         {"optim": {"nesterov": False}},
         {"optim": {"clip_norm": 1}},
         {"optim": {"decay": "linear"}},

@@ -17,6 +17,7 @@ from pipeline.report.paper.counting import conventions, count_as_paper, paper_mo
 from pipeline.report.paper.errata import errata
 from pipeline.report.paper.improvement import improvements, rounding_range
 from pipeline.report.paper.printed import TITLES, printed_changes, printed_table, round_as, value_of
+from pipeline.report.paper.zoo import count_zoo
 from tests.paper_files import copy_paper, edit
 from yolov7.errors import SpecError
 
@@ -240,9 +241,18 @@ def test_all_figures_of_the_paper_are_equal_or_listed() -> None:
     assert (training.printed, training.found) == ("154.7 M, 806.8 G", "deployed: 133.8 M, 702.4 G")
 
 
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_models_of_a_library_have_the_printed_parameters() -> None:
+    counted = {name: count_zoo(name).params_m for name in ("detr-dc5-r101", "deformable-detr")}
+    assert counted == {"detr-dc5-r101": pytest.approx(60.4, abs=0.1), "deformable-detr": pytest.approx(40.0, abs=0.1)}
+    rows = [one for one in compare_counts() if one.counting == "zoo"]
+    assert [figure.verdict for one in rows for figure in one.figures] == ["equal", "equal"]
+    assert not {one.model for one in rows} & set(cited_models())
+
+
 @pytest.mark.skipif(find_spec("transformers") is not None, reason="transformers is installed")
-def test_the_script_that_counts_models_of_a_library_says_what_to_install() -> None:
-    script = Path(__file__).parents[2] / "docs" / "design" / "zoo_counts.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+def test_the_counts_of_a_library_say_what_to_install() -> None:
+    command = [sys.executable, "-m", "pipeline.report.paper.zoo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "transformers is not installed; run `pip install 'yolov7-pipeline[zoo]'`\n"

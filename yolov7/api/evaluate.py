@@ -95,6 +95,7 @@ def evaluate(
         model.engine,
         index,
         image_size=model.image_size,
+        letterbox=model.letterbox,
         batch_size=batch_size,
         nms=nms,
         loader_workers=loader_workers,

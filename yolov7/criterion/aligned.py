@@ -95,7 +95,7 @@ class TaskAlignedAssigner(ScoringAssigner):
 
     def _best(self, batch: _Batch, first: int, last: int) -> _Pairs:
         """Return the cells with the largest alignment of the objects first..last-1, if it is above 0."""
-        target, cell = batch.grid.inside(batch.boxes_px[first:last]).nonzero(as_tuple=True)
+        target, cell = batch.grid.pairs_inside(batch.boxes_px[first:last])
         pairs = batch.pairs(target + first, cell)
         alignment = self._alignment(batch, pairs, self._overlap(batch, pairs))
         # Positive floats have the order of their bits; the sort is stable, so that ties go to the first cell.
@@ -107,7 +107,7 @@ class TaskAlignedAssigner(ScoringAssigner):
         return pairs.take(order[(rank < self.top) & (alignment[order] > 0)])
 
     def _overlap(self, batch: _Batch, pairs: _Pairs) -> Float[Tensor, " p"]:
-        predicted, own = batch.predicted_px[pairs.cell], batch.boxes_px[pairs.target]
+        predicted, own = batch.predicted_px(pairs.cell), batch.boxes_px.index_select(0, pairs.target)
         if self.overlap == "iou":
             return paired_iou(own, predicted)
         return box_similarity(xyxy_to_cxcywh(own), xyxy_to_cxcywh(predicted), kind="ciou").clamp(min=0)
@@ -140,7 +140,7 @@ class AtssAssigner(ScoringAssigner):
         taken = _Pairs.join(self._best(batch, anchors, first, last) for first, last in batch.chunks())
         size = len(batch.grid)
         owned = _resolve(batch, taken, lambda p: paired_iou(batch.boxes_px[p.target], anchors[p.cell % size]))
-        return batch.scored(owned, paired_iou(batch.boxes_px[owned.target], batch.predicted_px[owned.cell]))
+        return batch.scored(owned, paired_iou(batch.boxes_px[owned.target], batch.predicted_px(owned.cell)))
 
     def _best(self, batch: _Batch, anchors: Float[Tensor, "m 4"], first: int, last: int) -> _Pairs:
         """Return the cells of the objects first..last-1."""
@@ -189,22 +189,18 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What assigners need: the cells, corners of the objects (n, 4) and of the predicted boxes (B N, 4) in pixels."""
+    """What assigners need: the maps, the objects, the cells, and corners of the objects (n, 4) in pixels."""
 
     maps: Sequence[Tensor]
     targets: Targets
     bins: int
     grid: Grid
     boxes_px: Tensor
-    predicted_px: Tensor
 
     @staticmethod
     def of(maps: Sequence[Tensor], targets: Targets, strides: tuple[int, ...], bins: int) -> _Batch:
         grid = Grid.of(maps, strides)
-        sides = [decode_bins(m[..., : 4 * bins].float().view(*m.shape[:-1], 4, bins)).flatten(1, 3) for m in maps]
-        distances = torch.cat(sides, dim=1) * grid.stride[:, None]  # B N 4
-        predicted = torch.cat((grid.centre - distances[..., :2], grid.centre + distances[..., 2:]), dim=-1)
-        return _Batch(maps, targets, bins, grid, grid.boxes_px(targets), predicted.flatten(0, 1))
+        return _Batch(maps, targets, bins, grid, grid.boxes_px(targets))
 
     def chunks(self) -> list[tuple[int, int]]:
         """Return ranges of objects whose pairs with all cells of an image are within the limit."""
@@ -215,6 +211,25 @@ class _Batch:
     def pairs(self, target: Int[Tensor, " p"], cell: Int[Tensor, " p"]) -> _Pairs:
         """Return pairs of objects and cells of their images."""
         return _Pairs(target, self.targets.image[target] * len(self.grid) + cell)
+
+    def predicted_px(self, cell: Int[Tensor, " p"]) -> Float[Tensor, "p 4"]:
+        """Return corners of the predicted boxes of cells in pixels. Each different cell is decoded once."""
+        size, images = len(self.grid), self.maps[0].shape[0]
+        wanted = torch.zeros(images * size, dtype=torch.bool, device=cell.device)
+        wanted[cell] = True
+        boxes = torch.empty(images * size, 4, device=cell.device)
+        counts = [height * width for height, width in self.grid.sizes]
+        level_masks = wanted.view(images, size).split(counts, dim=1)
+        start = 0
+        for raw, count, mask, stride in zip(self.maps, counts, level_masks, self.grid.strides, strict=True):
+            image, place = mask.nonzero(as_tuple=True)
+            logits = raw.flatten(0, 3)[:, : 4 * self.bins].index_select(0, image * count + place)
+            distances = decode_bins(logits.float().unflatten(1, (4, self.bins))) * stride
+            centre = self.grid.centre.index_select(0, start + place)
+            corners = torch.cat((centre - distances[:, :2], centre + distances[:, 2:]), dim=1)
+            boxes.index_copy_(0, image * size + start + place, corners)
+            start += count
+        return boxes.index_select(0, cell)
 
     def probability(self, pairs: _Pairs) -> Float[Tensor, " p"]:
         """Return the predicted probability of the class of the object in each cell."""

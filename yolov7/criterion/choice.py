@@ -7,6 +7,7 @@ from yolov7.criterion.anchor_free_loss import PPYOLOE_GAINS, U6_GAINS, Distribut
 from yolov7.criterion.loss import DetectionLoss
 from yolov7.criterion.loss_parts import Loss
 from yolov7.criterion.simota import SimOtaAssigner
+from yolov7.errors import SettingError
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.spec.head_rows import DetectRow, DflHeadRow, PpyoloeHeadRow, YoloxHeadRow
@@ -22,9 +23,17 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
 
     Returns:
         The loss.
+
+    Raises:
+        SettingError: If the head has the decoding of darknet.
     """
     strides, nominal = model.strides, settings.optim.nominal_batch
     match model.spec.head:
+        case DetectRow(scale_xy=scales) if scales is not None:
+            raise SettingError(
+                f"the head of spec {model.spec.name!r} decodes boxes as darknet's YOLOv4 (scale_xy), which cannot be "
+                "trained; leave out scale_xy"
+            )
         case DetectRow():
             return DetectionLoss(
                 anchors_px=model.anchors_px,

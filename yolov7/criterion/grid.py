@@ -112,6 +112,32 @@ class Grid:
         """
         return self.between(boxes_xyxy[:, :2], boxes_xyxy[:, 2:], levels=slice(None))
 
+    def pairs_inside(self, boxes_xyxy: Float[Tensor, "n 4"]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+        """Return all pairs of a box and a cell whose centre is strictly inside it.
+
+        The cells of a level that are inside a box are a rectangle of rows and columns. The pairs are therefore listed
+        without comparing every box with every cell.
+
+        Args:
+            boxes_xyxy: Corners (n, 4) in pixels.
+
+        Returns:
+            The index of the box and the cell of each pair, ordered by box and cell.
+        """
+        device, rectangles, start = boxes_xyxy.device, [], 0
+        for (height, width), stride in zip(self.sizes, self.strides, strict=True):
+            row, rows = _span(boxes_xyxy[:, 1], boxes_xyxy[:, 3], count=height, stride=stride)
+            column, columns = _span(boxes_xyxy[:, 0], boxes_xyxy[:, 2], count=width, stride=stride)
+            first = start + row * width + column
+            rectangles.append(torch.stack((first, columns, rows * columns, torch.full_like(first, width)), dim=1))
+            start += height * width
+        first, columns, counts, widths = torch.stack(rectangles, dim=1).flatten(0, 1).unbind(1)  # n levels
+        rectangle = torch.arange(len(counts), device=device).repeat_interleave(counts)
+        place = torch.arange(len(rectangle), device=device) - (counts.cumsum(0) - counts)[rectangle]
+        row = place.div(columns[rectangle], rounding_mode="floor")
+        cell = first[rectangle] + place + row * (widths - columns)[rectangle]
+        return rectangle // len(self.sizes), cell
+
     def near(self, centres: Float[Tensor, "n 2"], *, radius: float) -> Bool[Tensor, "n m"]:
         """Return which centres of cells are strictly inside squares around points.
 
@@ -157,13 +183,28 @@ class Grid:
         Returns:
             Values (p, outputs) or (p,) in float32.
         """
-        level, row, column = self.level[cell], self.row[cell], self.column[cell]
-        places, values = [], []
-        for number, m in enumerate(maps):
-            here = (level == number).nonzero()[:, 0]
-            wanted = channels[here] if isinstance(channels, Tensor) else channels
-            values.append(m[image[here], 0, row[here], column[here], wanted].float())
+        places, values, start = [], [], 0
+        for m in maps:
+            size, outputs = m.shape[2] * m.shape[3], m.shape[4]
+            here = ((cell >= start) & (cell < start + size)).nonzero()[:, 0]
+            row = image[here] * size + cell[here] - start
+            if isinstance(channels, Tensor):
+                found = m.flatten().index_select(0, row * outputs + channels[here])
+            else:
+                found = m.flatten(0, 3)[:, channels].index_select(0, row)
+            values.append(found.float())
             places.append(here)
+            start += size
         result = torch.empty((len(cell), *values[0].shape[1:]), dtype=torch.float32, device=cell.device)
-        result[torch.cat(places)] = torch.cat(values)
+        for here, found in zip(places, values, strict=True):
+            result.index_copy_(0, here, found)
         return result
+
+
+def _span(
+    low: Float[Tensor, " n"], high: Float[Tensor, " n"], *, count: int, stride: int
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return the first of the rows (or columns) with centres strictly between two coordinates, and their number."""
+    centre = (torch.arange(count, dtype=low.dtype, device=low.device) + 0.5) * stride
+    first = (centre <= low[:, None]).sum(1)
+    return first, ((centre < high[:, None]).sum(1) - first).clamp(min=0)

@@ -55,7 +55,7 @@ class DetectionLoss(Loss):
             anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels, finest level first.
             strides: Stride of each level in pixels.
             num_classes: Number of classes.
-            image_size: Side of the training images in pixels. The objectness gain grows with its square.
+            image_size: Side of the training images in pixels, with whose square the objectness gain may grow.
             settings: Gains, the assigner and the kinds of loss.
         """
         self._anchors = Anchors(anchors_px.detach().float(), strides)
@@ -64,7 +64,9 @@ class DetectionLoss(Loss):
         share = 3 / len(strides)
         self._num_classes = num_classes
         self._box_gain = settings.box * share
-        self._objectness_gain = settings.objectness * share * (image_size / 640) ** 2
+        self._objectness_gain = settings.objectness * share
+        if settings.objectness_by_size:
+            self._objectness_gain *= (image_size / 640) ** 2
         self._class_gain = settings.classification * share * num_classes / 80
         balance = level_balance(len(strides))
         self._balance = balance if settings.objectness_balance == "fine" else balance[::-1]

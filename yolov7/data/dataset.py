@@ -23,7 +23,7 @@ from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
 from yolov7.data.outlines import move
 from yolov7.errors import DataError
-from yolov7.settings import AugmentSettings
+from yolov7.settings import AugmentSettings, LetterboxMode
 
 _DONORS = 4  # images from which objects may be pasted into one sample
 
@@ -57,6 +57,7 @@ class DetectionDataset:
         image_size: Side of the square samples, pixels.
         augment: How samples vary; None for letterboxed images.
         seed: Seed of all random numbers.
+        letterbox: How images that are not augmented are brought to the square.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class DetectionDataset:
         image_size: int,
         augment: AugmentSettings | None = None,
         seed: int = 0,
+        letterbox: LetterboxMode = "centre",
         cache: CacheMode = "auto",
         cache_folder: Path | None = None,
         processes: int = 1,
@@ -78,6 +80,7 @@ class DetectionDataset:
             image_size: Side of the square samples, pixels.
             augment: How samples vary; None for letterboxed images.
             seed: Seed of all random numbers.
+            letterbox: How images that are not augmented are brought to the square.
             cache: Where decoded images are kept (see `yolov7.data.cache.make_cache`).
             cache_folder: Folder of the cache files of `cache="disk"`.
             processes: Number of processes of this machine that make a data set of their own, so that all of their
@@ -91,6 +94,7 @@ class DetectionDataset:
         self.image_size = image_size
         self.augment = augment
         self.seed = seed
+        self.letterbox = letterbox
         self._sizes = [
             fitted_size(int(width), int(height), size=image_size)
             for width, height in zip(index.widths, index.heights, strict=True)
@@ -146,7 +150,7 @@ class DetectionDataset:
         Raises:
             DataError: If the image cannot be read or has changed since it was indexed.
         """
-        return letterbox(_read_checked(self.index, i), size=self.image_size, out=out)
+        return letterbox(_read_checked(self.index, i), size=self.image_size, mode=self.letterbox, out=out)
 
     def _make_plain(self, i: int, out: Image | None) -> Sample:
         image, geometry = self.letterboxed(i, out=out)

@@ -23,6 +23,7 @@ from yolov7.data.balance import balanced_order, repeat_factors
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
 from yolov7.errors import DataError, SettingError
+from yolov7.settings import LetterboxMode
 from yolov7.structures import Batch, Targets
 from yolov7.system.memory import keep_memory
 
@@ -163,6 +164,7 @@ class ValLoader:
         *,
         image_size: int,
         batch_size: int,
+        letterbox: LetterboxMode = "centre",
         every: int = 1,
         num_workers: int = 0,
         rank: int = 0,
@@ -174,6 +176,7 @@ class ValLoader:
             index: The images of the split.
             image_size: Side of the letterboxed images, pixels.
             batch_size: Number of images of a batch.
+            letterbox: How images are brought to the square.
             every: Use only every n-th image.
             num_workers: Number of worker processes; 0 to prepare batches in this process.
             rank: Number of this rank.
@@ -182,7 +185,7 @@ class ValLoader:
         images = range(0, len(index), every)
         starts = range(rank * batch_size, len(images), world_size * batch_size)
         keys = _Keys([BatchKey(0, False, tuple(images[start : start + batch_size])) for start in starts])
-        dataset = DetectionDataset(index, image_size=image_size, cache="none")
+        dataset = DetectionDataset(index, image_size=image_size, letterbox=letterbox, cache="none")
         self._num_batches = len(keys)
         num_workers = min(num_workers, len(keys))
         self._batches: DataLoader[ValBatch] = _make_loader(_ValBatches(dataset), keys, num_workers, persistent=False)

@@ -202,7 +202,7 @@ class Detector:
         Returns:
             The image for `detect`.
         """
-        pixels, geometry = letterbox(image, size=self.image_size)
+        pixels, geometry = letterbox(image, size=self.image_size, mode=self.model.letterbox)
         return FittedImage(pixels, geometry, source)
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ from typing import Annotated, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
 
 from yolov7.errors import ArtifactError, one_line
-from yolov7.settings import NmsSettings
+from yolov7.settings import LetterboxMode, NmsSettings
 from yolov7.system.files import is_file, open_regular
 
 EXPORT_FORMAT: Literal["yolov7-pipeline export 1"] = "yolov7-pipeline export 1"
@@ -37,6 +37,7 @@ class ExportMetadata(BaseModel):
         class_names: Names by label.
         image_size: Side in pixels of the square that images are fitted into.
         strides: Stride of each level in pixels, finest first.
+        letterbox: How images are brought to the square.
         letterbox_value: Grey level of the padding.
         fixed_size: Whether images must have the size `image_size`; otherwise sides are multiples of the last stride.
         input: Order of the channels and axes of the uint8 input.
@@ -52,6 +53,7 @@ class ExportMetadata(BaseModel):
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=1, le=8192)]
     strides: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    letterbox: LetterboxMode = "centre"
     letterbox_value: Annotated[int, Field(ge=0, le=255)]
     fixed_size: bool
     input: Layout
@@ -93,6 +95,7 @@ class _Texts(BaseModel):
     class_names: Json[list[str]]
     image_size: Json[int]
     strides: Json[list[int]]
+    letterbox: Json[str] = "centre"
     letterbox_value: Json[int]
     fixed_size: Json[bool]
     input: Json[str]

@@ -23,7 +23,7 @@ from yolov7.inference.engine import Engine, ModelEngine
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import faster_form
-from yolov7.settings import NmsSettings
+from yolov7.settings import LetterboxMode, NmsSettings
 from yolov7.system.files import sha256_of
 from yolov7.system.precision import autocast, precision_name, resolve_device, resolve_precision
 from yolov7.weights.weight_files import load_weights
@@ -57,6 +57,7 @@ class OpenedModel:
             returns only detections (see `engines.arrays.to_decoded`), and a lower confidence than this has no effect.
         fixed_size: Whether images must have the size `image_size`.
         strides: Stride of each level in pixels, finest first.
+        letterbox: How images are brought to the square.
         letterbox_value: Grey level of the padding.
         source: The name of the specification (`spec`) and the hash of the weight file (`weights_sha256`).
     """
@@ -70,6 +71,7 @@ class OpenedModel:
     suppression: NmsSettings | None = None
     fixed_size: bool = False
     strides: tuple[int, ...] = (8, 16, 32)
+    letterbox: LetterboxMode = "centre"
     letterbox_value: int = FILL
     source: dict[str, str] = field(default_factory=dict)
 
@@ -115,6 +117,7 @@ def open_model(
         suppression=metadata.nms,
         fixed_size=metadata.fixed_size,
         strides=metadata.strides,
+        letterbox=metadata.letterbox,
         letterbox_value=metadata.letterbox_value,
         source={"spec": metadata.spec_name, "weights_sha256": metadata.weights_sha256},
     )
@@ -160,6 +163,7 @@ def _open_weights(path: Path, chosen: EngineInfo, device: torch.device, precisio
         image_size=weights.image_size,
         path=path,
         strides=model.strides,
+        letterbox=weights.letterbox,
         source={"spec": model.spec.name, "weights_sha256": sha256_of(path)},
     )
 

@@ -12,7 +12,7 @@ from yolov7.evaluation.coco import CocoCurves, coco_curves
 from yolov7.evaluation.figures import CocoFigures, coco_figures
 from yolov7.inference.batch import detect_batch
 from yolov7.inference.engine import Engine
-from yolov7.settings import COCO_ENGINE, CocoEngine, NmsSettings
+from yolov7.settings import COCO_ENGINE, CocoEngine, LetterboxMode, NmsSettings
 from yolov7.structures import Detections
 
 Found = list[list[Detections]]  # for each batch, for each image
@@ -39,6 +39,7 @@ def evaluate_split(
     *,
     image_size: int,
     batch_size: int,
+    letterbox: LetterboxMode = "centre",
     nms: NmsSettings,
     coco_engine: CocoEngine = COCO_ENGINE,
     rank: int = 0,
@@ -57,6 +58,7 @@ def evaluate_split(
         index: The split.
         image_size: Side of the square that images are letterboxed to, pixels.
         batch_size: Images in a batch.
+        letterbox: How images are brought to the square.
         nms: Settings of the suppression.
         coco_engine: The library that computes the figures.
         rank: The number of this process.
@@ -73,6 +75,7 @@ def evaluate_split(
         index,
         image_size=image_size,
         batch_size=batch_size,
+        letterbox=letterbox,
         num_workers=loader_workers,
         rank=rank,
         world_size=world_size,

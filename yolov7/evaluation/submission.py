@@ -13,7 +13,7 @@ from yolov7.data.index import ImageIndex, to_xywh
 from yolov7.data.loader import ValLoader
 from yolov7.inference.batch import detect_batch
 from yolov7.inference.engine import Engine
-from yolov7.settings import NmsSettings
+from yolov7.settings import LetterboxMode, NmsSettings
 from yolov7.structures import Detections
 
 _BOX_DECIMALS, _SCORE_DECIMALS = 2, 5  # as COCO's annotations; more digits change no figure and double the file
@@ -26,6 +26,7 @@ def write_submission(
     *,
     image_size: int,
     batch_size: int,
+    letterbox: LetterboxMode = "centre",
     nms: NmsSettings,
     loader_workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -41,6 +42,7 @@ def write_submission(
         index: The images, with their ids and those of the categories.
         image_size: Side of the square that images are letterboxed to, pixels.
         batch_size: Images in a batch.
+        letterbox: How images are brought to the square.
         nms: Settings of the suppression.
         loader_workers: Processes that read and letterbox images; 0: this process does.
         progress: Called after each batch with the number of images that are done and of all images.
@@ -54,7 +56,9 @@ def write_submission(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    loader = ValLoader(index, image_size=image_size, batch_size=batch_size, num_workers=loader_workers)
+    loader = ValLoader(
+        index, image_size=image_size, batch_size=batch_size, letterbox=letterbox, num_workers=loader_workers
+    )
     count = 0
     try:
         with (

@@ -29,7 +29,7 @@ from yolov7.export.writers import save_openvino, write_onnx, write_openvino, wri
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.nn.regroup import regroup
-from yolov7.settings import NmsSettings
+from yolov7.settings import LetterboxMode, NmsSettings
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.files import sha256_of
 from yolov7.weights.weight_files import Weights, load_weights
@@ -104,11 +104,11 @@ def export_model(
             f"data={data.name} has the classes {shown(list(data.index.class_names))}, and {weights_path} has "
             f"{shown(list(weights.class_names))}; name data with the classes of the weights"
         )
-    images = _sample(data, weights.image_size)
+    images = _sample(data, weights.image_size, weights.letterbox)
     deployed, fuse_error = _deploy(weights.model, images)
     metadata = _describe(weights, weights_path, settings)
     with _draft(target, PROOF) as draft:
-        reference = Reference(weights.model, images, data.index, nms, fuse_error)
+        reference = Reference(weights.model, images, data.index, nms, fuse_error, weights.letterbox)
         checked, float_layers = _write_verified(
             draft / target.name, deployed, metadata, settings.format, reference, data, tolerance_ap, progress
         )
@@ -156,6 +156,7 @@ def _describe(weights: Weights, path: Path, settings: ExportSettings) -> ExportM
     return ExportMetadata(
         class_names=weights.class_names,
         image_size=weights.image_size,
+        letterbox=weights.letterbox,
         strides=weights.model.strides,
         letterbox_value=FILL,
         fixed_size=not settings.dynamic and settings.format != "torchscript",
@@ -181,7 +182,7 @@ def _target(weights: Path, output: str | os.PathLike[str] | None, format: Format
     return target
 
 
-def _sample(data: ExportData, size: int, *, count: int = _IMAGES) -> Tensor:
+def _sample(data: ExportData, size: int, mode: LetterboxMode, *, count: int = _IMAGES) -> Tensor:
     """Return letterboxed images (n, 3, S, S) uint8: spread over the data, or drawn."""
     paths = data.images if data.index is None else data.index.paths
     if paths:
@@ -190,7 +191,9 @@ def _sample(data: ExportData, size: int, *, count: int = _IMAGES) -> Tensor:
     else:
         generator = np.random.default_rng(0)
         images = [draw_scene(size, generator=generator).image for _ in range(_SCENES)]
-    return torch.from_numpy(np.stack([letterbox(image, size=size)[0] for image in images])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([letterbox(image, size=size, mode=mode)[0] for image in images])).permute(
+        0, 3, 1, 2
+    )
 
 
 def _deploy(model: DetectionModel, images: Tensor) -> tuple[DetectionModel, float | None]:
@@ -224,7 +227,8 @@ def _write_verified(
     _write(float_file, model, metadata.model_copy(update={"precision": "float32"}), "onnx")
     calibration = reference.images
     if data.calibration:
-        calibration = _sample(ExportData(images=data.calibration), metadata.image_size, count=_CALIBRATION_IMAGES)
+        chosen = ExportData(images=data.calibration)
+        calibration = _sample(chosen, metadata.image_size, metadata.letterbox, count=_CALIBRATION_IMAGES)
     failure: ArtifactError | None = None
     sets = float_layer_sets(
         lambda: rank_layers(model, calibration, progress=lambda done, of: progress(f"layer {done} of {of}"))

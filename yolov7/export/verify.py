@@ -23,7 +23,7 @@ from yolov7.export.report import Check, Tolerance
 from yolov7.inference.engine import Engine, ModelEngine
 from yolov7.inference.nms import non_max_suppression
 from yolov7.nn.model import DetectionModel
-from yolov7.settings import COCO_NMS, NmsSettings
+from yolov7.settings import COCO_NMS, LetterboxMode, NmsSettings
 from yolov7.structures import Detections
 from yolov7.system.timing import Rounds, measure_interleaved
 
@@ -52,6 +52,7 @@ class Reference:
         index: The split on which AP is measured; None if there is none.
         nms: Settings of the suppression inside the file; None if there is none.
         fuse_error: What `check_fusing` returned for the model that was exported; None if it did not have to be fused.
+        letterbox: How the model expects images to be brought to a square.
     """
 
     model: DetectionModel
@@ -59,6 +60,7 @@ class Reference:
     index: ImageIndex | None
     nms: NmsSettings | None
     fuse_error: float | None
+    letterbox: LetterboxMode = "centre"
 
     @property
     def engine(self) -> Engine:
@@ -80,7 +82,9 @@ class Reference:
         if self.index is None:
             return None
         size = self.images.shape[-1]
-        result = evaluate_split(engine, self.index, image_size=size, batch_size=_BATCH, nms=settings)
+        result = evaluate_split(
+            engine, self.index, image_size=size, batch_size=_BATCH, letterbox=self.letterbox, nms=settings
+        )
         return result.figures.AP
 
     def reference_ap(self) -> float | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct
-from yolov7.nn.heads import Head, cell_corners, make_implicit
+from yolov7.nn.heads import MAX_SIDE, Head, cell_corners, make_implicit
 from yolov7.spec.head_rows import DflHeadRow, PpyoloeHeadRow, YoloxHeadRow
 from yolov7.spec.row import MapShape
 from yolov7.structures import HeadMaps
@@ -24,7 +24,6 @@ from yolov7.system.shapes import Float
 _PRIOR = 0.01  # probability of an object before training
 _PRIOR_OBJECTS = 5.0  # assumed number of objects of an image of _PRIOR_SIDE pixels before training
 _PRIOR_SIDE = 640.0
-_MAX_SIDE = 65_504.0  # in pixels: the largest number of half precision
 
 
 class _CellHead(Head):
@@ -211,7 +210,7 @@ def _decode_yolox(raw: Tensor, stride: int) -> Tensor:
     batch, _, height, width, outputs = raw.shape
     x = raw.to(torch.promote_types(raw.dtype, torch.float32))  # half precision cannot represent the grid exactly
     xy = (x[..., :2] + cell_corners(x)) * stride
-    wh = x[..., 2:4].clamp(max=math.log(_MAX_SIDE / stride)).exp() * stride
+    wh = x[..., 2:4].clamp(max=math.log(MAX_SIDE / stride)).exp() * stride
     scores = _scores(x[..., 4:5].sigmoid(), x[..., 5:].sigmoid())
     return torch.cat([xy, wh, scores], dim=-1).view(batch, height * width, outputs)
 

@@ -16,6 +16,9 @@ from yolov7.spec.row import MapShape
 from yolov7.structures import HeadMaps
 from yolov7.system.shapes import Float
 
+MAX_SIDE = 65_504.0
+"""The longest side of a box in pixels that a head with exponential sides returns: the largest number of float16."""
+
 _PRIOR_OBJECTS = 8.0  # assumed number of objects in an image of _PRIOR_SIDE pixels before training
 _PRIOR_SIDE = 640.0
 _PRIOR_CLASS = 0.6
@@ -115,6 +118,7 @@ class Detect(Head):
             activation: Name of the activation of the auxiliary head.
         """
         super().__init__(levels, row.anchors)
+        self.scale_xy = row.scale_xy
         outputs = self.num_anchors * (5 + num_classes)
         widths = (row.auxiliary.out if row.auxiliary else None) or [level.channels for level in levels]
         assert len(taps) in (0, len(widths))
@@ -137,7 +141,7 @@ class Detect(Head):
 
     def decode(self, maps: Sequence[Tensor]) -> Tensor:
         """Decode raw maps; see `Head`."""
-        return decode_maps(maps, anchors_px=self.anchors_px, strides=self.strides)
+        return decode_maps(maps, anchors_px=self.anchors_px, strides=self.strides, scale_xy=self.scale_xy)
 
     def _level(self, level: int, x: Tensor) -> Tensor:
         y: Tensor = self.convs[level](x + self.ia[level]) * self.im[level] if len(self.ia) else self.convs[level](x)
@@ -166,6 +170,7 @@ def decode_maps(
     *,
     anchors_px: Float[Tensor, "levels anchors 2"],
     strides: Sequence[int],
+    scale_xy: Sequence[float] | None = None,
 ) -> Float[Tensor, "batch boxes outputs"]:
     """Decode raw maps.
 
@@ -173,21 +178,27 @@ def decode_maps(
         maps: Raw maps (B, anchors, H, W, 5 + classes), finest level first.
         anchors_px: Width and height of the anchors (levels, anchors, 2) in pixels.
         strides: Stride of each level in pixels.
+        scale_xy: Factors of the decoding of darknet's YOLOv4, one per level; None for the decoding of YOLOv7.
 
     Returns:
         Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities, in float32 at
         least. Boxes are ordered by level, anchor, row and column.
     """
-    levels = zip(maps, anchors_px, strides, strict=True)
-    return torch.cat([_decode_level(raw, anchors, stride) for raw, anchors, stride in levels], dim=1)
+    levels = zip(maps, anchors_px, strides, scale_xy or [None] * len(strides), strict=True)
+    return torch.cat([_decode_level(raw, anchors, stride, scale) for raw, anchors, stride, scale in levels], dim=1)
 
 
-def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
+def _decode_level(raw: Tensor, anchors: Tensor, stride: int, scale: float | None) -> Tensor:
     batch, num_anchors, height, width, outputs = raw.shape
-    # Half precision cannot represent the grid exactly.
-    s = raw.to(torch.promote_types(raw.dtype, torch.float32)).sigmoid()
-    xy = (2.0 * s[..., :2] - 0.5 + cell_corners(s)) * stride
-    wh = (2.0 * s[..., 2:4]) ** 2 * anchors.to(s).view(1, num_anchors, 1, 1, 2)
+    x = raw.to(torch.promote_types(raw.dtype, torch.float32))  # half precision cannot represent the grid exactly
+    s = x.sigmoid()
+    sides = anchors.to(s).view(1, num_anchors, 1, 1, 2)
+    if scale is None:
+        xy = (2.0 * s[..., :2] - 0.5 + cell_corners(s)) * stride
+        wh = (2.0 * s[..., 2:4]) ** 2 * sides
+    else:
+        xy = (scale * (s[..., :2] - 0.5) + 0.5 + cell_corners(s)) * stride
+        wh = (x[..., 2:4].exp() * sides).clamp(max=MAX_SIDE)
     return torch.cat([xy, wh, s[..., 4:]], dim=-1).view(batch, num_anchors * height * width, outputs)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from yolov7.spec.row import Convolution, Count, MapShape, RowBase, Sources
 
 Side = Annotated[float, Field(gt=0.0, le=65_536.0, allow_inf_nan=False)]
 LevelAnchors = Annotated[tuple[Side, ...], Field(max_length=40)]
+Factor = Annotated[float, Field(ge=1.0, le=2.0, allow_inf_nan=False)]
 Bins = Annotated[int, Field(strict=True, ge=2, le=256)]
 
 _MIN_BOX_WIDTH = 16
@@ -68,6 +69,9 @@ class DetectRow(HeadRow):
         anchors: For each level, width and height of every anchor in pixels, in one flat list.
         implicit: Whether the head has implicit knowledge (section 4.3).
         auxiliary: The auxiliary head, if there is one.
+        scale_xy: For each level, the factor by which darknet's YOLOv4 stretches the offset of a centre from the middle
+            of its cell. Sides are then exp(w) anchors. A head with these factors can be used, but not trained. None is
+            the decoding of YOLOv7.
     """
 
     anchor_free: ClassVar[bool] = False
@@ -75,11 +79,20 @@ class DetectRow(HeadRow):
     anchors: Annotated[tuple[LevelAnchors, ...], Field(max_length=16)]
     implicit: bool = True
     auxiliary: Auxiliary | None = None
+    scale_xy: Annotated[tuple[Factor, ...], Field(max_length=16)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _serialise(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `scale_xy` where it is None, so that runs of earlier versions keep their fingerprints."""
+        plain: dict[str, Any] = dump(self)
+        return plain if self.scale_xy else {key: value for key, value in plain.items() if key != "scale_xy"}
 
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
         """Return the number of anchors per level and the largest stride; see `RowBase`."""
         if len(self.anchors) != len(inputs):
             raise ValueError(f"{len(self.anchors)} levels of anchors for {len(inputs)} maps; give one list per map")
+        if self.scale_xy is not None and len(self.scale_xy) != len(inputs):
+            raise ValueError(f"{len(self.scale_xy)} values of scale_xy for {len(inputs)} maps; give one per map")
         sizes = {len(level) for level in self.anchors}
         if len(sizes) != 1 or sizes == {0} or min(sizes) % 2:
             raise ValueError(

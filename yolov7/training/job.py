@@ -24,7 +24,7 @@ NO_EFFECT = {
 # Settings that were added later. At their defaults, they are left out of fingerprints, so that those of runs that were
 # made before stay the same.
 _ADDED = {
-    "loss": ("simota", "atss_epochs", "objectness_balance"),
+    "loss": ("simota", "atss_epochs", "objectness_balance", "objectness_by_size"),
     "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema"),
 }
 

@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from yolov7.errors import ArtifactError, SpecError, one_line
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
+from yolov7.settings import LetterboxMode
 from yolov7.spec.block_schema import BottleneckRow, CspRepRow, CspRow, ElanRow
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import spec_from_json, spec_to_json
@@ -52,12 +53,14 @@ class Weights:
         class_names: The names of the classes, in the order of the model's outputs.
         image_size: The side of the square training images in pixels.
         training: How the model was trained, such as `epochs`, `seed` and `ancestors` (see `averaging.lineage`).
+        letterbox: How the model expects images to be brought to a square.
     """
 
     model: DetectionModel
     class_names: tuple[str, ...]
     image_size: int
     training: dict[str, Any]
+    letterbox: LetterboxMode = "centre"
 
 
 def _check_training(training: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +81,7 @@ class _Metadata(BaseModel):
     class_names: Json[Annotated[tuple[str, ...], Field(min_length=1, max_length=_MAX_CLASSES)]]
     image_size: Json[Annotated[int, Field(ge=1, le=_MAX_IMAGE_SIZE)]]
     training: Json[Annotated[dict[str, Any], AfterValidator(_check_training)]]
+    letterbox: Json[LetterboxMode] = "centre"
 
 
 def save_weights(
@@ -87,6 +91,7 @@ def save_weights(
     class_names: tuple[str, ...],
     image_size: int,
     training: Mapping[str, Any],
+    letterbox: LetterboxMode = "centre",
 ) -> None:
     """Write a model to a weight file. The file appears complete or not at all.
 
@@ -96,6 +101,7 @@ def save_weights(
         class_names: One name per class of the model.
         image_size: The side of the square training images in pixels.
         training: How the model was trained; values that JSON can represent.
+        letterbox: How the model expects images to be brought to a square. Training centres them.
 
     Raises:
         ValueError: The number of class names is not the model's number of classes.
@@ -111,6 +117,8 @@ def save_weights(
         "image_size": json.dumps(image_size),
         "training": json.dumps(training),
     }
+    if letterbox != "centre":
+        metadata["letterbox"] = json.dumps(letterbox)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     write_whole(Path(path), _sort_header(to_bytes(state, metadata)))
 
@@ -141,7 +149,8 @@ def load_weights(path: str | os.PathLike[str], *, device: torch.device | str = "
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path}: is damaged or not a weight file ({one_line(error)}); {_REMEDY}") from None
     model.load_state_dict(state, assign=True)
-    return Weights(model.to(device).eval(), metadata.class_names, metadata.image_size, dict(metadata.training))
+    model = model.to(device).eval()
+    return Weights(model, metadata.class_names, metadata.image_size, dict(metadata.training), metadata.letterbox)
 
 
 def stated_format(path: str | os.PathLike[str]) -> str | None:

@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from pipeline.external import has_zoo_library
 from pipeline.report.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.report.paper.printed import LABELS, TITLES, PrintedRow, printed_table, read_csv, round_as
+from pipeline.report.paper.zoo import count_zoo, zoo_models
 from yolov7.settings import Settings
 
 QUANTITIES = ("params_m", "gflops")
@@ -38,15 +40,15 @@ class Comparison(Settings):
 
     Attributes:
         model: The model as the paper names it.
-        size: The image size in pixels.
-        spec: The spec that was counted.
+        size: The image size in pixels; None if the paper prints none.
+        spec: The spec that was counted, or the model of a library.
         counting: The convention by which it was counted.
         figures: The figures that the paper prints.
         tables: The tables that have this row.
     """
 
     model: str
-    size: int
+    size: int | None
     spec: str
     counting: str
     figures: tuple[Figure, ...]
@@ -59,7 +61,7 @@ class Comparison(Settings):
 
 
 def compare_counts() -> tuple[Comparison, ...]:
-    """Compare all rows that have a spec.
+    """Compare all rows that have a spec, and those that an installed library can build (see `zoo`).
 
     Returns:
         One comparison per row; rows that several tables print in the same way appear once.
@@ -74,14 +76,16 @@ def compare_counts() -> tuple[Comparison, ...]:
 
 
 def cited_models() -> tuple[str, ...]:
-    """Return the models without a spec, for which only the paper's figures exist.
+    """Return the models that cannot be counted, for which only the paper's figures exist.
 
     Returns:
         Their names, in the order of the tables.
     """
     known = paper_models()
     rows = [row for table in TITLES for row in printed_table(table).rows if _has_counts(row)]
-    return tuple(dict.fromkeys(row.model for row in rows if (row.model, row.size) not in known))
+    countable = _countable()
+    uncounted = (row for row in rows if (row.model, row.size) not in known and row.variant not in countable)
+    return tuple(dict.fromkeys(row.model for row in uncounted))
 
 
 def listed_errata() -> Excuses:
@@ -142,22 +146,24 @@ def rows_line() -> str:
     Returns:
         One sentence.
     """
-    known, parts = paper_models(), []
+    known, countable, parts = paper_models(), _countable(), []
     for table in TITLES:
         rows = [row for row in printed_table(table).rows if _has_counts(row)]
-        cited = sum((row.model, row.size) not in known for row in rows)
+        cited = sum((row.model, row.size) not in known and row.variant not in countable for row in rows)
         if rows:
             parts.append(f"Table {table.removeprefix('table')} {len(rows) - cited} and {cited}")
     return f"Rows computed and rows cited: {', '.join(parts)}."
 
 
 def _compare_tables() -> Iterator[tuple[str, Comparison]]:
-    models, excuses = paper_models(), listed_errata()
+    models, excuses, countable = paper_models(), listed_errata(), _countable()
     for table in TITLES:
         for row in printed_table(table).rows:
             model = models.get((row.model, row.size)) if row.size else None
             if model and _has_counts(row):
                 yield table, _compare(table, row, model, excuses=excuses)
+            elif row.variant in countable:
+                yield table, _compare_zoo(row)
 
 
 def _compare(table: str, row: PrintedRow, model: PaperModel, *, excuses: Excuses) -> Comparison:
@@ -172,6 +178,20 @@ def _compare(table: str, row: PrintedRow, model: PaperModel, *, excuses: Excuses
     return Comparison(
         model=row.model, size=row.size, spec=model.label, counting=model.counting, figures=figures, tables=()
     )
+
+
+def _countable() -> set[str]:
+    """Return the names of the variants whose rows the library of `zoo` can build; none if it is not installed."""
+    return {name for name, model in zoo_models().items() if model.is_whole} if has_zoo_library() else set()
+
+
+def _compare_zoo(row: PrintedRow) -> Comparison:
+    """Compare the parameters, which the paper took from others in whole millions. FLOPs depend on the images there."""
+    computed, printed = count_zoo(row.variant).params_m, row.figures["params_m"]
+    verdict: Verdict = "equal" if round(computed) == round(float(printed)) else "differs"
+    figure = Figure(quantity="params_m", printed=printed, computed=computed, verdict=verdict)
+    label = zoo_models()[row.variant].label
+    return Comparison(model=row.model, size=row.size, spec=label, counting="zoo", figures=(figure,), tables=())
 
 
 def _deployed_notes() -> list[str]:
@@ -194,7 +214,7 @@ def _line(comparison: Comparison) -> str:
     figures = {figure.quantity: figure for figure in comparison.figures}
     cells = "".join(_figure_text(figures.get(quantity)) for quantity in QUANTITIES)
     tables = ", ".join(table.removeprefix("table") for table in comparison.tables)
-    return f"{comparison.model:<33}{comparison.size:>5}  {comparison.counting:<13}{cells}{tables}"
+    return f"{comparison.model:<33}{comparison.size or '':>5}  {comparison.counting:<13}{cells}{tables}"
 
 
 def _figure_text(figure: Figure | None) -> str:

@@ -1,4 +1,4 @@
-"""Resizing of images, and the letterbox: an image resized with its aspect ratio kept and centred on grey."""
+"""Resizing of images, and the letterbox: an image brought to a square, usually centred on grey in its aspect ratio."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from yolov7.data.images import Image
 from yolov7.data.outlines import Outline, move
+from yolov7.settings import LetterboxMode
 
 FILL = 114  # the grey level of padding
 Size = tuple[int, int]  # width, height
@@ -31,6 +32,7 @@ class Letterbox:
         ratio_h: Ideal vertical resize factor, before rounding to whole pixels.
         pad_w: Half of the horizontal padding, pixels; may end in .5.
         pad_h: Half of the vertical padding, pixels; may end in .5.
+        is_centred: Whether the padding is on all sides; otherwise all of it is to the right and at the bottom.
     """
 
     width: int
@@ -41,26 +43,27 @@ class Letterbox:
     ratio_h: float
     pad_w: float
     pad_h: float
+    is_centred: bool = True
 
     @property
     def left(self) -> int:
         """Number of padding pixels to the left of the image."""
-        return round(self.pad_w - 0.1)
+        return round(self.pad_w - 0.1) if self.is_centred else 0
 
     @property
     def top(self) -> int:
         """Number of padding pixels above the image."""
-        return round(self.pad_h - 0.1)
+        return round(self.pad_h - 0.1) if self.is_centred else 0
 
     @property
     def out_w(self) -> int:
         """Width of the letterboxed image, pixels."""
-        return self.left + self.resized_w + round(self.pad_w + 0.1)
+        return self.resized_w + round(2 * self.pad_w)
 
     @property
     def out_h(self) -> int:
         """Height of the letterboxed image, pixels."""
-        return self.top + self.resized_h + round(self.pad_h + 0.1)
+        return self.resized_h + round(2 * self.pad_h)
 
     def to_letterbox(self, boxes_xyxy: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return boxes in the pixels of the letterboxed image.
@@ -111,7 +114,7 @@ def letterbox_geometry(
     size: int | tuple[int, int],
     scale_up: bool = True,
     stride: int | None = None,
-    stretch: bool = False,
+    mode: LetterboxMode = "centre",
 ) -> Letterbox:
     """Return how `letterbox` resizes and pads an image of a given size.
 
@@ -121,22 +124,25 @@ def letterbox_geometry(
         size: Side of the square result, or its (height, width), pixels.
         scale_up: Whether images smaller than `size` are enlarged.
         stride: If given, pad only to the next multiple of it instead of to the whole `size`.
-        stretch: Fill `size` without keeping the aspect ratio. Has no effect together with `stride`.
+        mode: `centre`: keep the aspect ratio, and pad all sides. `top_left`: keep it, round the size down, and pad on
+            the right and at the bottom. `stretch`: fill `size` without keeping it, whatever the other settings are.
 
     Returns:
         The geometry.
     """
     out_h, out_w = (size, size) if isinstance(size, int) else size
+    if mode == "stretch":
+        return Letterbox(width, height, out_w, out_h, out_w / width, out_h / height, 0.0, 0.0)
     ratio = min(out_h / height, out_w / width)
     if not scale_up:
         ratio = min(ratio, 1.0)
-    if stretch and stride is None:
-        return Letterbox(width, height, out_w, out_h, out_w / width, out_h / height, 0.0, 0.0)
-    resized_w, resized_h = max(round(width * ratio), 1), max(round(height * ratio), 1)
+    sides = width * ratio, height * ratio
+    resized_w, resized_h = (max(round(side) if mode == "centre" else int(side), 1) for side in sides)
     spare_w, spare_h = out_w - resized_w, out_h - resized_h
     if stride is not None:
         spare_w, spare_h = spare_w % stride, spare_h % stride
-    return Letterbox(width, height, resized_w, resized_h, ratio, ratio, spare_w / 2, spare_h / 2)
+    pads = spare_w / 2, spare_h / 2
+    return Letterbox(width, height, resized_w, resized_h, ratio, ratio, *pads, is_centred=mode == "centre")
 
 
 def letterbox(
@@ -145,24 +151,25 @@ def letterbox(
     size: int | tuple[int, int],
     scale_up: bool = True,
     stride: int | None = None,
-    stretch: bool = False,
+    mode: LetterboxMode = "centre",
     out: Image | None = None,
 ) -> tuple[Image, Letterbox]:
-    """Resize an image to fit into `size` with its aspect ratio kept, and centre it on grey.
+    """Resize an image to fit into `size`, and put it on grey.
 
     Args:
         image: The image (H, W, 3), uint8 RGB.
         size: Side of the square result, or its (height, width), pixels.
         scale_up: Whether images smaller than `size` are enlarged.
         stride: If given, pad only to the next multiple of it instead of to the whole `size`.
-        stretch: Fill `size` without keeping the aspect ratio. Has no effect together with `stride`.
+        mode: `centre`: keep the aspect ratio, and pad all sides. `top_left`: keep it, round the size down, and pad on
+            the right and at the bottom. `stretch`: fill `size` without keeping it, whatever the other settings are.
         out: The array to draw to, which has the shape of the result. By default a new one.
 
     Returns:
         The letterboxed image and its geometry.
     """
     height, width = image.shape[:2]
-    geometry = letterbox_geometry(width, height, size=size, scale_up=scale_up, stride=stride, stretch=stretch)
+    geometry = letterbox_geometry(width, height, size=size, scale_up=scale_up, stride=stride, mode=mode)
     if out is None:
         out = np.empty((geometry.out_h, geometry.out_w, 3), np.uint8)
     top, left = geometry.top, geometry.left

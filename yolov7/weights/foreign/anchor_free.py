@@ -12,6 +12,7 @@ from torch import Tensor
 
 from yolov7.errors import ArtifactError, SpecError
 from yolov7.nn.model import DetectionModel
+from yolov7.settings import LetterboxMode
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import list_specs, load_spec
 from yolov7.weights.foreign.model_file import ForeignModel
@@ -36,6 +37,7 @@ class Family(NamedTuple):
             there is none.
         names: A function that returns its names by ours for the tensors of a model of a spec.
         pixels: The pixels that its models take; None if they are RGB in 0..1.
+        letterbox: How it brings images to a square.
     """
 
     title: str
@@ -44,6 +46,7 @@ class Family(NamedTuple):
     bins: str
     names: Callable[[ModelSpec, Iterable[str]], dict[str, str]]
     pixels: Pixels | None = None
+    letterbox: LetterboxMode = "centre"
 
 
 class Fitted(NamedTuple):
@@ -72,6 +75,7 @@ _FAMILIES = (
         "",
         partial(names_in, YOLOX),
         YOLOX_PIXELS,
+        "top_left",
     ),
     Family(
         "PP-YOLOE",
@@ -80,6 +84,7 @@ _FAMILIES = (
         "proj_conv.weight",
         partial(names_in, PPYOLOE),
         PPYOLOE_PIXELS,
+        "stretch",
     ),
     Family("YOLOv7-u6", "detect_dfl", re.compile(r"model\.\d+\.cv3\.0\.2\.bias"), "dfl.conv.weight", _names_of_u6),
 )

@@ -21,25 +21,30 @@ from yolov7.errors import ArtifactError
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.heads import Detect
 from yolov7.nn.model import DetectionModel
+from yolov7.settings import LetterboxMode
 from yolov7.spec.anchor_free import anchor_based_head
 from yolov7.spec.auxiliary import without_auxiliary
-from yolov7.spec.block_schema import ConvRow, ElanRow, RepConvRow, SppRow
+from yolov7.spec.block_schema import ConvRow, CspRow, CspTinyRow, ElanRow, RepConvRow, SppRow
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 
-PUBLISHED_SPECS = ("yolov7-tiny", "yolov7", "yolov7x")
+PUBLISHED_SPECS = ("yolov7-tiny", "yolov7", "yolov7x", "yolov4", "yolov4-tiny")
 """The packaged specs of which weights in this format are published."""
+
+_SCALE_XY = {"yolov4": (1.2, 1.1, 1.05), "yolov4-tiny": (1.05, 1.05)}  # of their configurations, finest level first
+_YOLOV4_EPS = 1e-5  # of the batch norms of darknet's original, with which these were trained
 
 _VERSION = struct.Struct("<3i")
 _MAX_VERSION = 9  # of each of the three numbers; darknet writes 0.1.0 and 0.2.5
 _MAX_CLASSES = 1000  # more would let a file of one spec be taken for a file of another
-_BN_EPS = 1e-6  # darknet's; ours is larger
+_BN_EPS = 1e-6  # of darknet as YOLOv7 uses it; ours is larger
 _COCO_CLASSES = 80
 _JOINED_IN_REVERSE = {"elan_tiny", "spp_tiny"}  # blocks whose concatenation darknet's configuration writes backwards
 _DECODING = (
     "its boxes are decoded as those of YOLOv7; they are wrong if its configuration lacks new_coords=1, as those of "
-    "YOLOv3 and YOLOv4 do"
+    "YOLOv3 do"
 )
+_CSP_ORDER = ("b", "a", "chain", "behind", "merge")
 _MERGE = re.compile(r"rows\.(\w+)\.(?:elans\.\d+\.)?merge\.conv")
 
 
@@ -49,10 +54,12 @@ class DarknetModel(NamedTuple):
     Attributes:
         model: The model, in float32.
         remarks: One phrase for each way in which the model differs from the requested spec.
+        letterbox: How the model expects images to be brought to a square.
     """
 
     model: DetectionModel
     remarks: tuple[str, ...]
+    letterbox: LetterboxMode
 
 
 def is_darknet(start: bytes) -> bool:
@@ -107,13 +114,18 @@ def read_darknet(path: Path, *, spec: ModelSpec) -> DarknetModel:
     remarks = (["its re-parameterised convolutions are plain ones"] if rep_convs else []) + (
         ["it has no implicit knowledge"] if anchor_based_head(spec).implicit else []
     )
+    if spec.name in _SCALE_XY:
+        remarks.append("its boxes are decoded as darknet decodes them, so it cannot be trained further")
+        return DarknetModel(model, tuple(remarks), "stretch")
     if spec.name not in PUBLISHED_SPECS:
         remarks.append(_DECODING)
-    return DarknetModel(model, tuple(remarks))
+    return DarknetModel(model, tuple(remarks), "centre")
 
 
 def plain_spec(spec: ModelSpec) -> ModelSpec:
     """Return a spec in the form that darknet has: without branches, implicit knowledge and an auxiliary head.
+
+    The packaged specs of YOLOv4 have the constants of its PyTorch training; they get those of darknet.
 
     Args:
         spec: Any spec.
@@ -128,18 +140,23 @@ def plain_spec(spec: ModelSpec) -> ModelSpec:
     rows: dict[str, Any] = {
         name: ConvRow.model_validate({"block": "conv", "from": row.sources, "out": row.out, "k": 3, "s": row.stride})
         if isinstance(row, RepConvRow)
+        else row.model_copy(update={"half": "second"})
+        if isinstance(row, CspTinyRow)
         else row
         for name, row in spec.rows.items()
     }
-    rows[spec.head_name] = anchor_based_head(spec).model_copy(update={"implicit": False})
-    return ModelSpec.model_validate({**dict(spec), "rows": rows})
+    head = anchor_based_head(spec)
+    scale_xy = _SCALE_XY.get(spec.name, head.scale_xy)
+    rows[spec.head_name] = head.model_copy(update={"implicit": False, "scale_xy": scale_xy})
+    eps = _YOLOV4_EPS if spec.name in _SCALE_XY else spec.norm_eps
+    return ModelSpec.model_validate({**dict(spec), "rows": rows, "norm_eps": eps})
 
 
 def darknet_order(model: DetectionModel) -> list[str]:
     """Return the names of the convolutions of a model in the order of darknet's configuration.
 
-    It is the order of this library, except that the bypass of spatial pyramid pooling comes first, and that each output
-    of the head follows its 3x3 convolution.
+    It is the order of this library, except that the bypasses of spatial pyramid pooling and of stages come first, and
+    that each output of the head follows its 3x3 convolution.
 
     Args:
         model: A model of `plain_spec`.
@@ -155,6 +172,8 @@ def darknet_order(model: DetectionModel) -> list[str]:
         own = [prefix + inner for inner, module in row.named_modules() if isinstance(module, nn.Conv2d)]
         if isinstance(spec.rows[name], SppRow):
             own.sort(key=lambda inner: not inner.startswith(f"{prefix}bypass."))
+        elif isinstance(spec.rows[name], CspRow):
+            own.sort(key=lambda inner: _CSP_ORDER.index(inner.removeprefix(prefix).partition(".")[0]))
         order += own
         if name in outputs:
             order.append(outputs[name])
@@ -230,18 +249,21 @@ def _split(path: Path, values: NDArray[np.float32], model: DetectionModel) -> di
             raise ArtifactError(f"{path}: holds values of {name} that no training gives; download it again")
         state[f"{name}.weight"] = _join_forwards(torch.from_numpy(kernel.copy()), name, model.spec)
         if has_norm:
-            state |= _norm(name.removesuffix("conv") + "bn", torch.from_numpy(vectors.copy()), eps=model.spec.norm_eps)
+            eps = model.spec.norm_eps
+            exact = eps if model.spec.name in _SCALE_XY else _BN_EPS
+            norm = name.removesuffix("conv") + "bn"
+            state |= _norm(norm, torch.from_numpy(vectors.copy()), exact=exact, eps=eps)
         else:
             state[f"{name}.bias"] = torch.from_numpy(vectors[0].copy())
     assert place == len(values)
     return state
 
 
-def _norm(name: str, vectors: Tensor, *, eps: float) -> dict[str, Tensor]:
-    """Return a batch norm that gives darknet's outputs with our epsilon: the scale makes up for the difference."""
+def _norm(name: str, vectors: Tensor, *, exact: float, eps: float) -> dict[str, Tensor]:
+    """Return a batch norm with epsilon `eps` that gives the outputs of one with `exact`: the scale makes up for it."""
     bias, scale, mean, variance = vectors
-    exact = variance.double()
-    scale = (scale.double() * ((exact + eps) / (exact + _BN_EPS)).sqrt()).float()
+    wide = variance.double()
+    scale = (scale.double() * ((wide + eps) / (wide + exact)).sqrt()).float()
     return {
         f"{name}.weight": scale,
         f"{name}.bias": bias,

@@ -234,7 +234,8 @@ def _import_anchor_free(
     model = fitted.model
     class_names = choose_names(foreign.class_names, num_classes=model.num_classes)
     model.load_state_dict(read_tensors(foreign, fitted), assign=True)
-    weights = Weights(model.eval(), class_names, spec.image_size, {"imported": foreign.path.name})
+    origin = {"imported": foreign.path.name}
+    weights = Weights(model.eval(), class_names, spec.image_size, origin, letterbox=family.letterbox)
     if family.pixels is None or not rgb:
         return Imported(weights, foreign.remarks)
     take_rgb(model, family.pixels)
@@ -255,9 +256,10 @@ def _import_darknet(
         if not fitting and fallback is None:
             raise misfit(path, [load_spec(name) for name in PUBLISHED_SPECS])
         spec = _only_spec(path, fitting, fallback)
-    model, remarks = read_darknet(path, spec=spec)
+    model, remarks, letterbox = read_darknet(path, spec=spec)
     class_names = choose_names(None, num_classes=model.num_classes)
-    return Imported(Weights(model.eval(), class_names, spec.image_size, {"imported": path.name}), remarks)
+    weights = Weights(model.eval(), class_names, spec.image_size, {"imported": path.name}, letterbox=letterbox)
+    return Imported(weights, remarks)
 
 
 def _only_spec(path: Path, fitting: list[str], fallback: ModelSpec | None) -> ModelSpec:
