@@ -12,7 +12,7 @@ import pytest
 from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment, parse_experiment, tune_settings
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.plan import TrialPlan
 from pipeline.tuning.setup import Setup, check_resume, make_setup
 from pipeline.tuning.trial.journal import Journal

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.amount import Budget
 from pipeline.tuning.budget.plan import BudgetAccount, TrialPlan
 from pipeline.tuning.search.search import Search, Trial

@@ -13,10 +13,11 @@ import torch
 
 from pipeline.tuning.budget.plan import SpeedSample
 from pipeline.tuning.search.space import Candidate
+from pipeline.tuning.search.train_space import read_setting
 from yolov7.data.index import load_index
 from yolov7.nn.cost import count_parameters
 from yolov7.nn.model import DetectionModel
-from yolov7.settings import Settings
+from yolov7.settings import Settings, TrainSettings
 from yolov7.spec.spec_files import spec_from_json
 from yolov7.system.files import write_whole
 from yolov7.training.anchors import differ_in_anchors_only
@@ -27,6 +28,7 @@ from yolov7.training.record import best_line, read_epochs
 from yolov7.training.worker import Worker
 from yolov7.weights.weight_files import first_difference, load_weights
 
+_SETTINGS_FILE = "settings.json"  # written by the process of a trial: the settings with which it trains
 _STEPS_FILE = "steps.txt"
 _NOTE_SECONDS = 0.5  # between two updates of the file
 _MEASURED_STEPS = 5
@@ -73,6 +75,7 @@ def train_trial(task: TrialTask, worker: Worker, *, report: Callable[[dict[str, 
         return counter.is_exhausted or task.stop_file.exists() or is_past_deadline()
 
     if not task.stop_file.exists() and not is_past_deadline():
+        write_whole(task.job.run_folder / _SETTINGS_FILE, task.job.settings.model_dump_json().encode())
         fit(task.job, worker, should_stop=should_stop)
     counter.save()
     reporter.send_new()
@@ -111,18 +114,34 @@ def final_ap(job: TrainJob) -> float | None:
     return None if AP is None else float(AP)
 
 
+def trained_values(candidate: Candidate, job: TrainJob) -> dict[str, float]:
+    """Return the varied settings of a trial as its process recorded them; empty if it recorded none.
+
+    Args:
+        candidate: The sampled settings.
+        job: The training.
+    """
+    path = job.run_folder / _SETTINGS_FILE
+    if not path.is_file():
+        return {}
+    recorded = TrainSettings.model_validate_json(path.read_bytes())
+    return {key: read_setting(recorded, key) for key, _ in candidate.train}
+
+
 def find_mismatch(candidate: Candidate, job: TrainJob) -> str:
-    """Compare the model that a trial left with the model that was sampled.
+    """Compare what a trial trained with the model and the settings that were sampled.
 
     Training may fit the anchors to the data, and `patience` may end it before its last epoch; neither is a mismatch.
 
     Args:
-        candidate: The sampled model.
+        candidate: The sampled model, or the sampled settings.
         job: The training.
 
     Returns:
         The first difference, or an empty string if there is none.
     """
+    if candidate.train and (difference := _find_settings_mismatch(candidate, job)):
+        return difference
     path = job.run_folder / WEIGHTS
     if not path.is_file():
         return _find_checkpoint_mismatch(candidate, job)
@@ -141,6 +160,25 @@ def find_mismatch(candidate: Candidate, job: TrainJob) -> str:
         pairs["epochs"] = (job.settings.epochs, weights.training.get("epochs"))
     different = [f"{name} of the sampled model is {a}, but {b} was trained" for name, (a, b) in pairs.items() if a != b]
     return different[0] if different else ""
+
+
+def _find_settings_mismatch(candidate: Candidate, job: TrainJob) -> str:
+    """Compare the settings that the process recorded with the sampled ones.
+
+    That the weights were trained with the recorded settings follows from the fingerprint, which is compared later: it
+    is that of `job`, and the recorded settings must give the same one.
+    """
+    path = job.run_folder / _SETTINGS_FILE
+    if not path.is_file():
+        return f"the trial left no {_SETTINGS_FILE}"
+    recorded = job.model_copy(update={"settings": TrainSettings.model_validate_json(path.read_bytes())})
+    for key, value in candidate.train:
+        trained = read_setting(recorded.settings, key)
+        if trained != value:
+            return f"{key} of the sampled settings is {value:g}, but {trained:g} was trained"
+    if recorded.fingerprint != job.fingerprint:
+        return "the recorded settings differ from the sampled ones in a setting that is not varied"
+    return ""
 
 
 def _ended_by_patience(job: TrainJob, *, epochs: object) -> bool:
