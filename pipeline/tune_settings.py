@@ -53,7 +53,7 @@ class SettingRange(Settings):
         return self
 
     def draw(self, generator: random.Random) -> float:
-        """Draw a value, rounded to three significant digits.
+        """Draw a value, rounded to about three digits.
 
         Args:
             generator: Source of randomness.
@@ -69,7 +69,7 @@ class SettingRange(Settings):
             case "decay":
                 value = round(1 - _rounded(math.exp(value)), 12)
             case "linear" | "probability":
-                value = _rounded(value)
+                value = round(value, 2 - math.floor(math.log10(self.high - self.low)))
         return min(max(value, self.low), self.high)
 
     def position(self, value: float) -> float:
@@ -95,21 +95,19 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def list_numbers() -> dict[str, type]:
+def list_numbers() -> dict[str, bool]:
     """List the settings of the training that can be varied: numbers that change neither its length nor the model.
 
     Returns:
-        `int` or `float` by the name of the setting, such as `optim.lr0`.
+        Whether the setting is an integer, by its name, such as `optim.lr0`.
     """
-    found: dict[str, type] = {}
+    found: dict[str, bool] = {}
     for group in _GROUPS:
         model = nested_settings(TrainSettings, group)
-        fields = model.model_fields if model else {}
-        found |= {f"{group}.{name}": field.annotation for name, field in fields.items() if field.annotation is not None}
-    for name in _ALONE:
-        annotation = TrainSettings.model_fields[name].annotation
-        found |= {name: annotation} if annotation is not None else {}
-    return {name: kind for name, kind in found.items() if kind in (int, float)}
+        for name, field in (model.model_fields if model else {}).items():
+            if field.annotation in (int, float):
+                found[f"{group}.{name}"] = field.annotation is int
+    return found | {name: TrainSettings.model_fields[name].annotation is int for name in _ALONE}
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def _add_legend(figure: Any) -> None:
 
     names = {"stated": "stated settings", "best": "best trial", "other": "other trials"}
     marks = [Line2D([], [], marker="o", linestyle="", color=_COLOURS[key], label=text) for key, text in names.items()]
-    hollow = {"marker": "o", "linestyle": "", "color": "0.4", "markerfacecolor": "none"}
-    marks.append(Line2D([], [], **hollow, label="not trained to the end"))
+    marks.append(
+        Line2D([], [], marker="o", linestyle="", color="0.4", markerfacecolor="none", label="not trained to the end")
+    )
     figure.legend(handles=marks, loc="outside lower center", ncols=2, fontsize=8, frameon=False)

@@ -148,13 +148,13 @@ def _draw_values(
     ranges: Mapping[str, SettingRange], stated: dict[str, float], generator: random.Random
 ) -> Iterator[dict[str, float]]:
     yield stated
-    kinds = list_numbers()
+    is_integer = list_numbers()
     while True:
         share, values = generator.choice(_SHARES), dict(stated)
         for key, allowed in ranges.items():
             if generator.random() < share:
                 value = allowed.draw(generator)
-                values[key] = round(value) if kinds[key] is int else value
+                values[key] = round(value) if is_integer[key] else value
         yield values
 
 
