@@ -53,7 +53,7 @@ class SettingRange(Settings):
         return self
 
     def draw(self, generator: random.Random) -> float:
-        """Draw a value, rounded to about three digits.
+        """Draw a value.
 
         Args:
             generator: Source of randomness.
@@ -61,8 +61,16 @@ class SettingRange(Settings):
         share = generator.random()
         if self.scale == "probability":
             share = max(0.0, (share - _OFF_SHARE) / (1 - _OFF_SHARE))
+        return self.at(share)
+
+    def at(self, position: float) -> float:
+        """Return the value at a position on the scale, rounded to about three digits.
+
+        Args:
+            position: 0 at `low`, 1 at `high`.
+        """
         start, end = self._scaled(self.low), self._scaled(self.high)
-        value = start + share * (end - start)
+        value = start + position * (end - start)
         match self.scale:
             case "log":
                 value = _rounded(math.exp(value))

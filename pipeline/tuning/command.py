@@ -27,7 +27,7 @@ from pipeline.tuning.budget.plan import (
     choose_epochs,
     fit_speed,
 )
-from pipeline.tuning.report.messages import plan_lines, result_lines, train_result_lines, trial_line, used_text
+from pipeline.tuning.report.messages import plan_lines, result_lines, trial_line, used_text
 from pipeline.tuning.report.results import fit_by_rule, write_results
 from pipeline.tuning.report.tracked import TrackedSearch, track_search
 from pipeline.tuning.report.train_results import PICTURE, find_importance, write_train_results
@@ -218,20 +218,24 @@ def _finish(setup: Setup, driver: Driver, *, journal: Journal, tracked: TrackedS
         "excluded": setup.excluded,
         "train": dict(setup.overrides),
     }
-    folder, rules, space = stage_folder("tune"), setup.settings.rules, setup.settings.space
+    folder, rules, is_train = stage_folder("tune"), setup.settings.rules, setup.settings.space == "train"
+    importance, fits = (find_importance(trials), {}) if is_train else ({}, fit_by_rule(trials, rules))
     with whole_folder(folder) as draft:
-        if space == "train":
-            chosen = write_train_results(draft, trials, summary=summary, journal=journal.path)
+        if is_train:
+            write_train_results(
+                draft,
+                trials,
+                ranges=setup.ranges,
+                importance=importance,
+                summary=summary,
+                journal=journal.path,
+            )
         else:
-            chosen = write_results(draft, trials, rules=rules, summary=summary, journal=journal.path)
+            write_results(draft, trials, rules=rules, summary=summary, journal=journal.path)
     tracked.log_results(folder, trials)
     used = used_text(account, trials, seconds=driver.clock.seconds())
-    if space == "train":
-        lines = train_result_lines(trials, importance=find_importance(trials), chosen=chosen, used=used)
-    else:
-        lines = result_lines(trials, fits=fit_by_rule(trials, rules), chosen=chosen, used=used)
-    _say(setup, *lines)
-    picture = PICTURE if space == "train" else "scaling.png"
+    _say(setup, *result_lines(trials, fits=fits, importance=importance, used=used))
+    picture = PICTURE if is_train else "scaling.png"
     console.print(
         f"table and plot: {folder}/trials.csv, {folder}/{picture}; next: `yolov7 tune --adopt`, then `dvc repro`"
     )

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.artifacts.files import RUNS, read_json, stage_folder
 from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment
-from pipeline.tune_settings import TuneSettings
+from pipeline.tune_settings import SettingRange, TuneSettings
 from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount
 from pipeline.tuning.budget.costs import counted_costs, within_caps
 from pipeline.tuning.budget.plan import TrialPlan
@@ -62,6 +62,11 @@ class Setup:
         """Twelve hexadecimal digits that change if other models could be trained, or if they train differently."""
         settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
         return hashlib.sha256(f"{settings}\n{self.base_job.fingerprint}".encode()).hexdigest()[:12]
+
+    @property
+    def ranges(self) -> dict[str, SettingRange]:
+        """The ranges of the settings that a search for settings varies."""
+        return resolve_ranges(self.settings, self.base_job.settings, self.base_job.spec)
 
     def describe(self) -> dict[str, Any]:
         """Return what the fingerprint depends on, so that a message can name what differs."""

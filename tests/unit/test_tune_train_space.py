@@ -16,8 +16,7 @@ import yaml
 from pipeline.experiment import load_experiment, parse_experiment, tune_settings
 from pipeline.tune_settings import SettingRange, TuneSettings, nest
 from pipeline.tuning.adopt import adopt
-from pipeline.tuning.report.messages import train_result_lines
-from pipeline.tuning.report.results import choose
+from pipeline.tuning.report.messages import result_lines
 from pipeline.tuning.report.train_results import find_importance, write_train_results
 from pipeline.tuning.search.search import Search, Trial, known_results
 from pipeline.tuning.search.space import Candidate
@@ -42,6 +41,9 @@ SUMMARY = {"space": "train", "base": "nano", "declared": {"spec": "nano"}, "trai
 
 def ranges_of(train: TrainSettings = TRAIN, spec: str = "nano", **settings: Any) -> dict[str, SettingRange]:
     return resolve_ranges(TuneSettings.model_validate({"space": "train", **settings}), train, load_spec(spec))
+
+
+RESULTS: dict[str, Any] = {"ranges": ranges_of(), "summary": SUMMARY}
 
 
 def draw(train: TrainSettings = TRAIN, **settings: Any) -> tuple[Candidate, ...]:
@@ -183,11 +185,11 @@ def searched(sampler: str, seed: int, *, trials: int = 25) -> list[Trial]:
 
 def test_the_search_finds_better_settings_than_chance() -> None:
     best = {
-        name: [max(trial.AP or 0.0 for trial in searched(name, seed)) for seed in range(10)]
+        name: [max(trial.AP or 0.0 for trial in searched(name, seed)) for seed in range(6)]
         for name in ("kriging", "random")
     }
     wins = sum(ours > chance for ours, chance in zip(best["kriging"], best["random"], strict=True))
-    assert wins >= 8
+    assert wins >= 5
     assert fmean(best["kriging"]) > fmean(best["random"]) + 0.01
 
 
@@ -209,7 +211,8 @@ def finished(count: int = 12) -> list[Trial]:
 def test_the_results_are_a_table_a_picture_and_the_best_settings(tmp_path: Path) -> None:
     trials = finished()
     (tmp_path / "lines").write_text("{}\n")
-    chosen = write_train_results(tmp_path, trials, summary=SUMMARY, journal=tmp_path / "lines")
+    importance = find_importance(trials)
+    chosen = write_train_results(tmp_path, trials, importance=importance, **RESULTS, journal=tmp_path / "lines")
     assert chosen is trials[-1]
     rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert [row["is_stated"] for row in rows] == ["True"] + ["False"] * 11
@@ -218,12 +221,11 @@ def test_the_results_are_a_table_a_picture_and_the_best_settings(tmp_path: Path)
     assert "AP 0.410 on val instead of 0.300 with the stated settings" in (tmp_path / "chosen.yaml").read_text()
     assert (tmp_path / "settings.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "importance.json").read_text()).keys() == DEFAULT_RANGES.keys()
-    lines = list(train_result_lines(trials, importance={}, chosen=chosen, used="12 of 12 trials"))
+    lines = list(result_lines(trials, fits={}, importance=importance, used="12 of 12 trials"))
     assert lines[0] == "12 trials (11 complete, 1 stopped); 12 of 12 trials used"
     assert lines[-1].endswith("AP 0.410; the stated settings have AP 0.300")
-    assert list(train_result_lines(trials[:1], importance={}, chosen=choose(trials[:1]), used=""))[-1] == (
-        "best: the stated settings, AP 0.300"
-    )
+    assert lines[1].startswith("the settings with the largest effect on AP: ")
+    assert [*result_lines(trials[:1], fits={}, importance={}, used="")][-1] == "best: stated settings, AP 0.300"
 
 
 def test_adopting_settings_adds_a_variant_beside_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,10 +234,10 @@ def test_adopting_settings_adds_a_variant_beside_the_base(tmp_path: Path, monkey
     Path("params.yaml").write_text(text)
     Path("lines").write_text("")
     folder, trials = tmp_path / "artifacts/tune", finished()
-    write_train_results(folder, trials[:1], summary=SUMMARY, journal=Path("lines"))
+    write_train_results(folder, trials[:1], importance={}, **RESULTS, journal=Path("lines"))
     assert "the stated settings are the best of 1 trials" in adopt()
     assert Path("params.yaml").read_text() == text
-    write_train_results(folder, trials, summary=SUMMARY, journal=Path("lines"))
+    write_train_results(folder, trials, importance={}, **RESULTS, journal=Path("lines"))
     message = adopt()
     after = Path("params.yaml").read_text().splitlines()
     added = [line for line in after if line not in text.splitlines()]
@@ -252,7 +254,7 @@ def test_adopting_settings_adds_a_variant_beside_the_base(tmp_path: Path, monkey
 
 def test_the_documented_space_is_the_default_one() -> None:
     page = (ROOT / "docs/design/tuning.md").read_text()
-    documented = dict(re.findall(r"^\| `([a-z_.0]+)` \| (.*?) \|", page, flags=re.MULTILINE))
+    documented = dict(re.findall(r"^\| `((?:optim|loss|augment)\.\w+)` \| (.*?) \|", page, flags=re.MULTILINE))
     shown = {
         key: f"1/{values:g} to {values:g} times the stated value"
         if isinstance(values, float)

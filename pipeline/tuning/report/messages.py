@@ -9,6 +9,7 @@ from typing import get_args
 from pipeline.tuning.budget.amount import show_amount
 from pipeline.tuning.budget.plan import BudgetAccount
 from pipeline.tuning.report.fit import LineFit
+from pipeline.tuning.report.results import choose
 from pipeline.tuning.report.train_results import stated_trial
 from pipeline.tuning.search.search import Search, Status, Trial
 from pipeline.tuning.setup import Setup
@@ -86,54 +87,32 @@ def used_text(account: BudgetAccount, trials: Sequence[Trial], *, seconds: float
 
 
 def result_lines(
-    trials: Sequence[Trial], *, fits: Mapping[str, LineFit], chosen: Trial | None, used: str
+    trials: Sequence[Trial], *, fits: Mapping[str, LineFit], importance: Mapping[str, float], used: str
 ) -> Iterator[str]:
-    """Yield lines about the number of trials, the fits, and the best model.
+    """Yield lines about the number of trials, what AP depends on, and the best trial.
 
     Args:
         trials: All trials.
-        fits: The fit of AP over cost for each rule.
-        chosen: The best trial, or None if no trial measured an AP.
+        fits: The fit of AP over cost for each rule; empty if settings were searched.
+        importance: The importance of each setting, the largest first; empty if it is not known.
         used: What is used of the budget, see `used_text`.
     """
-    yield _count_line(trials, used)
+    counts = count_by_status(trials)
+    yield f"{len(trials)} trials ({', '.join(f'{n} {name}' for name, n in counts.items() if n)}); {used} used"
     for name, line in fits.items():
         error = f" +- {line.slope_error:.3f}" if line.slope_error is not None else ""
         yield f"AP per doubling of GFLOPs, {name}: {line.slope:+.3f}{error} ({line.points} models)"
-    if chosen is None:
-        yield "no trial measured an AP; give a larger budget"
-    else:
-        yield f"best: {chosen.candidate.label}, AP {chosen.AP:.3f}, {chosen.candidate.gflops:.3g} GFLOPs"
-
-
-def train_result_lines(
-    trials: Sequence[Trial], *, importance: Mapping[str, float], chosen: Trial | None, used: str
-) -> Iterator[str]:
-    """Yield lines about the number of trials, the most important settings, and the best ones.
-
-    Args:
-        trials: All trials.
-        importance: The importance of each setting, the largest first; empty if it is not known.
-        chosen: The best trial, or None if no trial measured an AP.
-        used: What is used of the budget, see `used_text`.
-    """
-    yield _count_line(trials, used)
     if importance:
         most = [f"{name} {share:.0%}" for name, share in list(importance.items())[:3]]
         yield f"the settings with the largest effect on AP: {', '.join(most)}"
-    stated = stated_trial(trials)
+    chosen, stated = choose(trials), stated_trial(trials)
     if chosen is None:
         yield "no trial measured an AP; give a larger budget"
-    elif chosen is stated:
-        yield f"best: the stated settings, AP {chosen.AP:.3f}"
+    elif not chosen.candidate.train:
+        yield f"best: {chosen.candidate.label}, AP {chosen.AP:.3f}, {chosen.candidate.gflops:.3g} GFLOPs"
     else:
-        compared = f"; the stated settings have AP {stated.AP:.3f}" if stated else ""
+        compared = f"; the stated settings have AP {stated.AP:.3f}" if stated and stated is not chosen else ""
         yield f"best: {chosen.candidate.label}, AP {chosen.AP:.3f}{compared}"
-
-
-def _count_line(trials: Sequence[Trial], used: str) -> str:
-    counts = count_by_status(trials)
-    return f"{len(trials)} trials ({', '.join(f'{n} {name}' for name, n in counts.items() if n)}); {used} used"
 
 
 def count_by_status(trials: Sequence[Trial]) -> dict[str, int]:

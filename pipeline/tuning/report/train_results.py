@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from pipeline.artifacts.files import write_json
-from pipeline.tune_settings import nest
+from pipeline.tune_settings import SettingRange, nest
 from pipeline.tuning.report.results import CHOSEN, choose, write_table
 from pipeline.tuning.report.train_picture import draw_settings_chart
 from pipeline.tuning.search.search import Trial, known_results
@@ -53,13 +53,21 @@ def find_importance(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def write_train_results(
-    folder: Path, trials: Sequence[Trial], *, summary: dict[str, Any], journal: Path
+    folder: Path,
+    trials: Sequence[Trial],
+    *,
+    ranges: Mapping[str, SettingRange],
+    importance: Mapping[str, float],
+    summary: dict[str, Any],
+    journal: Path,
 ) -> Trial | None:
     """Write all results of a search for settings.
 
     Args:
         folder: The folder to fill.
         trials: All trials.
+        ranges: The ranges of the settings.
+        importance: The importance of each setting, see `find_importance`.
         summary: Facts about the search for `tune.json`; `base` names its base, `epochs` the length of a trial.
         journal: The journal file, which is copied.
 
@@ -67,7 +75,7 @@ def write_train_results(
         The trial with the highest AP, or None if no AP was measured.
     """
     rows = [_table_row(trial) for trial in trials]
-    chosen, stated, importance = choose(trials), stated_trial(trials), find_importance(trials)
+    chosen, stated = choose(trials), stated_trial(trials)
     write_json(folder / "trials.json", [row | {"curve": t.curve} for row, t in zip(rows, trials, strict=True)])
     write_table(folder / "trials.csv", rows)
     write_json(folder / "importance.json", importance)
@@ -80,7 +88,7 @@ def write_train_results(
         "reason": _reason(chosen, stated, number=len(trials), summary=summary) if chosen else "",
     }
     write_json(folder / "tune.json", summary | named)
-    draw_settings_chart(folder / PICTURE, trials, importance=importance)
+    draw_settings_chart(folder / PICTURE, trials, ranges=ranges, importance=importance)
     write_whole(folder / "journal.jsonl", journal.read_bytes())
     if chosen is not None:
         content = yaml.safe_dump(named["settings"], default_flow_style=None, sort_keys=False, width=110)
