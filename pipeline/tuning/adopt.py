@@ -24,8 +24,8 @@ _VARIANTS = re.compile(r"^variants:[ \t]*(#.*)?$", re.MULTILINE)
 def adopt(target: Path = Path(PARAMS_FILE)) -> str:
     """Add a variant with the best model or the best settings of the last search.
 
-    A model is also copied to `tune/`. A variant with other settings is added beside its base, so that the next
-    `dvc repro` compares both, with all seeds and at full length.
+    A model is also copied to `tune/`. A variant with the settings that differ from the stated ones is added beside its
+    base, so that the next `dvc repro` compares both, with all seeds and at full length.
 
     Args:
         target: The parameter file to change.

@@ -107,7 +107,7 @@ def test_the_space_can_be_changed_and_narrowed() -> None:
     with pytest.raises(SettingError, match=r"optim\.clip_norm has no default range; state it, such as"):
         ranges_of(vary=["optim.clip_norm"])
     with pytest.raises(SettingError, match="no setting of the training is left to vary"):
-        ranges_of(vary=["loss.box"], train_space={"loss.box": None})
+        ranges_of(train_space=dict.fromkeys(DEFAULT_RANGES))
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,12 @@ def finished(count: int = 12) -> list[Trial]:
     trials = [Trial(candidate, 0, "complete", AP=0.3, epochs=2, curve=[(1, 0.1), (2, 0.3)]) for candidate in draw()]
     for i, trial in enumerate(trials[:count]):
         trial.AP, trial.trained = 0.3 + i / 100, dict(trial.candidate.train)
-    trials[1].status = "stopped"
+    trials[1].status, trials[1].AP = "stopped", 0.9  # of an early epoch
     return trials[:count]
+
+
+def changed(candidate: Candidate) -> dict[str, float]:
+    return {key: value for key, value in candidate.train if value != read_setting(TRAIN, key)}
 
 
 def test_the_results_are_a_table_a_picture_and_the_best_settings(tmp_path: Path) -> None:
@@ -217,7 +221,7 @@ def test_the_results_are_a_table_a_picture_and_the_best_settings(tmp_path: Path)
     rows = list(csv.DictReader((tmp_path / "trials.csv").open()))
     assert [row["is_stated"] for row in rows] == ["True"] + ["False"] * 11
     assert [float(row["optim.lr0"]) for row in rows] == [dict(trial.candidate.train)["optim.lr0"] for trial in trials]
-    assert yaml.safe_load((tmp_path / "chosen.yaml").read_text()) == nest(dict(chosen.candidate.train))
+    assert yaml.safe_load((tmp_path / "chosen.yaml").read_text()) == nest(changed(chosen.candidate))
     assert "AP 0.410 on val instead of 0.300 with the stated settings" in (tmp_path / "chosen.yaml").read_text()
     assert (tmp_path / "settings.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "importance.json").read_text()).keys() == DEFAULT_RANGES.keys()
@@ -245,7 +249,7 @@ def test_adopting_settings_adds_a_variant_beside_the_base(tmp_path: Path, monkey
     assert added[0].startswith("  # yolov7 tune --space train: the best of 12 trials of 2 epochs; AP 0.410 on val")
     assert max(map(len, added)) < 160
     adopted = load_experiment().variants[f"tuned-{trials[-1].candidate.key}"]
-    assert {key: read_setting(adopted.train, key) for key in DEFAULT_RANGES} == dict(trials[-1].candidate.train)
+    assert adopted.overrides == {"epochs": 7, **nest(changed(trials[-1].candidate))}
     assert (adopted.spec, adopted.train.epochs) == (NANO, 7)
     assert adopted.name in message
     with pytest.raises(SettingError, match=r"is already in params\.yaml"):

@@ -10,7 +10,7 @@ from pipeline.tuning.budget.amount import show_amount
 from pipeline.tuning.budget.plan import BudgetAccount
 from pipeline.tuning.report.fit import LineFit
 from pipeline.tuning.report.results import choose
-from pipeline.tuning.report.train_results import stated_trial
+from pipeline.tuning.report.train_results import choose_settings, stated_trial
 from pipeline.tuning.search.search import Search, Status, Trial
 from pipeline.tuning.setup import Setup
 
@@ -105,10 +105,11 @@ def result_lines(
     if importance:
         most = [f"{name} {share:.0%}" for name, share in list(importance.items())[:3]]
         yield f"the settings with the largest effect on AP: {', '.join(most)}"
-    chosen, stated = choose(trials), stated_trial(trials)
+    are_models = not any(trial.candidate.train for trial in trials)
+    chosen, stated = choose(trials) if are_models else choose_settings(trials), stated_trial(trials)
     if chosen is None:
         yield "no trial measured an AP; give a larger budget"
-    elif not chosen.candidate.train:
+    elif are_models:
         yield f"best: {chosen.candidate.label}, AP {chosen.AP:.3f}, {chosen.candidate.gflops:.3g} GFLOPs"
     else:
         compared = f"; the stated settings have AP {stated.AP:.3f}" if stated and stated is not chosen else ""

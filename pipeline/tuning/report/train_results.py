@@ -27,6 +27,18 @@ def stated_trial(trials: Sequence[Trial]) -> Trial | None:
     return next((trial for trial in trials if STATED in trial.candidate.rules and trial.AP is not None), None)
 
 
+def choose_settings(trials: Sequence[Trial]) -> Trial | None:
+    """Return the complete trial with the highest AP; if none is complete, the best one of all, or None without an AP.
+
+    The best AP of a stopped trial is often that of a lucky early epoch.
+
+    Args:
+        trials: All trials.
+    """
+    complete = [trial for trial in trials if trial.status == "complete"]
+    return choose(complete) or choose(trials)
+
+
 def find_importance(trials: Sequence[Trial]) -> dict[str, float]:
     """Return the importance of each setting: its share of the variance of AP that a random forest explains.
 
@@ -72,16 +84,16 @@ def write_train_results(
         journal: The journal file, which is copied.
 
     Returns:
-        The trial with the highest AP, or None if no AP was measured.
+        The chosen trial, see `choose_settings`.
     """
     rows = [_table_row(trial) for trial in trials]
-    chosen, stated = choose(trials), stated_trial(trials)
+    chosen, stated = choose_settings(trials), stated_trial(trials)
     write_json(folder / "trials.json", [row | {"curve": t.curve} for row, t in zip(rows, trials, strict=True)])
     write_table(folder / "trials.csv", rows)
     write_json(folder / "importance.json", importance)
     named = {
         "chosen": chosen.candidate.key if chosen else None,
-        "settings": nest(dict(chosen.candidate.train)) if chosen else None,
+        "settings": nest(_changed_values(chosen, trials)) if chosen else None,
         "AP": chosen.AP if chosen else None,
         "stated": stated.candidate.key if stated else None,
         "stated_AP": stated.AP if stated else None,
@@ -94,6 +106,12 @@ def write_train_results(
         content = yaml.safe_dump(named["settings"], default_flow_style=None, sort_keys=False, width=110)
         write_whole(folder / CHOSEN, f"# {named['reason']}\n{content}".encode())
     return chosen
+
+
+def _changed_values(chosen: Trial, trials: Sequence[Trial]) -> dict[str, float]:
+    """Return the chosen settings that differ from the stated ones."""
+    stated = {key: value for t in trials if STATED in t.candidate.rules for key, value in t.candidate.train}
+    return {key: value for key, value in chosen.candidate.train if value != stated.get(key)}
 
 
 def _reason(chosen: Trial, stated: Trial | None, *, number: int, summary: dict[str, Any]) -> str:
