@@ -17,16 +17,22 @@ _COLOURS = {"stated": "#d55e00", "best": "#009e73", "other": "#0072b2"}
 
 
 def draw_settings_chart(
-    path: Path, trials: Sequence[Trial], *, ranges: Mapping[str, SettingRange], importance: Mapping[str, float]
+    path: Path,
+    trials: Sequence[Trial],
+    *,
+    chosen: Trial | None,
+    ranges: Mapping[str, SettingRange],
+    importance: Mapping[str, float],
 ) -> None:
     """Draw a panel for each setting with the AP of all trials over its values, on the scale of its range.
 
-    Complete trials are filled, stopped and cut ones are hollow. The stated settings and the best trial have their own
-    colours.
+    Complete trials are filled, stopped and cut ones are hollow. The stated settings and the best trial have colours of
+    their own.
 
     Args:
         path: The image file to write.
         trials: All trials; those without an AP are not drawn.
+        chosen: The best trial, or None if there is none.
         ranges: The ranges of the settings. A stated value outside a range is drawn at its nearer end.
         importance: The importance of each setting, the largest first; empty if it is not known.
     """
@@ -39,9 +45,9 @@ def draw_settings_chart(
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(_WIDTH, rows * _ROW_HEIGHT + _MARGIN), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    drawn = sorted((t for t in trials if t.AP is not None and t.status != "failed"), key=lambda t: t.AP or 0.0)
+    drawn = [trial for trial in trials if trial.AP is not None and trial.status != "failed"]
     for axes, name in zip(grid.flat, names, strict=False):
-        _draw_panel(axes, name, drawn, allowed=ranges[name])
+        _draw_panel(axes, name, drawn, chosen=chosen, allowed=ranges[name])
         share = f"  {importance[name]:.0%}" if importance else ""
         axes.set_title(f"{name}{share}", fontsize=8, loc="left")
     for axes in list(grid.flat)[len(names) :]:
@@ -53,9 +59,9 @@ def draw_settings_chart(
     save_png(figure, path)
 
 
-def _draw_panel(axes: Any, name: str, trials: Sequence[Trial], *, allowed: SettingRange) -> None:
-    for i, trial in enumerate(trials):
-        kind = "stated" if STATED in trial.candidate.rules else "best" if i == len(trials) - 1 else "other"
+def _draw_panel(axes: Any, name: str, trials: Sequence[Trial], *, chosen: Trial | None, allowed: SettingRange) -> None:
+    for trial in trials:
+        kind = "stated" if STATED in trial.candidate.rules else "best" if trial is chosen else "other"
         colour = _COLOURS[kind]
         axes.plot(
             allowed.position(dict(trial.candidate.train)[name]),

@@ -100,7 +100,7 @@ def write_train_results(
         "reason": _reason(chosen, stated, number=len(trials), summary=summary) if chosen else "",
     }
     write_json(folder / "tune.json", summary | named)
-    draw_settings_chart(folder / PICTURE, trials, ranges=ranges, importance=importance)
+    draw_settings_chart(folder / PICTURE, trials, chosen=chosen, ranges=ranges, importance=importance)
     write_whole(folder / "journal.jsonl", journal.read_bytes())
     if chosen is not None:
         content = yaml.safe_dump(named["settings"], default_flow_style=None, sort_keys=False, width=110)
