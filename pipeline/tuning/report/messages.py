@@ -25,10 +25,9 @@ def plan_lines(setup: Setup, search: Search, account: BudgetAccount, *, seconds:
         seconds: Seconds that the search has used.
     """
     plan, candidates = account.plan, setup.candidates
-    low, high = (pick(candidate.gflops for candidate in candidates) for pick in (min, max))
     number = account.expected_trials(search.strata, seconds=seconds)
     trials = (
-        f"budget {setup.budget}: about {number} trials of {plan.epochs} epoch{'s' * (plan.epochs != 1)}, "
+        f"budget {setup.budget}: about {number} trial{'s' * (number != 1)} of {plan.epochs} epoch{'s' * (plan.epochs != 1)}, "
         f"{plan.concurrent_trials} at a time"
     )
     if setup.settings.space == "train":
@@ -36,7 +35,11 @@ def plan_lines(setup: Setup, search: Search, account: BudgetAccount, *, seconds:
         timed = f", {show_amount('seconds', plan.seconds(candidates[0]))}" if plan.speed else ""
         yield f"{trials}; a trial takes {plan.compute(candidates[0]):.2g} flop{timed}"
         yield f"{len(varied)} settings of the training are varied: {', '.join(varied)}"
+        if number < len(varied):
+            few = "these are few trials for so many settings"
+            yield f"{few}; name the most important ones with --vary, such as optim.lr0,loss, or give a larger budget"
         return
+    low, high = (pick(candidate.gflops for candidate in candidates) for pick in (min, max))
     yield (
         f"{trials}, out of {len(candidates)} models in {len(search.strata)} strata from {low:.3g} to {high:.3g} GFLOPs"
     )
