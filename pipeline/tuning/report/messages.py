@@ -27,8 +27,8 @@ def plan_lines(setup: Setup, search: Search, account: BudgetAccount, *, seconds:
     plan, candidates = account.plan, setup.candidates
     number = account.expected_trials(search.strata, seconds=seconds)
     trials = (
-        f"budget {setup.budget}: about {number} trial{'s' * (number != 1)} of {plan.epochs} epoch{'s' * (plan.epochs != 1)}, "
-        f"{plan.concurrent_trials} at a time"
+        f"budget {setup.budget}: about {number} trial{'s' * (number != 1)} of {plan.epochs} "
+        f"epoch{'s' * (plan.epochs != 1)}, {plan.concurrent_trials} at a time"
     )
     if setup.settings.space == "train":
         varied = [name for name, _ in candidates[0].train]
