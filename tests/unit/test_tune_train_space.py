@@ -239,7 +239,7 @@ def test_adopting_settings_adds_a_variant_beside_the_base(tmp_path: Path, monkey
     Path("lines").write_text("")
     folder, trials = tmp_path / "artifacts/tune", finished()
     write_train_results(folder, trials[:1], importance={}, **RESULTS, journal=Path("lines"))
-    assert "the stated settings are the best of 1 trials" in adopt()
+    assert "the stated settings are the best of 1 trial of 2 epochs" in adopt()
     assert Path("params.yaml").read_text() == text
     write_train_results(folder, trials, importance={}, **RESULTS, journal=Path("lines"))
     message = adopt()

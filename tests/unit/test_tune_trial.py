@@ -17,11 +17,11 @@ from pipeline.tuning.budget.plan import BudgetAccount, TrialPlan
 from pipeline.tuning.search.search import Search, Trial
 from pipeline.tuning.search.space import Candidate
 from pipeline.tuning.search.train_space import with_values
+from pipeline.tuning.trial.check import find_mismatch
 from pipeline.tuning.trial.driver import ERROR_FILE, STOP_FILE, Clock, Driver, trial_folder
 from pipeline.tuning.trial.journal import Journal
 from pipeline.tuning.trial.training import (
     TrialTask,
-    find_mismatch,
     measure_speed,
     read_steps,
     start_from_weights,

@@ -116,10 +116,10 @@ def _changed_values(chosen: Trial, trials: Sequence[Trial]) -> dict[str, float]:
 
 def _reason(chosen: Trial, stated: Trial | None, *, number: int, summary: dict[str, Any]) -> str:
     """Return why the settings were chosen, in one line."""
-    epochs = f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
+    trials = f"{number} trial{'s' * (number != 1)} of {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}"
     compared = f" instead of {stated.AP:.3f} with the stated settings" if stated and stated is not chosen else ""
     what = "the stated settings are the best of" if stated is chosen else "the best of"
-    return f"yolov7 tune --space train: {what} {number} trials of {epochs}; AP {chosen.AP:.3f} on val{compared}"
+    return f"yolov7 tune --space train: {what} {trials}; AP {chosen.AP:.3f} on val{compared}"
 
 
 def _table_row(trial: Trial) -> dict[str, Any]:
