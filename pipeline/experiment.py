@@ -24,12 +24,12 @@ from pipeline.params import (
     RaySettings,
     ReparamSettings,
     TrackingSettings,
-    TuneSettings,
     Variant,
     first_error,
     load_params,
     parse_params,
 )
+from pipeline.tune_settings import OPTIONS_OF, TuneSettings
 from yolov7.errors import SettingError, SpecError, one_line, suggest
 from yolov7.recipes import resolve_settings
 from yolov7.settings import COCO_ENGINE, COCO_NMS, Settings, TrainSettings
@@ -207,11 +207,19 @@ def tune_settings(experiment: Experiment, options: Mapping[str, Any]) -> TuneSet
     """
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        return TuneSettings.model_validate(experiment.tune.model_dump() | given)
+        settings = TuneSettings.model_validate(experiment.tune.model_dump() | given)
     except ValidationError as error:
         key, _, fault = first_error(error, model=TuneSettings).partition(":")
-        option = "rule" if key.startswith("rules") else key.replace("_", "-")
-        raise SettingError(f"--{option}:{fault}") from None
+        raise SettingError(f"{_tune_option(key)}:{fault}") from None
+    for space, names in OPTIONS_OF.items():
+        useless = [name for name in given if name in names]
+        if useless and space != settings.space:
+            raise SettingError(f"{_tune_option(useless[0])} has an effect with --space {space} only; leave it out")
+    return settings
+
+
+def _tune_option(key: str) -> str:
+    return "--rule" if key.startswith("rules") else f"--{key.replace('_', '-')}"
 
 
 def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:

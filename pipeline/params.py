@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.data_settings import MAX_SEED, DataSettings
+from pipeline.tune_settings import TuneSettings
 from yolov7.errors import SettingError, one_line, shown
 from yolov7.settings import (
     COCO_ENGINE,
@@ -209,47 +210,6 @@ class RaySettings(Settings):
     def most_workers(self) -> int:
         """Number of workers that training uses at most."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
-
-
-TuneRule = Literal["compound", "width", "depth", "free"]
-
-
-class TuneSettings(Settings):
-    """Which models `yolov7 tune` may train, and for how long; the options of the command take precedence."""
-
-    budget: str = Field(
-        "30m",
-        description="Wall-clock time (30m, 8h), trials (40trials) or training compute (2e18flop).",
-    )
-    base: str | None = Field(None, description="Variant or spec to scale; null: the first variant.")
-    rules: tuple[TuneRule, ...] = Field(
-        ("compound", "width", "depth"), min_length=1, description="Scaling rules; free: any depths and widths."
-    )
-    max_gflops: Positive | None = Field(None, description="Largest GFLOPs of the deployed model.")
-    max_params: Positive | None = Field(None, description="Largest number of parameters, in millions.")
-    max_latency_ms: Positive | None = Field(None, description="Largest latency at batch size 1 on this device.")
-    image_sizes: tuple[Annotated[int, Field(ge=32)], ...] = Field(
-        (), description="Image sizes to choose from; empty: that of the base."
-    )
-    auxiliary: bool = Field(False, description="Also try the other choice: with or without an auxiliary head.")
-    trials: int = Field(16, ge=1, description="Trials that should fit into the budget; epochs are reduced for it.")
-    epochs: int | None = Field(None, ge=1, description="Fixed number of epochs per trial; null: at most train.epochs.")
-    strata: int = Field(4, ge=1, le=20, description="Number of ranges of GFLOPs that are searched in turn.")
-    candidates: int = Field(16, ge=2, le=1000, description="Number of models that are drawn for each rule.")
-    sampler: Literal["kriging", "random"] = Field(
-        "kriging", description="How models are chosen: by a Gaussian process or at random."
-    )
-    halving: float = Field(2.0, ge=1.0, description="A share 1/halving of the trials continues at each rung (ASHA).")
-    warm_start: bool = Field(False, description="Start trials with the weights of the most similar finished trial.")
-    trials_per_gpu: int = Field(1, ge=1, le=100, description="Number of trials that share a GPU.")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the search and of every training.")
-
-    @field_validator("rules", "image_sizes")
-    @classmethod
-    def _check_different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError(f"{shown(list(values))} must be different; name each once")
-        return values
 
 
 class TrackingSettings(Settings):

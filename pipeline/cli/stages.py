@@ -149,7 +149,13 @@ def tables(
 @app.command()
 def tune(
     budget: Annotated[str | None, typer.Option(metavar="B", help="For example 30m, 8h, 40trials or 2e18flop.")] = None,
-    base: Annotated[str | None, typer.Option(metavar="NAME", help="The variant or spec that is scaled.")] = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="S", help="What is varied: scaling of the model, or train: its settings.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="NAME", help="The variant or spec to start from.")] = None,
+    vary: Annotated[
+        str | None, typer.Option(metavar="KEYS", help="With space train: settings or groups, as optim,loss.box.")
+    ] = None,
     max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Largest GFLOPs of a deployed model.")] = None,
     max_params: Annotated[float | None, typer.Option(metavar="M", help="Largest parameter count in millions.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(metavar="MS", help="Largest latency at batch size 1.")] = None,
@@ -159,9 +165,9 @@ def tune(
     trials_per_gpu: Annotated[int | None, typer.Option(metavar="N", help="Trials that share one GPU.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the search and of all trainings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted search.")] = False,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Only add the chosen model to params.yaml.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Only add the best result to params.yaml.")] = False,
 ) -> None:
-    """Search for the best model of a family within a budget.
+    """Search for the best model of a family, or the best settings of its training, within a budget.
 
     Options that are left out take their values from `tune` in params.yaml.
     """
@@ -175,7 +181,9 @@ def tune(
 
     options = {
         "budget": budget,
+        "space": space,
         "base": base,
+        "vary": vary.split(",") if vary else None,
         "max_gflops": max_gflops,
         "max_params": max_params,
         "max_latency_ms": max_latency_ms,

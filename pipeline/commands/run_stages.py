@@ -22,9 +22,10 @@ from pipeline.commands.stage_texts import evaluation_text, figure, reparam_text,
 from pipeline.console import TrainView, console, stage_line, train_view
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.external import ExternalVariant, external_inputs
-from pipeline.params import TrackingSettings, TuneSettings
+from pipeline.params import TrackingSettings
 from pipeline.stages.resolve import resolve, stage_inputs
 from pipeline.tracking import RunKey, TrackedRun, Tracker, find_runs, serve_page, tracking_server
+from pipeline.tune_settings import TuneSettings
 from yolov7.errors import SettingError
 from yolov7.training.record import FIGURES, read_epochs, read_notes, read_progress
 

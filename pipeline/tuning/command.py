@@ -14,8 +14,9 @@ import psutil
 from pipeline.artifacts.files import stage_folder, stage_lock, whole_folder
 from pipeline.console import console, stage_line
 from pipeline.experiment import Experiment
-from pipeline.params import RaySettings, TuneSettings
+from pipeline.params import RaySettings
 from pipeline.ray.cluster import connect
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.costs import JsonCache, within_latency
 from pipeline.tuning.budget.plan import (
     BudgetAccount,
@@ -29,6 +30,7 @@ from pipeline.tuning.budget.plan import (
 from pipeline.tuning.report.messages import plan_lines, result_lines, trial_line, used_text
 from pipeline.tuning.report.results import fit_by_rule, write_results
 from pipeline.tuning.report.tracked import TrackedSearch, track_search
+from pipeline.tuning.report.train_results import PICTURE, find_importance, write_train_results
 from pipeline.tuning.search.search import Search, Trial, split_strata
 from pipeline.tuning.setup import FOLDER, Setup, check_resume, make_setup
 from pipeline.tuning.trial import ray_tune
@@ -38,7 +40,9 @@ from pipeline.tuning.trial.resources import TrialResources
 
 
 def run_tune(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:
-    """Search for the best model within the budget. The time of the budget starts with this process.
+    """Search for the best model, or the best settings of its training, within the budget.
+
+    The time of the budget starts with this process.
 
     Args:
         experiment: The resolved content of params.yaml.
@@ -52,7 +56,7 @@ def run_tune(experiment: Experiment, settings: TuneSettings, *, resume: bool) ->
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
     began = psutil.Process().create_time()
     with stage_lock("tune"):
-        console.print(stage_line("tune", settings.base or "", "drawing models and counting their cost"))
+        console.print(stage_line("tune", settings.base or "", "drawing candidates and counting their cost"))
         setup = make_setup(experiment, settings)
         journal = Journal(FOLDER)
         check_resume(setup, journal, resume=resume)
@@ -182,7 +186,7 @@ def _make_driver(
         folder=FOLDER,
         clock=clock,
         make_job=lambda c: setup.trial_job(c, account.plan, loader_workers=resources.loader_workers),
-        warm_start=setup.settings.warm_start,
+        warm_start=setup.settings.warm_start and setup.settings.space == "scaling",
         on_end=on_end,
     )
 
@@ -202,7 +206,9 @@ def _finish(setup: Setup, driver: Driver, *, journal: Journal, tracked: TrackedS
     """Write, track and print the results."""
     account, trials, seconds = driver.account, driver.trials, driver.clock.seconds()
     summary = {
+        "space": setup.settings.space,
         "base": setup.base_name,
+        "declared": dict(setup.declared),
         "budget": setup.settings.budget,
         "spent": account.spent(trials, seconds=seconds),
         "seconds": seconds,
@@ -212,14 +218,26 @@ def _finish(setup: Setup, driver: Driver, *, journal: Journal, tracked: TrackedS
         "excluded": setup.excluded,
         "train": dict(setup.overrides),
     }
-    folder, rules = stage_folder("tune"), setup.settings.rules
+    folder, rules, is_train = stage_folder("tune"), setup.settings.rules, setup.settings.space == "train"
+    importance, fits = (find_importance(trials), {}) if is_train else ({}, fit_by_rule(trials, rules))
     with whole_folder(folder) as draft:
-        chosen = write_results(draft, trials, rules=rules, summary=summary, journal=journal.path)
+        if is_train:
+            write_train_results(
+                draft,
+                trials,
+                ranges=setup.ranges,
+                importance=importance,
+                summary=summary,
+                journal=journal.path,
+            )
+        else:
+            write_results(draft, trials, rules=rules, summary=summary, journal=journal.path)
     tracked.log_results(folder, trials)
     used = used_text(account, trials, seconds=driver.clock.seconds())
-    _say(setup, *result_lines(trials, fits=fit_by_rule(trials, rules), chosen=chosen, used=used))
+    _say(setup, *result_lines(trials, fits=fits, importance=importance, used=used))
+    picture = PICTURE if is_train else "scaling.png"
     console.print(
-        f"table and plot: {folder}/trials.csv, {folder}/scaling.png; next: `yolov7 tune --adopt`, then `dvc repro`"
+        f"table and plot: {folder}/trials.csv, {folder}/{picture}; next: `yolov7 tune --adopt`, then `dvc repro`"
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from pipeline.artifacts.files import RUNS, read_json, stage_folder
 from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import SettingRange, TuneSettings
 from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount
 from pipeline.tuning.budget.costs import counted_costs, within_caps
 from pipeline.tuning.budget.plan import TrialPlan
-from pipeline.tuning.search.space import Candidate, draw_candidates
+from pipeline.tuning.search.space import Candidate, base_candidate, draw_candidates
+from pipeline.tuning.search.train_space import draw_settings, resolve_ranges, with_values
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import ArtifactError, SettingError
@@ -31,16 +32,18 @@ _NO_EFFECT = {"budget", "trials", "epochs", "trials_per_gpu"}
 
 @dataclass(frozen=True)
 class Setup:
-    """What a search is about, before it starts.
+    """What a search varies, before it starts.
 
     Attributes:
         settings: The settings `tune` with the options of the command.
         budget: The budget of the settings.
-        base_name: The variant or the spec that is scaled.
-        base_job: The training of the base itself; trials train in the same way.
+        base_name: The variant or the spec that is scaled, or whose training is varied.
+        base_job: The training of the base itself; trials train in the same way, except for what is varied.
         data: The prepared data.
+        declared: The base as a variant without its training, as params.yaml states it.
         overrides: The settings that the base states under `train`.
-        candidates: The models that may be trained: those within the caps that are known before a measurement.
+        candidates: The models or settings that may be trained: models are within the caps that are known before a
+            measurement.
         excluded: How many models exceed the caps.
     """
 
@@ -49,6 +52,7 @@ class Setup:
     base_name: str
     base_job: TrainJob
     data: PreparedData
+    declared: Mapping[str, Any]
     overrides: Mapping[str, Any]
     candidates: tuple[Candidate, ...]
     excluded: int
@@ -59,6 +63,11 @@ class Setup:
         settings = self.settings.model_dump_json(exclude=_NO_EFFECT)
         return hashlib.sha256(f"{settings}\n{self.base_job.fingerprint}".encode()).hexdigest()[:12]
 
+    @property
+    def ranges(self) -> dict[str, SettingRange]:
+        """The ranges of the settings that a search for settings varies."""
+        return resolve_ranges(self.settings, self.base_job.settings, self.base_job.spec)
+
     def describe(self) -> dict[str, Any]:
         """Return what the fingerprint depends on, so that a message can name what differs."""
         settings = self.settings.model_dump(mode="json", exclude=_NO_EFFECT)
@@ -67,10 +76,10 @@ class Setup:
         return {**settings, **content, "fingerprint": self.fingerprint}
 
     def trial_job(self, candidate: Candidate, plan: TrialPlan, *, loader_workers: int) -> TrainJob:
-        """Return the training of one model.
+        """Return the training of one candidate.
 
         Args:
-            candidate: The model.
+            candidate: The model, or the settings.
             plan: How every trial trains.
             loader_workers: Number of processes that prepare samples.
         """
@@ -83,14 +92,14 @@ class Setup:
         return self.base_job.model_copy(
             update={
                 "spec_json": candidate.spec_json,
-                "settings": self.base_job.settings.model_copy(update=changes),
+                "settings": with_values(self.base_job.settings, dict(candidate.train)).model_copy(update=changes),
                 "run_folder": trial_folder(FOLDER, candidate.key).resolve(),
             }
         )
 
 
 def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
-    """Resolve the base, its training and its data, and draw the models.
+    """Resolve the base, its training and its data, and draw the candidates.
 
     Args:
         experiment: The resolved content of params.yaml.
@@ -103,8 +112,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
     base_name = settings.base or next(iter(experiment.variants))
     variant = experiment.base(base_name)
     base, train = variant.spec, variant.train
-    sizes = settings.image_sizes or (train.image_size,)
-    _check_sizes(base, sizes)
+    _check_sizes(base, settings.image_sizes)
     data = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     if "val" not in data.splits:
         raise SettingError(
@@ -121,18 +129,29 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         weights_hash=variant.weights_hash,
         run_folder=FOLDER.resolve(),
     )
+    kept, excluded = _draw(settings, job, num_classes=len(data.class_names))
+    return Setup(settings, budget, base_name, job, data, variant.declared, variant.overrides, kept, excluded)
+
+
+def _draw(settings: TuneSettings, base_job: TrainJob, *, num_classes: int) -> tuple[tuple[Candidate, ...], int]:
+    """Return the candidates, and how many models exceed the caps."""
+    base, train, generator = base_job.spec, base_job.settings, random.Random(settings.seed)
     own = bool(base.head.taps)
-    with counted_costs(len(data.class_names)) as cost_of:
+    with counted_costs(num_classes) as cost_of:
+        if settings.space == "train":
+            ranges = resolve_ranges(settings, train, base)
+            unscaled = base_candidate(base, image_size=train.image_size, cost_of=cost_of)
+            return draw_settings(unscaled, ranges, train, generator), 0
         drawn = draw_candidates(
             base,
             settings,
-            image_sizes=sizes,
+            image_sizes=settings.image_sizes or (train.image_size,),
             auxiliary=(own, not own) if settings.auxiliary else (own,),
             cost_of=cost_of,
-            generator=random.Random(settings.seed),
+            generator=generator,
         )
     kept = within_caps(drawn, max_gflops=settings.max_gflops, max_params=settings.max_params)
-    return Setup(settings, budget, base_name, job, data, variant.overrides, kept, excluded=len(drawn) - len(kept))
+    return kept, len(drawn) - len(kept)
 
 
 def check_resume(setup: Setup, journal: Journal, *, resume: bool) -> None:

@@ -71,7 +71,8 @@ def test_a_search_ends_in_a_variant_that_the_pipeline_trains(project: Project) -
 
 
 def test_a_killed_search_continues_and_loses_no_trial(project: Project) -> None:
-    command = [str(BIN / "yolov7"), "tune", "--budget", "5trials"]
+    """The search is one for settings; the one for a model uses the same driver and journal."""
+    command = [str(BIN / "yolov7"), "tune", "--space", "train", "--budget", "5trials"]
     environment = os.environ | {"PYTHONPATH": str(project.folder)}
     process = subprocess.Popen(command, cwd=project.folder, env=environment, stdout=subprocess.DEVNULL)
     journal = project.folder / "runs/.search/journal.jsonl"
@@ -86,14 +87,22 @@ def test_a_killed_search_continues_and_loses_no_trial(project: Project) -> None:
     refused = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "continue it with `yolov7 tune --resume`" in refused.stderr
-    project.run("yolov7", "tune", "--budget", "5trials", "--resume")
+    project.run("yolov7", "tune", "--space", "train", "--budget", "5trials", "--resume")
     after = events(project)
     assert after[: len(before)] == before
     for kind in ("start", "end"):
         counts = Counter(event["trial"] for event in after if event["event"] == kind)
         assert len(counts) == 5
         assert set(counts.values()) == {1}
-    assert [row["status"] for row in table(project)] == ["complete"] * 5
+    sampled = {event["trial"]: event["settings"] for event in after if event["event"] == "start"}
+    rows = table(project)
+    for row in rows:
+        assert row["status"] in ("complete", "stopped")
+        assert row["read_back"] == "True"
+        assert {key: float(row[key]) for key in sampled[row["trial"]]} == sampled[row["trial"]]
+    assert [row["is_stated"] for row in rows] == ["True"] + ["False"] * 4
+    assert len({row["optim.lr0"] for row in rows}) > 1
+    assert project.json("tune/tune.json")["chosen"] in sampled
 
 
 def test_sigterm_leaves_checkpoints_and_no_process_of_ray(project: Project) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.amount import Budget, parse_budget
 from pipeline.tuning.budget.plan import (
     BudgetAccount,

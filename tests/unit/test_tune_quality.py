@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.search.search import Search, split_strata
 from tests.surrogate.table import Table, load_table
 from tests.unit.tune_models import make_space

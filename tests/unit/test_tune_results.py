@@ -119,9 +119,7 @@ def test_a_variant_is_inserted_after_the_last_one_with_its_indentation() -> None
 def test_the_messages_state_the_results_with_their_uncertainty() -> None:
     trials = [make_trial(cost, AP) for cost, AP in ((1.0, 0.1), (2.0, 0.25), (4.0, 0.3))]
     trials.append(make_trial(0.5, None, status="cut"))
-    lines = list(
-        result_lines(trials, fits=fit_by_rule(trials, ("width",)), chosen=choose(trials), used="4 of 4 trials")
-    )
+    lines = list(result_lines(trials, fits=fit_by_rule(trials, ("width",)), importance={}, used="4 of 4 trials"))
     assert lines[0] == "4 trials (3 complete, 1 cut); 4 of 4 trials used"
     assert lines[2] == "AP per doubling of GFLOPs, width: +0.100 +- 0.029 (3 models)"
     assert lines[-1] == "best: model 400, AP 0.300, 4 GFLOPs"

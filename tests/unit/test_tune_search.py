@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.report.fit import fit_line
 from pipeline.tuning.search.halving import Halving
 from pipeline.tuning.search.kriging import Kriging, upper_bounds

@@ -12,8 +12,9 @@ import pytest
 from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment, parse_experiment, tune_settings
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.plan import TrialPlan
+from pipeline.tuning.search.train_space import read_setting
 from pipeline.tuning.setup import Setup, check_resume, make_setup
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import ArtifactError, SettingError
@@ -54,6 +55,18 @@ def test_the_first_variant_is_the_base_and_trials_train_like_it() -> None:
 def test_a_spec_can_be_the_base_and_image_sizes_are_searched() -> None:
     setup = set_up(base="nano", image_sizes=[96, 128], candidates=12)
     assert {candidate.image_size for candidate in setup.candidates} == {96, 128}
+
+
+def test_trials_of_the_space_train_keep_the_model_and_train_with_the_sampled_settings() -> None:
+    setup = set_up(space="train", vary=["optim.lr0", "loss"])
+    assert {candidate.spec_json for candidate in setup.candidates} == {setup.base_job.spec_json}
+    jobs = [setup.trial_job(candidate, PLAN, loader_workers=0) for candidate in setup.candidates[:20]]
+    for candidate, job in zip(setup.candidates, jobs, strict=False):
+        assert {key: read_setting(job.settings, key) for key, _ in candidate.train} == dict(candidate.train)
+    assert len({job.fingerprint for job in jobs}) == len({job.run_folder for job in jobs}) == 20
+    stated = setup.base_job.settings.model_copy(update={"epochs": 3})
+    assert jobs[0].settings.optim == stated.optim
+    assert set_up(space="train").fingerprint != setup.fingerprint != set_up().fingerprint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.costs import JsonCache, counted_costs, within_caps, within_latency
 from pipeline.tuning.search.space import Candidate, Choice, build_model, draw_candidates, list_parts, model_key
 from yolov7.errors import SettingError, SpecError

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.params import TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.amount import Budget
 from pipeline.tuning.budget.plan import BudgetAccount, TrialPlan
 from pipeline.tuning.search.search import Search, Trial
 from pipeline.tuning.search.space import Candidate
+from pipeline.tuning.search.train_space import with_values
+from pipeline.tuning.trial.check import find_mismatch
 from pipeline.tuning.trial.driver import ERROR_FILE, STOP_FILE, Clock, Driver, trial_folder
 from pipeline.tuning.trial.journal import Journal
 from pipeline.tuning.trial.training import (
     TrialTask,
-    find_mismatch,
     measure_speed,
     read_steps,
     start_from_weights,
@@ -35,6 +36,7 @@ from yolov7.spec.spec_files import resolve_spec, spec_to_json
 from yolov7.training.checkpoint import load_checkpoint
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS
+from yolov7.training.record import read_epochs
 from yolov7.training.worker import Worker
 from yolov7.weights.weight_files import load_weights
 
@@ -78,7 +80,7 @@ def make_model(width: float) -> Candidate:
 def make_job(candidate: Candidate, data: Path, folder: Path, **changes: Any) -> TrainJob:
     return TrainJob(
         spec_json=candidate.spec_json,
-        settings=TrainSettings.model_validate({**QUICK, **changes}),
+        settings=with_values(TrainSettings.model_validate({**QUICK, **changes}), dict(candidate.train)),
         seed=0,
         data_folder=data,
         data_hash="the same",
@@ -147,6 +149,48 @@ def test_a_trained_model_that_differs_from_the_sampled_one_is_found(
     (job.run_folder / WEIGHTS).unlink()  # as if the trial had been stopped
     assert find_mismatch(models[0], job) == ""
     assert "is (" in find_mismatch(models[1], job)
+
+
+def test_sampled_settings_take_effect_and_are_read_back(
+    models: tuple[Candidate, ...], data: Path, tmp_path: Path
+) -> None:
+    values = [{"optim.lr0": 0.01, "loss.box": 0.05}, {"optim.lr0": 0.001, "loss.box": 0.5}]
+    sampled = tuple(
+        replace(models[0], key=f"{i:08x}", rules=(), train=tuple(one.items())) for i, one in enumerate(values)
+    )
+    driver = make_driver(sampled, data, tmp_path, Budget("trials", 2))
+    while run_one(driver):
+        pass
+    first_lines = {}
+    for trial in driver.trials:
+        assert (trial.status, trial.error) == ("complete", "")
+        assert trial.trained == dict(trial.candidate.train)
+        first_lines[trial.candidate.key] = read_epochs(trial_folder(tmp_path, trial.candidate.key))[0]
+    one, other = (first_lines[candidate.key] for candidate in sampled)
+    assert one["lr"] == pytest.approx(10 * other["lr"])
+    assert other["box"] > 5 * one["box"]
+    again = make_driver(sampled, data, tmp_path, Budget("trials", 2))
+    assert again.trials == driver.trials  # the journal has the settings that were read back
+
+
+def test_a_trial_that_did_not_train_with_the_sampled_settings_fails(
+    models: tuple[Candidate, ...], data: Path, tmp_path: Path
+) -> None:
+    sampled = replace(models[0], train=(("optim.lr0", 0.02),))
+    job = make_job(models[0], data, tmp_path)  # in the same folder, with the stated settings
+    train(TrialTask(job=job, stop_file=tmp_path / STOP_FILE, max_steps=4))
+    wrong = "optim.lr0 of the sampled settings is 0.02, but 0.01 was trained"
+    assert find_mismatch(sampled, make_job(sampled, data, tmp_path)) == wrong
+    assert find_mismatch(sampled, job) == wrong  # even if the driver forgets the settings too
+    record = job.run_folder / "settings.json"
+    record.write_text(make_job(sampled, data, tmp_path).settings.model_dump_json())
+    assert "fingerprint of the sampled model is" in find_mismatch(sampled, make_job(sampled, data, tmp_path))
+    (job.run_folder / WEIGHTS).unlink()  # as if the trial had been stopped
+    assert "fingerprint of the sampled model is" in find_mismatch(sampled, make_job(sampled, data, tmp_path))
+    record.write_text(make_job(sampled, data, tmp_path, class_balance=0.5).settings.model_dump_json())
+    assert "in a setting that is not varied" in find_mismatch(sampled, make_job(sampled, data, tmp_path))
+    record.unlink()
+    assert find_mismatch(sampled, make_job(sampled, data, tmp_path)) == "the trial left no settings.json"
 
 
 def test_a_trial_ends_at_its_deadline_its_stop_file_and_its_steps(

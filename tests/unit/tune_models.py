@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from pipeline.params import TuneRule
+from pipeline.tune_settings import TuneRule
 from pipeline.tuning.search.space import Candidate
 
 

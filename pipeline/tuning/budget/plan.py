@@ -53,7 +53,8 @@ def fit_speed(samples: Sequence[SpeedSample]) -> Speed:
     cheap, expensive = min(samples), max(samples)
     extent = expensive.training_gflops - cheap.training_gflops
     per_gflop = max((expensive.per_image - cheap.per_image) / extent, 0.0) if extent > 0 else 0.0
-    per_image = max(cheap.per_image - per_gflop * cheap.training_gflops, 0.0)
+    reference = cheap if extent > 0 else max(samples, key=lambda sample: sample.per_image)
+    per_image = max(reference.per_image - per_gflop * reference.training_gflops, 0.0)
     return Speed(max(cheap.startup, expensive.startup), per_image, per_gflop)
 
 

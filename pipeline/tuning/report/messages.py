@@ -9,26 +9,39 @@ from typing import get_args
 from pipeline.tuning.budget.amount import show_amount
 from pipeline.tuning.budget.plan import BudgetAccount
 from pipeline.tuning.report.fit import LineFit
+from pipeline.tuning.report.results import choose
+from pipeline.tuning.report.train_results import choose_settings, stated_trial
 from pipeline.tuning.search.search import Search, Status, Trial
 from pipeline.tuning.setup import Setup
 
 
 def plan_lines(setup: Setup, search: Search, account: BudgetAccount, *, seconds: float) -> Iterator[str]:
-    """Yield lines that say how many trials of which cost fit into the budget, and which model is the largest.
+    """Yield lines that say how many trials of which cost fit into the budget, and what is varied.
 
     Args:
-        setup: What is searched.
+        setup: What is varied.
         search: The search.
         account: The budget.
         seconds: Seconds that the search has used.
     """
     plan, candidates = account.plan, setup.candidates
-    low, high = (pick(candidate.gflops for candidate in candidates) for pick in (min, max))
     number = account.expected_trials(search.strata, seconds=seconds)
+    trials = (
+        f"budget {setup.budget}: about {number} trial{'s' * (number != 1)} of {plan.epochs} "
+        f"epoch{'s' * (plan.epochs != 1)}, {plan.concurrent_trials} at a time"
+    )
+    if setup.settings.space == "train":
+        varied = [name for name, _ in candidates[0].train]
+        timed = f", {show_amount('seconds', plan.seconds(candidates[0]))}" if plan.speed else ""
+        yield f"{trials}; a trial takes {plan.compute(candidates[0]):.2g} flop{timed}"
+        yield f"{len(varied)} settings of the training are varied: {', '.join(varied)}"
+        if number < len(varied):
+            few = "these are few trials for so many settings"
+            yield f"{few}; name the most important ones with --vary, such as optim.lr0,loss, or give a larger budget"
+        return
+    low, high = (pick(candidate.gflops for candidate in candidates) for pick in (min, max))
     yield (
-        f"budget {setup.budget}: about {number} trials of {plan.epochs} epoch{'s' * (plan.epochs != 1)}, "
-        f"{plan.concurrent_trials} at a time, out of {len(candidates)} models in {len(search.strata)} strata from "
-        f"{low:.3g} to {high:.3g} GFLOPs"
+        f"{trials}, out of {len(candidates)} models in {len(search.strata)} strata from {low:.3g} to {high:.3g} GFLOPs"
     )
     fitting = [candidate for candidate in candidates if account.affords(candidate, (), seconds=seconds)] or candidates
     smallest, largest = (pick(fitting, key=lambda candidate: candidate.gflops) for pick in (min, max))
@@ -53,11 +66,14 @@ def trial_line(trial: Trial, *, ended: int, used: str) -> str:
         used: What is used of the budget, see `used_text`.
     """
     candidate = trial.candidate
+    what = f"{candidate.label:<24} {candidate.gflops:>7.3g} GFLOPs"
+    if candidate.train:
+        what = f"{candidate.label:<44}"
     measured = "AP -    " if trial.AP is None else f"AP {trial.AP:.3f}"
     error = f": {trial.error}" if trial.error else ""
     return (
-        f"{ended:>3}  {candidate.label:<24} {candidate.gflops:>7.3g} GFLOPs  {measured}  {trial.status} after "
-        f"{trial.epochs} epoch{'s' * (trial.epochs != 1)}, {show_amount('seconds', trial.seconds)}{error}  ({used})"
+        f"{ended:>3}  {what}  {measured}  {trial.status} after {trial.epochs} "
+        f"epoch{'s' * (trial.epochs != 1)}, {show_amount('seconds', trial.seconds)}{error}  ({used})"
     )
 
 
@@ -74,14 +90,14 @@ def used_text(account: BudgetAccount, trials: Sequence[Trial], *, seconds: float
 
 
 def result_lines(
-    trials: Sequence[Trial], *, fits: Mapping[str, LineFit], chosen: Trial | None, used: str
+    trials: Sequence[Trial], *, fits: Mapping[str, LineFit], importance: Mapping[str, float], used: str
 ) -> Iterator[str]:
-    """Yield lines about the number of trials, the fits, and the best model.
+    """Yield lines about the number of trials, what AP depends on, and the best trial.
 
     Args:
         trials: All trials.
-        fits: The fit of AP over cost for each rule.
-        chosen: The best trial, or None if no trial measured an AP.
+        fits: The fit of AP over cost for each rule; empty if settings were searched.
+        importance: The importance of each setting, the largest first; empty if it is not known.
         used: What is used of the budget, see `used_text`.
     """
     counts = count_by_status(trials)
@@ -89,10 +105,18 @@ def result_lines(
     for name, line in fits.items():
         error = f" +- {line.slope_error:.3f}" if line.slope_error is not None else ""
         yield f"AP per doubling of GFLOPs, {name}: {line.slope:+.3f}{error} ({line.points} models)"
+    if importance:
+        most = [f"{name} {share:.0%}" for name, share in list(importance.items())[:3]]
+        yield f"the settings with the largest effect on AP: {', '.join(most)}"
+    are_models = not any(trial.candidate.train for trial in trials)
+    chosen, stated = choose(trials) if are_models else choose_settings(trials), stated_trial(trials)
     if chosen is None:
         yield "no trial measured an AP; give a larger budget"
-    else:
+    elif are_models:
         yield f"best: {chosen.candidate.label}, AP {chosen.AP:.3f}, {chosen.candidate.gflops:.3g} GFLOPs"
+    else:
+        compared = f"; the stated settings have AP {stated.AP:.3f}" if stated and stated is not chosen else ""
+        yield f"best: {chosen.candidate.label}, AP {chosen.AP:.3f}{compared}"
 
 
 def count_by_status(trials: Sequence[Trial]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Results of a search: a table of trials, the Pareto front, fits of AP over cost, and the chosen model."""
+"""Results of a search for a model: a table of trials, the Pareto front, fits of AP over cost, and the chosen model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import write_json
-from pipeline.params import TuneRule
+from pipeline.tune_settings import TuneRule
 from pipeline.tuning.report.fit import LineFit, fit_line
 from pipeline.tuning.report.picture import draw_scaling
 from pipeline.tuning.search.search import Trial
@@ -61,7 +61,7 @@ def fit_by_rule(trials: Iterable[Trial], rules: Sequence[TuneRule]) -> dict[str,
 def write_results(
     folder: Path, trials: Sequence[Trial], *, rules: Sequence[TuneRule], summary: dict[str, Any], journal: Path
 ) -> Trial | None:
-    """Write all results of a search.
+    """Write all results of a search for a model.
 
     Args:
         folder: The folder to fill.
@@ -76,8 +76,8 @@ def write_results(
     rows = [_table_row(trial) for trial in trials]
     front, chosen, fits = pareto_front(trials), choose(trials), fit_by_rule(trials, rules)
     write_json(folder / "trials.json", [row | {"curve": t.curve} for row, t in zip(rows, trials, strict=True)])
-    _write_table(folder / "trials.csv", rows)
-    _write_table(folder / "front.csv", [_table_row(trial) for trial in front])
+    write_table(folder / "trials.csv", rows)
+    write_table(folder / "front.csv", [_table_row(trial) for trial in front])
     write_json(folder / "fit.json", {name: _describe_fit(line) for name, line in fits.items()})
     named = {
         "chosen": chosen.candidate.key if chosen else None,
@@ -129,7 +129,13 @@ def _describe_fit(line: LineFit) -> dict[str, float | int | None]:
     }
 
 
-def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a table as CSV.
+
+    Args:
+        path: The file to write.
+        rows: The rows, with the same columns.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["trial"])
         writer.writeheader()

@@ -28,13 +28,14 @@ class TrackedSearch:
         self._tracker, self._parent, self._setup = tracker, parent, setup
 
     def log_trial(self, trial: Trial) -> None:
-        """Log a trial as a run of its own: the model as parameters, its AP and costs as metrics."""
+        """Log a trial as a run of its own: the model or the settings as parameters, its AP and costs as metrics."""
         candidate, setup = trial.candidate, self._setup
         fingerprint = f"{setup.fingerprint}-{candidate.key}"
         key = RunKey(variant=candidate.label, seed=setup.settings.seed, fingerprint=fingerprint)
         with self._tracker.run(key, parent=self._parent.key) as run:
             run.set_tags({"status": trial.status, "rules": " ".join(candidate.rules)})
-            run.log_params({"rule": candidate.rules[0], **dict(candidate.features)})
+            rule = {"rule": candidate.rules[0]} if candidate.rules else {}
+            run.log_params(rule | (dict(candidate.train) or dict(candidate.features)))
             for epoch, AP in trial.curve:
                 run.log_metrics({"AP_by_epoch": AP}, step=epoch)
             run.log_metrics(

@@ -1,15 +1,15 @@
-"""The search as a plain object that returns the next model and receives the results. It uses neither Ray nor time."""
+"""The search as a plain object that returns the next candidate and receives results. It uses neither Ray nor time."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
-from pipeline.params import TuneRule, TuneSettings
+from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.search.halving import RUNGS, Halving
 from pipeline.tuning.search.kriging import FEWEST_RESULTS, Kriging
 from pipeline.tuning.search.space import Candidate
@@ -20,10 +20,10 @@ Status = Literal["running", "complete", "stopped", "cut", "failed"]
 
 @dataclass
 class Trial:
-    """The training of one model during a search.
+    """The training of one candidate during a search.
 
     Attributes:
-        candidate: The model.
+        candidate: The model, or the settings.
         stratum: Index of its range of GFLOPs.
         status: Whether the trial is running, or how it ended.
         AP: The AP of the weights that a complete trial left; otherwise the best AP so far, None before the first.
@@ -34,6 +34,7 @@ class Trial:
         error: Why the trial failed, in one line.
         warm_start: Key of the trial whose weights this trial started from, or an empty string.
         curve: Each reported epoch with its AP.
+        trained: The varied settings as they were read back from the trial; empty if models are searched.
     """
 
     candidate: Candidate
@@ -47,14 +48,16 @@ class Trial:
     error: str = ""
     warm_start: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
+    trained: dict[str, float] = field(default_factory=dict)
 
 
 @final
 class Search:
-    """Choose models so that all ranges of cost are searched equally.
+    """Choose candidates so that all ranges of cost are searched equally.
 
-    The range with the fewest trials is next. In each range, one model of every rule is trained first, and always to
-    its end, so that there is a curve for each rule. Then the sampler of the settings chooses.
+    The range with the fewest trials is next. In each range, one candidate of every rule is trained first, and always to
+    its end, so that there is a curve for each rule. Then the sampler of the settings chooses. The candidates of a
+    search for settings have the same cost, and only the stated settings have a rule, so that they come first.
     """
 
     def __init__(
@@ -64,16 +67,17 @@ class Search:
         *,
         full_compute: Callable[[Candidate], float],
     ) -> None:
-        """Split the models into ranges of cost.
+        """Split the candidates into ranges of cost.
 
         Args:
-            candidates: All models that may be trained.
+            candidates: All candidates that may be trained.
             settings: The settings `tune`.
             full_compute: Returns the training compute of a whole trial of a model, floating point operations.
         """
         self._settings, self._full_compute = settings, full_compute
         self.strata = split_strata(candidates, settings.strata)
         self.trials: dict[str, Trial] = {}
+        self._rules = {rule for candidate in candidates for rule in candidate.rules}
         self._stratum_of = {candidate.key: i for i, stratum in enumerate(self.strata) for candidate in stratum}
         self._kriging = Kriging(candidates) if settings.sampler == "kriging" else None
         self._first: set[str] = set()  # trials that halving does not stop
@@ -147,16 +151,15 @@ class Search:
 
     def nearest(self, candidate: Candidate) -> Trial | None:
         """Return the complete trial of the same image size whose model is most similar, or None."""
-        others = [trial for trial in self._complete() if trial.candidate.image_size == candidate.image_size]
+        others = [
+            trial for trial in _complete(self.trials.values()) if trial.candidate.image_size == candidate.image_size
+        ]
         features = dict(candidate.features)
 
         def distance(trial: Trial) -> float:
             return sum((value - features[name]) ** 2 for name, value in trial.candidate.features)
 
         return min(others, key=distance, default=None)
-
-    def _complete(self) -> list[Trial]:
-        return [trial for trial in self.trials.values() if trial.status == "complete" and trial.AP is not None]
 
     def _choose(self, stratum: int, untried: Sequence[Candidate]) -> Candidate:
         # The seed depends on the number of trials, so that a resumed search makes the same choices.
@@ -165,15 +168,15 @@ class Search:
         first = [candidate for candidate in untried if missing & set(candidate.rules)]
         if first:
             return generator.choice(first)
-        results = [(trial.candidate, trial.AP) for trial in self._complete() if trial.AP is not None]
+        results = known_results(self.trials.values())
         if self._kriging is None or len(results) < FEWEST_RESULTS:
             return generator.choice(untried)
         pending = [trial.candidate for trial in self.trials.values() if trial.status == "running"]
         return self._kriging.choose(untried, results=results, pending=pending)
 
-    def _missing_rules(self, stratum: int) -> set[TuneRule]:
+    def _missing_rules(self, stratum: int) -> set[str]:
         tried = [trial.candidate.rules for trial in self.trials.values() if trial.stratum == stratum]
-        return set(self._settings.rules) - {rule for rules in tried for rule in rules}
+        return self._rules - {rule for rules in tried for rule in rules}
 
 
 def split_strata(candidates: Sequence[Candidate], number: int) -> tuple[tuple[Candidate, ...], ...]:
@@ -192,3 +195,27 @@ def split_strata(candidates: Sequence[Candidate], number: int) -> tuple[tuple[Ca
     for candidate, cost in zip(candidates, costs, strict=True):
         strata[min(int((cost - low) / extent * number), number - 1)].append(candidate)
     return tuple(tuple(stratum) for stratum in strata if stratum)
+
+
+def known_results(trials: Iterable[Trial]) -> list[tuple[Candidate, float]]:
+    """Return the candidates with a known final AP.
+
+    Stopped trials of a search for settings are included, because most of the bad settings are among them. Such a trial
+    counts with the final AP of the complete trial whose AP after the same epoch is closest to its own.
+
+    Args:
+        trials: All trials of a search.
+    """
+    trials = list(trials)
+    complete = _complete(trials)
+    results = [(trial.candidate, trial.AP or 0.0) for trial in complete]
+    for trial in trials:
+        if trial.status == "stopped" and trial.candidate.train:
+            epoch, AP = trial.curve[-1]
+            reached = [(abs(dict(other.curve)[epoch] - AP), other.AP or 0.0) for other in complete]
+            results.append((trial.candidate, min(reached, default=(0.0, AP))[1]))
+    return results
+
+
+def _complete(trials: Iterable[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.status == "complete" and trial.AP is not None]

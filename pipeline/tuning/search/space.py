@@ -1,4 +1,7 @@
-"""The models that a search may train: scaled from one base, with their cost counted before any training."""
+"""The candidates of a search, and the models that it may train.
+
+The models are scaled from one base, and their cost is counted before any training.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import log2
 from typing import NamedTuple
 
-from pipeline.params import TuneRule, TuneSettings
+from pipeline.tune_settings import TuneRule, TuneSettings
 from yolov7.errors import SpecError
 from yolov7.nn.cost import Cost
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
@@ -47,25 +50,26 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that a search may train.
+    """A model that a search may train, or settings with which it may train the base.
 
     Attributes:
-        key: Eight hexadecimal digits that identify the model, see `model_key`.
-        label: How the model was scaled, for people.
-        rules: All rules that can make this model.
+        key: Eight hexadecimal digits that identify the candidate, see `model_key`.
+        label: How the model was scaled, or which settings differ from the stated ones, for people.
+        rules: All rules that can make this model; `STATED` for the stated settings, none for other settings.
         spec_json: The spec of the model.
         image_size: Side of the images, pixels.
         auxiliary: Whether the model is trained with an auxiliary head.
-        features: Names and values that describe the model to a sampler.
+        features: Names and values that describe the candidate to a sampler.
         gflops: GFLOPs of the deployed model, counted as in the paper.
         training_gflops: GFLOPs of one forward pass of the model as it is trained.
         parameters: Number of parameters as it is trained.
         parameters_deployed: Number of parameters after re-parameterisation.
+        train: The varied settings of the training with their values; empty if models are searched.
     """
 
     key: str
     label: str
-    rules: tuple[TuneRule, ...]
+    rules: tuple[str, ...]
     spec_json: str
     image_size: int
     auxiliary: bool
@@ -74,6 +78,7 @@ class Candidate:
     training_gflops: float
     parameters: int
     parameters_deployed: int
+    train: tuple[tuple[str, float], ...] = ()
 
     def training_flop(self, images: int) -> float:
         """Return the floating point operations of training on a number of images.
@@ -184,6 +189,18 @@ def _drawn_depths(parts: int, generator: random.Random) -> Iterator[float]:
     centre = generator.randrange(len(DEPTHS))
     for _ in range(parts):
         yield DEPTHS[min(max(centre + generator.choice((-1, 0, 0, 1)), 0), len(DEPTHS) - 1)]
+
+
+def base_candidate(spec: ModelSpec, *, image_size: int, cost_of: CostOf) -> Candidate:
+    """Return a model that is not scaled.
+
+    Args:
+        spec: The model.
+        image_size: Side of the images, pixels.
+        cost_of: Counts the cost of a spec.
+    """
+    choice = Choice("width", (), 1.0, image_size, bool(spec.head.taps))
+    return _candidate(spec, spec, choice, key=model_key(spec, image_size), cost=cost_of(spec, image_size))
 
 
 def _candidate(base: ModelSpec, spec: ModelSpec, choice: Choice, *, key: str, cost: Cost) -> Candidate:

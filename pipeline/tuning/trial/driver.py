@@ -12,8 +12,9 @@ from typing import Any, final
 from pipeline.tuning.budget.plan import BudgetAccount
 from pipeline.tuning.search.search import Search, Status, Trial
 from pipeline.tuning.search.space import Candidate
+from pipeline.tuning.trial.check import final_ap, find_mismatch, trained_values
 from pipeline.tuning.trial.journal import Journal
-from pipeline.tuning.trial.training import TrialTask, final_ap, find_mismatch, read_steps
+from pipeline.tuning.trial.training import TrialTask, read_steps
 from yolov7.errors import TrainingError, UserError, one_line
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS
@@ -170,6 +171,7 @@ class Driver:
                 error = find_mismatch(trial.candidate, job)
             except (UserError, OSError) as fault:
                 error = one_line(fault)
+        trial.trained = trained_values(trial.candidate, job)
         is_whole = (job.run_folder / WEIGHTS).is_file()
         status: Status = "failed" if error else "complete" if is_whole else "cut"
         if status == "cut" and trial.status == "stopped":

@@ -45,7 +45,9 @@ class Journal:
     def started(self, trial: Trial) -> None:
         """Record the start of a trial."""
         candidate = trial.candidate
-        self._add("start", {"trial": candidate.key, "label": candidate.label, "warm_start": trial.warm_start})
+        sampled = {"settings": dict(candidate.train)} if candidate.train else {}
+        line = {"trial": candidate.key, "label": candidate.label, "warm_start": trial.warm_start}
+        self._add("start", line | sampled)
 
     def reported(self, trial: Trial, *, AP: float) -> None:
         """Record the AP of the trial's last reported epoch."""
@@ -55,7 +57,8 @@ class Journal:
     def ended(self, trial: Trial) -> None:
         """Record how a trial ended."""
         result = {"AP": trial.AP, "compute": trial.compute, "seconds": trial.seconds, "error": trial.error}
-        self._add("end", {"trial": trial.candidate.key, "status": trial.status, **result})
+        trained = {"trained": trial.trained} if trial.trained else {}
+        self._add("end", {"trial": trial.candidate.key, "status": trial.status, **result, **trained})
 
     def note_seconds(self, seconds: float) -> None:
         """Record the seconds that the search has used, at most once per second."""
@@ -94,6 +97,7 @@ class Journal:
                     search.report(key, epoch=line["epoch"], compute=line["compute"], AP=line["AP"])
                 case "end":
                     search.trials[key].compute = line["compute"]
+                    search.trials[key].trained = line.get("trained", {})
                     search.end(key, line["status"], AP=line["AP"], seconds=line["seconds"], error=line["error"])
 
     def _add(self, event: str, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The training of one trial in one process, and the check of the model that it left."""
+"""The training of one trial in one process."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from pipeline.tuning.budget.plan import SpeedSample
-from pipeline.tuning.search.space import Candidate
-from yolov7.data.index import load_index
-from yolov7.nn.cost import count_parameters
-from yolov7.nn.model import DetectionModel
 from yolov7.settings import Settings
-from yolov7.spec.spec_files import spec_from_json
 from yolov7.system.files import write_whole
-from yolov7.training.anchors import differ_in_anchors_only
 from yolov7.training.checkpoint import load_checkpoint, save_checkpoint
 from yolov7.training.job import TrainJob
-from yolov7.training.loop import WEIGHTS, Trainer, fit
-from yolov7.training.record import best_line, read_epochs
+from yolov7.training.loop import Trainer, fit
+from yolov7.training.record import read_epochs
 from yolov7.training.worker import Worker
-from yolov7.weights.weight_files import first_difference, load_weights
+from yolov7.weights.weight_files import load_weights
 
+SETTINGS_FILE = "settings.json"  # written by the process of a trial: the settings with which it trains
 _STEPS_FILE = "steps.txt"
 _NOTE_SECONDS = 0.5  # between two updates of the file
 _MEASURED_STEPS = 5
@@ -73,6 +66,7 @@ def train_trial(task: TrialTask, worker: Worker, *, report: Callable[[dict[str, 
         return counter.is_exhausted or task.stop_file.exists() or is_past_deadline()
 
     if not task.stop_file.exists() and not is_past_deadline():
+        write_whole(task.job.run_folder / SETTINGS_FILE, task.job.settings.model_dump_json().encode())
         fit(task.job, worker, should_stop=should_stop)
     counter.save()
     reporter.send_new()
@@ -98,73 +92,6 @@ def start_from_weights(job: TrainJob, weights: Path, worker: Worker) -> None:
     for state in (checkpoint.model, checkpoint.ema):
         state.update({name: given[name] for name in state if name in given and given[name].shape == state[name].shape})
     save_checkpoint(path, checkpoint)
-
-
-def final_ap(job: TrainJob) -> float | None:
-    """Return the AP of the weights that a complete run left, or None if it was not measured.
-
-    With `patience` these are the weights of the best epoch, otherwise those of the last one.
-    """
-    lines = read_epochs(job.run_folder)
-    kept = best_line(lines) if job.settings.patience else lines[-1] if lines else None
-    AP = kept.get("AP") if kept else None
-    return None if AP is None else float(AP)
-
-
-def find_mismatch(candidate: Candidate, job: TrainJob) -> str:
-    """Compare the model that a trial left with the model that was sampled.
-
-    Training may fit the anchors to the data, and `patience` may end it before its last epoch; neither is a mismatch.
-
-    Args:
-        candidate: The sampled model.
-        job: The training.
-
-    Returns:
-        The first difference, or an empty string if there is none.
-    """
-    path = job.run_folder / WEIGHTS
-    if not path.is_file():
-        return _find_checkpoint_mismatch(candidate, job)
-    weights = load_weights(path)
-    sampled, trained = spec_from_json(candidate.spec_json), weights.model.spec
-    same = sampled == trained if job.settings.anchors == "spec" else differ_in_anchors_only(sampled, trained)
-    if not same:
-        names = [name for name, row in sampled.rows.items() if trained.rows.get(name) != row]
-        return f"the trained spec differs from the sampled one (rows: {', '.join(names) or 'other ones'})"
-    pairs = {
-        "parameters": (candidate.parameters, count_parameters(weights.model)),
-        "image_size": (candidate.image_size, weights.image_size),
-        "fingerprint": (job.fingerprint, weights.training.get("fingerprint")),
-    }
-    if not _ended_by_patience(job, epochs=weights.training.get("epochs")):
-        pairs["epochs"] = (job.settings.epochs, weights.training.get("epochs"))
-    different = [f"{name} of the sampled model is {a}, but {b} was trained" for name, (a, b) in pairs.items() if a != b]
-    return different[0] if different else ""
-
-
-def _ended_by_patience(job: TrainJob, *, epochs: object) -> bool:
-    lines = read_epochs(job.run_folder)
-    best = best_line(lines) if job.settings.patience else None
-    return best is not None and lines[-1]["epoch"] == epochs and epochs - best["epoch"] >= job.settings.patience
-
-
-def _find_checkpoint_mismatch(candidate: Candidate, job: TrainJob) -> str:
-    """Compare the checkpoint of a trial that did not reach its end."""
-    paths = sorted(job.run_folder.glob("checkpoint-*.pt"))
-    if not paths:
-        return "the trial left neither weights nor a checkpoint"
-    checkpoint = load_checkpoint(paths[-1])
-    if checkpoint.fingerprint != job.fingerprint:
-        return f"fingerprint of the sampled model is {job.fingerprint}, but {checkpoint.fingerprint} was trained"
-    num_classes = len(load_index(job.data_folder / "train.npz").class_names)
-    with torch.device("meta"):
-        sampled = DetectionModel(spec_from_json(candidate.spec_json), num_classes=num_classes)
-    parameters = {name: tuple(value.shape) for name, value in sampled.named_parameters()}
-    if count_parameters(sampled) != candidate.parameters:
-        return f"the sampled model has {candidate.parameters} parameters, but its spec has {count_parameters(sampled)}"
-    trained = {name: tuple(value.shape) for name, value in checkpoint.model.items() if name in parameters}
-    return first_difference(parameters, trained)
 
 
 def measure_speed(job: TrainJob, worker: Worker, *, training_gflops: float, began: float) -> SpeedSample:
