@@ -23,7 +23,7 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
     Returns:
         The loss.
     """
-    strides, nominal = model.strides, settings.optim.nominal_batch
+    strides, nominal, four = model.strides, settings.optim.nominal_batch, settings.loss.four_cells
     match model.spec.head:
         case DetectRow():
             return DetectionLoss(
@@ -38,11 +38,11 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
             is_closing = epoch >= settings.first_closing_epoch
             return YoloxLoss(strides, assigner, uses_l1=is_closing, nominal_batch=nominal)
         case PpyoloeHeadRow(bins=bins):
-            aligned = TaskAlignedAssigner(strides, bins, top=13, alpha=1.0, beta=6.0, overlap="iou")
+            aligned = TaskAlignedAssigner(strides, bins, top=13, alpha=1.0, beta=6.0, overlap="iou", four_cells=four)
             scoring = _or_atss(aligned, settings, epoch)
             return DistributionLoss(strides, scoring, bins=bins, gains=PPYOLOE_GAINS, nominal_batch=nominal)
         case DflHeadRow(bins=bins):
-            aligned = TaskAlignedAssigner(strides, bins, top=10, alpha=0.5, beta=6.0, overlap="ciou")
+            aligned = TaskAlignedAssigner(strides, bins, top=10, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four)
             scoring = _or_atss(aligned, settings, epoch)
             return DistributionLoss(strides, scoring, bins=bins, gains=U6_GAINS, nominal_batch=nominal)
         case row:
@@ -52,5 +52,5 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
 def _or_atss(aligned: TaskAlignedAssigner, settings: TrainSettings, epoch: int) -> ScoringAssigner:
     """Return the task-aligned assigner, or ATSS in the first epochs."""
     if epoch < min(settings.loss.atss_epochs, settings.epochs // 3):
-        return AtssAssigner(aligned.strides, aligned.bins)
+        return AtssAssigner(aligned.strides, aligned.bins, aligned.four_cells)
     return aligned
