@@ -235,7 +235,7 @@ def test_any_spec_can_have_the_anchor_free_head() -> None:
         assert (spec.head.sources, spec.head.taps, spec.head.bins) == (base.head.sources, (), 16)
         assert {**spec.rows, "head": None} == {**base.rows, "head": None}
         assert with_anchor_free_head(spec) is spec
-    with pytest.raises(SpecError, match=r"head: Input should be 'anchor_free', not 'free'"):
+    with pytest.raises(SpecError, match=r"head: Input should be 'anchor_free' or 'one_to_one', not 'free'"):
         resolve_spec({"base": "yolov7", "head": "free"}, name="a")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from yolov7.criterion.aligned import AtssAssigner, ScoringAssigner, TaskAlignedAssigner
-from yolov7.criterion.anchor_free_loss import PPYOLOE_GAINS, U6_GAINS, DistributionLoss, YoloxLoss
+from yolov7.criterion.anchor_free_loss import PPYOLOE_GAINS, U6_GAINS, DistributionLoss, DualLoss, YoloxLoss
 from yolov7.criterion.loss import DetectionLoss
 from yolov7.criterion.loss_parts import Loss
 from yolov7.criterion.simota import SimOtaAssigner
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.head_rows import DetectRow, DflHeadRow, PpyoloeHeadRow, YoloxHeadRow
+from yolov7.spec.head_rows import DetectRow, DflHeadRow, OneToOneHeadRow, PpyoloeHeadRow, YoloxHeadRow
 
 
 def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0) -> Loss:
@@ -45,6 +45,18 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
             aligned = TaskAlignedAssigner(strides, bins, top=10, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four)
             scoring = _or_atss(aligned, settings, epoch)
             return DistributionLoss(strides, scoring, bins=bins, gains=U6_GAINS, nominal_batch=nominal)
+        case OneToOneHeadRow(bins=bins):
+            lead, auxiliary = (
+                DistributionLoss(
+                    strides,
+                    TaskAlignedAssigner(strides, bins, top=top, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four),
+                    bins=bins,
+                    gains=U6_GAINS,
+                    nominal_batch=nominal,
+                )
+                for top in (1, 10)
+            )
+            return DualLoss(lead, auxiliary)
         case row:
             raise AssertionError(f"{row.block} has no loss")
 
