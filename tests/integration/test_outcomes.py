@@ -106,7 +106,10 @@ def test_the_options_of_fine_tuning_and_muon_are_the_same_after_an_interruption(
     assert_same(ended, read_weights(tmp_path / "parts"))
     statistics = [name for name in began if "running" in name]
     assert all(torch.allclose(began[name], ended[name], rtol=1e-6) for name in statistics)
-    assert not torch.allclose(began["rows.s1.conv.weight"], ended["rows.s1.conv.weight"], rtol=1e-6)  # released
+    kernels = [name for name in began if name.startswith("rows.s1.") and began[name].dim() == 4]
+    assert not any(
+        torch.allclose(began[name], ended[name], rtol=1e-6) for name in kernels
+    )  # released in the last epoch
 
 
 def test_the_weights_say_where_they_come_from(data: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_matrix_moves_as_with_the_optimizer_of_torch(shape: tuple[int, int]) -
 
     own, theirs = moved(None), moved(torch.optim.Muon)
     assert (theirs - 1).abs().max() > 0.01
-    torch.testing.assert_close(own, theirs, rtol=0, atol=5e-4)  # torch computes the update with bfloat16
+    torch.testing.assert_close(own, theirs, rtol=0, atol=1e-3)  # torch computes the update with bfloat16
 
 
 def test_all_others_move_as_with_adamw() -> None:
