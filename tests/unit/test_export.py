@@ -184,6 +184,7 @@ def test_a_torchscript_file_of_an_anchor_free_head_computes_what_torch_computes(
     torch.testing.assert_close(open_model(path).engine.decode(images), expected, rtol=0.05, atol=2.0)
 
 
+@pytest.mark.slow
 def test_a_file_of_a_head_without_suppression_has_no_suppression(tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "w.safetensors", head="one_to_one")
     settings = NmsSettings(confidence=0.3, iou=0.2, max_detections=20)

@@ -32,7 +32,7 @@ from yolov7.weights.transfer import transfer
 from yolov7.weights.weight_files import load_weights, save_weights
 
 ANCHOR_FREE = ("yolox", "ppyoloe", "dfl")
-BINS = {"ppyoloe": 17, "dfl": 16}
+BINS = {"ppyoloe": 17, "dfl": 16, "one_to_one": 16}
 
 
 def model_of(head: str, *, num_classes: int = 3, seed: int = 0) -> DetectionModel:
