@@ -203,7 +203,7 @@ class OptimSettings(Settings):
     optimizer: Literal["sgd", "adamw", "muon"] = Field(
         "sgd",
         description="sgd: stochastic gradient descent with momentum; adamw: AdamW; muon: Muon for weights of "
-        "convolutions and AdamW for the others, with an lr0 for AdamW, such as 0.002",
+        "convolutions and AdamW for the others, with one lr0 for both, such as 0.004",
     )
     nesterov: bool = Field(True, description="use Nesterov momentum with sgd, as in the reference")
     clip_norm: NonNegative = Field(0.0, le=1e9, description="largest norm of the gradient of a step; 0: no limit")
