@@ -82,8 +82,10 @@ class Variant(Settings):
         default_factory=dict, description="Changes of rows of the spec, key by key."
     )
     scale: ScaleSettings | None = Field(None, description="Scaling of the spec.")
-    head: Literal["anchor_free"] | None = Field(
-        None, description="`anchor_free`: replace the anchor-based head by that of YOLOv7-u6; null: as in the spec."
+    head: Literal["anchor_free", "one_to_one"] | None = Field(
+        None,
+        description="`anchor_free`: replace the anchor-based head by that of YOLOv7-u6; `one_to_one`: by a form of it "
+        "that needs no non-maximum suppression; null: as in the spec.",
     )
     auxiliary: bool | None = Field(
         None, description="Train with an auxiliary head (true) or without one (false); null: as in the spec."

@@ -122,7 +122,8 @@ class AugmentSettings(Settings):
 class LossSettings(Settings):
     """Settings of the loss. Gains are scaled by the numbers of levels and classes and by the image size.
 
-    Only `simota` and `atss_epochs` affect heads without anchors; their other constants are those of their papers.
+    Only `simota`, `atss_epochs` and `four_cells` affect heads without anchors; their other constants are those of their
+    papers.
     """
 
     assigner: Literal["ota", "anchor"] = Field(
@@ -170,6 +171,11 @@ class LossSettings(Settings):
     merge_duplicate_cells: bool = Field(
         True, description="assign a cell that several objects propose to one of them (the reference keeps all)"
     )
+    four_cells: bool = Field(
+        False,
+        description="give objects with a side below two strides of the finest level at least four cells: four "
+        "candidates of heads with distributions, four positives of the assigner ota",
+    )
     auxiliary: Guidance = Field(
         "coarse_to_fine",
         description="cells that the auxiliary head learns from: coarser ones, those of the lead head, or its own",
@@ -198,7 +204,11 @@ class LossSettings(Settings):
 class OptimSettings(Settings):
     """The optimizer, the schedule of learning rates, and the exponential moving average of the weights."""
 
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="stochastic gradient descent with momentum, or AdamW")
+    optimizer: Literal["sgd", "adamw", "muon"] = Field(
+        "sgd",
+        description="sgd: stochastic gradient descent with momentum; adamw: AdamW; muon: Muon for weights of "
+        "convolutions and AdamW for the others, with one lr0 for both, such as 0.004",
+    )
     nesterov: bool = Field(True, description="use Nesterov momentum with sgd, as in the reference")
     clip_norm: NonNegative = Field(0.0, le=1e9, description="largest norm of the gradient of a step; 0: no limit")
     schedule: Literal["scaled", "reference", "yolox", "ppyoloe"] = Field(
@@ -215,8 +225,11 @@ class OptimSettings(Settings):
         0.0, ge=0.0, le=0.9, description="last share of the run that has the last learning rate, with schedule: yolox"
     )
     lr0: Positive = Field(0.01, le=1000.0, description="learning rate after the warm-up, for the nominal batch")
+    layer_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="factor of the learning rate of each row relative to the row after it"
+    )
     lr_final: Positive = Field(0.01, le=1.0, description="last learning rate as a share of lr0")
-    momentum: Probability = Field(0.937, description="momentum of SGD, or the first beta of AdamW")
+    momentum: Probability = Field(0.937, description="momentum of SGD and of Muon, or the first beta of AdamW")
     weight_decay: NonNegative = Field(
         0.0005, le=1000.0, description="weight decay of convolution weights, for the nominal batch"
     )
@@ -228,7 +241,7 @@ class OptimSettings(Settings):
     warmup_share: Probability = Field(0.1, description="longest warm-up as a share of the run")
     warmup_momentum: Probability = Field(0.8, description="momentum at the first step")
     warmup_bias_lr: NonNegative = Field(
-        0.1, le=1000.0, description="learning rate of biases at the first step of SGD; with AdamW it is 0"
+        0.1, le=1000.0, description="learning rate of biases at the first step of SGD; with AdamW and Muon it is 0"
     )
     ema_decay: float = Field(0.9999, gt=0.0, lt=1.0, description="decay of the moving average in the long run")
     ema_ramp: Positive = Field(2000.0, le=1e9, description="number of updates over which the decay grows to ema_decay")
@@ -257,6 +270,16 @@ class TrainSettings(Settings):
     )
     weights: Path | None = Field(None, description="weight file to start from; its classes may differ")
     freeze: str | None = Field(None, description="last row that is frozen; the rows before it are frozen too")
+    unfreeze_epochs: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="number of first epochs in which the frozen rows are released, the last one first; 0: they stay "
+        "frozen",
+    )
+    freeze_batch_norm: bool = Field(
+        False, description="keep the statistics of batch norm of the weights that training starts from"
+    )
     class_balance: Probability = Field(
         0.0, description="classes in a smaller share of the images are sampled more often"
     )
@@ -278,6 +301,12 @@ class TrainSettings(Settings):
         False, description="compute batch norm statistics over the images of all workers; needs GPUs"
     )
     multi_scale: Probability = Field(0.0, description="largest variation of the training size, as a share of it")
+    low_resolution_share: Probability = Field(
+        0.0, description="first share of the epochs that is trained at a lower resolution"
+    )
+    low_resolution: float = Field(
+        0.5, gt=0.0, le=1.0, description="side of the images of these epochs as a share of image_size"
+    )
     close_mosaic: int = Field(
         10,
         ge=0,
@@ -317,6 +346,14 @@ class TrainSettings(Settings):
     def _check_whole(self) -> TrainSettings:
         if self.recipe == "finetune" and self.weights is None:
             raise ValueError("recipe='finetune' starts from trained weights; name a weight file in weights")
+        if self.freeze_batch_norm and self.weights is None:
+            raise ValueError(
+                "freeze_batch_norm=True keeps the statistics of trained weights; name a weight file in weights"
+            )
+        if self.unfreeze_epochs and self.freeze is None:
+            raise ValueError(
+                f"unfreeze_epochs={self.unfreeze_epochs} releases frozen rows; name the last one in freeze"
+            )
         if self.patience and self.swa_epochs:
             raise ValueError(
                 f"patience={self.patience} and swa_epochs={self.swa_epochs} exclude each other, because the last "

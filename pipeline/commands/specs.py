@@ -15,7 +15,7 @@ from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.cost import spec_cost
 from yolov7.nn.heads import Head
 from yolov7.nn.model import DetectionModel
-from yolov7.spec.block_schema import DetectRow, DflHeadRow, HeadRow
+from yolov7.spec.block_schema import DetectRow, DflHeadRow, HeadRow, OneToOneHeadRow
 from yolov7.spec.graph import ModelSpec, infer_shapes, plan_rep_convs
 from yolov7.spec.row import PlannedRepConv
 from yolov7.spec.scaling import Rule, scale_spec
@@ -157,7 +157,7 @@ def _plan_row(name: str, block: str, module: nn.Module, places: Sequence[Planned
 def _plan_head(name: str, row: HeadRow, module: Head) -> PlanLine:
     norms = row.anchor_free and any(isinstance(part, ConvBnAct) for part in module.modules())
     folded = ["batch norm folded in"] if norms else []
-    if isinstance(row, DetectRow | DflHeadRow) and row.implicit:
+    if isinstance(row, DetectRow | DflHeadRow | OneToOneHeadRow) and row.implicit:
         folded.append("implicit vectors folded in" if isinstance(row, DetectRow) else "implicit factors folded in")
     dropped = ["auxiliary head dropped"] if row.taps else []
     number = sum(isinstance(part, nn.Conv2d) for part in module.modules()) if row.anchor_free else len(row.sources)

@@ -108,7 +108,7 @@ def train_together(*runs: Shared) -> None:
 def fix_statistics() -> None:
     """Train with batch norm in evaluation mode, so that images do not influence each other's gradients."""
 
-    def set_training(model: nn.Module, *, frozen: str | None) -> None:
+    def set_training(model: nn.Module, settings: TrainSettings, *, epoch: int) -> None:
         model.train()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,28 @@ def test_frozen_rows_end_as_they_began(data: Path, tmp_path: Path) -> None:
     }
     assert changed.isdisjoint({"s1", "s2", "p2", "d3", "p3"})
     assert {"p4", "n3", "h5"} <= changed
+
+
+def test_the_options_of_fine_tuning_and_muon_are_the_same_after_an_interruption(data: Path, tmp_path: Path) -> None:
+    fit(make_job(data, tmp_path / "began", epochs=1), WORKER)
+    optim = {"optimizer": "muon", "lr0": 0.002, "layer_decay": 0.9, "nominal_batch": 8, "clip_norm": 10.0}
+    options: dict[str, Any] = {"freeze": "p3", "unfreeze_epochs": 2, "freeze_batch_norm": True, "optim": optim}
+    options |= {"low_resolution_share": 0.4, "loss": {"four_cells": True}, "weights": tmp_path / "began" / WEIGHTS}
+    fit(make_job(data, tmp_path / "whole", **options), WORKER)
+    first = Trainer(make_job(data, tmp_path / "parts", **options), WORKER)
+    first.resume()
+    first.run_epoch()
+    first._wait_for_checkpoint()
+    del first
+    fit(make_job(data, tmp_path / "parts", **options), WORKER)
+    began, ended = read_weights(tmp_path / "began"), read_weights(tmp_path / "whole")
+    assert_same(ended, read_weights(tmp_path / "parts"))
+    statistics = [name for name in began if "running" in name]
+    assert all(torch.allclose(began[name], ended[name], rtol=1e-6) for name in statistics)
+    kernels = [name for name in began if name.startswith("rows.s1.") and began[name].dim() == 4]
+    assert not any(
+        torch.allclose(began[name], ended[name], rtol=1e-6) for name in kernels
+    )  # released in the last epoch
 
 
 def test_the_weights_say_where_they_come_from(data: Path, tmp_path: Path) -> None:

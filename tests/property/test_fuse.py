@@ -86,7 +86,8 @@ def heads(draw: st.DrawFn) -> dict[str, Any]:
     implicit = draw(st.booleans())
     detect = {"block": "detect", "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]], "implicit": implicit}
     yolox, ppyoloe = {"block": "detect_yolox", "hidden": draw(WIDTHS)}, {"block": "detect_ppyoloe"}
-    return draw(st.sampled_from([detect, detect, yolox, ppyoloe, {"block": "detect_dfl", "implicit": implicit}]))
+    dfl = {"block": "detect_dfl", "implicit": implicit}
+    return draw(st.sampled_from([detect, detect, yolox, ppyoloe, dfl, {**dfl, "block": "detect_one_to_one"}]))
 
 
 def randomise(model: nn.Module, seed: int) -> None:

@@ -44,6 +44,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "yolox": {"block": "detect_yolox", "from": _SOURCES, "hidden": 16},
     "ppyoloe": {"block": "detect_ppyoloe", "from": _SOURCES},
     "dfl": {"block": "detect_dfl", "from": _SOURCES},
+    "one_to_one": {"block": "detect_one_to_one", "from": _SOURCES},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,3 +134,32 @@ def test_nothing_to_assign() -> None:
         found = assigner(maps, NOTHING)
         assert len(found.cells) == len(found.score) == 0
     assert len(SimOtaAssigner(STRIDES)(random_case(0, (1, 1), outputs=5)[0], NOTHING)) == 0
+
+
+def test_small_objects_have_four_candidates_if_wanted() -> None:
+    random = torch.Generator().manual_seed(0)
+    centres = torch.cat((torch.rand(200, 2, generator=random), torch.randint(0, 17, (200, 2), generator=random) / 16))
+    targets = Targets(
+        torch.arange(400), torch.zeros(400, dtype=torch.int64), torch.cat((centres, 0.03 * torch.ones(400, 2)), 1)
+    )
+    grid = Grid.of([torch.zeros(1, 1, 128 // s, 128 // s, 1) for s in STRIDES], STRIDES)
+    boxes = grid.boxes_px(targets)
+    finest = grid.level == 0
+    counts = grid.inside(grid.widened(boxes))[:, finest].sum(1)
+    assert counts.min() >= 4
+    assert grid.inside(boxes)[:, finest].sum(1).min() == 0
+    large = boxes.new_tensor([[3.0, 20.0, 33.0, 60.0]])
+    assert torch.equal(grid.widened(large), large)
+
+
+@pytest.mark.parametrize("kind", ["tal", "atss"])
+def test_an_object_between_the_centres_of_cells_is_learned_if_wanted(kind: str) -> None:
+    maps = tuple(torch.zeros(1, 1, 64 // s, 64 // s, 4 * BINS + 3) for s in STRIDES)
+    box = torch.tensor([[32.0, 32.0, 5.0, 5.0]]) / 64  # the nearest centres are at 28 and 36
+    targets = Targets(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), box)
+    found = {}
+    for four in (False, True):
+        tal, atss = replace(make_tal(), four_cells=four), AtssAssigner(STRIDES, BINS, four_cells=four)
+        found[four] = len((tal if kind == "tal" else atss)(maps, targets).cells)
+    assert found[False] == 0
+    assert found[True] >= 4

@@ -145,3 +145,16 @@ def test_extreme_logits_have_finite_costs() -> None:
         negatives, switch = matching.class_costs(logits, torch.tensor([objectness]))
         assert torch.isfinite(negatives).all()
         assert torch.isfinite(switch).all()
+
+
+def test_small_objects_take_four_candidates_if_wanted() -> None:
+    """Boxes that are predicted far too large have small IoUs, whose sum is below 1."""
+    maps = tuple(torch.full((1, 2, 64 // s, 64 // s, 6), 1.0) for s in STRIDES)
+    targets = objects((0, 0, 20, 30, 6, 6), (0, 0, 44, 44, 32, 32), size=64)
+    counts = {}
+    for four in (False, True):
+        assigner = OtaAssigner(Anchors(ANCHORS, STRIDES), threshold=4.0, merge_duplicates=True, four_cells=four)
+        counts[four] = torch.bincount(assigner(maps, targets).target, minlength=2).tolist()
+    assert counts[False][0] == 1
+    assert counts[True][0] == 4
+    assert counts[True][1] == counts[False][1]

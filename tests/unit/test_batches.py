@@ -22,6 +22,8 @@ PIXELS, GEOMETRY = letterbox(np.zeros((8, 8, 3), np.uint8), size=8)
 class Engine:
     """Predict one object, or fail; wait before the first batch until it may start."""
 
+    needs_suppression = True
+
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.may_start = threading.Event()

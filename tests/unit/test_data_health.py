@@ -248,6 +248,8 @@ def test_overlapping_pairs_are_those_of_all_pairs() -> None:
 class PlantedEngine:
     """An engine that finds in each image of a split what a test states, in pixels of the letterboxed image."""
 
+    needs_suppression = True
+
     def __init__(self, rows: dict[int, list[list[float]]]) -> None:
         self._rows, self._done = rows, 0
 

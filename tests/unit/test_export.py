@@ -185,6 +185,28 @@ def test_a_torchscript_file_of_an_anchor_free_head_computes_what_torch_computes(
 
 
 @pytest.mark.slow
+def test_a_file_of_a_head_without_suppression_has_no_suppression(tmp_path: Path) -> None:
+    weights = write_weights(tmp_path / "w.safetensors", head="one_to_one")
+    settings = NmsSettings(confidence=0.3, iou=0.2, max_detections=20)
+    _, path = export_model(weights, format="onnx", nms=settings, output=tmp_path / "out")
+    assert b"NonMaxSuppression" not in path.read_bytes()
+    images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    decoded = open_model(weights, precision="float32").engine.decode(images)
+    expected = non_max_suppression(decoded, settings=settings, suppresses=False)
+    suppressed = non_max_suppression(decoded, settings=settings)
+    engine = open_model(path, engine="onnxruntime").engine
+    assert not engine.needs_suppression
+    for one, fewer, other in zip(
+        expected,
+        suppressed,
+        non_max_suppression(engine.decode(images), settings=settings, suppresses=False),
+        strict=True,
+    ):
+        assert len(fewer) < len(one) == len(other)
+        torch.testing.assert_close(one.boxes_xyxy, other.boxes_xyxy, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.slow
 def test_an_export_of_dynamic_size_takes_other_sizes(weights: Path, tmp_path: Path) -> None:
     _, path = export_model(weights, format="onnx", nms=NmsSettings(), dynamic=True, output=tmp_path)
     images = torch.randint(0, 256, (2, 3, 96, 160), dtype=torch.uint8)

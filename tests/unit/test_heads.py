@@ -32,7 +32,7 @@ from yolov7.weights.transfer import transfer
 from yolov7.weights.weight_files import load_weights, save_weights
 
 ANCHOR_FREE = ("yolox", "ppyoloe", "dfl")
-BINS = {"ppyoloe": 17, "dfl": 16}
+BINS = {"ppyoloe": 17, "dfl": 16, "one_to_one": 16}
 
 
 def model_of(head: str, *, num_classes: int = 3, seed: int = 0) -> DetectionModel:
@@ -235,7 +235,7 @@ def test_any_spec_can_have_the_anchor_free_head() -> None:
         assert (spec.head.sources, spec.head.taps, spec.head.bins) == (base.head.sources, (), 16)
         assert {**spec.rows, "head": None} == {**base.rows, "head": None}
         assert with_anchor_free_head(spec) is spec
-    with pytest.raises(SpecError, match=r"head: Input should be 'anchor_free', not 'free'"):
+    with pytest.raises(SpecError, match=r"head: Input should be 'anchor_free' or 'one_to_one', not 'free'"):
         resolve_spec({"base": "yolov7", "head": "free"}, name="a")
 
 

@@ -155,3 +155,20 @@ def test_biases_of_convolutions_decay_if_wanted() -> None:
         assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
         assert not any(group["nesterov"] for group in optimizer.param_groups)
     assert counts == {False: 1, True: 2}
+
+
+def test_rows_far_from_the_head_learn_more_slowly_and_frozen_ones_not_at_all() -> None:
+    model = DetectionModel(load_spec("nano"), num_classes=2)
+    plans = schedule(layer_decay=0.9)
+    optimizer = build_optimizer(model, plans.settings, schedule=plans)
+    plan = plans.at(0)
+    apply_plan(optimizer, plan, num_frozen=2)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    rows = list(model.rows)
+    for name, parameter in model.named_parameters():
+        row = rows.index(name.split(".")[1]) if name.startswith("rows.") else len(rows)
+        full = plan.bias_lr if name.endswith("bias") else plan.lr
+        assert rates[id(parameter)] == pytest.approx(0 if row < 2 else full * 0.9 ** (len(rows) - row))
+    apply_plan(optimizer, plan)
+    assert min(group["lr"] for group in optimizer.param_groups) > 0

@@ -19,7 +19,7 @@ from yolov7.spec.spec_files import ModelSpec, resolve_spec, spec_to_json
 from yolov7.training.averaging import weights_id
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_optimizer, build_schedule
-from yolov7.training.start import build_start, set_training
+from yolov7.training.start import build_start, count_frozen_rows, set_training
 from yolov7.weights.foreign.reference import reference_state
 from yolov7.weights.weight_files import save_weights
 
@@ -105,7 +105,7 @@ def test_a_training_starts_from_a_checkpoint_of_another_implementation(tmp_path:
 def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn() -> None:
     settings = job(freeze="p3").settings
     model = build_start(job(freeze="p3"), ORDINARY).model
-    set_training(model, frozen="p3")
+    set_training(model, settings, epoch=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     schedule = build_schedule(settings.optim, batch_size=2, steps_per_epoch=1, epochs=1)
     optimizer = build_optimizer(model, settings.optim, schedule=schedule)
@@ -123,9 +123,38 @@ def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn() -> Non
 
 def test_without_a_frozen_row_everything_trains() -> None:
     model = build_start(job(), ORDINARY).model
-    set_training(model, frozen=None)
+    set_training(model, job().settings, epoch=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_frozen_rows_are_released_from_the_last_one() -> None:
+    settings = job(freeze="p3", unfreeze_epochs=4).settings
+    model = build_start(job(freeze="p3", unfreeze_epochs=4), ORDINARY).model
+    assert [count_frozen_rows(model, settings, epoch=epoch) for epoch in range(6)] == [5, 4, 3, 2, 0, 0]
+    set_training(model, settings, epoch=1)
+    evaluated = [name for name, row in model.rows.items() if not row.training]
+    assert evaluated == ["s1", "s2", "p2", "d3"]
+    assert all(parameter.requires_grad for parameter in model.parameters())  # the optimizer needs all of them
+
+
+def test_batch_norm_keeps_its_statistics_and_learns_its_weights_if_wanted() -> None:
+    model = build_start(job(), ORDINARY).model
+    settings = job(weights="w.safetensors", freeze_batch_norm=True).settings
+    set_training(model, settings, epoch=0)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    sum(level.square().mean() for level in model(torch.rand(2, 3, 64, 64)).lead).backward()  # type: ignore[union-attr]
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    assert all(module.weight.grad is not None for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [({"freeze_batch_norm": True}, "name a weight file"), ({"unfreeze_epochs": 2}, "name the last one in freeze")],
+)
+def test_settings_that_need_another_one_name_it(settings: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        job(**settings)
 
 
 def test_an_unknown_row_names_the_nearest() -> None:

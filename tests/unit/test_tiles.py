@@ -24,6 +24,8 @@ SIZE = 128
 class BrightRectangles:
     """Find the bounding box of each pure colour: red is class 0, green is class 1."""
 
+    needs_suppression = True
+
     def decode(self, images: Tensor) -> Tensor:
         decoded = torch.zeros(len(images), 2, 7)
         for row, image in zip(decoded, images, strict=True):

@@ -72,6 +72,7 @@ class TaskAlignedAssigner(ScoringAssigner):
         alpha: Exponent of the probability.
         beta: Exponent of the overlap.
         overlap: Measure of overlap; negative values count as 0.
+        four_cells: Whether small objects have candidates around them too; see `Grid.widened`.
     """
 
     strides: tuple[int, ...]
@@ -80,6 +81,7 @@ class TaskAlignedAssigner(ScoringAssigner):
     alpha: float
     beta: float
     overlap: Literal["iou", "ciou"]
+    four_cells: bool = False
 
     @torch.no_grad()
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
@@ -95,7 +97,8 @@ class TaskAlignedAssigner(ScoringAssigner):
 
     def _best(self, batch: _Batch, first: int, last: int) -> _Pairs:
         """Return the cells with the largest alignment of the objects first..last-1, if it is above 0."""
-        target, cell = batch.grid.pairs_inside(batch.boxes_px[first:last])
+        boxes = batch.boxes_px[first:last]
+        target, cell = batch.grid.pairs_inside(batch.grid.widened(boxes) if self.four_cells else boxes)
         pairs = batch.pairs(target + first, cell)
         alignment = self._alignment(batch, pairs, self._overlap(batch, pairs))
         # Positive floats have the order of their bits; the sort is stable, so that ties go to the first cell.
@@ -126,10 +129,12 @@ class AtssAssigner(ScoringAssigner):
     Attributes:
         strides: Stride of each level in pixels.
         bins: Number of bins per side.
+        four_cells: Whether small objects have candidates around them too; see `Grid.widened`.
     """
 
     strides: tuple[int, ...]
     bins: int
+    four_cells: bool = False
 
     @torch.no_grad()
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
@@ -150,7 +155,8 @@ class AtssAssigner(ScoringAssigner):
         mean = overlap.mean(1, keepdim=True)
         variance = (overlap - mean).square().sum(1, keepdim=True) / max(1, cells.shape[1] - 1)
         centre = batch.grid.centre[cells]
-        inside = torch.minimum(centre - boxes[:, None, :2], boxes[:, None, 2:] - centre).amin(-1) > _EPS
+        regions = batch.grid.widened(boxes) if self.four_cells else boxes
+        inside = torch.minimum(centre - regions[:, None, :2], regions[:, None, 2:] - centre).amin(-1) > _EPS
         target, rank = (inside & (overlap > mean + variance.sqrt())).nonzero(as_tuple=True)
         return batch.pairs(target + first, cells[target, rank])
 

@@ -176,6 +176,36 @@ class DistributionLoss(Loss):
         return similarity, distribution_focal_loss(logits, wanted_sides).mean(1)
 
 
+@final
+class DualLoss(Loss):
+    """The sum of the losses of a head with a one-to-one branch and an auxiliary branch (see `OneToOneHeadRow`)."""
+
+    def __init__(self, lead: Loss, auxiliary: Loss) -> None:
+        """Make the loss.
+
+        Args:
+            lead: The loss of the maps of the lead branch, with one cell for each object.
+            auxiliary: The loss of the maps of the auxiliary branch.
+        """
+        self._lead = lead
+        self._auxiliary = auxiliary
+
+    def assign(self, maps: HeadMaps, targets: Targets) -> HeadsAssignment:
+        """Return the positive cells of a batch; see `Loss`."""
+        lead = self._lead.assign(maps, targets).lead
+        if not maps.auxiliary:
+            return HeadsAssignment(lead, lead)
+        return HeadsAssignment(lead, self._auxiliary.assign(HeadMaps(maps.auxiliary), targets).lead)
+
+    def __call__(self, maps: HeadMaps, targets: Targets, *, sum_over_ranks: SumOverRanks | None = None) -> LossParts:
+        """Return the loss of one batch; see `Loss`."""
+        parts = self._lead(maps, targets, sum_over_ranks=sum_over_ranks)
+        if not maps.auxiliary:
+            return parts
+        others = self._auxiliary(HeadMaps(maps.auxiliary), targets, sum_over_ranks=sum_over_ranks)
+        return LossParts(*(one + other for one, other in zip(parts, others, strict=True)))
+
+
 def class_loss(
     logits: Float[Tensor, "n nc"],
     right: Float[Tensor, " p"],

@@ -20,6 +20,7 @@ from yolov7.structures import HeadMaps, Targets
 from yolov7.system.shapes import Float
 
 MAX_K, MAX_K_WITH_AUXILIARY = 10, 20  # how many IoUs are summed to get the number of positives of an object
+SMALL_SIDE, SMALL_K = 2, 4  # side of small objects in strides of the finest level, and their least number of positives
 LEAD_SPAN, WIDE_SPAN = 2.0, 3.0  # range, in cells, of the decoded centre of a box around the centre of its cell
 
 
@@ -70,6 +71,7 @@ class OtaAssigner(Assigner):
         max_k: int = MAX_K,
         reach: float = FINE,
         span: float = LEAD_SPAN,
+        four_cells: bool = False,
     ) -> None:
         """Set the parameters.
 
@@ -82,6 +84,8 @@ class OtaAssigner(Assigner):
             max_k: Number of largest IoUs whose sum is the number of positives of an object.
             reach: See `find_candidates`.
             span: Range of the centre in the decoder of the head, in cells.
+            four_cells: Whether objects with a side below two strides of the finest level take at least four candidates,
+                as far as so many overlap them. The small IoUs of small objects otherwise leave them only one.
         """
         self._anchors = anchors
         self._threshold = threshold
@@ -89,6 +93,7 @@ class OtaAssigner(Assigner):
         self._max_k = max_k
         self._reach = reach
         self._span = span
+        self._four_cells = four_cells
 
     @torch.no_grad()
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
@@ -102,6 +107,10 @@ class OtaAssigner(Assigner):
         height, width = (side * self._anchors.strides[0] for side in maps[0].shape[2:4])
         scale = targets.boxes_cxcywh.new_tensor([width, height, width, height], dtype=torch.float32)
         objects = ObjectBoxes(cxcywh_to_xyxy(targets.boxes_cxcywh.float() * scale), targets.label)
+        least_k = None
+        if self._four_cells:
+            sides = (targets.boxes_cxcywh.float() * scale)[:, 2:].amin(1)
+            least_k = SMALL_K * (sides < SMALL_SIDE * self._anchors.strides[0])
         num_images = maps[0].shape[0]
         by_candidate = ByImage.group(candidates.image, num_images=num_images)
         by_object = ByImage.group(targets.image, num_images=num_images)
@@ -109,7 +118,7 @@ class OtaAssigner(Assigner):
         owners = [candidates.target[:0]]
         for images in chunks_of_images(by_candidate.sizes, by_object.sizes):
             found, padded = by_candidate.padded(images), by_object.padded(images)
-            positives, takers = match_cheapest(predictions, objects, found, padded, self._max_k)
+            positives, takers = match_cheapest(predictions, objects, found, padded, self._max_k, least_k=least_k)
             chosen.append(positives)
             owners.append(takers)
         index, target = torch.cat(chosen), torch.cat(owners)

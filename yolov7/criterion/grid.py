@@ -81,6 +81,24 @@ class Grid:
         """Return the corners of objects; see `boxes_in_pixels`."""
         return boxes_in_pixels(targets, size=self.sizes[0], stride=self.strides[0])
 
+    def widened(self, boxes_xyxy: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
+        """Return boxes whose sides are at least two strides of the finest level, so that they contain four cells of it.
+
+        Args:
+            boxes_xyxy: Corners (n, 4) in pixels.
+
+        Returns:
+            Corners (n, 4) in pixels. A side that is widened keeps its centre, except near the border of the image.
+        """
+        height, width = (side * self.strides[0] for side in self.sizes[0])
+        low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+        half = 1.001 * self.strides[0]  # beyond centres of cells that are exactly one stride away
+        centre = (low + high) / 2
+        limit = centre.new_tensor((width, height))
+        inner = torch.minimum(centre.clamp(min=half), limit - half)
+        is_small = high - low < 2 * half
+        return torch.cat((torch.where(is_small, inner - half, low), torch.where(is_small, inner + half, high)), dim=1)
+
     def between(self, low: Float[Tensor, "n 2"], high: Float[Tensor, "n 2"], *, levels: slice) -> Bool[Tensor, "n m"]:
         """Return which centres are strictly inside rectangles.
 

@@ -217,7 +217,13 @@ def _make_single(
         case "ota":
             merge = settings.merge_duplicate_cells
             return OtaAssigner(
-                anchors, threshold=threshold, merge_duplicates=merge, max_k=max_k, reach=reach, span=span
+                anchors,
+                threshold=threshold,
+                merge_duplicates=merge,
+                max_k=max_k,
+                reach=reach,
+                span=span,
+                four_cells=settings.four_cells,
             )
         case "anchor":
             return AnchorAssigner(anchors, threshold=threshold, reach=reach)

@@ -109,6 +109,7 @@ def match_cheapest(
     max_k: int,
     *,
     is_last_choice: Bool[Tensor, "b g c"] | None = None,
+    least_k: Int[Tensor, " n"] | None = None,
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """Return the positive candidates and the object of each, image by image in the order of the candidates.
 
@@ -119,6 +120,7 @@ def match_cheapest(
         targets: Positions of the objects of each image, and which of them are not padding.
         max_k: Number of largest IoUs whose sum is the number of positives of an object.
         is_last_choice: Pairs that any other pair is preferred to, whatever its cost.
+        least_k: Smallest number of positives of each object of the batch, if so many candidates overlap it.
 
     Returns:
         Positions of the positive candidates, and the position of the object of each.
@@ -131,7 +133,10 @@ def match_cheapest(
     labels = objects.labels[target][:, :, None]
     class_cost = predictions.switch.flatten()[index[:, None] * num_classes + labels]
     class_cost += predictions.negatives[index][:, None]
-    num_wanted = torch.minimum(dynamic_k(iou, max_k=max_k) * is_object, exists.sum(1, keepdim=True))
+    wanted = dynamic_k(iou, max_k=max_k)
+    if least_k is not None:
+        wanted = torch.maximum(wanted, torch.minimum(least_k[target], (iou > 0).sum(-1)))
+    num_wanted = torch.minimum(wanted * is_object, exists.sum(1, keepdim=True))
     cost = class_cost.sub_(iou.add_(1e-8).log_(), alpha=_IOU_WEIGHT).masked_fill_(~valid, torch.inf)
     owner = _resolve(_sort_keys(cost, is_last_choice), num_wanted, max_k=max_k)  # b c
     image, candidate = (owner >= 0).nonzero(as_tuple=True)

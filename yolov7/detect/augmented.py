@@ -33,6 +33,11 @@ class AugmentedEngine:
         """
         self.engine = engine
 
+    @property
+    def needs_suppression(self) -> bool:
+        """Whether several predictions may be of one object: always, because each view may have one."""
+        return True
+
     @torch.inference_mode()
     def decode(self, images: Tensor) -> Tensor:
         """Compute the decoded predictions of a batch.

@@ -220,7 +220,9 @@ class Detector:
             The detections of each image, in pixels of the image before `fit` and clipped to it, on the CPU.
         """
         batch = torch.from_numpy(np.stack([one.pixels for one in images])).permute(0, 3, 1, 2)  # B 3 S S
-        suppressed = non_max_suppression(self.engine.decode(batch), settings=nms, classes=labels)
+        suppressed = non_max_suppression(
+            self.engine.decode(batch), settings=nms, classes=labels, suppresses=self.engine.needs_suppression
+        )
         mapped = [to_original(found, one.geometry) for found, one in zip(suppressed, images, strict=True)]
         return [self._named(found, one) for found, one in zip(mapped, images, strict=True)]
 

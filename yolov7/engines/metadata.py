@@ -76,6 +76,12 @@ class ExportMetadata(BaseModel):
         return str(json.loads(self.spec)["name"])
 
     @property
+    def needs_suppression(self) -> bool:
+        """Whether several predictions of the model may be of one object."""
+        rows = json.loads(self.spec).get("rows", {}).values()
+        return all(row.get("block") != "detect_one_to_one" for row in rows)
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs."""
         return DECODED if self.nms is None else DETECTED

@@ -114,6 +114,11 @@ class OpenVinoEngine:
         self._calls: Counter[tuple[int, ...]] = Counter()
         self._fixed: dict[tuple[int, ...], Any] = {}
 
+    @property
+    def needs_suppression(self) -> bool:
+        """Whether several predictions may be of one object."""
+        return self._metadata.needs_suppression
+
     def decode(self, images: Tensor) -> Tensor:
         """Compute the decoded predictions of a batch.
 

@@ -77,6 +77,11 @@ class TorchScriptEngine:
         self._metadata = metadata
         self._device = device
 
+    @property
+    def needs_suppression(self) -> bool:
+        """Whether several predictions may be of one object."""
+        return self._metadata.needs_suppression
+
     @torch.inference_mode()
     def decode(self, images: Tensor) -> Tensor:
         """Compute the decoded predictions of a batch.

@@ -45,7 +45,8 @@ class ExportedGraph(nn.Module):
         decoded = self.model.decode(self.model((images.float() / 255).to(self._dtype)))
         if self._nms is None:
             return decoded
-        return suppress_in_graph(decoded, settings=self._nms, num_boxes=self._num_boxes)
+        suppresses = self.model.spec.head.needs_suppression
+        return suppress_in_graph(decoded, settings=self._nms, num_boxes=self._num_boxes, suppresses=suppresses)
 
 
 def count_boxes(model: DetectionModel, image_size: int) -> int:

@@ -46,7 +46,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def suppress_in_graph(
-    decoded: Tensor, *, settings: NmsSettings, num_boxes: int | None
+    decoded: Tensor, *, settings: NmsSettings, num_boxes: int | None, suppresses: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the detections of each image, by descending score. It can be exported, but not run by torch.
 
@@ -54,6 +54,7 @@ def suppress_in_graph(
         decoded: Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels, objectness and class probabilities.
         settings: Thresholds and limits; K is the largest number of detections.
         num_boxes: Number of predictions for an image; None if it is not fixed.
+        suppresses: Whether overlapping detections are suppressed; see `non_max_suppression`.
 
     Returns:
         Number of detections (B,) int64, corners (B, K, 4) in pixels, scores (B, K), and labels (B, K) int64. The rows
@@ -76,10 +77,13 @@ def suppress_in_graph(
     by_class = scores.transpose(1, 2).contiguous()  # B classes boxes
     size = None if num_boxes is None else num_boxes * by_class.shape[1]
     by_class = _limit_candidates(by_class, limit=settings.max_candidates, size=size)
-    image, label, box = torch.ops.yolov7.nms(
-        compared, by_class, settings.max_detections, settings.iou, settings.confidence
-    ).unbind(1)
-    kept = torch.zeros_like(by_class).index_put((image, label, box), by_class[image, label, box])
+    if suppresses:
+        image, label, box = torch.ops.yolov7.nms(
+            compared, by_class, settings.max_detections, settings.iou, settings.confidence
+        ).unbind(1)
+        kept = torch.zeros_like(by_class).index_put((image, label, box), by_class[image, label, box])
+    else:
+        kept = torch.where(by_class > settings.confidence, by_class, 0.0)
     top, place = _pad(kept.flatten(1), settings.max_detections, size).topk(settings.max_detections, dim=1)
     place = torch.where(top > 0, place, 0)
     label = place // boxes.shape[1]

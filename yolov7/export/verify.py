@@ -216,10 +216,11 @@ def _compare(model: OpenedModel, reference: Reference) -> Check:
         expected, got = reference.engine.decode(images).cpu(), model.engine.decode(images).cpu()
         if reference.nms is None:
             worst = max(worst, _output_error(expected, got))
-        pairs = zip(
-            non_max_suppression(expected, settings=settings), non_max_suppression(got, settings=again), strict=True
+        found += zip(
+            non_max_suppression(expected, settings=settings, suppresses=reference.engine.needs_suppression),
+            non_max_suppression(got, settings=again, suppresses=model.engine.needs_suppression),
+            strict=True,
         )
-        found += pairs
     matched = [_match(*pair, confidence=settings.confidence) for pair in found]
     ap = reference.measure_ap(model.engine, settings=again if reference.nms else COCO_NMS)
     return Check(

@@ -33,7 +33,7 @@ def detect_batch(
     Returns:
         The detections of each image, in pixels of the original and clipped to it, on the CPU.
     """
-    suppressed = non_max_suppression(engine.decode(images), settings=nms)
+    suppressed = non_max_suppression(engine.decode(images), settings=nms, suppresses=engine.needs_suppression)
     return [to_original(found, way) for found, way in zip(suppressed, geometry, strict=True)]
 
 

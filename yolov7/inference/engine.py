@@ -14,6 +14,11 @@ from yolov7.system.precision import autocast
 class Engine(Protocol):
     """Runs one detection model on one device. `yolov7.engines` has those that run exported files."""
 
+    @property
+    def needs_suppression(self) -> bool:
+        """Whether several predictions may be of one object."""
+        ...
+
     def decode(self, images: Tensor) -> Tensor:
         """Compute the decoded predictions of a batch.
 
@@ -38,6 +43,11 @@ class ModelEngine:
         """
         self.model = model
         self.dtype = dtype
+
+    @property
+    def needs_suppression(self) -> bool:
+        """Whether several predictions may be of one object."""
+        return self.model.spec.head.needs_suppression
 
     @torch.inference_mode()
     def decode(self, images: Tensor) -> Tensor:

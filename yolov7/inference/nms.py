@@ -20,7 +20,11 @@ REFERENCE_EXTENT = 2.0**19  # up to this coordinate, float32 resolves 1/32 pixel
 
 @torch.no_grad()
 def non_max_suppression(
-    decoded: Float[Tensor, "b n channels"], *, settings: NmsSettings, classes: Sequence[int] | None = None
+    decoded: Float[Tensor, "b n channels"],
+    *,
+    settings: NmsSettings,
+    classes: Sequence[int] | None = None,
+    suppresses: bool = True,
 ) -> list[Detections]:
     """Return the detections of every image, in the frame of the decoded boxes.
 
@@ -31,20 +35,27 @@ def non_max_suppression(
         decoded: Predictions (batch, boxes, 5 + classes): cx, cy, w, h in pixels, objectness and class probabilities.
         settings: Thresholds and limits.
         classes: Labels to keep; None keeps all of them.
+        suppresses: Whether overlapping detections are suppressed. Otherwise only the thresholds and limits apply, for
+            heads with one prediction of each object.
 
     Returns:
         One `Detections` for each image, by descending score.
     """
-    return [_detect(rows, settings=settings, classes=classes) for rows in decoded]
+    return [_detect(rows, settings=settings, classes=classes, suppresses=suppresses) for rows in decoded]
 
 
-def _detect(rows: Float[Tensor, "n channels"], *, settings: NmsSettings, classes: Sequence[int] | None) -> Detections:
+def _detect(
+    rows: Float[Tensor, "n channels"], *, settings: NmsSettings, classes: Sequence[int] | None, suppresses: bool
+) -> Detections:
     candidate, labels, scores = _score(rows[rows[:, 4] > settings.confidence], settings=settings)
     if classes is not None:
         wanted = torch.isin(labels, torch.tensor(list(classes), device=labels.device))
         candidate, labels, scores = candidate[wanted], labels[wanted], scores[wanted]
-    order = best_first(scores, limit=settings.max_candidates)
+    limit = settings.max_candidates if suppresses else min(settings.max_candidates, settings.max_detections)
+    order = best_first(scores, limit=limit)
     boxes, labels, scores = cxcywh_to_xyxy(candidate[order]), labels[order], scores[order]
+    if not suppresses:
+        return Detections(boxes, scores, labels)
     groups = torch.zeros_like(labels) if settings.agnostic else labels
     keep = suppress(boxes, groups=groups, threshold=settings.iou, limit=settings.max_detections)
     return Detections(boxes[keep], scores[keep], labels[keep])

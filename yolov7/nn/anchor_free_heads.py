@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.heads import MAX_SIDE, Head, cell_corners, make_implicit
-from yolov7.spec.head_rows import DflHeadRow, PpyoloeHeadRow, YoloxHeadRow
+from yolov7.spec.head_rows import DflHeadRow, OneToOneHeadRow, PpyoloeHeadRow, YoloxHeadRow
 from yolov7.spec.row import MapShape
 from yolov7.structures import HeadMaps
 from yolov7.system.shapes import Float
@@ -159,6 +159,53 @@ class DflHead(_DistributionHead):
         if len(self.im_box):
             box, classes = box * self.im_box[level], classes * self.im_class[level]
         return _join(box, classes)
+
+
+@final
+class OneToOneHead(Head):
+    """Two branches of the form of `DflHead`: the lead one is deployed, the auxiliary one exists only in training.
+
+    The maps below learn from the auxiliary branch only, because the gradient of the lead branch, which learns one cell
+    of each object, disturbs them (YOLOv10, section 3.1).
+    """
+
+    num_box_outputs = 0
+    by_class = tuple(f"{branch}.{name}" for branch in ("lead", "auxiliary_branch") for name in DflHead.by_class)
+
+    def __init__(
+        self,
+        row: OneToOneHeadRow,
+        levels: Sequence[MapShape],
+        taps: Sequence[MapShape],
+        *,
+        num_classes: int,
+        activation: str,
+    ) -> None:
+        """Make the head.
+
+        Args:
+            row: The row of the head.
+            levels: Shapes of the maps.
+            taps: The same shapes again; empty to build no auxiliary branch.
+            num_classes: Number of classes.
+            activation: Name of the activation.
+        """
+        super().__init__(levels, [()] * len(levels))
+        self.lead = DflHead(row.branch, levels, num_classes=num_classes, activation=activation)
+        self.auxiliary_branch = (
+            DflHead(row.branch, taps, num_classes=num_classes, activation=activation) if taps else None
+        )
+
+    def forward(self, *maps: Tensor) -> HeadMaps:
+        """Compute the raw maps (B, 1, H, W, outputs) of the branches; see `Head`."""
+        own, again = maps[: len(self.strides)], maps[len(self.strides) :]
+        if self.auxiliary_branch is None or not again:
+            return HeadMaps(self.lead(*own).lead)
+        return HeadMaps(self.lead(*(x.detach() for x in own)).lead, self.auxiliary_branch(*again).lead)
+
+    def decode(self, maps: Sequence[Tensor]) -> Tensor:
+        """Decode raw maps; see `Head`."""
+        return self.lead.decode(maps)
 
 
 @final

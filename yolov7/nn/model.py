@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 from torch import Tensor, nn
 
 from yolov7.errors import SpecError
-from yolov7.nn.anchor_free_heads import DflHead, PpyoloeHead, YoloxHead
+from yolov7.nn.anchor_free_heads import DflHead, OneToOneHead, PpyoloeHead, YoloxHead
 from yolov7.nn.blocks import (
     Bottlenecks,
     Concat,
@@ -41,6 +41,7 @@ from yolov7.spec.block_schema import (
     ElanRow,
     HeadRow,
     MaxPoolRow,
+    OneToOneHeadRow,
     PpyoloeHeadRow,
     ReorgRow,
     RepConvRow,
@@ -199,6 +200,8 @@ def build_head(
             return PpyoloeHead(row, levels, num_classes=num_classes, activation=activation)
         case DflHeadRow():
             return DflHead(row, levels, num_classes=num_classes, activation=activation)
+        case OneToOneHeadRow():
+            return OneToOneHead(row, levels, taps, num_classes=num_classes, activation=activation)
         case _:
             raise AssertionError(f"{row.block} has no module")
 

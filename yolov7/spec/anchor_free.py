@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from yolov7.errors import SpecError
 from yolov7.spec.auxiliary import without_auxiliary
-from yolov7.spec.block_schema import DetectRow, DflHeadRow
+from yolov7.spec.block_schema import DetectRow, DflHeadRow, OneToOneHeadRow
 from yolov7.spec.graph import ModelSpec
 
 
@@ -26,6 +26,31 @@ def with_anchor_free_head(spec: ModelSpec) -> ModelSpec:
     if not isinstance(head, DetectRow):
         return spec
     row = DflHeadRow.model_validate({"block": "detect_dfl", "from": head.sources, "implicit": head.implicit})
+    return ModelSpec.model_validate({**dict(spec), "rows": spec.rows | {spec.head_name: row}})
+
+
+def with_one_to_one_head(spec: ModelSpec) -> ModelSpec:
+    """Return a specification with a head that needs no suppression on the maps of its head.
+
+    Args:
+        spec: The specification. Its head is anchor-based, that of YOLOv7-u6, or already one without suppression.
+
+    Returns:
+        The specification with the head, auxiliary branch included.
+
+    Raises:
+        SpecError: If it has another anchor-free head.
+    """
+    head = with_anchor_free_head(spec).head
+    if isinstance(head, OneToOneHeadRow):
+        return spec
+    if not isinstance(head, DflHeadRow):
+        raise SpecError(
+            f"spec {spec.name!r} has the head {head.block!r}, which has no form without suppression; name a spec with "
+            "the head 'detect' or 'detect_dfl'"
+        )
+    keys = head.model_dump(by_alias=True) | {"block": "detect_one_to_one"}
+    row = OneToOneHeadRow.model_validate(keys)
     return ModelSpec.model_validate({**dict(spec), "rows": spec.rows | {spec.head_name: row}})
 
 

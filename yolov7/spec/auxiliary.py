@@ -6,7 +6,7 @@ This module does not import torch.
 from __future__ import annotations
 
 from yolov7.errors import SpecError
-from yolov7.spec.block_schema import Auxiliary, ConvRow, DetectRow, RepConvRow
+from yolov7.spec.block_schema import Auxiliary, ConvRow, DetectRow, OneToOneHeadRow, RepConvRow
 from yolov7.spec.graph import IMAGE, ModelSpec, infer_shapes, row_of
 from yolov7.spec.row import MapShape
 
@@ -72,7 +72,8 @@ def auxiliary_widths(spec: ModelSpec) -> tuple[int, ...]:
 
 
 def _with_head(spec: ModelSpec, auxiliary: Auxiliary | None) -> ModelSpec:
-    head = spec.head.model_copy(update={"auxiliary": auxiliary})
+    off: Auxiliary | bool | None = False if isinstance(spec.head, OneToOneHeadRow) else auxiliary
+    head = spec.head.model_copy(update={"auxiliary": off})
     return ModelSpec.model_validate({**dict(spec), "rows": spec.rows | {spec.head_name: head}})
 
 

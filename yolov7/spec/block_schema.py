@@ -10,7 +10,15 @@ from typing import Annotated
 from pydantic import Field
 
 from yolov7.spec.computational_rows import BottleneckRow, CspRepRow, CspRow, CspTinyRow, ElanRow, SppRow
-from yolov7.spec.head_rows import Auxiliary, DetectRow, DflHeadRow, HeadRow, PpyoloeHeadRow, YoloxHeadRow
+from yolov7.spec.head_rows import (
+    Auxiliary,
+    DetectRow,
+    DflHeadRow,
+    HeadRow,
+    OneToOneHeadRow,
+    PpyoloeHeadRow,
+    YoloxHeadRow,
+)
 from yolov7.spec.row import Count, RowBase
 from yolov7.spec.transition_rows import (
     ConcatRow,
@@ -41,6 +49,7 @@ __all__ = [
     "ElanRow",
     "HeadRow",
     "MaxPoolRow",
+    "OneToOneHeadRow",
     "PpyoloeHeadRow",
     "ReorgRow",
     "RepConvRow",
@@ -72,12 +81,14 @@ Row = Annotated[
     | DetectRow
     | YoloxHeadRow
     | PpyoloeHeadRow
-    | DflHeadRow,
+    | DflHeadRow
+    | OneToOneHeadRow,
     Field(discriminator="block"),
 ]
 _ROW_CLASSES: tuple[type[RowBase], ...] = (
     ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, DoubleRow, ConcatRow, ElanRow, CspRow, CspRepRow,
     CspTinyRow, BottleneckRow, SppRow, RepConvRow, DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
+    OneToOneHeadRow,
 )  # fmt: skip
 
 ComputationalRow = ElanRow | CspRow | CspRepRow | BottleneckRow  # rows that have a depth

@@ -23,9 +23,11 @@ class HeadRow(RowBase):
     Attributes:
         block: Name of the kind of head.
         anchor_free: Whether each cell has one prediction instead of one per anchor.
+        needs_suppression: Whether several predictions may be of one object, so that all but one must be suppressed.
     """
 
     anchor_free: ClassVar[bool] = True
+    needs_suppression: ClassVar[bool] = True
     block: str
 
     def shape(self, inputs: Sequence[MapShape]) -> MapShape:
@@ -198,3 +200,42 @@ class DflHeadRow(HeadRow):
         """Return the convolutions of both towers; the last convolutions depend on the number of classes."""
         first = [Convolution(shape.channels, width, 3) for shape in inputs for width in self.tower_widths(inputs)]
         return (*first, *(Convolution(width, width, 3, repeats=len(inputs)) for width in self.tower_widths(inputs)))
+
+
+@final
+class OneToOneHeadRow(HeadRow):
+    """A head without non-maximum suppression: two branches of the form of YOLOv7-u6, of which one is deployed.
+
+    The deployed branch learns one cell for each object. The auxiliary branch learns several cells and exists only in
+    training (consistent dual assignments of YOLOv10, Wang et al., 2024, arXiv 2405.14458, section 3.1).
+
+    Attributes:
+        block: Always `detect_one_to_one`.
+        bins: See `DflHeadRow`.
+        implicit: See `DflHeadRow`.
+        auxiliary: Whether there is an auxiliary branch.
+    """
+
+    needs_suppression: ClassVar[bool] = False
+    block: Literal["detect_one_to_one"]
+    bins: Bins = 16
+    implicit: bool = True
+    auxiliary: bool = True
+
+    @property
+    def branch(self) -> DflHeadRow:
+        """The row of one branch."""
+        return DflHeadRow.model_validate(
+            {"block": "detect_dfl", "from": self.sources, "activation": self.activation}
+            | {"bins": self.bins, "implicit": self.implicit}
+        )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The maps that the auxiliary branch takes: those of the deployed one; empty without an auxiliary branch."""
+        return self.sources if self.auxiliary else ()
+
+    def convolutions(self, inputs: Sequence[MapShape]) -> tuple[Convolution, ...]:
+        """Return the convolutions of the towers of both branches; see `DflHeadRow`."""
+        one = self.branch.convolutions(inputs[: len(self.sources)])
+        return one * 2 if self.auxiliary else one

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from yolov7.errors import SettingError, SpecError, one_line, shown, suggest
-from yolov7.spec.anchor_free import with_anchor_free_head
+from yolov7.spec.anchor_free import with_anchor_free_head, with_one_to_one_head
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.spec.block_schema import Count, keys_of_block
 from yolov7.spec.graph import IMAGE, ModelSpec, build_spec, describe
@@ -39,8 +39,8 @@ class _Scale(BaseModel):
 class _SpecFile(BaseModel):
     """A specification as it is written: rows, or a base with changed rows, and a scale that applies to the result.
 
-    `head: anchor_free` replaces the anchor-based head. `auxiliary` adds or removes the auxiliary head. Where a key is
-    left out, the rows or the base decide.
+    `head: anchor_free` replaces the anchor-based head, and `head: one_to_one` does so by a head without suppression.
+    `auxiliary` adds or removes the auxiliary head. Where a key is left out, the rows or the base decide.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +52,7 @@ class _SpecFile(BaseModel):
     rows: dict[str, Any] | None = None
     swap: dict[str, dict[str, Any]] = {}
     scale: _Scale | None = None
-    head: Literal["anchor_free"] | None = None
+    head: Literal["anchor_free", "one_to_one"] | None = None
     auxiliary: bool | None = None
 
 
@@ -195,7 +195,7 @@ def _resolve(data: Mapping[str, Any], *, name: str, beside: Path, within: tuple[
     if file.scale is not None:
         spec = scale_spec(spec, **file.scale.model_dump())
     if file.head is not None:
-        spec = with_anchor_free_head(spec)
+        spec = with_one_to_one_head(spec) if file.head == "one_to_one" else with_anchor_free_head(spec)
     if file.auxiliary is None:
         return spec
     return with_auxiliary(spec) if file.auxiliary else without_auxiliary(spec)

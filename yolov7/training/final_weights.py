@@ -106,7 +106,8 @@ class FinalWeights:
         if not models:
             return None
         mean = average_models(models)
-        recount_batch_norm(mean, images)
+        if not self._settings.freeze_batch_norm:
+            recount_batch_norm(mean, images)
         return mean
 
     def _save(self, name: str, model: DetectionModel) -> None:

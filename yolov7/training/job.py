@@ -24,9 +24,10 @@ NO_EFFECT = {
 # Settings that were added later. At their defaults, they are left out of fingerprints, so that those of runs that were
 # made before stay the same.
 _ADDED = {
-    "loss": ("simota", "atss_epochs", "objectness_balance", "objectness_by_size"),
-    "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema"),
+    "loss": ("simota", "atss_epochs", "objectness_balance", "objectness_by_size", "four_cells"),
+    "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema", "layer_decay"),
 }
+_ADDED_TO_RUN = ("unfreeze_epochs", "freeze_batch_norm", "low_resolution_share", "low_resolution")
 
 _PATIENCE = 30.0  # seconds that a worker process of an earlier start may take to end
 
@@ -61,7 +62,8 @@ class TrainJob(Settings):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
         unset = {part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()}
-        settings = self.settings.model_dump_json(exclude={**dict.fromkeys(NO_EFFECT, True), **unset})
+        without = NO_EFFECT | _added_defaults(self.settings, _ADDED_TO_RUN)
+        settings = self.settings.model_dump_json(exclude={**dict.fromkeys(without, True), **unset})
         parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 

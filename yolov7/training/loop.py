@@ -170,7 +170,7 @@ class Trainer:
         Raises:
             DivergedError: Training cannot continue from the current state.
         """
-        set_training(self._state.model, frozen=self._job.settings.freeze)
+        set_training(self._state.model, self._job.settings, epoch=self.progress.epoch)
         for batch in self._timed_batches():
             self._stepper.step(batch)
             self._after_step()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from itertools import chain
+from typing import Any, final
 
 import torch
 from torch import nn
 
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import OptimSettings
+from yolov7.training.muon import MuonWithAdamW
 
 _PPYOLOE_COSINE = 360 / 300  # length of the cosine relative to the run, which ends before it
+_MATRICES, _WEIGHTS, _OTHERS, _BIASES = range(4)  # kinds of parameters
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class StepPlan:
     Attributes:
         lr: The learning rate of all parameters but the biases.
         bias_lr: The learning rate of the biases.
-        momentum: The momentum of SGD, or the first beta of AdamW.
+        momentum: The momentum of SGD and of Muon, or the first beta of AdamW.
         accumulate: How many steps' gradients are summed for one step of the optimizer.
     """
 
@@ -201,62 +205,95 @@ def build_schedule(settings: OptimSettings, *, batch_size: int, steps_per_epoch:
             return SimpleSchedule(settings, batch_size, steps_per_epoch, epochs)
 
 
-def build_optimizer(model: nn.Module, settings: OptimSettings, *, schedule: Schedule) -> torch.optim.Optimizer:
-    """Build SGD with momentum, or AdamW.
+def build_optimizer(
+    model: nn.Module, settings: OptimSettings, *, schedule: Schedule, by_row: bool = False
+) -> torch.optim.Optimizer:
+    """Build SGD with momentum, AdamW, or Muon with AdamW.
 
-    There are three groups of parameters: convolution weights, others (batch norm and implicit vectors), and biases.
+    There are three kinds of parameters: convolution weights, others (batch norm and implicit vectors), and biases.
     Weight decay applies to convolution weights only; with `decay_biases`, the biases of convolutions belong to this
-    group too. The setting holds for the nominal batch and is scaled with the batch that is really summed.
+    kind too. The setting holds for the nominal batch and is scaled with the batch that is really summed. Each kind is
+    one group, or one group per row if the learning rate depends on the row. Muon has an additional kind: the weights
+    of convolutions without bias, which batch norm follows.
 
     Args:
         model: The model; parameters that need no gradient are left out.
         settings: The settings of the optimizer.
         schedule: The schedule, which tells how many images are summed.
+        by_row: Whether every row needs its own groups even without `layer_decay`.
 
     Returns:
-        The optimizer; its last group holds the biases.
+        The optimizer; its last groups hold the biases.
     """
-    weights: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for module in model.modules():
+    rows: list[tuple[nn.Module, dict[str, Any]]] = [(model, {})]
+    if by_row or settings.layer_decay < 1:
+        rows = _rows(model, decay=settings.layer_decay)
+    kinds = [(_sort_parameters(module, settings), keys) for module, keys in rows]
+    decay = settings.weight_decay * schedule.batch_size * schedule.accumulate / settings.nominal_batch
+    matrices, *plain = [
+        [
+            {"params": of_kind[kind], "weight_decay": decay if kind <= _WEIGHTS else 0.0, **keys}
+            | ({"is_bias": kind == _BIASES} if keys else {})
+            for of_kind, keys in kinds
+            if of_kind[kind] or not keys
+        ]
+        for kind in (_MATRICES, _WEIGHTS, _OTHERS, _BIASES)
+    ]
+    groups = list(chain.from_iterable(plain))
+    match settings.optimizer:
+        case "muon":
+            return MuonWithAdamW(matrices, groups, lr=settings.lr0, betas=(settings.momentum, 0.999))
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=settings.lr0, betas=(settings.momentum, 0.999), fused=True)
+        case "sgd":
+            nesterov = settings.nesterov and settings.momentum > 0
+            return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=nesterov, fused=True)
+
+
+def _rows(model: nn.Module, *, decay: float) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Return the rows of a model and its head, with the keys of their groups."""
+    assert isinstance(model, DetectionModel)
+    modules = [*model.rows.values(), model.head]
+    return [
+        (module, {"row": number, "layer_share": decay ** (len(modules) - 1 - number)})
+        for number, module in enumerate(modules)
+    ]
+
+
+def _sort_parameters(root: nn.Module, settings: OptimSettings) -> tuple[list[nn.Parameter], ...]:
+    """Return the parameters that need a gradient by kind."""
+    kinds: tuple[list[nn.Parameter], ...] = ([], [], [], [])
+    for module in root.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue  # frozen
             is_of_convolution = isinstance(module, nn.Conv2d)
             if is_of_convolution and (name == "weight" or settings.decay_biases):
-                weights.append(parameter)
-            elif name == "bias":
-                biases.append(parameter)
+                is_matrix = settings.optimizer == "muon" and module.bias is None
+                kinds[_MATRICES if is_matrix else _WEIGHTS].append(parameter)
             else:
-                others.append(parameter)
-    batch_share = schedule.batch_size * schedule.accumulate / settings.nominal_batch
-    groups = [
-        {"params": weights, "weight_decay": settings.weight_decay * batch_share},
-        {"params": others, "weight_decay": 0.0},
-        {"params": biases, "weight_decay": 0.0},
-    ]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr0, betas=(settings.momentum, 0.999), fused=True)
-    nesterov = settings.nesterov and settings.momentum > 0
-    return torch.optim.SGD(groups, lr=settings.lr0, momentum=settings.momentum, nesterov=nesterov, fused=True)
+                kinds[_BIASES if name == "bias" else _OTHERS].append(parameter)
+    return kinds
 
 
-def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan, *, share: float = 1.0) -> None:
+def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan, *, share: float = 1.0, num_frozen: int = 0) -> None:
     """Set the momentum and the learning rates of an optimizer.
 
     Args:
         optimizer: An optimizer from `build_optimizer`.
         plan: The values to set.
         share: A factor on both learning rates.
+        num_frozen: How many rows, from the first one, have a learning rate of 0. The optimizer must have been built
+            by row if this is not 0.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = share * plan.lr
+    groups = optimizer.param_groups
+    for group in groups:
+        lr = plan.bias_lr if group.get("is_bias", group is groups[-1]) else plan.lr
+        group["lr"] = 0.0 if group.get("row", num_frozen) < num_frozen else share * lr * group.get("layer_share", 1.0)
         if "betas" in group:
             group["betas"] = (plan.momentum, group["betas"][1])
         else:
             group["momentum"] = plan.momentum
-    optimizer.param_groups[-1]["lr"] = share * plan.bias_lr
 
 
 def _between(start: float, end: float, share: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -59,7 +60,8 @@ def build_start(job: TrainJob, index: ImageIndex) -> Start:
         source = open_weights(settings.weights, spec=spec)
         ancestors = lineage(source.model, source.training)
         transfer(model, source.model, weights=settings.weights)
-    freeze(model, last=settings.freeze)
+    if not settings.unfreeze_epochs:
+        freeze(model, last=settings.freeze)
     return Start(model, ancestors, (*describe_small_boxes(index, settings), *anchor_notes))
 
 
@@ -109,19 +111,44 @@ def freeze(model: DetectionModel, *, last: str | None) -> None:
         row.requires_grad_(False)
 
 
-def set_training(model: DetectionModel, *, frozen: str | None) -> None:
-    """Set the model to training mode, except for frozen rows, whose batch norm keeps its statistics.
+def set_training(model: DetectionModel, settings: TrainSettings, *, epoch: int) -> None:
+    """Set the model to training mode, except for rows and batch norm whose statistics must not change.
 
     Args:
         model: The model.
-        frozen: The last row that is frozen; None if none is.
+        settings: The settings of the run, which name the last frozen row.
+        epoch: The epoch, counted from 0.
 
     Raises:
         SpecError: The model has no such row.
     """
     model.train()
-    for row in frozen_rows(model, last=frozen):
+    for row in frozen_rows(model, last=settings.freeze)[: count_frozen_rows(model, settings, epoch=epoch)]:
         row.eval()
+    if settings.freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+                module.eval()
+
+
+def count_frozen_rows(model: DetectionModel, settings: TrainSettings, *, epoch: int) -> int:
+    """Return how many of the first rows are frozen in an epoch.
+
+    With `unfreeze_epochs`, the frozen rows are released at an even pace from the last one to the first one (Howard and
+    Ruder, 2018, "Universal Language Model Fine-tuning", section 3.3).
+
+    Args:
+        model: The model.
+        settings: The settings of the run.
+        epoch: The epoch, counted from 0.
+
+    Raises:
+        SpecError: The model has no such row.
+    """
+    count = len(frozen_rows(model, last=settings.freeze))
+    if not settings.unfreeze_epochs:
+        return count
+    return math.ceil(count * max(0.0, 1 - epoch / settings.unfreeze_epochs))
 
 
 def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:

@@ -110,7 +110,7 @@ class TrainState:
         self.model = model
         optim = settings.optim
         self.ema = Ema(model, decay=optim.ema_decay, ramp=optim.ema_ramp, form=optim.ema)
-        self.optimizer = build_optimizer(model, settings.optim, schedule=schedule)
+        self.optimizer = build_optimizer(model, settings.optim, schedule=schedule, by_row=settings.unfreeze_epochs > 0)
         scales_loss = settings.precision == "float16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales_loss)
         self.progress = Progress(losses=torch.zeros(3, device=device))

@@ -20,6 +20,7 @@ from yolov7.structures import Batch, HeadMaps
 from yolov7.system.precision import autocast
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import Schedule, apply_plan
+from yolov7.training.start import count_frozen_rows
 from yolov7.training.state import TrainState
 from yolov7.training.worker import Worker
 
@@ -87,7 +88,8 @@ class Stepper:
         """
         progress = self._state.progress
         plan = self._schedule.at(progress.step)
-        apply_plan(self._state.optimizer, plan, share=self._rate_share)
+        frozen = count_frozen_rows(self._state.model, self._job.settings, epoch=progress.epoch)
+        apply_plan(self._state.optimizer, plan, share=self._rate_share, num_frozen=frozen)
         self._add_gradients(batch)
         is_due = self._schedule.is_optimizer_step(progress.step, pending=self._pending)
         progress.step += 1
@@ -218,12 +220,17 @@ class Stepper:
         return scaled
 
     def _training_size(self, size: int) -> int:
-        vary = self._job.settings.multi_scale
+        settings = self._job.settings
+        if self._state.progress.epoch < round(settings.low_resolution_share * settings.epochs):
+            size = self._whole_strides(settings.low_resolution * size)
+        vary = settings.multi_scale
         if vary == 0:
             return size
         generator = np.random.default_rng((self._job.seed, self._state.progress.step))
-        drawn = generator.uniform(1 - vary, 1 + vary) * size
-        return max(self._stride, round(drawn / self._stride) * self._stride)
+        return self._whole_strides(generator.uniform(1 - vary, 1 + vary) * size)
+
+    def _whole_strides(self, size: float) -> int:
+        return max(self._stride, round(size / self._stride) * self._stride)
 
 
 @contextmanager
