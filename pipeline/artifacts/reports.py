@@ -56,6 +56,7 @@ class TrainSummary(Settings):
     precision: str
     device: str
     workers: int
+    batch_size: int | None = None
     threads: int | None = None
     val_hash: str | None = None
 

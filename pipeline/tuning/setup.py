@@ -105,6 +105,10 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
     base, train = variant.spec, variant.train
     sizes = settings.image_sizes or (train.image_size,)
     _check_sizes(base, sizes)
+    if train.batch_size == AUTO_BATCH:
+        raise SettingError(
+            "train.batch_size=auto cannot be used by a search, whose trainings must be comparable; state a number"
+        )
     data = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     if "val" not in data.splits:
         raise SettingError(
@@ -120,6 +124,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         data_hash=data.content_hash,
         weights_hash=variant.weights_hash,
         run_folder=FOLDER.resolve(),
+        own_code=dict(variant.own_code),
     )
     own = bool(base.head.taps)
     with counted_costs(len(data.class_names)) as cost_of:

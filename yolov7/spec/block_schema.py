@@ -11,6 +11,7 @@ from pydantic import Field
 
 from yolov7.spec.computational_rows import BottleneckRow, CspRepRow, CspRow, CspTinyRow, ElanRow, SppRow
 from yolov7.spec.head_rows import Auxiliary, DetectRow, DflHeadRow, HeadRow, PpyoloeHeadRow, YoloxHeadRow
+from yolov7.spec.plugin_rows import PluginRow
 from yolov7.spec.row import Count, RowBase
 from yolov7.spec.transition_rows import (
     ConcatRow,
@@ -41,6 +42,7 @@ __all__ = [
     "ElanRow",
     "HeadRow",
     "MaxPoolRow",
+    "PluginRow",
     "PpyoloeHeadRow",
     "ReorgRow",
     "RepConvRow",
@@ -69,6 +71,7 @@ Row = Annotated[
     | BottleneckRow
     | SppRow
     | RepConvRow
+    | PluginRow
     | DetectRow
     | YoloxHeadRow
     | PpyoloeHeadRow
@@ -77,7 +80,7 @@ Row = Annotated[
 ]
 _ROW_CLASSES: tuple[type[RowBase], ...] = (
     ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, DoubleRow, ConcatRow, ElanRow, CspRow, CspRepRow,
-    CspTinyRow, BottleneckRow, SppRow, RepConvRow, DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
+    CspTinyRow, BottleneckRow, SppRow, RepConvRow, PluginRow, DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
 )  # fmt: skip
 
 ComputationalRow = ElanRow | CspRow | CspRepRow | BottleneckRow  # rows that have a depth
