@@ -41,6 +41,7 @@ class Kind:
         arguments: The positional arguments with which it is called.
         is_instance: Whether the instance of a class is called, and not the class itself.
         needs_consent: Whether its package must be allowed.
+        base: The class from which it must be derived, by its dotted name; empty if any will do.
     """
 
     what: str
@@ -48,14 +49,15 @@ class Kind:
     arguments: tuple[str, ...]
     is_instance: bool = False
     needs_consent: bool = False
+    base: str = ""
 
 
-BOX_LOSS = Kind("a box loss", "mypkg.losses.WIoU", ("predicted", "wanted"), is_instance=True)
+BOX_LOSS = Kind("a box loss", "mypkg.losses.wiou", ("predicted", "wanted"), is_instance=True)
 ASSIGNER = Kind("an assigner", "mypkg.assign.Nearest", ("head",))
 AUGMENTATION = Kind(
     "an augmentation", "mypkg.augment.Rain", ("image", "boxes_xyxy", "labels", "generator"), is_instance=True
 )
-CALLBACK = Kind("a callback", "mypkg.callbacks.Log", ())
+CALLBACK = Kind("a callback", "mypkg.callbacks.Log", (), base="yolov7.training.callbacks.Callback")
 BLOCK = Kind("a block", "mypkg.blocks.Gate", ("channels", "out", "stride"), needs_consent=True)
 
 
@@ -101,6 +103,9 @@ def load_plugin(name: str, kind: Kind, *, options: Mapping[str, Any] | None = No
         SettingError: It cannot be imported or used, in one line with the name and the remedy.
     """
     found = _find(name, kind)
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in getattr(found, "__mro__", ())}
+    if kind.base and kind.base not in bases:
+        raise SettingError(f"{name} is not derived from {kind.base}, as {kind.what} must be; derive it")
     if inspect.isclass(found) and kind.is_instance:
         found = _call_without_arguments(found, name, kind)
     if not callable(found):
@@ -114,7 +119,10 @@ def load_plugin(name: str, kind: Kind, *, options: Mapping[str, Any] | None = No
         signature.bind(*kind.arguments, **given)
     except TypeError as error:
         wanted = ", ".join([*kind.arguments, *(f"{key}=..." for key in given)])
-        raise SettingError(one_line(f"{name}{signature} must take ({wanted}): {error}; change it")) from None
+        has = one_line(signature, limit=100)
+        raise SettingError(
+            one_line(f"{name} must take ({wanted}), but its signature is {has} ({error}); change it")
+        ) from None
     return found
 
 

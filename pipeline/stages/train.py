@@ -30,13 +30,12 @@ from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
 from pipeline.external import ExternalVariant, external_fingerprint
-from pipeline.ray.auto_batch import choose_batch_with_ray
 from pipeline.ray.mirror import CODE, OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
+from yolov7.settings import AUTO_BATCH
 from yolov7.spec.spec_files import spec_to_json
-from yolov7.training.auto_batch import settle_batch
 from yolov7.training.job import TrainJob
 from yolov7.training.record import FIGURES, best_line, read_epochs
 
@@ -69,6 +68,13 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
         run_folder=run_folder(variant.name, seed).resolve(),
         own_code=dict(variant.own_code),
     )
+    return _settle_batch(job, variant) if job.settings.batch_size == AUTO_BATCH else job
+
+
+def _settle_batch(job: TrainJob, variant: ResolvedVariant) -> TrainJob:
+    from pipeline.ray.auto_batch import choose_batch_with_ray  # these import torch
+    from yolov7.training.auto_batch import settle_batch
+
     settled, note = settle_batch(job, lambda described: choose_batch_with_ray(described, variant.ray))
     if note:
         console.print(stage_line("train", variant.name, note))

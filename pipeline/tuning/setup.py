@@ -19,6 +19,7 @@ from pipeline.tuning.search.space import Candidate, draw_candidates
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import ArtifactError, SettingError
+from yolov7.settings import AUTO_BATCH
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob

@@ -101,9 +101,8 @@ def choose_batch(job: TrainJob, *, device: str = "auto", workers: int = 1, shari
             f"batch_size=auto: one image of {job.settings.image_size} pixels needs {trials[0].memory / _GIB:.1f} GiB, "
             f"more than the {budget / _GIB:.1f} GiB that may be used; lower image_size or choose a smaller model"
         )
-    return BatchChoice(
-        each * workers, _describe(each, trials, sizes, budget=budget, images=len(index), workers=workers)
-    )
+    reason = _describe(each, trials, sizes, budget=budget, images=len(index), workers=workers)
+    return BatchChoice(each * workers, reason)
 
 
 def largest_that_fits(trials: Sequence[Trial], sizes: Sequence[int], *, budget: int) -> int:
