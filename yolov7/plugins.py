@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -231,7 +232,7 @@ def _find(name: str, kind: Kind) -> Any:
         )
     module, _, attribute = name.rpartition(".")
     try:
-        found = import_module(module)
+        found = _import(module)
     except Exception as error:  # the code of the module can raise anything
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module}.".startswith(f"{missing}."):
@@ -246,6 +247,22 @@ def _find(name: str, kind: Kind) -> Any:
     if attribute not in vars(found):
         raise SettingError(f"{name}: the module {module!r} has no {attribute!r}{suggest(attribute, vars(found))}")
     return vars(found)[attribute]
+
+
+def _import(module: str) -> ModuleType:
+    """Import a module; the working folder is searched last, and only for a package that the user has named."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        folder = str(Path.cwd())
+        if error.name != module.partition(".")[0] or folder in sys.path:
+            raise
+        sys.path.append(folder)
+        try:
+            return import_module(module)
+        except ModuleNotFoundError:
+            sys.path.remove(folder)
+            raise
 
 
 def _call_without_arguments(found: type, name: str, kind: Kind) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from pathlib import Path
 
 from pipeline.cli import data, models, project, stages, use, weights
 from pipeline.cli.app import about, app
@@ -56,7 +55,6 @@ def main() -> None:
     """
     end_with_dvc()
     set_ray_environment()  # before torch and Ray are imported
-    sys.path.append(str(Path.cwd()))  # the project's own code; at the end, so that it hides no installed package
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our own messages describe faults in images
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in files may have characters that a terminal lacks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -54,11 +55,10 @@ def test_the_largest_batch_within_the_memory_is_chosen(memories: list[int], budg
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     boxes, labels = np.array([[4.0, 4.0, 30.0, 40.0]]), np.array([0])
-    image = tmp_path / "image.png"
-    import cv2
-
-    cv2.imwrite(str(image), np.zeros((64, 64, 3), np.uint8))
-    annotated = [AnnotatedImage(image, boxes, labels, np.array([False])) for _ in range(40)]
+    images = [tmp_path / f"{i}.png" for i in range(40)]
+    for i, path in enumerate(images):
+        cv2.imwrite(str(path), np.full((64, 64, 3), i, np.uint8))
+    annotated = [AnnotatedImage(path, boxes, labels, np.array([False])) for path in images]
     index, _ = build_index(annotated, class_names=("a",))
     save_index(tmp_path / "train.npz", index)
     return tmp_path

@@ -118,6 +118,18 @@ def test_an_edit_of_the_source_changes_the_fingerprint_and_the_inputs_of_the_sta
     assert {**changed, "own_code": 0} == {**inputs, "own_code": 0}
 
 
+def test_the_working_folder_is_searched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_folder").mkdir()
+    (tmp_path / "own_folder" / "losses.py").write_text("def loss(predicted, wanted):\n    return predicted[:, 0]\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert "there is no package 'own_folders'" in fault(loss={"box_loss": "own_folders.losses.loss"})
+    assert sys.path == before
+    assert TrainSettings.model_validate({"loss": {"box_loss": "own_folder.losses.loss"}}).own_code
+    assert sys.path == [*before, str(tmp_path)]
+
+
 def test_a_worker_refuses_another_version_of_the_source(tmp_path: Path) -> None:
     settings = TrainSettings.model_validate({"loss": {"box_loss": "tests.own_code.similarity"}})
     job = TrainJob(
@@ -248,7 +260,7 @@ def test_reading_settings_without_own_code_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("base", ["nano", "yolov7-tiny", "yolox-nano", "ppyoloe-s"])
+@pytest.mark.parametrize("base", ["nano", "yolov7-tiny", "yolox-s", "ppyoloe-s"])
 def test_every_head_learns_from_an_own_assigner(base: str) -> None:
     model = DetectionModel(small(base), num_classes=2)
     loss = make_loss(model, TrainSettings.model_validate({"loss": {"assigner": "tests.own_code.FirstCells"}}))
@@ -283,7 +295,7 @@ def test_an_own_box_loss_replaces_that_of_the_head(base: str) -> None:
 def test_the_head_of_yolox_has_no_other_box_loss() -> None:
     settings = TrainSettings.model_validate({"loss": {"box_loss": "tests.own_code.similarity"}})
     with pytest.raises(SettingError, match="cannot be used with the head of YOLOX"):
-        make_loss(DetectionModel(small("yolox-nano"), num_classes=2), settings)
+        make_loss(DetectionModel(small("yolox-s"), num_classes=2), settings)
 
 
 def test_own_augmentations_change_the_sample_and_its_boxes() -> None:

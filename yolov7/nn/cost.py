@@ -154,8 +154,8 @@ class _Counter(TorchFunctionMode):
             return args[0]
         output = function(*args, **(kwargs or {}))
         if function is torch.conv2d:
-            kernel, bias = args[1], args[2]
-            number = output.numel()
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            kernel, bias, number = given["weight"], given.get("bias"), output.numel()
             self._add(macs=number * kernel[0].numel(), outputs=number, biases=0 if bias is None else number)
         elif function in _PRODUCTS:  # only blocks of users have them
             self._add(macs=output.numel() * args[0].shape[-1], outputs=output.numel())

@@ -92,16 +92,40 @@ def choose_batch(job: TrainJob, *, device: str = "auto", workers: int = 1, shari
         TrainingError: The steps fail for another reason.
     """
     index = load_index(job.data_folder / "train.npz")
-    most = min(LARGEST_USEFUL, max(workers, len(index) // FEWEST_STEPS)) // workers
+    classes = len(index.class_names)
+    return find_batch(job, images=len(index), num_classes=classes, device=device, workers=workers, sharing=sharing)
+
+
+def find_batch(
+    job: TrainJob, *, images: int, num_classes: int, device: str = "auto", workers: int = 1, sharing: int = 1
+) -> BatchChoice:
+    """Find the largest power of two that fits a device, for data that need not be prepared.
+
+    Args:
+        job: The run; neither its batch size nor its folders have an effect.
+        images: Number of training images.
+        num_classes: Number of classes.
+        device: See `choose_batch`.
+        workers: See `choose_batch`.
+        sharing: See `choose_batch`.
+
+    Returns:
+        The batch over all workers and the reason for it.
+
+    Raises:
+        SettingError: Not even one image fits.
+        TrainingError: The steps fail for another reason.
+    """
+    most = min(LARGEST_USEFUL, max(workers, images // FEWEST_STEPS)) // workers
     sizes = [1 << power for power in range(most.bit_length())]
-    budget, trials = _measure(job, sizes, num_classes=len(index.class_names), device=device, sharing=sharing)
+    budget, trials = _measure(job, sizes, num_classes=num_classes, device=device, sharing=sharing)
     each = largest_that_fits(trials, sizes, budget=budget)
     if each == 0:
         raise SettingError(
             f"batch_size=auto: one image of {job.settings.image_size} pixels needs {trials[0].memory / _GIB:.1f} GiB, "
             f"more than the {budget / _GIB:.1f} GiB that may be used; lower image_size or choose a smaller model"
         )
-    reason = _describe(each, trials, sizes, budget=budget, images=len(index), workers=workers)
+    reason = _describe(each, trials, sizes, budget=budget, images=images, workers=workers)
     return BatchChoice(each * workers, reason)
 
 
