@@ -133,6 +133,10 @@ class Callbacks:
         self._callbacks: list[tuple[str, Callback]] = made
         self._saved: dict[str, Any] = {}
 
+    def __bool__(self) -> bool:
+        """Return whether there are callbacks."""
+        return bool(self._callbacks)
+
     def start(self) -> None:
         """Call `on_start`, before the state of the run is restored."""
         self._each("on_start", lambda callback, run: callback.on_start(run))

@@ -54,12 +54,7 @@ def _no() -> bool:
 
 
 def fit(
-    job: TrainJob,
-    worker: Worker,
-    *,
-    callbacks: _Own = (),
-    should_stop: _Ask = _no,
-    should_hurry: _Ask = _no,
+    job: TrainJob, worker: Worker, *, callbacks: _Own = (), should_stop: _Ask = _no, should_hurry: _Ask = _no
 ) -> bool:
     """Train until the last epoch, continuing from the last checkpoint if there is one, and write the weights.
 
@@ -191,8 +186,9 @@ class Trainer:
         mosaic = self.progress.epoch < self._job.settings.first_closing_epoch
         for batch in timed_batches(self._loader, self.progress, mosaic=mosaic):
             self._stepper.step(batch)
-            self._callbacks.end_step()
-            self._set_restore_point()
+            if self._callbacks:
+                self._callbacks.end_step()
+                self._set_restore_point()
             self._after_step()
         self._stepper.end_epoch()
         self._set_restore_point()

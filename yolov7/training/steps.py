@@ -77,7 +77,7 @@ class Stepper:
         return self._schedule.at(step).lr * self._rate_share
 
     def step(self, batch: Batch) -> None:
-        """Take one step. Afterwards, `set_restore_point` must be called.
+        """Take one step.
 
         Args:
             batch: This worker's share of the batch, which may be empty if there are several workers.
@@ -94,6 +94,7 @@ class Stepper:
         progress.batch += 1
         if is_due:
             self._step_optimizer()
+        self.set_restore_point()
 
     def end_epoch(self) -> None:
         """Use the pending gradients at the end of an epoch, unless the schedule carries them over.
@@ -103,6 +104,7 @@ class Stepper:
         """
         if self._schedule.steps_at_epoch_end:
             self._step_optimizer()
+            self.set_restore_point()
 
     def set_restore_point(self) -> bool:
         """Make this moment the restore point of the state, and return True, if no gradients are pending."""
