@@ -147,13 +147,13 @@ def test_train_takes_callbacks_as_objects_and_chooses_a_batch(data: Path, tmp_pa
     write_yolo(source)
     for _ in range(2):  # the second call finds the weights and the number
         weights = yolov7.train(spec, source, tmp_path / "run", settings=settings, callbacks=[drift], device="cpu")
-    batch = json.loads((tmp_path / "run.batch.json").read_text())["batch_size"]
-    assert batch == 2  # 16 images in 8 steps
+    (choice,) = json.loads((tmp_path / "run.batch.json").read_text()).values()
+    assert choice["batch_size"] == 2  # 16 images in 8 steps
     assert drift.steps == 8
     assert yolov7.load_weights(weights).training["own_code"].keys() == {DRIFT}
     assert TrainSettings.model_validate(settings).batch_size == 0
     with pytest.raises(SettingError, match="has a training with other data or settings"):
-        yolov7.train(spec, source, tmp_path / "run", settings=settings, device="cpu")
+        yolov7.train(spec, source, tmp_path / "run", settings={**settings, "batch_size": 2}, device="cpu")
 
 
 def write_yolo(root: Path) -> None:

@@ -52,6 +52,15 @@ def test_the_largest_batch_within_the_memory_is_chosen(memories: list[int], budg
     assert largest_that_fits(trials, SIZES, budget=budget) == expected
 
 
+@pytest.mark.parametrize("content", ['{"training": "', "[]", '{"a": 1}', '{"a": {"batch_size": true}}'])
+def test_a_damaged_record_is_replaced(tmp_path: Path, content: str) -> None:
+    job = make_job(tmp_path)
+    (tmp_path / "run.batch.json").write_text(content)
+    settled, note = settle_batch(job, lambda _: BatchChoice(2, "again"))
+    assert settled.settings.batch_size == 2
+    assert note
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     boxes, labels = np.array([[4.0, 4.0, 30.0, 40.0]]), np.array([0])
@@ -96,19 +105,13 @@ def test_a_number_is_chosen_once_for_a_training(tmp_path: Path) -> None:
     assert first == again
     assert first.fingerprint == make_job(tmp_path, batch_size=8).fingerprint  # as if the number had been stated
     assert first.fingerprint != job.fingerprint
-    assert json.loads((tmp_path / "run.batch.json").read_text())["batch_size"] == 8
     other, _ = settle_batch(make_job(tmp_path, epochs=3), choose)
     assert (other.settings.batch_size, len(asked)) == (16, 2)
+    assert settle_batch(job, choose) == (first, "")  # another training in the same folder changes nothing
+    record = json.loads((tmp_path / "run.batch.json").read_text())
+    assert record[job.fingerprint] == {"batch_size": 8, "reason": "as a test says"}
     stated, _ = settle_batch(first, choose)
     assert stated is first
-
-
-def test_a_damaged_record_is_replaced(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    (tmp_path / "run.batch.json").write_text('{"training": "')
-    settled, note = settle_batch(job, lambda _: BatchChoice(2, "again"))
-    assert settled.settings.batch_size == 2
-    assert note
 
 
 def test_auto_is_written_as_a_word_and_read_again() -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -180,13 +180,14 @@ def settle_batch(job: TrainJob, choose: Callable[[TrainJob], BatchChoice]) -> tu
     if job.settings.batch_size != AUTO_BATCH:
         return job, ""
     path = job.run_folder.with_name(f"{job.run_folder.name}.batch.json")
-    choice, reason = _read_choice(path, job.fingerprint), ""
-    if choice is None:
+    choices, note = _read_choices(path), ""
+    if job.fingerprint not in choices:
         choice = choose(job)
-        reason = f"batch_size=auto is {choice.batch_size}: {choice.reason}"
-        content = {"training": job.fingerprint, "batch_size": choice.batch_size, "reason": choice.reason}
-        write_whole(path, json.dumps(content, indent=2).encode())
-    return job.model_copy(update={"settings": with_batch(job.settings, choice.batch_size)}), reason
+        note = f"batch_size=auto is {choice.batch_size}: {choice.reason}"
+        choices[job.fingerprint] = {"batch_size": choice.batch_size, "reason": choice.reason}
+        write_whole(path, json.dumps(choices, indent=2).encode())
+    number = choices[job.fingerprint]["batch_size"]
+    return job.model_copy(update={"settings": with_batch(job.settings, number)}), note
 
 
 def with_batch(settings: TrainSettings, batch_size: int) -> TrainSettings:
@@ -199,14 +200,13 @@ def with_batch(settings: TrainSettings, batch_size: int) -> TrainSettings:
     return settings.model_copy(update={"batch_size": batch_size})
 
 
-def _read_choice(path: Path, fingerprint: str) -> BatchChoice | None:
+def _read_choices(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the choices so far by the fingerprint with `auto`; none if the file is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
-        if content["training"] == fingerprint and type(content["batch_size"]) is int and content["batch_size"] > 0:
-            return BatchChoice(content["batch_size"], str(content["reason"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        return {key: one for key, one in content.items() if type(one["batch_size"]) is int and one["batch_size"] > 0}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _describe(
