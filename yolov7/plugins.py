@@ -59,7 +59,13 @@ AUGMENTATION = Kind(
     "an augmentation", "mypkg.augment.Rain", ("image", "boxes_xyxy", "labels", "generator"), is_instance=True
 )
 CALLBACK = Kind("a callback", "mypkg.callbacks.Log", (), base="yolov7.training.callbacks.Callback")
-BLOCK = Kind("a block", "mypkg.blocks.Gate", ("channels", "out", "stride"), needs_consent=True)
+BLOCK = Kind(
+    "a block",
+    "mypkg.blocks.Gate",
+    ("channels", "out", "stride"),
+    needs_consent=True,
+    base="torch.nn.modules.module.Module",  # so that a weight file cannot name a function that its module has imported
+)
 
 
 def is_dotted(name: str) -> bool:

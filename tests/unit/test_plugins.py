@@ -187,8 +187,11 @@ def test_own_blocks_are_built_counted_and_fused(allowed: None) -> None:
             {"block": "tests.own_code.WrongShape", "out": 8},
             "makes (1, 1, 64, 64) of (1, 6, 64, 64), but its row states",
         ),
-        ({"block": "tests.own_code.no_module", "out": 8}, "makes a str; it must make a torch.nn.Module"),
-        ({"block": "tests.own_code.failing", "out": 8}, "tests.own_code.failing failed: RuntimeError: no room ("),
+        (
+            {"block": "tests.own_code.no_module", "out": 8},
+            "no_module is not derived from torch.nn.modules.module.Mod",
+        ),
+        ({"block": "tests.own_code.Failing", "out": 8}, "tests.own_code.Failing failed: RuntimeError: no room ("),
         ({"block": "tests.own_code.Slow", "scal": 1}, "must take (channels, out, stride, scal=...), but its signature"),
     ],
 )

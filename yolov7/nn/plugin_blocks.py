@@ -44,11 +44,9 @@ def build_plugin(row: PluginRow, inputs: Sequence[MapShape]) -> nn.Module:
     maps = [torch.empty(1, c, side, side, device="meta") for c, side in zip(channels, sides, strict=True)]
     try:
         with naming(f"the block {row.of}"):
-            module = make(channels, shape.channels, row.stride, **row.options)
+            module: nn.Module = make(channels, shape.channels, row.stride, **row.options)
             with torch.device("meta"):
                 probe = make(channels, shape.channels, row.stride, **row.options)
-            if not isinstance(module, nn.Module):
-                raise SpecError(f"the block {row.of} makes a {type(module).__name__}; it must make a torch.nn.Module")
             with torch.no_grad():
                 found = probe.eval()(*maps)
     except TrainingError as error:
