@@ -24,7 +24,7 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunState:
-    """What a callback sees of a run. It may change the model, the moving average and the optimizer.
+    """What a callback sees of a run. In `on_step_end`, it may change the model, the average and the optimizer.
 
     Attributes:
         job: What is trained.
@@ -33,7 +33,7 @@ class RunState:
         average: The moving average of its weights.
         optimizer: The optimizer.
         epoch: Completed epochs.
-        step: Completed steps since the beginning.
+        step: Completed steps since the beginning, one for each batch.
         total_steps: Number of steps of the whole run.
     """
 
@@ -68,7 +68,7 @@ class Callback(ABC):  # noqa: B024  # every method has a default
         """
 
     def on_step_end(self, run: RunState) -> None:  # noqa: B027
-        """Do something after each step.
+        """Do something after each step of the optimizer, for which the gradients of several batches may be summed.
 
         Args:
             run: The run.

@@ -186,12 +186,10 @@ class Trainer:
         mosaic = self.progress.epoch < self._job.settings.first_closing_epoch
         for batch in timed_batches(self._loader, self.progress, mosaic=mosaic):
             self._stepper.step(batch)
-            if self._callbacks:
-                self._callbacks.end_step()
-                self._set_restore_point()
+            self._end_optimizer_step()
             self._after_step()
-        self._stepper.end_epoch()
-        self._set_restore_point()
+        if self._stepper.end_epoch():
+            self._end_optimizer_step()
         epoch, last = self.progress.epoch + 1, self._job.settings.epochs
         if epoch % self._job.settings.checkpoint_every == 0 or epoch == last:
             self._save()  # it is written while the model is validated
@@ -270,6 +268,12 @@ class Trainer:
                 f"{before:.4f} with the moving average"
             )
         return mean
+
+    def _end_optimizer_step(self) -> None:
+        """Call the callbacks, unless gradients are pending, because weights may change at restore points only."""
+        if self._callbacks and self._stepper.set_restore_point():
+            self._callbacks.end_step()
+            self._set_restore_point()
 
     def _set_restore_point(self) -> None:
         """Make this moment the restore point of the state and of the callbacks, if no gradients are pending."""
