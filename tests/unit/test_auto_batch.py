@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from tests.artifacts import SMALL
-from yolov7.data.build_index import AnnotatedImage, build_index
-from yolov7.data.index import save_index
 from yolov7.errors import SettingError
 from yolov7.settings import AUTO_BATCH, TrainSettings
 from yolov7.spec.spec_files import resolve_spec, spec_to_json
 from yolov7.training import auto_batch
-from yolov7.training.auto_batch import BatchChoice, Trial, choose_batch, largest_that_fits, settle_batch, with_batch
+from yolov7.training.auto_batch import BatchChoice, Trial, find_batch, largest_that_fits, settle_batch, with_batch
 from yolov7.training.job import TrainJob
 
 SIZES = [1, 2, 4, 8, 16]
@@ -61,34 +57,14 @@ def test_a_damaged_record_is_replaced(tmp_path: Path, content: str) -> None:
     assert note
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    boxes, labels = np.array([[4.0, 4.0, 30.0, 40.0]]), np.array([0])
-    images = [tmp_path / f"{i}.png" for i in range(40)]
-    for i, path in enumerate(images):
-        cv2.imwrite(str(path), np.full((64, 64, 3), i, np.uint8))
-    annotated = [AnnotatedImage(path, boxes, labels, np.array([False])) for path in images]
-    index, _ = build_index(annotated, class_names=("a",))
-    save_index(tmp_path / "train.npz", index)
-    return tmp_path
-
-
-def test_real_steps_are_measured_and_the_number_of_images_limits_the_batch(project: Path) -> None:
-    """40 images allow 5 per step, and hence 4."""
-    choice = choose_batch(make_job(project), device="cpu")
-    assert choice.batch_size == 4
-    assert choice.reason.startswith("a step of 4 images needs")
-    assert choice.reason.endswith("an epoch of 40 images should have at least 8 steps")
-
-
 def test_a_device_without_room_for_one_image_is_a_fault_of_one_line(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auto_batch, "_measure", lambda *_, **__: (2**30, [Trial(1, 2**31)]))
     with pytest.raises(
         SettingError, match=r"one image of 64 pixels needs 2\.0 GiB, more than the 1\.0 GiB that may be"
     ):
-        choose_batch(make_job(project))
+        find_batch(make_job(tmp_path), images=40, num_classes=2)
 
 
 def test_a_number_is_chosen_once_for_a_training(tmp_path: Path) -> None:
