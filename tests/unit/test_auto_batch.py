@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_a_device_without_room_for_one_image_is_a_fault_of_one_line(
         SettingError, match=r"one image of 64 pixels needs 2\.0 GiB, more than the 1\.0 GiB that may be"
     ):
         find_batch(make_job(tmp_path), images=40, num_classes=2)
+
+
+@pytest.mark.parametrize("code", ["os.kill(os.getpid(), 9)", "raise RuntimeError('no memory')"])
+def test_a_batch_that_ends_the_process_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """The interpreter that is started reports two batches, and then fails as if the system had ended it."""
+    program = tmp_path / "python"
+    lines = ['{"budget": 100}', '{"batch": 1, "memory": 10}', '{"batch": 2, "memory": 11}']
+    prints = "".join(f"print({line!r}, flush=True)\n" for line in lines)
+    program.write_text(f"#!{sys.executable}\nimport os\n{prints}{code}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    choice = find_batch(make_job(tmp_path), images=80, num_classes=2)
+    assert choice.batch_size == 2
+    assert "and 4 images need more" in choice.reason
 
 
 def test_a_number_is_chosen_once_for_a_training(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 
@@ -238,8 +238,9 @@ def _measure(
             command, input=given, capture_output=True, env=environment, timeout=_PATIENCE, check=False
         )
         output, reason = done.stdout, done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        is_complete = done.returncode == 0
     except subprocess.TimeoutExpired as error:
-        output, reason = error.stdout or b"", [f"it takes more than {_PATIENCE:.0f} seconds"]
+        output, reason, is_complete = error.stdout or b"", [f"it takes more than {_PATIENCE:.0f} seconds"], False
     lines = [json.loads(line) for line in output.splitlines() if line.endswith(b"}")]
     for line in lines:
         if "error" in line:
@@ -248,22 +249,24 @@ def _measure(
     if not trials:
         why = one_line(reason[0] if reason else "its process was ended, perhaps for lack of memory")
         raise TrainingError(f"batch_size=auto: a step with one image fails ({why}); state a number for batch_size")
-    return int(lines[0]["budget"]), trials
+    budget = int(lines[0]["budget"])
+    if not is_complete:  # the next batch ended the process, perhaps for lack of memory
+        trials += [Trial(size, budget + 1) for size in sizes[len(trials) :][:1]]
+    return budget, trials
 
 
-def _run_steps(task: dict[str, object]) -> None:
+def _run_steps(task: Mapping[str, Any]) -> None:
     """Print the memory that may be used, and the peak memory of a step for each size, one line each."""
     job = TrainJob.model_validate(task["job"])
     allow_plugins(row.of for row in job.spec.plugin_rows.values())
-    device = resolve_device(str(task["device"]))
+    device = resolve_device(task["device"])
     if device.type == "cpu":
         keep_memory()
-    budget = int(_free_memory(device) * _SHARE[device.type] / int(str(task["sharing"])))
+    budget = int(_free_memory(device) * _SHARE[device.type] / task["sharing"])
     print(json.dumps({"budget": budget}), flush=True)
     began, trials = time.monotonic(), list[Trial]()
-    sizes: list[int] = json.loads(json.dumps(task["sizes"]))
-    steps = _Steps(job, int(str(task["num_classes"])), device)
-    for size in sizes:
+    steps = _Steps(job, task["num_classes"], device)
+    for size in task["sizes"]:
         if len(trials) > 1 and (predict_memory(trials, size) > budget or time.monotonic() - began > _MEASURED_SECONDS):
             return
         try:
@@ -277,6 +280,7 @@ def _run_steps(task: dict[str, object]) -> None:
             return
 
 
+@final
 class _Steps:
     """Real training steps with random images."""
 
