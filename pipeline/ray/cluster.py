@@ -141,7 +141,8 @@ def _join(address: str) -> None:
 
     try:
         allowed = {name: os.environ[name] for name in (PLUGINS,) if name in os.environ}
-        if not ray.init(address=address, runtime_env={**_IN_WORKERS, "env_vars": allowed}, **_QUIET).dashboard_url:
+        environment = {**_IN_WORKERS, **({"env_vars": allowed} if allowed else {})}
+        if not ray.init(address=address, runtime_env=environment, **_QUIET).dashboard_url:
             ray.shutdown()
             ray.init(address=address, runtime_env={**_IN_WORKERS, "env_vars": allowed | NO_DASHBOARD}, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
