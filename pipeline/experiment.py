@@ -31,12 +31,13 @@ from pipeline.params import (
 )
 from pipeline.tune_settings import OPTIONS_OF, TuneSettings
 from yolov7.errors import SettingError, SpecError, one_line, suggest
+from yolov7.plugins import allow_plugins
 from yolov7.recipes import resolve_settings
 from yolov7.settings import COCO_ENGINE, COCO_NMS, Settings, TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file, sha256_of
-from yolov7.training.job import NO_EFFECT
+from yolov7.training.job import NO_EFFECT, hash_own_code
 from yolov7.weights.description import READERS, Description, describe_weights
 from yolov7.weights.published import published_weights
 
@@ -57,6 +58,7 @@ class ResolvedVariant:
         weights_hash: SHA-256 of the weights that are given or that training starts from; empty if there are none.
         declared: The variant without `train` and `ray`, as params.yaml states it.
         overrides: The settings under `train` of the variant itself, as params.yaml states them.
+        own_code: Digests of the sources of the user's own code, by its dotted name.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ResolvedVariant:
     weights_hash: str
     declared: Mapping[str, Any]
     overrides: Mapping[str, Any]
+    own_code: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def resolve_experiment(params: Params, *, source: str = PARAMS_FILE) -> Experime
         SettingError: If a training or a spec cannot be resolved, in one line that names the key and the remedy.
     """
     try:
+        allow_plugins(params.plugins)
         resolved = _resolve_variants(params)
     except SettingError as error:
         raise SettingError(one_line(f"{source}: {error}")) from None
@@ -233,15 +237,16 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
         The settings of a training; or, if weights are given, their content and the code that reads them. That code is
         no dependency of the stage in dvc.yaml, because an edit of it must not repeat trainings.
     """
+    own_code = {"own_code": dict(variant.own_code)} if variant.own_code else {}
     if variant.given is not None:
-        return {
+        return own_code | {
             "spec": variant.spec.model_dump(mode="json", by_alias=True),
             "image_size": variant.train.image_size,
             "weights": variant.weights_hash,
             "reader": _hash_folder(READERS),
             "seed": seed,
         }
-    return {
+    return own_code | {
         "spec": variant.spec.model_dump(mode="json", by_alias=True),
         "settings": variant.train.model_dump(mode="json", exclude=NO_EFFECT),
         "weights": variant.weights_hash,
@@ -299,6 +304,7 @@ def _resolve_variant(
         weights_hash="" if weights is None else hash_file(weights),
         declared=variant.model_dump(exclude={"train", "ray"}, exclude_defaults=True),
         overrides=variant.train or {},
+        own_code=_hash_own_code(spec, settings, key=key),
     )
     return resolved, tuple(f"variants.{name}.train: {note}" for note in notes)
 
@@ -356,6 +362,13 @@ def _validate(model: type[Model], content: Mapping[str, Any], *, key: str) -> Mo
         return model.model_validate(content)
     except ValidationError as error:
         raise SettingError(f"{key}.{first_error(error, model=model)}") from None
+
+
+def _hash_own_code(spec: ModelSpec, settings: TrainSettings, *, key: str) -> dict[str, str]:
+    try:
+        return hash_own_code(spec, settings)
+    except SettingError as error:
+        raise SettingError(f"{key}: {error}") from None
 
 
 def _check_size(name: str, spec: ModelSpec, image_size: int, *, key: str) -> None:

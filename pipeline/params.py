@@ -231,6 +231,9 @@ class Params(Settings):
     recipe. `pipeline.experiment` merges and validates them.
     """
 
+    plugins: tuple[str, ...] = Field(
+        (), description="Packages of your own whose blocks may be imported, such as [mypkg]."
+    )
     data: DataSettings = DataSettings()
     seeds: tuple[int, ...] = (0,)
     variants: dict[str, Variant] = Field(min_length=1)

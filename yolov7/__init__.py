@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from yolov7.nn.cost import Cost, spec_cost
     from yolov7.nn.fuse import fuse
     from yolov7.nn.model import DetectionModel
+    from yolov7.plugins import allow_plugins
     from yolov7.settings import NmsSettings, TrainSettings
     from yolov7.spec.graph import ModelSpec
     from yolov7.spec.scaling import scale_spec
     from yolov7.spec.spec_files import list_specs, load_spec
+    from yolov7.training.callbacks import Callback, RunState
     from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint
     from yolov7.weights.weight_files import load_weights, save_weights
 
 _HOMES = {
     "ArtifactError": "errors",
+    "Callback": "training.callbacks",
     "Cost": "nn.cost",
     "DataError": "errors",
     "DetectionModel": "nn.model",
@@ -33,12 +36,14 @@ _HOMES = {
     "Evaluation": "api.evaluate",
     "ModelSpec": "spec.graph",
     "NmsSettings": "settings",
+    "RunState": "training.callbacks",
     "SettingError": "errors",
     "SpecError": "errors",
     "Tiling": "detect.tiles",
     "TrainSettings": "settings",
     "TrainingError": "errors",
     "UserError": "errors",
+    "allow_plugins": "plugins",
     "draw": "detect.detections",
     "evaluate": "api.evaluate",
     "evaluate_results": "api.evaluate",
@@ -56,6 +61,7 @@ _HOMES = {
 
 __all__ = [
     "ArtifactError",
+    "Callback",
     "Cost",
     "DataError",
     "DetectionModel",
@@ -64,6 +70,7 @@ __all__ = [
     "Evaluation",
     "ModelSpec",
     "NmsSettings",
+    "RunState",
     "SettingError",
     "SpecError",
     "Tiling",
@@ -71,6 +78,7 @@ __all__ = [
     "TrainingError",
     "UserError",
     "__version__",
+    "allow_plugins",
     "draw",
     "evaluate",
     "evaluate_results",

@@ -11,9 +11,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from yolov7.errors import shown, suggest
+from yolov7.plugins import (
+    ASSIGNER,
+    AUGMENTATION,
+    BOX_LOSS,
+    CALLBACK,
+    AugmentationName,
+    CallbackName,
+    Kind,
+    is_dotted,
+    named_choice,
+)
 from yolov7.recipes import RecipeName, expand_recipe
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -25,6 +45,23 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
 LetterboxMode = Literal["centre", "top_left", "stretch"]
 Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
+
+
+AUTO_BATCH = 0
+"""The value of `batch_size` that stands for `auto`, until a number is chosen."""
+
+
+def _number_or_auto(given: Any, validate: ValidatorFunctionWrapHandler) -> int:
+    number: int = AUTO_BATCH if given == "auto" else validate(given)
+    return number
+
+
+BatchSize = Annotated[
+    int,
+    Field(ge=1, le=1_000_000),
+    WrapValidator(_number_or_auto),
+    PlainSerializer(lambda number: "auto" if number == AUTO_BATCH else number),
+]
 
 
 class Settings(BaseModel):
@@ -117,6 +154,9 @@ class AugmentSettings(Settings):
     hsv_value: Probability = Field(0.4, description="the brightness is multiplied by 1 +- hsv_value")
     flip_horizontal: Probability = Field(0.5, description="probability of a horizontal flip (left and right)")
     flip_vertical: Probability = Field(0.0, description="probability of a vertical flip (top and bottom)")
+    plugins: tuple[AugmentationName, ...] = Field(
+        (), description="dotted names of own augmentations, which are applied last, in this order"
+    )
 
 
 class LossSettings(Settings):
@@ -126,8 +166,10 @@ class LossSettings(Settings):
     papers.
     """
 
-    assigner: Literal["ota", "anchor"] = Field(
-        "ota", description="ota: by predictions; anchor: by the shape of the anchor only, as in YOLOv5"
+    assigner: Annotated[str, named_choice(ASSIGNER, "ota", "anchor")] = Field(
+        "ota",
+        description="ota: by predictions; anchor: by the shape of the anchor only, as in YOLOv5; or the dotted name of "
+        "an own assigner, for heads of every kind",
     )
     simota: Literal["r25", "r15"] = Field(
         "r25",
@@ -141,8 +183,9 @@ class LossSettings(Settings):
         description="number of first epochs in which heads with distributions assign by place and not by predictions "
         "(ATSS); at most a third of the run",
     )
-    box_loss: Literal["ciou", "giou", "diou", "siou", "eiou"] = Field(
-        "ciou", description="measure of similarity of two boxes"
+    box_loss: Annotated[str, named_choice(BOX_LOSS, "ciou", "giou", "diou", "siou", "eiou")] = Field(
+        "ciou",
+        description="measure of similarity of two boxes: ciou, giou, diou, siou, eiou, or the dotted name of your own",
     )
     box: NonNegative = Field(0.05, description="gain of the box loss")
     objectness: NonNegative = Field(1.0, description="gain of the objectness loss")
@@ -259,7 +302,9 @@ class TrainSettings(Settings):
         None, description="named settings from yolov7/recipes.py; keys that are stated override it"
     )
     epochs: int = Field(300, ge=1, le=1_000_000, description="length of the run")
-    batch_size: int = Field(16, ge=1, le=1_000_000, description="images per step, over all workers")
+    batch_size: BatchSize = Field(
+        16, description="images per step, over all workers; auto: the largest power of two that fits, by measurement"
+    )
     image_size: int = Field(640, ge=32, le=8192, description="side of the square training images, pixels")
     precision: Precision = Field(
         "auto", description="auto: bfloat16 on devices that compute fast with it, otherwise float32"
@@ -328,6 +373,9 @@ class TrainSettings(Settings):
     cache_images: Literal["auto", "memory", "disk", "none"] = Field(
         "auto", description="where decoded images are kept; auto: in memory if there is enough of it"
     )
+    callbacks: tuple[CallbackName, ...] = Field(
+        (), description="dotted names of own callbacks, which are called during training"
+    )
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
@@ -336,6 +384,13 @@ class TrainSettings(Settings):
     def first_closing_epoch(self) -> int:
         """The first of the last `close_mosaic` epochs, which are without mosaic and at most a fifth of the run."""
         return self.epochs - min(self.close_mosaic, self.epochs // 5)
+
+    @property
+    def own_code(self) -> dict[str, Kind]:
+        """The dotted names of own code, and what each of them is."""
+        named = {self.loss.box_loss: BOX_LOSS, self.loss.assigner: ASSIGNER}
+        own = {name: kind for name, kind in named.items() if is_dotted(name)}
+        return own | dict.fromkeys(self.augment.plugins, AUGMENTATION) | dict.fromkeys(self.callbacks, CALLBACK)
 
     @model_validator(mode="before")
     @classmethod

@@ -37,6 +37,7 @@ class TrainSummary(Settings):
         loader_wait_share: Share of the training time in which the loader was waited for.
         skipped_steps: Number of steps whose loss or gradient was not finite.
         AP: AP of the moving average on val after the last epoch; None if there is no val split.
+        batch_size: Images per step, over all workers; None if it is unknown.
         threads: Number of threads that computed in each worker; None if it is unknown.
         val_hash: Hash of the val split that AP was measured on, from `split_hashes`; None if there is none.
     """
@@ -56,6 +57,7 @@ class TrainSummary(Settings):
     precision: str
     device: str
     workers: int
+    batch_size: int | None = None
     threads: int | None = None
     val_hash: str | None = None
 

@@ -17,6 +17,7 @@ from pipeline.ray.errors import ClusterError
 from pipeline.ray.machine import check_machine
 from pipeline.ray.placement import Node
 from yolov7.errors import one_line
+from yolov7.plugins import VARIABLE as PLUGINS
 from yolov7.system.threads import usable_cpus
 
 _ANSWER_SECONDS = 10.0
@@ -139,9 +140,11 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        if not ray.init(address=address, runtime_env=dict(_IN_WORKERS), **_QUIET).dashboard_url:
+        allowed = {name: os.environ[name] for name in (PLUGINS,) if name in os.environ}
+        environment = {**_IN_WORKERS, **({"env_vars": allowed} if allowed else {})}
+        if not ray.init(address=address, runtime_env=environment, **_QUIET).dashboard_url:
             ray.shutdown()
-            ray.init(address=address, runtime_env={**_IN_WORKERS, "env_vars": NO_DASHBOARD}, **_QUIET)
+            ray.init(address=address, runtime_env={**_IN_WORKERS, "env_vars": allowed | NO_DASHBOARD}, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "auto" and "Could not find any running Ray" in str(error):
             raise ClusterError(

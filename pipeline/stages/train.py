@@ -34,6 +34,7 @@ from pipeline.ray.mirror import CODE, OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
+from yolov7.settings import AUTO_BATCH
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.job import TrainJob
@@ -58,7 +59,7 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     if variant.weights_hash == "missing":
         raise ArtifactError(f"train.weights={variant.train.weights} does not exist; name a weight file (.safetensors)")
-    return TrainJob(
+    job = TrainJob(
         spec_json=spec_to_json(variant.spec),
         settings=variant.train,
         seed=seed,
@@ -66,7 +67,19 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
         data_hash=prepared.content_hash,
         weights_hash=variant.weights_hash,
         run_folder=run_folder(variant.name, seed).resolve(),
+        own_code=dict(variant.own_code),
     )
+    return _settle_batch(job, variant) if job.settings.batch_size == AUTO_BATCH else job
+
+
+def _settle_batch(job: TrainJob, variant: ResolvedVariant) -> TrainJob:
+    from pipeline.ray.auto_batch import choose_batch_with_ray  # these import torch
+    from yolov7.training.auto_batch import settle_batch
+
+    settled, note = settle_batch(job, lambda described: choose_batch_with_ray(described, variant.ray))
+    if note:
+        console.print(stage_line("train", variant.name, note))
+    return settled
 
 
 def train(job: TrainJob, variant: ResolvedVariant, *, on_tick: Callable[[Path], None]) -> TrainSummary:
@@ -302,6 +315,7 @@ def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> 
         precision=last["precision"],
         device=last["device"],
         workers=last["workers"],
+        batch_size=job.settings.batch_size,
         threads=last.get("threads"),
         val_hash=_val_hash(),
     )

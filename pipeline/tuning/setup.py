@@ -20,6 +20,7 @@ from pipeline.tuning.search.train_space import draw_settings, resolve_ranges, wi
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import ArtifactError, SettingError
+from yolov7.settings import AUTO_BATCH
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob
@@ -113,6 +114,10 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
     variant = experiment.base(base_name)
     base, train = variant.spec, variant.train
     _check_sizes(base, settings.image_sizes)
+    if train.batch_size == AUTO_BATCH:
+        raise SettingError(
+            "train.batch_size=auto cannot be used by a search, whose trainings must be comparable; state a number"
+        )
     data = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
     if "val" not in data.splits:
         raise SettingError(
@@ -128,6 +133,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         data_hash=data.content_hash,
         weights_hash=variant.weights_hash,
         run_folder=FOLDER.resolve(),
+        own_code=dict(variant.own_code),
     )
     kept, excluded = _draw(settings, job, num_classes=len(data.class_names))
     return Setup(settings, budget, base_name, job, data, variant.declared, variant.overrides, kept, excluded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.system.files import sha256_of
 from yolov7.system.precision import resolve_device
-from yolov7.training.job import TrainJob
+from yolov7.training.auto_batch import choose_batch, settle_batch
+from yolov7.training.callbacks import Callback, hash_callbacks
+from yolov7.training.job import TrainJob, hash_own_code
 from yolov7.training.loop import WEIGHTS, fit
+from yolov7.training.record import RunRecord
 from yolov7.training.worker import Worker
 
 
@@ -34,6 +37,7 @@ def train(
     device: str = "auto",
     train_split: str = "train",
     val_split: str | None = "val",
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train a model on one device.
 
@@ -50,6 +54,8 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         train_split: The name of the training split.
         val_split: The name of the split on which AP is measured; without such a split, nothing is measured.
+        callbacks: Called during training, beside those that the settings name. An edit of their source file makes
+            another training, as an edit of a setting does.
 
     Returns:
         The weight file. `epochs.jsonl` beside it has the figures of each epoch.
@@ -74,11 +80,16 @@ def train(
         data_hash=data_hash,
         weights_hash=weights_hash,
         run_folder=folder,
+        own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
+    job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
     _check_owner(folder / "fingerprint", job.fingerprint)
+    if batch_note:
+        RunRecord(folder).add_note(batch_note)
     if not (folder / WEIGHTS).is_file():
         loader_workers = count_workers(chosen.loader_workers, cpus=torch.get_num_threads())
-        fit(job, Worker(device=resolve_device(device), loader_workers=loader_workers))
+        worker = Worker(device=resolve_device(device), loader_workers=loader_workers)
+        fit(job, worker, callbacks=callbacks)
     return folder / WEIGHTS
 
 

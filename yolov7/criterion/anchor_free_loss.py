@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
-from yolov7.boxes import IouKind, box_similarity, cxcywh_to_xyxy
+from yolov7.boxes import cxcywh_to_xyxy
 from yolov7.criterion.aligned import ScoringAssigner, paired_iou
 from yolov7.criterion.assigners import Assigner, HeadsAssignment
 from yolov7.criterion.candidates import Assignment, cell_numbers
 from yolov7.criterion.grid import boxes_in_pixels
 from yolov7.criterion.loss_parts import Loss, LossParts, SumOverRanks, select
+from yolov7.criterion.own_code import similarity_of
 from yolov7.criterion.simota import decode_yolox
 from yolov7.nn.anchor_free_heads import decode_bins
 from yolov7.structures import HeadMaps, Targets
@@ -91,7 +92,7 @@ class DistributionGains(NamedTuple):
         classification: Gain of the class loss.
         box: Gain of the loss of the similarity of boxes.
         distribution: Gain of the distribution focal loss.
-        similarity: Measure of similarity of boxes.
+        similarity: Measure of similarity of boxes, as in the setting `box_loss`.
         class_loss: Kind of class loss.
         sums_images: Whether the total is multiplied by the number of images.
     """
@@ -99,7 +100,7 @@ class DistributionGains(NamedTuple):
     classification: float
     box: float
     distribution: float
-    similarity: IouKind
+    similarity: str
     class_loss: Literal["bce", "varifocal"]
     sums_images: bool
 
@@ -138,6 +139,7 @@ class DistributionLoss(Loss):
         self._assigner = assigner
         self._bins = bins
         self._gains = gains
+        self._similarity = similarity_of(gains.similarity)
         self._per_image = 1.0 if gains.sums_images else 1 / nominal_batch
 
     def assign(self, maps: HeadMaps, targets: Targets) -> HeadsAssignment:
@@ -172,7 +174,7 @@ class DistributionLoss(Loss):
         sides = decode_bins(logits)
         predicted = _box_around(centre, sides)
         wanted_sides = torch.cat((centre - wanted[:, :2], wanted[:, 2:] - centre), dim=1)
-        similarity = box_similarity(predicted, _box_around(centre, wanted_sides), kind=self._gains.similarity)
+        similarity = self._similarity(predicted, _box_around(centre, wanted_sides))
         return similarity, distribution_focal_loss(logits, wanted_sides).mean(1)
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from yolov7.criterion.aligned import AtssAssigner, ScoringAssigner, TaskAlignedAssigner
-from yolov7.criterion.anchor_free_loss import PPYOLOE_GAINS, U6_GAINS, DistributionLoss, DualLoss, YoloxLoss
+from yolov7.criterion.anchor_free_loss import (
+    PPYOLOE_GAINS,
+    U6_GAINS,
+    DistributionGains,
+    DistributionLoss,
+    DualLoss,
+    YoloxLoss,
+)
+from yolov7.criterion.assigners import Assigner
 from yolov7.criterion.loss import DetectionLoss
 from yolov7.criterion.loss_parts import Loss
+from yolov7.criterion.own_code import HeadGeometry, OwnAssigner, OwnScoringAssigner
 from yolov7.criterion.simota import SimOtaAssigner
 from yolov7.errors import SettingError
 from yolov7.nn.model import DetectionModel
+from yolov7.plugins import is_dotted
 from yolov7.settings import TrainSettings
 from yolov7.spec.head_rows import DetectRow, DflHeadRow, OneToOneHeadRow, PpyoloeHeadRow, YoloxHeadRow
 
@@ -43,24 +53,32 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
                 settings=settings.loss,
             )
         case YoloxHeadRow():
-            assigner = SimOtaAssigner(strides, rule=settings.loss.simota)
+            if is_dotted(settings.loss.box_loss):
+                raise SettingError(
+                    f"loss.box_loss={settings.loss.box_loss} cannot be used with the head of YOLOX, whose box loss is "
+                    "1 - IoU^2; use it with another head"
+                )
             is_closing = epoch >= settings.first_closing_epoch
-            return YoloxLoss(strides, assigner, uses_l1=is_closing, nominal_batch=nominal)
+            return YoloxLoss(strides, _yolox_assigner(strides, settings), uses_l1=is_closing, nominal_batch=nominal)
         case PpyoloeHeadRow(bins=bins):
             aligned = TaskAlignedAssigner(strides, bins, top=13, alpha=1.0, beta=6.0, overlap="iou", four_cells=four)
-            scoring = _or_atss(aligned, settings, epoch)
-            return DistributionLoss(strides, scoring, bins=bins, gains=PPYOLOE_GAINS, nominal_batch=nominal)
+            gains = _with_own_similarity(PPYOLOE_GAINS, settings)
+            scoring = _scoring(aligned, settings, epoch)
+            return DistributionLoss(strides, scoring, bins=bins, gains=gains, nominal_batch=nominal)
         case DflHeadRow(bins=bins):
             aligned = TaskAlignedAssigner(strides, bins, top=10, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four)
-            scoring = _or_atss(aligned, settings, epoch)
-            return DistributionLoss(strides, scoring, bins=bins, gains=U6_GAINS, nominal_batch=nominal)
+            gains = _with_own_similarity(U6_GAINS, settings)
+            scoring = _scoring(aligned, settings, epoch)
+            return DistributionLoss(strides, scoring, bins=bins, gains=gains, nominal_batch=nominal)
         case OneToOneHeadRow(bins=bins):
+            _refuse_own_assigner(settings)
+            gains = _with_own_similarity(U6_GAINS, settings)
             lead, auxiliary = (
                 DistributionLoss(
                     strides,
                     TaskAlignedAssigner(strides, bins, top=top, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four),
                     bins=bins,
-                    gains=U6_GAINS,
+                    gains=gains,
                     nominal_batch=nominal,
                 )
                 for top in (1, 10)
@@ -70,8 +88,30 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
             raise AssertionError(f"{row.block} has no loss")
 
 
-def _or_atss(aligned: TaskAlignedAssigner, settings: TrainSettings, epoch: int) -> ScoringAssigner:
-    """Return the task-aligned assigner, or ATSS in the first epochs."""
+def _refuse_own_assigner(settings: TrainSettings) -> None:
+    if is_dotted(settings.loss.assigner):
+        raise SettingError(
+            f"loss.assigner={settings.loss.assigner} cannot be used with the head 'detect_one_to_one', which needs two "
+            "assigners; use it with another head"
+        )
+
+
+def _yolox_assigner(strides: tuple[int, ...], settings: TrainSettings) -> Assigner:
+    """Return an own assigner, or that of YOLOX."""
+    if is_dotted(settings.loss.assigner):
+        return OwnAssigner(settings.loss.assigner, HeadGeometry(strides))
+    return SimOtaAssigner(strides, rule=settings.loss.simota)
+
+
+def _scoring(aligned: TaskAlignedAssigner, settings: TrainSettings, epoch: int) -> ScoringAssigner:
+    """Return an own assigner, the task-aligned assigner, or ATSS in the first epochs."""
+    if is_dotted(settings.loss.assigner):
+        return OwnScoringAssigner(settings.loss.assigner, HeadGeometry(aligned.strides, bins=aligned.bins))
     if epoch < min(settings.loss.atss_epochs, settings.epochs // 3):
         return AtssAssigner(aligned.strides, aligned.bins, aligned.four_cells)
     return aligned
+
+
+def _with_own_similarity(gains: DistributionGains, settings: TrainSettings) -> DistributionGains:
+    own = settings.loss.box_loss
+    return gains._replace(similarity=own) if is_dotted(own) else gains

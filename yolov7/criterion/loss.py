@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov7.boxes import box_similarity
 from yolov7.criterion.assigners import (
     LEAD_SPAN,
     MAX_K,
@@ -25,6 +24,7 @@ from yolov7.criterion.assigners import (
 )
 from yolov7.criterion.candidates import COARSE, FINE, Anchors, Assignment, cell_numbers
 from yolov7.criterion.loss_parts import Loss, LossParts, SumOverRanks, select
+from yolov7.criterion.own_code import HeadGeometry, OwnAssigner, similarity_of
 from yolov7.settings import LossSettings
 from yolov7.structures import HeadMaps, Targets
 from yolov7.system.shapes import Float, Int
@@ -61,6 +61,7 @@ class DetectionLoss(Loss):
         self._anchors = Anchors(anchors_px.detach().float(), strides)
         self._settings = settings
         self._assigner = make_assigner(self._anchors, settings)
+        self._similarity = similarity_of(settings.box_loss)
         share = 3 / len(strides)
         self._num_classes = num_classes
         self._box_gain = settings.box * share
@@ -100,7 +101,7 @@ class DetectionLoss(Loss):
         if len(cells):
             share = 1 / whole.positives.float()[cells.level]  # weight of each positive in the mean of its level
             boxes = decode_cells(rows[:, :4], self._anchors.of(cells), span=span)
-            similarity = box_similarity(boxes, _goal_boxes(cells, targets, maps), kind=self._settings.box_loss)
+            similarity = self._similarity(boxes, _goal_boxes(cells, targets, maps))
             box_loss = ((1 - similarity) * share).sum()
             quality = similarity.detach().clamp(min=0)
             _put_last(goal, cell_numbers(cells, maps=maps), quality)
@@ -227,6 +228,8 @@ def _make_single(
             )
         case "anchor":
             return AnchorAssigner(anchors, threshold=threshold, reach=reach)
+        case name:
+            return OwnAssigner(name, HeadGeometry(anchors.strides, anchors.px))
 
 
 def auxiliary_span(settings: LossSettings) -> float:

@@ -16,6 +16,7 @@ from yolov7.data.augment.compose import compose
 from yolov7.data.augment.geometry import Boxes, Corner, Labels, Matrix, find_visible, random_transform
 from yolov7.data.augment.letterbox import Letterbox, Size, fitted_size, letterbox, resize
 from yolov7.data.augment.mosaic import place_centre, place_mosaic, place_mosaic_nine
+from yolov7.data.augment.own_code import OwnAugmentations
 from yolov7.data.augment.paste import copy_paste, cut_patches, paste_in
 from yolov7.data.augment.tile import Sample, Tile, blend, flip, normalise_boxes, place_tile
 from yolov7.data.cache import CacheMode, Gather, make_cache
@@ -100,6 +101,7 @@ class DetectionDataset:
             for width, height in zip(index.widths, index.heights, strict=True)
         ]
         self._objects = _resized_objects(self._sizes, index)
+        self._own = OwnAugmentations(augment.plugins if augment else ())
         self._cache = make_cache(
             index, self._sizes, mode=cache, folder=cache_folder, processes=processes, gather=gather
         )
@@ -173,6 +175,7 @@ class DetectionDataset:
             tile = self._paste(tile, settings, generator=generator)
         horizontal, vertical = generator.random(2) < (settings.flip_horizontal, settings.flip_vertical)
         tile = flip(tile, horizontal=bool(horizontal), vertical=bool(vertical), out=out)
+        tile = self._own(tile, generator=generator)
         normalised = normalise_boxes(tile.boxes_xyxy, width=self.image_size, height=self.image_size)
         return Sample(tile.image, normalised, tile.labels, tile.outlines)
 

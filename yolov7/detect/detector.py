@@ -24,6 +24,7 @@ from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import to_original
 from yolov7.inference.engine import Engine
 from yolov7.inference.nms import non_max_suppression
+from yolov7.plugins import allow_plugins
 from yolov7.settings import NmsSettings
 
 _BATCH = 16  # images that the model processes at once
@@ -57,7 +58,12 @@ class Detector:
 
     @staticmethod
     def load(
-        path: str | os.PathLike[str], *, engine: str = "auto", device: str = "auto", precision: str = "auto"
+        path: str | os.PathLike[str],
+        *,
+        engine: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        plugins: Sequence[str] = (),
     ) -> Detector:
         """Load a detector.
 
@@ -67,6 +73,8 @@ class Detector:
             engine: Name of the engine; `auto` is the fastest one that is installed and that runs the file.
             device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the first GPU if there is one, else the CPU.
             precision: `auto`, `float32`, `bfloat16` or `float16`; `auto` is the fastest of these on the device.
+            plugins: Packages whose blocks may be imported, in this process from now on, if the model has some; see
+                `allow_plugins`.
 
         Returns:
             The detector.
@@ -75,6 +83,7 @@ class Detector:
             ArtifactError: If the file is not a model.
             SettingError: If the engine, the device or the precision is unknown or not available.
         """
+        allow_plugins(plugins)
         if isinstance(path, str) and not Path(path).exists():
             for entry in entry_points(group=_MODEL_NAMES):
                 found: Path | None = entry.load()(path)

@@ -40,12 +40,15 @@ class Cost:
     gflops_unfolded: float
 
 
+_PRODUCTS = {nn.functional.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
+
+
 class Operations(NamedTuple):
     """Operations of one forward pass.
 
     Attributes:
-        macs: Multiply-accumulate operations of all convolutions.
-        outputs: Output elements of all convolutions.
+        macs: Multiply-accumulate operations of all convolutions, and of matrix products in blocks of users.
+        outputs: Output elements of these.
         biases: Output elements of the convolutions that have a bias.
         norm_elements: Elements of all batch norms.
         leaky_elements: Elements of all LeakyReLU activations.
@@ -151,9 +154,11 @@ class _Counter(TorchFunctionMode):
             return args[0]
         output = function(*args, **(kwargs or {}))
         if function is torch.conv2d:
-            kernel, bias = args[1], args[2]
-            number = output.numel()
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            kernel, bias, number = given["weight"], given.get("bias"), output.numel()
             self._add(macs=number * kernel[0].numel(), outputs=number, biases=0 if bias is None else number)
+        elif function in _PRODUCTS:  # only blocks of users have them
+            self._add(macs=output.numel() * args[0].shape[-1], outputs=output.numel())
         elif function is nn.functional.leaky_relu:
             self._add(leaky_elements=output.numel())
         return output

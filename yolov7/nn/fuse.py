@@ -12,6 +12,7 @@ from yolov7.nn.anchor_free_heads import DflHead
 from yolov7.nn.blocks import ConvAct, ConvBnAct, RepConv
 from yolov7.nn.heads import Detect
 from yolov7.nn.model import DetectionModel
+from yolov7.nn.plugin_blocks import Fusible
 from yolov7.spec.auxiliary import without_auxiliary
 from yolov7.spec.graph import ModelSpec
 
@@ -186,6 +187,8 @@ def _fuse_children(parent: nn.Module) -> None:
                 fuse_detect(child)
             case DflHead():
                 _fuse_children(fuse_dfl_head(child))
+            case Fusible():
+                setattr(parent, name, child.fuse())
             case _:
                 _fuse_children(child)
 

@@ -26,6 +26,7 @@ from yolov7.nn.blocks import (
 from yolov7.nn.csp_blocks import CspRep, CspTiny
 from yolov7.nn.elan import EElan, Elan, add, make_elan
 from yolov7.nn.heads import Detect, Head
+from yolov7.nn.plugin_blocks import build_plugin
 from yolov7.nn.pooling import Spp, Sppcspc, SppTiny
 from yolov7.spec.block_schema import (
     BottleneckRow,
@@ -42,6 +43,7 @@ from yolov7.spec.block_schema import (
     HeadRow,
     MaxPoolRow,
     OneToOneHeadRow,
+    PluginRow,
     PpyoloeHeadRow,
     ReorgRow,
     RepConvRow,
@@ -95,7 +97,8 @@ class DetectionModel(nn.Module):
             num_classes: Number of classes, at least 1.
 
         Raises:
-            SpecError: If the number of classes or the name of a row cannot be used.
+            SpecError: If the number of classes, the name of a row or a block of the user cannot be used.
+            SettingError: If a block of the user may not be imported, or cannot be.
         """
         super().__init__()
         if num_classes < 1:
@@ -248,6 +251,8 @@ def build_row(row: Row, inputs: Sequence[MapShape], *, activation: str, feeds: s
         case RepConvRow():
             (planned,) = row.planned_rep_convs(inputs, feeds=feeds)
             return RepConv(channels, row.out, row.stride, identity=planned.identity, activation=activation)
+        case PluginRow():
+            return build_plugin(row, inputs)
         case HeadRow():
             raise AssertionError("the head is built by the model")
 

@@ -19,6 +19,7 @@ from yolov7.spec.head_rows import (
     PpyoloeHeadRow,
     YoloxHeadRow,
 )
+from yolov7.spec.plugin_rows import PluginRow
 from yolov7.spec.row import Count, RowBase
 from yolov7.spec.transition_rows import (
     ConcatRow,
@@ -50,6 +51,7 @@ __all__ = [
     "HeadRow",
     "MaxPoolRow",
     "OneToOneHeadRow",
+    "PluginRow",
     "PpyoloeHeadRow",
     "ReorgRow",
     "RepConvRow",
@@ -78,6 +80,7 @@ Row = Annotated[
     | BottleneckRow
     | SppRow
     | RepConvRow
+    | PluginRow
     | DetectRow
     | YoloxHeadRow
     | PpyoloeHeadRow
@@ -87,7 +90,7 @@ Row = Annotated[
 ]
 _ROW_CLASSES: tuple[type[RowBase], ...] = (
     ConvRow, MaxPoolRow, ReorgRow, DownRow, UpRow, UpsampleRow, DoubleRow, ConcatRow, ElanRow, CspRow, CspRepRow,
-    CspTinyRow, BottleneckRow, SppRow, RepConvRow, DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
+    CspTinyRow, BottleneckRow, SppRow, RepConvRow, PluginRow, DetectRow, YoloxHeadRow, PpyoloeHeadRow, DflHeadRow,
     OneToOneHeadRow,
 )  # fmt: skip
 

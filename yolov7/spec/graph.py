@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from yolov7.errors import SpecError, one_line, shown, suggest
 from yolov7.spec.block_schema import DetectRow, HeadRow, Row, keys_of_block, list_blocks
+from yolov7.spec.plugin_rows import PluginRow, expand_plugin
 from yolov7.spec.row import Activation, Count, MapShape, PlannedRepConv, RowBase
 
 IMAGE = "image"  # the name by which rows refer to the input of the network
@@ -72,6 +73,11 @@ class ModelSpec(BaseModel):
         head = self.rows[self.head_name]
         assert isinstance(head, HeadRow)
         return head
+
+    @property
+    def plugin_rows(self) -> dict[str, PluginRow]:
+        """The rows whose blocks the user has written."""
+        return {name: row for name, row in self.rows.items() if isinstance(row, PluginRow)}
 
 
 class ModelSize(NamedTuple):
@@ -240,7 +246,7 @@ def _fill_sources(rows: Mapping[str, Any]) -> dict[str, Any]:
     filled: dict[str, Any] = {}
     above = IMAGE
     for name, row in rows.items():
-        filled[name] = {"from": [above], **row} if isinstance(row, Mapping) else row
+        filled[name] = {"from": [above], **expand_plugin(row)} if isinstance(row, Mapping) else row
         above = name
     return filled
 

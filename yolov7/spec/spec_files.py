@@ -19,6 +19,7 @@ from yolov7.spec.anchor_free import with_anchor_free_head, with_one_to_one_head
 from yolov7.spec.auxiliary import with_auxiliary, without_auxiliary
 from yolov7.spec.block_schema import Count, keys_of_block
 from yolov7.spec.graph import IMAGE, ModelSpec, build_spec, describe
+from yolov7.spec.plugin_rows import expand_plugin
 from yolov7.spec.scaling import Rule, scale_spec
 from yolov7.system.files import is_file
 from yolov7.system.yaml_files import read_yaml
@@ -212,6 +213,7 @@ def _swapped(rows: Mapping[str, Any], swap: Mapping[str, Mapping[str, Any]], *, 
 def _merge(old: Any, new: Mapping[str, Any]) -> Any:
     if not isinstance(old, Mapping) or not new:
         return old
+    old, new = expand_plugin(old), expand_plugin(new)
     kept = old
     if new.get("block", old.get("block")) != old.get("block"):
         allowed = keys_of_block(str(new["block"]))

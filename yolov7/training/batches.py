@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import TrainLoader
+from yolov7.structures import Batch
 from yolov7.training.job import TrainJob
+from yolov7.training.state import Progress
 from yolov7.training.worker import Worker
 
 _BATCHES_FOR_STATISTICS = 64
@@ -47,6 +50,27 @@ def build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoade
         rank=worker.rank,
         world_size=worker.world_size,
     )
+
+
+def timed_batches(loader: TrainLoader, progress: Progress, *, mosaic: bool) -> Iterator[Batch]:
+    """Yield the rest of the current epoch's batches, and count the time that training waits for them.
+
+    Args:
+        loader: The loader of the run.
+        progress: How far the run is.
+        mosaic: Whether mosaic, mixup and pasted objects are allowed.
+
+    Yields:
+        This worker's share of each step.
+    """
+    batches = loader.epoch(progress.epoch, mosaic=mosaic, start=progress.batch)
+    while True:
+        asked = time.monotonic()
+        batch = next(batches, None)
+        progress.wait += time.monotonic() - asked
+        if batch is None:
+            return
+        yield batch
 
 
 def statistics_batches(loader: TrainLoader, job: TrainJob, worker: Worker) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from yolov7.settings import TrainSettings
 from yolov7.system.precision import precision_name, resolve_precision
 from yolov7.system.threads import states_threads, use_free_cpus
 from yolov7.training.checkpoint import Checkpoint
+from yolov7.training.state import Progress
 from yolov7.training.worker import Worker
 
 
@@ -51,6 +52,42 @@ def describe_continuation(found: Checkpoint, worker: Worker, *, total_steps: int
         f"{text} on {threads} instead of {found.threads} threads, so the last digits differ from those of a run "
         f"without interruption (OMP_NUM_THREADS={found.threads} avoids this)"
     )
+
+
+def describe_epoch(
+    progress: Progress, settings: TrainSettings, worker: Worker, *, precision: str
+) -> dict[str, float | str]:
+    """Return what the line of an epoch says, apart from what was measured.
+
+    Args:
+        progress: How far the run is, before the epoch is counted.
+        settings: The settings of the run.
+        worker: This process.
+        precision: The type of the forward pass, by its name.
+    """
+    return {
+        "epoch": progress.epoch + 1,
+        "epochs": settings.epochs,
+        **progress.mean_losses(),
+        "skipped_steps": progress.skipped_steps,
+        "rollbacks": progress.rollbacks,
+        "seconds": progress.seconds,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "device": worker.device.type,
+        "workers": worker.world_size,
+    }
+
+
+def describe_progress(progress: Progress, *, total_steps: int) -> dict[str, float]:
+    """Return the values that are shown while a run goes on.
+
+    Args:
+        progress: How far the run is.
+        total_steps: The number of steps of the whole run.
+    """
+    place = {"epochs_done": progress.epoch, "step": progress.step, "total_steps": total_steps}
+    return {**place, **progress.mean_losses(), **progress.rates()}
 
 
 def settle_threads(found: Checkpoint | None, worker: Worker) -> str | None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+from pydantic import Field
+
+from yolov7.errors import SettingError
+from yolov7.plugins import BLOCK, allow_plugins, load_plugin, source_hash
 from yolov7.settings import Settings, TrainSettings
 from yolov7.spec.spec_files import ModelSpec, spec_from_json
 from yolov7.system.locks import exclusive
@@ -25,9 +30,16 @@ NO_EFFECT = {
 # made before stay the same.
 _ADDED = {
     "loss": ("simota", "atss_epochs", "objectness_balance", "objectness_by_size", "four_cells"),
+    "augment": ("plugins",),
     "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema", "layer_decay"),
 }
-_ADDED_TO_RUN = ("unfreeze_epochs", "freeze_batch_norm", "low_resolution_share", "low_resolution")
+_ADDED_ABOVE = (  # the same for settings that are in no part
+    "callbacks",
+    "freeze_batch_norm",
+    "low_resolution",
+    "low_resolution_share",
+    "unfreeze_epochs",
+)
 
 _PATIENCE = 30.0  # seconds that a worker process of an earlier start may take to end
 
@@ -43,6 +55,7 @@ class TrainJob(Settings):
         data_hash: Identifies the prepared images and boxes.
         weights_hash: Identifies the weights that training starts from; empty if there are none.
         run_folder: The absolute path of the folder for checkpoints and results, on storage that every worker sees.
+        own_code: Digests of the sources of own code, by its dotted name (see `hash_own_code`). Workers may import it.
     """
 
     spec_json: str
@@ -52,6 +65,7 @@ class TrainJob(Settings):
     data_hash: str
     weights_hash: str = ""
     run_folder: Path
+    own_code: dict[str, str] = Field(default_factory=dict)
 
     @property
     def spec(self) -> ModelSpec:
@@ -62,10 +76,17 @@ class TrainJob(Settings):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
         unset = {part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()}
-        without = NO_EFFECT | _added_defaults(self.settings, _ADDED_TO_RUN)
+        without = NO_EFFECT | _added_defaults(self.settings, _ADDED_ABOVE)
         settings = self.settings.model_dump_json(exclude={**dict.fromkeys(without, True), **unset})
-        parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
+        own_code = [f"{name} {digest}" for name, digest in sorted(self.own_code.items())]
+        parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash, *own_code)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What weight files say about the run that made them."""
+        own_code = {"own_code": self.own_code} if self.own_code else {}
+        return {"fingerprint": self.fingerprint, "seed": self.seed, **own_code}
 
     def sole_writer(self) -> AbstractContextManager[None]:
         """Return a context manager that holds the lock of the run folder.
@@ -75,6 +96,48 @@ class TrainJob(Settings):
         """
         lock = self.run_folder.with_name(f"{self.run_folder.name}.lock")
         return exclusive(lock, what=f"the run folder {self.run_folder}", patience=_PATIENCE)
+
+
+def hash_own_code(spec: ModelSpec, settings: TrainSettings) -> dict[str, str]:
+    """Return digests of the sources of all own code of a training, after checking that it can be used.
+
+    Args:
+        spec: The spec of the model, which may name own blocks.
+        settings: The settings of the training.
+
+    Returns:
+        A digest of the source file by dotted name.
+
+    Raises:
+        SettingError: A block may not be imported, or cannot be used.
+    """
+    for name, row in spec.plugin_rows.items():
+        try:
+            load_plugin(row.of, BLOCK, options=row.options)
+        except SettingError as error:
+            raise SettingError(f"{name}: {error} (spec {spec.name})") from None
+    kinds = settings.own_code | {row.of: BLOCK for row in spec.plugin_rows.values()}
+    return {name: source_hash(name, kind) for name, kind in kinds.items()}
+
+
+def check_own_code(job: TrainJob) -> None:
+    """Check that own code is here what it was where the run was described, and allow its blocks.
+
+    Args:
+        job: The run.
+
+    Raises:
+        SettingError: A source file has another content.
+    """
+    blocks = {row.of for row in job.spec.plugin_rows.values()}
+    allow_plugins(sorted(blocks & job.own_code.keys()))
+    found = hash_own_code(job.spec, job.settings)
+    changed = [name for name, digest in found.items() if job.own_code.get(name) != digest]
+    if changed:
+        raise SettingError(
+            f"the source file of {changed[0]} is not the one with which this training began; it was edited meanwhile, "
+            "or this machine has another version. Start the training again"
+        )
 
 
 def _added_defaults(settings: Settings, names: tuple[str, ...]) -> set[str]:

@@ -5,9 +5,10 @@ The only mutable state is `TrainState` and the run's folder.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import final
 
@@ -16,14 +17,20 @@ import torch
 from yolov7.data.index import load_index
 from yolov7.errors import TrainingError
 from yolov7.nn.model import DetectionModel
-from yolov7.structures import Batch
 from yolov7.system.memory import keep_memory
 from yolov7.system.precision import resolve_precision
-from yolov7.training.batches import build_loader, statistics_batches
+from yolov7.training.batches import build_loader, statistics_batches, timed_batches
+from yolov7.training.callbacks import Callback, Callbacks
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
-from yolov7.training.conditions import describe_continuation, settle_threads, with_lasting_precision
+from yolov7.training.conditions import (
+    describe_continuation,
+    describe_epoch,
+    describe_progress,
+    settle_threads,
+    with_lasting_precision,
+)
 from yolov7.training.final_weights import FinalWeights
-from yolov7.training.job import TrainJob
+from yolov7.training.job import TrainJob, check_own_code
 from yolov7.training.optim import build_schedule
 from yolov7.training.record import RunRecord, read_epochs
 from yolov7.training.start import build_start, set_training
@@ -37,7 +44,8 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "weights.safetensors"
 _MAX_ROLLBACKS = 3
-_Question = Callable[[], bool]
+_Ask = Callable[[], bool]
+_Own = Sequence[Callback]
 _HURRIED_SECONDS = 5.0  # between checkpoints if the process may be ended at any time
 
 
@@ -45,7 +53,9 @@ def _no() -> bool:
     return False
 
 
-def fit(job: TrainJob, worker: Worker, *, should_stop: _Question = _no, should_hurry: _Question = _no) -> bool:
+def fit(
+    job: TrainJob, worker: Worker, *, callbacks: _Own = (), should_stop: _Ask = _no, should_hurry: _Ask = _no
+) -> bool:
     """Train until the last epoch, continuing from the last checkpoint if there is one, and write the weights.
 
     Afterwards the run folder holds `weights.safetensors`, `epochs.jsonl` and the last checkpoints.
@@ -53,6 +63,7 @@ def fit(job: TrainJob, worker: Worker, *, should_stop: _Question = _no, should_h
     Args:
         job: The run.
         worker: This process.
+        callbacks: Called during the run, beside those that the settings name.
         should_stop: Called after every step. Once it returns True, a checkpoint is written and training stops.
         should_hurry: While it returns True, a checkpoint is written every few seconds, because the process may be
             ended at any time.
@@ -70,7 +81,7 @@ def fit(job: TrainJob, worker: Worker, *, should_stop: _Question = _no, should_h
     if worker.device.type == "cpu":
         keep_memory()
     with job.sole_writer() if worker.is_lead else nullcontext():
-        trainer = Trainer(job, worker, should_stop=should_stop, should_hurry=should_hurry)
+        trainer = Trainer(job, worker, callbacks=callbacks, should_stop=should_stop, should_hurry=should_hurry)
         trainer.resume()
         while not trainer.is_complete:
             try:
@@ -92,13 +103,14 @@ class Trainer:
     """
 
     def __init__(
-        self, job: TrainJob, worker: Worker, *, should_stop: _Question = _no, should_hurry: _Question = _no
+        self, job: TrainJob, worker: Worker, *, callbacks: _Own = (), should_stop: _Ask = _no, should_hurry: _Ask = _no
     ) -> None:
         """Prepare a run; `resume` must be called before it is trained.
 
         Args:
             job: The run.
             worker: This process.
+            callbacks: See `fit`.
             should_stop: See `fit`.
             should_hurry: See `fit`.
 
@@ -106,6 +118,7 @@ class Trainer:
             SettingError: The settings need a validation split, and there is none.
             ArtifactError: A file that the run needs is missing or damaged.
         """
+        check_own_code(job)
         torch.manual_seed(job.seed)
         self._job, self._worker = job, worker
         self._record = RunRecord(job.run_folder) if worker.is_lead else None
@@ -119,10 +132,7 @@ class Trainer:
         self._validator = Validator(job.data_folder, settings)
         self._loader = build_loader(job, worker, self._train_index)
         schedule = build_schedule(
-            settings.optim,
-            batch_size=settings.batch_size,
-            steps_per_epoch=len(self._loader),
-            epochs=settings.epochs,
+            settings.optim, batch_size=settings.batch_size, steps_per_epoch=len(self._loader), epochs=settings.epochs
         )
         self._total_steps = schedule.total_steps
         self._start = build_start(job, self._train_index)
@@ -133,6 +143,7 @@ class Trainer:
         self._precision = settings.precision
         self._state = TrainState(model, settings=settings, schedule=schedule, device=worker.device)
         self._stepper = Stepper(job, worker, self._state, schedule=schedule, dtype=dtype)
+        self._callbacks = Callbacks(job, worker, self._state, total_steps=self._total_steps, others=callbacks)
         self._final_weights = FinalWeights(job.run_folder, settings, class_names=self._train_index.class_names)
         self.is_complete = False
         self._clock = self._saved = time.monotonic()
@@ -152,8 +163,9 @@ class Trainer:
         if self._worker.is_lead:
             self._checkpoints.delete_drafts()
         checkpoint, self._found = self._found, None
+        self._callbacks.start()
         if checkpoint is not None:
-            self._state.restore(checkpoint)
+            self._restore(checkpoint)
         if self._record:
             self._record.start_after(self._epochs_trained)
         if checkpoint is None:
@@ -171,16 +183,20 @@ class Trainer:
             DivergedError: Training cannot continue from the current state.
         """
         set_training(self._state.model, self._job.settings, epoch=self.progress.epoch)
-        for batch in self._timed_batches():
+        mosaic = self.progress.epoch < self._job.settings.first_closing_epoch
+        for batch in timed_batches(self._loader, self.progress, mosaic=mosaic):
             self._stepper.step(batch)
+            self._end_optimizer_step()
             self._after_step()
-        self._stepper.end_epoch()
+        if self._stepper.end_epoch():
+            self._end_optimizer_step()
         epoch, last = self.progress.epoch + 1, self._job.settings.epochs
         if epoch % self._job.settings.checkpoint_every == 0 or epoch == last:
             self._save()  # it is written while the model is validated
         self._validate_and_record(epoch)
         self.progress.end_epoch()
-        self._stepper.set_restore_point()
+        self._callbacks.end_epoch()
+        self._set_restore_point()
         self._check_completion()
 
     def roll_back(self, reason: DivergedError) -> None:
@@ -204,7 +220,7 @@ class Trainer:
         checkpoint = self._last_checkpoint()
         if checkpoint is None:
             raise TrainingError(f"{reason}, and there is no checkpoint to return to in {self._job.run_folder}")
-        self._state.restore(checkpoint)
+        self._restore(checkpoint)
         self._stepper.reset()
         self.progress.rollbacks, self.progress.skipped_steps = rollbacks, skipped
         self._stepper.set_restore_point()
@@ -221,9 +237,10 @@ class Trainer:
             OSError: They cannot be written.
             ArtifactError: Stored weights of an epoch are damaged.
         """
+        self._callbacks.end()
         if self._record:
             best = self._final_weights.load_best(read_epochs(self._job.run_folder))
-            training = {"fingerprint": self._job.fingerprint, "epochs": self.progress.epoch, "seed": self._job.seed}
+            training = {**self._job.origin, "epochs": self.progress.epoch}
             training |= {"precision": self._precision, "ancestors": list(self._start.ancestors)}
             save_weights(
                 self._job.run_folder / WEIGHTS,
@@ -252,6 +269,26 @@ class Trainer:
             )
         return mean
 
+    def _end_optimizer_step(self) -> None:
+        """Call the callbacks, unless gradients are pending, because weights may change at restore points only."""
+        if self._callbacks and self._stepper.set_restore_point():
+            self._callbacks.end_step()
+            self._set_restore_point()
+
+    def _set_restore_point(self) -> None:
+        """Make this moment the restore point of the state and of the callbacks, if no gradients are pending."""
+        if self._stepper.set_restore_point():
+            self._callbacks.set_restore_point()
+
+    def _checkpoint(self) -> Checkpoint:
+        """Return the state at the restore point."""
+        state = self._state.checkpoint(fingerprint=self._job.fingerprint)
+        return dataclasses.replace(state, callbacks=self._callbacks.saved)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self._state.restore(checkpoint)
+        self._callbacks.restore(checkpoint.callbacks)
+
     def _check_completion(self) -> None:
         """End the run if all epochs are trained, or if AP on the validation split has not improved for too long."""
         epoch, settings = self.progress.epoch, self._job.settings
@@ -267,28 +304,16 @@ class Trainer:
         """Write a first checkpoint to return to, which also shows whether the folder can be written."""
         if self._worker.is_lead:
             self._checkpoints.clear()
-            self._checkpoints.save(self._state.checkpoint(fingerprint=self._job.fingerprint))
+            self._checkpoints.save(self._checkpoint())
             self._checkpoints.wait()
             for note in self._start.notes:
                 self._report(note)
-
-    def _timed_batches(self) -> Iterator[Batch]:
-        progress = self.progress
-        mosaic = progress.epoch < self._job.settings.first_closing_epoch
-        batches = self._loader.epoch(progress.epoch, mosaic=mosaic, start=progress.batch)
-        while True:
-            asked = time.monotonic()
-            batch = next(batches, None)
-            progress.wait += time.monotonic() - asked
-            if batch is None:
-                return
-            yield batch
 
     def _after_step(self) -> None:
         self._add_time()
         stop, due = self._worker.any_of(self._should_stop(), self._worker.is_lead and self._is_checkpoint_due())
         if self._record:
-            self._record.show(self._current_values(), now=stop)
+            self._record.show(describe_progress(self.progress, total_steps=self._total_steps), now=stop)
         if stop or due:
             self._save()
         if stop:
@@ -308,7 +333,7 @@ class Trainer:
         self._saved = time.monotonic()
         if self._worker.is_lead:
             self._wait_for_checkpoint()
-            self._checkpoints.save(self._state.checkpoint(fingerprint=self._job.fingerprint))
+            self._checkpoints.save(self._checkpoint())
 
     def _last_checkpoint(self) -> Checkpoint | None:
         """Read the newest intact checkpoint of this run.
@@ -341,42 +366,19 @@ class Trainer:
         rates = self.progress.rates()
         is_new = self._record is not None and self._record.last_epoch < epoch
         is_due = epoch % self._job.settings.validate_every == 0 or epoch == self._job.settings.epochs
-        figures = self._evaluate_average() if is_due and any(self._worker.any_of(is_new)) else {}
+        figures = {}
+        if is_due and any(self._worker.any_of(is_new)):
+            figures = self._validator.measure_average(self._state.ema.model, self._worker)
         if self._record and is_new:
             self._add_time()
-            line = {**self._epoch_line(epoch), **rates, **figures}
+            lr = self._stepper.lr(self.progress.step - 1)
+            told = describe_epoch(self.progress, self._job.settings, self._worker, precision=self._precision)
+            line = {**told, "lr": lr, **rates, **figures}
             earlier = read_epochs(self._job.run_folder)
             self._final_weights.store_epoch(line, earlier=earlier, model=self._state.model, ema=self._state.ema.model)
             self._record.add_epoch(line)
-            self._record.show(self._current_values(), now=True)
+            self._record.show(describe_progress(self.progress, total_steps=self._total_steps), now=True)
         self._worker.wait_for_all()
-
-    def _evaluate_average(self) -> dict[str, float | None]:
-        """Evaluate the moving average, with the batch norm of the leading worker, as in a checkpoint."""
-        ema = self._state.ema.model
-        self._worker.broadcast_from_lead(ema.state_dict().values())
-        return self._validator.measure(ema, self._worker)
-
-    def _epoch_line(self, epoch: int) -> dict[str, float | str]:
-        progress = self.progress
-        return {
-            "epoch": epoch,
-            "epochs": self._job.settings.epochs,
-            **progress.mean_losses(),
-            "lr": self._stepper.lr(progress.step - 1),
-            "skipped_steps": progress.skipped_steps,
-            "rollbacks": progress.rollbacks,
-            "seconds": progress.seconds,
-            "precision": self._precision,
-            "threads": torch.get_num_threads(),
-            "device": self._worker.device.type,
-            "workers": self._worker.world_size,
-        }
-
-    def _current_values(self) -> dict[str, float]:
-        progress = self.progress
-        place = {"epochs_done": progress.epoch, "step": progress.step, "total_steps": self._total_steps}
-        return {**place, **progress.mean_losses(), **progress.rates()}
 
     def _report(self, text: str, *, level: int = logging.WARNING) -> None:
         log.log(level, "%s", text)

@@ -98,20 +98,26 @@ class Stepper:
             self._step_optimizer()
         self.set_restore_point()
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> bool:
         """Use the pending gradients at the end of an epoch, unless the schedule carries them over.
+
+        Returns:
+            Whether there were any to use.
 
         Raises:
             DivergedError: Many steps in a row had to be skipped.
         """
-        if self._schedule.steps_at_epoch_end:
+        is_due = self._schedule.steps_at_epoch_end and self._pending > 0
+        if is_due:
             self._step_optimizer()
             self.set_restore_point()
+        return is_due
 
-    def set_restore_point(self) -> None:
-        """Make this moment the restore point of the state, if no gradients are pending."""
+    def set_restore_point(self) -> bool:
+        """Make this moment the restore point of the state, and return True, if no gradients are pending."""
         if self._pending == 0:
             self._state.set_restore_point()
+        return self._pending == 0
 
     def reset(self) -> None:
         """Discard pending gradients and the count of skipped steps, after the state was restored from a checkpoint."""

@@ -38,6 +38,19 @@ class Validator:
         if settings.patience and self._index is None:
             raise SettingError(f"patience={settings.patience} needs a validation split; name one, or set patience=0")
 
+    def measure_average(self, average: DetectionModel, worker: Worker) -> dict[str, float | None]:
+        """Measure the moving average with the batch norm statistics of the leading worker, as in a checkpoint.
+
+        Args:
+            average: The moving average; its statistics may differ between workers, and are replaced.
+            worker: This process.
+
+        Returns:
+            As `measure`.
+        """
+        worker.broadcast_from_lead(average.state_dict().values())
+        return self.measure(average, worker)
+
     def measure(self, model: DetectionModel, worker: Worker) -> dict[str, float | None]:
         """Measure a model; all workers of the run share the images.
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, ValidationError
 from safetensors.torch import save as to_bytes
 
-from yolov7.errors import ArtifactError, SpecError, one_line
+from yolov7.errors import ArtifactError, SettingError, SpecError, one_line
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import LetterboxMode
@@ -232,6 +232,8 @@ def _build(path: Path, metadata: _Metadata, *, num_tensors: int) -> DetectionMod
             return fuse(model) if metadata.fused else model
     except SpecError as error:
         raise _unusable(path, error) from None
+    except SettingError as error:  # a block of a package that is missing or not allowed
+        raise ArtifactError(one_line(f"{path}: {error}")) from None
 
 
 def _fewest_tensors(spec: ModelSpec) -> int:

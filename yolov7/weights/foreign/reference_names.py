@@ -24,6 +24,7 @@ from yolov7.spec.block_schema import (
     ElanRow,
     HeadRow,
     MaxPoolRow,
+    PluginRow,
     ReorgRow,
     RepConvRow,
     Row,
@@ -106,7 +107,7 @@ def _layers_of(row: Row) -> list[Layer]:
             return _spp(row)
         case DetectRow() | DflHeadRow():
             return _head(row) if isinstance(row, DetectRow) else [_dfl_head(row)]
-        case CspRepRow() | CspTinyRow() | HeadRow():
+        case CspRepRow() | CspTinyRow() | PluginRow() | HeadRow():
             raise SpecError(f"the block {row.block!r} has no counterpart in the reference implementation")
 
 

@@ -1,0 +1,115 @@
+"""The batch size `auto`: the choice from measurements, the measurement, and the record of the number."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.artifacts import SMALL
+from yolov7.errors import SettingError
+from yolov7.settings import AUTO_BATCH, TrainSettings
+from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.training import auto_batch
+from yolov7.training.auto_batch import BatchChoice, Trial, find_batch, largest_that_fits, settle_batch, with_batch
+from yolov7.training.job import TrainJob
+
+SIZES = [1, 2, 4, 8, 16]
+
+
+def make_job(root: Path, **changes: object) -> TrainJob:
+    settings = {"batch_size": "auto", "image_size": 64, "epochs": 2, "precision": "float32", **changes}
+    return TrainJob(
+        spec_json=spec_to_json(resolve_spec(SMALL, name="small")),
+        settings=TrainSettings.model_validate(settings),
+        seed=0,
+        data_folder=root,
+        data_hash="",
+        run_folder=root / "run",
+    )
+
+
+@pytest.mark.parametrize(
+    ("memories", "budget", "expected"),
+    [
+        ([10, 20, 40, 80, 160], 160, 16),  # all were measured and fit
+        ([10, 20, 40, 80, 160], 159, 8),
+        ([10, 20, 40], 80, 8),  # measured up to 4; 8 images need 80 by extrapolation
+        ([10, 20, 40], 79, 4),
+        ([110, 110, 110], 110, 16),  # small batches do not raise the peak
+        ([10, 99], 20, 1),
+        ([10], 9, 0),
+        ([10], 20, 1),
+    ],
+)
+def test_the_largest_batch_within_the_memory_is_chosen(memories: list[int], budget: int, expected: int) -> None:
+    trials = [Trial(batch, memory) for batch, memory in zip(SIZES, memories, strict=False)]
+    assert largest_that_fits(trials, SIZES, budget=budget) == expected
+
+
+@pytest.mark.parametrize("content", ['{"training": "', "[]", '{"a": 1}', '{"a": {"batch_size": true}}'])
+def test_a_damaged_record_is_replaced(tmp_path: Path, content: str) -> None:
+    job = make_job(tmp_path)
+    (tmp_path / "run.batch.json").write_text(content)
+    settled, note = settle_batch(job, lambda _: BatchChoice(2, "again"))
+    assert settled.settings.batch_size == 2
+    assert note
+
+
+def test_a_device_without_room_for_one_image_is_a_fault_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto_batch, "_measure", lambda *_, **__: (2**30, [Trial(1, 2**31)]))
+    with pytest.raises(
+        SettingError, match=r"one image of 64 pixels needs 2\.0 GiB, more than the 1\.0 GiB that may be"
+    ):
+        find_batch(make_job(tmp_path), images=40, num_classes=2)
+
+
+@pytest.mark.parametrize("code", ["os.kill(os.getpid(), 9)", "raise RuntimeError('no memory')"])
+def test_a_batch_that_ends_the_process_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """The interpreter that is started reports two batches, and then fails as if the system had ended it."""
+    program = tmp_path / "python"
+    lines = ['{"budget": 100}', '{"batch": 1, "memory": 10}', '{"batch": 2, "memory": 11}']
+    prints = "".join(f"print({line!r}, flush=True)\n" for line in lines)
+    program.write_text(f"#!{sys.executable}\nimport os\n{prints}{code}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    choice = find_batch(make_job(tmp_path), images=80, num_classes=2)
+    assert choice.batch_size == 2
+    assert "and 4 images need more" in choice.reason
+
+
+def test_a_number_is_chosen_once_for_a_training(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def choose(job: TrainJob) -> BatchChoice:
+        asked.append(job.fingerprint)
+        return BatchChoice(8 * len(asked), "as a test says")
+
+    job = make_job(tmp_path)
+    first, note = settle_batch(job, choose)
+    again, silence = settle_batch(job, choose)
+    assert (note, silence) == ("batch_size=auto is 8: as a test says", "")
+    assert first == again
+    assert first.fingerprint == make_job(tmp_path, batch_size=8).fingerprint  # as if the number had been stated
+    assert first.fingerprint != job.fingerprint
+    other, _ = settle_batch(make_job(tmp_path, epochs=3), choose)
+    assert (other.settings.batch_size, len(asked)) == (16, 2)
+    assert settle_batch(job, choose) == (first, "")  # another training in the same folder changes nothing
+    record = json.loads((tmp_path / "run.batch.json").read_text())
+    assert record[job.fingerprint] == {"batch_size": 8, "reason": "as a test says"}
+    stated, _ = settle_batch(first, choose)
+    assert stated is first
+
+
+def test_auto_is_written_as_a_word_and_read_again() -> None:
+    settings = TrainSettings.model_validate({"batch_size": "auto"})
+    assert settings.batch_size == AUTO_BATCH
+    assert settings.model_dump(mode="json")["batch_size"] == "auto"
+    assert TrainSettings.model_validate_json(settings.model_dump_json()) == settings
+    assert with_batch(settings, 4) == TrainSettings(batch_size=4)
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        TrainSettings.model_validate({"batch_size": 0})
