@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -44,6 +44,7 @@ class Checkpoint:
         scaler: The state dict of the gradient scaler.
         precision: The type of the forward pass, by its name; empty if an earlier version wrote the checkpoint.
         threads: The number of threads that computed; 0 if an earlier version wrote the checkpoint.
+        adapters: The state dict of the adapters of distillation; empty without them.
     """
 
     fingerprint: str
@@ -55,6 +56,7 @@ class Checkpoint:
     scaler: dict[str, Any]
     precision: str = ""
     threads: int = 0
+    adapters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:

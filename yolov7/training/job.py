@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from yolov7.settings import Settings, TrainSettings
 from yolov7.spec.spec_files import ModelSpec, spec_from_json
@@ -21,12 +22,16 @@ NO_EFFECT = {
     "cache_images",
 }
 
+UNHASHED: dict[str, Any] = {**dict.fromkeys(NO_EFFECT, True), "distil": {"teacher"}}  # the teacher, by its content too
+
 # Settings that were added later. At their defaults, they are left out of fingerprints, so that those of runs that were
 # made before stay the same.
 _ADDED = {
     "loss": ("simota", "atss_epochs", "objectness_balance"),
     "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema"),
 }
+
+_ADDED_ABOVE = ("average_best", "precise_batch_norm", "distil")  # beside these groups
 
 _PATIENCE = 30.0  # seconds that a worker process of an earlier start may take to end
 
@@ -41,6 +46,7 @@ class TrainJob(Settings):
         data_folder: The absolute path of the folder with `train.npz` and, if there is a validation split, `val.npz`.
         data_hash: Identifies the prepared images and boxes.
         weights_hash: Identifies the weights that training starts from; empty if there are none.
+        teacher_hash: Identifies the weights of the teacher; empty if there is none.
         run_folder: The absolute path of the folder for checkpoints and results, on storage that every worker sees.
     """
 
@@ -50,6 +56,7 @@ class TrainJob(Settings):
     data_folder: Path
     data_hash: str
     weights_hash: str = ""
+    teacher_hash: str = ""
     run_folder: Path
 
     @property
@@ -60,9 +67,13 @@ class TrainJob(Settings):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
-        unset = {part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()}
-        settings = self.settings.model_dump_json(exclude={**dict.fromkeys(NO_EFFECT, True), **unset})
-        parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
+        unset: dict[str, Any] = {
+            part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()
+        }
+        unset |= dict.fromkeys(_added_defaults(self.settings, _ADDED_ABOVE), True)
+        settings = self.settings.model_dump_json(exclude=UNHASHED | unset)
+        parts = [self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash]
+        parts += [self.teacher_hash] if self.teacher_hash else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def sole_writer(self) -> AbstractContextManager[None]:
