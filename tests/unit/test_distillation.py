@@ -23,7 +23,7 @@ from yolov7.weights.weight_files import save_weights
 WIDER = {"base": "nano", "image_size": 64}
 HEADS: dict[str, dict[str, Any]] = {
     "anchor-based": SMALL,
-    "yolox": {"base": "yolox-nano", "image_size": 64, "scale": {"rule": "width", "width": 0.5}},
+    "yolox": {"base": "yolox-s", "image_size": 64, "scale": {"rule": "width", "width": 0.25}},
     "ppyoloe": {"base": "ppyoloe-s", "image_size": 64, "scale": {"rule": "width", "width": 0.25}},
     "u6": {**SMALL, "head": "anchor_free"},
 }
@@ -209,7 +209,9 @@ def test_a_teacher_whose_outputs_mean_something_else_is_refused(
     teacher: dict[str, Any], student: dict[str, Any], reason: str
 ) -> None:
     models = model_of(teacher), model_of(student)
-    with pytest.raises(SettingError, match=r"its outputs cannot be compared with those of the model, because " + reason):
+    with pytest.raises(
+        SettingError, match=r"its outputs cannot be compared with those of the model, because " + reason
+    ):
         fitted(*models)
     assert len(fitted(*models, outputs=0.0, features=1.0).adapters) == 3
 
@@ -249,7 +251,7 @@ def test_the_loss_of_a_batch_reaches_model_and_adapters_and_not_the_teacher() ->
     for module in (student.rows, distillation.adapters):
         assert any(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    assert 0 < distillation.seconds
+    assert distillation.seconds > 0
 
 
 def test_a_run_is_known_by_its_teacher(tmp_path: Path) -> None:
