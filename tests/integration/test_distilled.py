@@ -23,7 +23,7 @@ from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import resolve_spec
 from yolov7.training.checkpoint import load_checkpoint
 from yolov7.training.job import TrainJob
-from yolov7.training.loop import WEIGHTS, Trainer, fit
+from yolov7.training.loop import WEIGHTS, fit
 from yolov7.training.record import read_epochs, read_notes
 from yolov7.weights.weight_files import load_weights, save_weights
 
@@ -61,11 +61,13 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_leaves_no_adapters(
     fit(whole, WORKER)
     steps = iter(range(99))
     assert not fit(parts, WORKER, should_stop=lambda: next(steps) == 3)
-    assert load_checkpoint(max(parts.run_folder.glob("checkpoint-*.pt"))).adapters.keys() >= {"0.weight", "2.bias"}
+    between = load_checkpoint(max(parts.run_folder.glob("checkpoint-*.pt"))).adapters
     assert fit(parts, WORKER)
     assert_same(read_weights(parts.run_folder), read_weights(whole.run_folder))
     ends = [load_checkpoint(max(job.run_folder.glob("checkpoint-*.pt"))) for job in (whole, parts)]
     assert_same(ends[0].adapters, ends[1].adapters)
+    assert between.keys() == {"0.weight", "1.weight", "2.weight"}
+    assert all(not torch.equal(between[name], ends[0].adapters[name]) for name in between)
     lines = [read_epochs(job.run_folder) for job in (whole, parts)]
     assert [line["distillation"] for line in lines[0]] == [line["distillation"] for line in lines[1]]
     assert all(0 < line["teacher_share"] < 1 for line in lines[0])
@@ -74,33 +76,6 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_leaves_no_adapters(
     assert len(weights.training["ancestors"]) == 1
     assert torch.equal(weights.model.anchors_px, load_weights(teacher).model.anchors_px)
     assert "the anchors are those of the teacher" in read_notes(whole.run_folder)
-
-
-def test_adapters_are_trained(data: Path, tmp_path: Path, teacher: Path) -> None:
-    trainer = Trainer(distilled(data, tmp_path, teacher, gains={"outputs": 0.0, "features": 1.0}, epochs=1), WORKER)
-    trainer.resume()
-    before = load_checkpoint(max(tmp_path.glob("checkpoint-*.pt"))).adapters
-    trainer.run_epoch()
-    after = trainer._state.checkpoint(fingerprint="").adapters
-    assert all(not torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_teacher_without_gains_changes_nothing(data: Path, tmp_path: Path, teacher: Path) -> None:
-    gains = {"outputs": 0.0, "features": 0.0}
-    ignoring = distilled(data, tmp_path / "ignoring", teacher, gains=gains, epochs=1)
-    without = make_job(data, tmp_path / "without", epochs=1)
-    for job in (ignoring, without):
-        fit(job, WORKER)
-    assert_same(read_weights(ignoring.run_folder), read_weights(without.run_folder))
-    assert "distillation" not in read_epochs(ignoring.run_folder)[0]
-
-
-def test_imitation_brings_outputs_nearer_to_those_of_the_teacher(data: Path, tmp_path: Path, teacher: Path) -> None:
-    optim = {"nominal_batch": 4, "lr0": 0.02, "ema_ramp": 10}
-    gains = {"outputs": 10.0, "features": 0.0}
-    fit(distilled(data, tmp_path, teacher, gains=gains, epochs=6, optim=optim, multi_scale=0.0), WORKER)
-    losses = [line["distillation"] for line in read_epochs(tmp_path)]
-    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.slow

@@ -64,23 +64,23 @@ def test_a_model_does_not_differ_from_itself(head: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_moves_outputs_to_those_of_the_teacher(head: str) -> None:
-    model = model_of(HEADS[head])
-    images = torch.rand(2, 3, 64, 64)
+    model, images = model_of(HEADS[head]), torch.rand(1, 3, 64, 64)
     teacher = detached(outputs_of(model_of(HEADS[head], seed=1), images))
     student = [m.detach().requires_grad_() for m in outputs_of(model, images).lead]
-    loss, optimizer = DistillationLoss(model, settings_of()), torch.optim.Adam(student, lr=0.05)
-    values = []
-    for _ in range(150):
+    loss, optimizer = DistillationLoss(model, settings_of()), torch.optim.Adam(student, lr=0.1)
+    values, differences = [], []
+    for _ in range(80):
+        own, theirs = (model.head.decode(maps).detach() for maps in (student, teacher.lead))
+        seen = theirs[..., 4] * theirs[..., 5:].amax(-1) > 0.1
+        differences.append((own[seen] - theirs[seen]).abs().mean(0))  # cx, cy, w, h, objectness, classes
         total = loss(Outputs(student), teacher).total
-        values.append(float(total))
+        values.append(total.item())
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert values[-1] < 0.1 * values[0]
-    own, theirs = ((model.head.decode(maps)) for maps in (student, teacher.lead))
-    sure = (theirs[..., 4] * theirs[..., 5:].amax(-1)) > 0.5
-    assert sure.any()
-    assert (own[sure][:, 4:] - theirs[sure][:, 4:]).abs().mean() < 0.1
+    assert values[-1] < 0.2 * values[0]
+    assert (differences[-1] <= 0.6 * differences[0]).all()
+    assert differences[-1][4:].max() < 0.2
 
 
 def test_a_gain_of_zero_has_no_effect_and_gains_are_factors() -> None:

@@ -265,8 +265,8 @@ def _make_adapters(
     student: DetectionModel, teacher: DetectionModel, levels: Sequence[tuple[int, int]]
 ) -> Iterator[nn.Module]:
     own, theirs = _channels(student), _channels(teacher)
-    for mine, other in levels:
-        yield nn.Identity() if own[mine] == theirs[other] else nn.Conv2d(own[mine], theirs[other], 1)
+    for mine, other in levels:  # a bias would not change the softmax of a channel
+        yield nn.Identity() if own[mine] == theirs[other] else nn.Conv2d(own[mine], theirs[other], 1, bias=False)
 
 
 def _channels(model: DetectionModel) -> list[int]:

@@ -23,7 +23,7 @@ from yolov7.training.anchors import differ_in_anchors_only
 from yolov7.training.checkpoint import load_checkpoint, save_checkpoint
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS, Trainer, fit
-from yolov7.training.record import best_line, read_epochs
+from yolov7.training.record import best_line, final_line, read_epochs
 from yolov7.training.worker import Worker
 from yolov7.weights.weight_files import first_difference, load_weights
 
