@@ -19,7 +19,10 @@ NOTES = "notes.txt"  # a line for everything that the user should know; whoever 
 _EPOCHS = "epochs.jsonl"
 
 # the measured values of an epoch's line; some may be missing or null
-FIGURES = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+FIGURES = (
+    *("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share"),
+    *("distillation", "teacher_share"),
+)
 _SHOWN = ("step", "total_steps", "epochs_done", "box", "objectness", "classification", "images_per_second")
 
 
