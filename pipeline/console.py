@@ -84,9 +84,10 @@ def epoch_text(line: dict[str, Any]) -> str:
     """
     measured = f"  AP {line['AP']:.3f}" if line.get("AP") is not None else ""
     skipped = f"  {counted(line['skipped_steps'], 'step')} skipped" if line["skipped_steps"] else ""
+    teacher = f" (the teacher takes {line['teacher_share']:.0%} of a step)" if "teacher_share" in line else ""
     return (
         f"epoch {line['epoch']}/{line['epochs']}  {_losses(line)}{measured}  {line['images_per_second']:.0f} img/s"
-        f"{waiting(line['loader_wait_share'])}{skipped}  {duration(line['seconds'])}"
+        f"{waiting(line['loader_wait_share'])}{teacher}{skipped}  {duration(line['seconds'])}"
     )
 
 

@@ -30,14 +30,14 @@ from pipeline.params import (
     parse_params,
 )
 from pipeline.tune_settings import OPTIONS_OF, TuneSettings
-from yolov7.errors import SettingError, SpecError, one_line, suggest
+from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
 from yolov7.plugins import allow_plugins
 from yolov7.recipes import resolve_settings
 from yolov7.settings import COCO_ENGINE, COCO_NMS, Settings, TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file, sha256_of
-from yolov7.training.job import NO_EFFECT, hash_own_code
+from yolov7.training.job import UNHASHED, hash_own_code
 from yolov7.weights.description import READERS, Description, describe_weights
 from yolov7.weights.published import published_weights
 
@@ -56,6 +56,7 @@ class ResolvedVariant:
         ray: Where it is trained.
         given: The absolute path of the weights that are evaluated as they are; None if the variant is trained.
         weights_hash: SHA-256 of the weights that are given or that training starts from; empty if there are none.
+        teacher_hash: SHA-256 of the weights of the teacher; empty if there is none.
         declared: The variant without `train` and `ray`, as params.yaml states it.
         overrides: The settings under `train` of the variant itself, as params.yaml states them.
         own_code: Digests of the sources of the user's own code, by its dotted name.
@@ -67,6 +68,7 @@ class ResolvedVariant:
     ray: RaySettings
     given: Path | None
     weights_hash: str
+    teacher_hash: str
     declared: Mapping[str, Any]
     overrides: Mapping[str, Any]
     own_code: Mapping[str, str] = field(default_factory=dict)
@@ -246,10 +248,12 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
             "reader": _hash_folder(READERS),
             "seed": seed,
         }
+    teacher = {"teacher": variant.teacher_hash} if variant.teacher_hash else {}
     return own_code | {
         "spec": variant.spec.model_dump(mode="json", by_alias=True),
-        "settings": variant.train.model_dump(mode="json", exclude=NO_EFFECT),
+        "settings": variant.train.model_dump(mode="json", exclude=UNHASHED),
         "weights": variant.weights_hash,
+        **teacher,
         "seed": seed,
         "validation": {"nms": COCO_NMS.model_dump(mode="json"), "engine": COCO_ENGINE},
     }
@@ -294,6 +298,9 @@ def _resolve_variant(
     _check_size(name, spec, settings.image_size, key="train.image_size" if given is None else "image_size")
     if settings.weights is not None:
         settings = settings.model_copy(update={"weights": find_weights(str(settings.weights))})
+    teacher = settings.distil.teacher and find_weights(str(settings.distil.teacher))
+    if teacher is not None:
+        settings = settings.model_copy(update={"distil": settings.distil.model_copy(update={"teacher": teacher})})
     weights = given or settings.weights
     resolved = ResolvedVariant(
         name=name,
@@ -302,11 +309,29 @@ def _resolve_variant(
         ray=_validate(RaySettings, ray.model_dump() | variant.ray, key=f"{key}.ray"),
         given=given,
         weights_hash="" if weights is None else hash_file(weights),
+        teacher_hash="" if teacher is None else hash_file(teacher),
         declared=variant.model_dump(exclude={"train", "ray"}, exclude_defaults=True),
         overrides=variant.train or {},
         own_code=_hash_own_code(spec, settings, key=key),
     )
     return resolved, tuple(f"variants.{name}.train: {note}" for note in notes)
+
+
+def check_weights(variant: ResolvedVariant) -> None:
+    """Check that the files that a training starts with exist.
+
+    Args:
+        variant: A variant that is trained.
+
+    Raises:
+        ArtifactError: The weights to start from, or those of the teacher, are missing.
+    """
+    for key, path, digest in (
+        ("weights", variant.train.weights, variant.weights_hash),
+        ("distil.teacher", variant.train.distil.teacher, variant.teacher_hash),
+    ):
+        if digest == "missing":
+            raise ArtifactError(f"train.{key}={path} does not exist; name a weight file (.safetensors)")
 
 
 def find_weights(name_or_path: str) -> Path:

@@ -295,6 +295,31 @@ class OptimSettings(Settings):
     )
 
 
+class DistilSettings(Settings):
+    """Distillation: training also imitates a teacher, a model that knows the classes of the data already."""
+
+    teacher: Path | None = Field(
+        None, description="weight file of the teacher, often of a larger spec; null: no distillation"
+    )
+    outputs: NonNegative = Field(
+        1.0,
+        le=1000.0,
+        description="weight of the differences between the outputs of the heads, relative to the loss of the objects; "
+        "with anchors: auto, the model then has the anchors of the teacher",
+    )
+    features: NonNegative = Field(
+        0.0,
+        le=1000.0,
+        description="weight of the differences between the maps that enter the heads (channel-wise distillation, "
+        "Shu et al., 2021), relative to the gain of the box loss",
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a teacher affects the training."""
+        return self.teacher is not None and bool(self.outputs or self.features)
+
+
 class TrainSettings(Settings):
     """One training run. Every setting can be stated for all variants of a comparison and for single ones."""
 
@@ -340,6 +365,18 @@ class TrainSettings(Settings):
         le=1_000_000,
         description="number of last epochs whose weights are averaged; 0: the result is the moving average",
     )
+    average_best: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="number of epochs with the best AP on the validation split whose moving averages are averaged; "
+        "0: one with patience, otherwise none",
+    )
+    precise_batch_norm: bool = Field(
+        False,
+        description="compute the statistics of batch norm of the final weights again, on training images without "
+        "augmentation (Wu and Johnson, 2021)",
+    )
     channels_last: bool = Field(True, description="memory format of images and weights; affects speed")
     compile: bool = Field(False, description="compile the model with torch.compile")
     sync_batch_norm: bool = Field(
@@ -379,6 +416,12 @@ class TrainSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
+    distil: DistilSettings = DistilSettings()
+
+    @property
+    def best_epochs(self) -> int:
+        """How many of the best epochs make the final weights; 0: they do not depend on AP."""
+        return self.average_best or min(self.patience, 1)
 
     @property
     def first_closing_epoch(self) -> int:
@@ -413,6 +456,11 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"patience={self.patience} and swa_epochs={self.swa_epochs} exclude each other, because the last "
                 "epochs of a run that may end early are not known; set one of them to 0"
+            )
+        if self.average_best and self.swa_epochs:
+            raise ValueError(
+                f"average_best={self.average_best} and swa_epochs={self.swa_epochs} exclude each other, because the "
+                "final weights are the mean of either the best or the last epochs; set one of them to 0"
             )
         return self
 

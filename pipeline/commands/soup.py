@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pipeline.artifacts.files import stage_folder
 from pipeline.artifacts.prepared import load_split
 from pipeline.console import console, stage_line
 from yolov7.data.index import ImageIndex
-from yolov7.data.loader import ValLoader
 from yolov7.errors import ArtifactError, shown
 from yolov7.evaluation.split import evaluate_split
 from yolov7.inference.engine import ModelEngine
@@ -31,10 +29,10 @@ from yolov7.training.averaging import (
     lineage,
     recount_batch_norm,
 )
+from yolov7.training.batches import statistics_batches
 from yolov7.weights.weight_files import Weights, load_weights, save_weights
 
 _BATCH = 16
-_IMAGES = 1024  # training images from which the statistics of batch norm are computed
 
 
 @dataclass(frozen=True)
@@ -171,17 +169,8 @@ def _mix(
     models: Sequence[DetectionModel], *, index: ImageIndex, image_size: int, device: torch.device
 ) -> DetectionModel:
     model = average_models(models)
-    recount_batch_norm(model, _images(index, image_size=image_size, device=device))
+    recount_batch_norm(model, statistics_batches(index, image_size=image_size, device=device))
     return model
-
-
-def _images(index: ImageIndex, *, image_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield batches (B, 3, S, S) of training images, spread over the split, without an incomplete last one."""
-    step = max(1, len(index) // _IMAGES)
-    batch_size = min(_BATCH, len(index))
-    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, every=step):
-        if len(batch.images) == batch_size:
-            yield batch.images.to(device).float() / 255
 
 
 def _measure(model: DetectionModel, index: ImageIndex, *, image_size: int) -> float:

@@ -28,7 +28,7 @@ from pipeline.artifacts.files import (
 from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
-from pipeline.experiment import ResolvedVariant
+from pipeline.experiment import ResolvedVariant, check_weights
 from pipeline.external import ExternalVariant, external_fingerprint, require_zoo_library
 from pipeline.ray.mirror import CODE, OWNER, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
@@ -38,7 +38,7 @@ from yolov7.settings import AUTO_BATCH
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.job import TrainJob
-from yolov7.training.record import FIGURES, best_line, read_epochs
+from yolov7.training.record import FIGURES, final_line, read_epochs
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
         ArtifactError: If the data are not prepared, or the weights to start from are missing.
     """
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
-    if variant.weights_hash == "missing":
-        raise ArtifactError(f"train.weights={variant.train.weights} does not exist; name a weight file (.safetensors)")
+    check_weights(variant)
     job = TrainJob(
         spec_json=spec_to_json(variant.spec),
         settings=variant.train,
@@ -66,6 +65,7 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
         data_folder=stage_folder("prepare").resolve(),
         data_hash=prepared.content_hash,
         weights_hash=variant.weights_hash,
+        teacher_hash=variant.teacher_hash,
         run_folder=run_folder(variant.name, seed).resolve(),
         own_code=dict(variant.own_code),
     )
@@ -298,7 +298,7 @@ def _read(path: Path) -> str | None:
 
 def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> TrainSummary:
     last = epochs[-1]
-    kept = (best_line(epochs) if job.settings.patience else None) or last  # the epoch that the weights are from
+    kept = final_line(epochs, best=job.settings.best_epochs > 0)
     speeds = [line["images_per_second"] for line in epochs]
     waits = [line["loader_wait_share"] for line in epochs]
     return TrainSummary(

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.artifacts.files import RUNS, read_json, stage_folder
 from pipeline.artifacts.reports import PreparedData
-from pipeline.experiment import Experiment
+from pipeline.experiment import Experiment, check_weights
 from pipeline.tune_settings import SettingRange, TuneSettings
 from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount
 from pipeline.tuning.budget.costs import counted_costs, within_caps
@@ -19,7 +19,7 @@ from pipeline.tuning.search.space import Candidate, base_candidate, draw_candida
 from pipeline.tuning.search.train_space import draw_settings, resolve_ranges, with_values
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
-from yolov7.errors import ArtifactError, SettingError
+from yolov7.errors import SettingError
 from yolov7.settings import AUTO_BATCH
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import spec_to_json
@@ -123,8 +123,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         raise SettingError(
             "data.val is null, but tune compares models by their AP on val; name a split, then run `yolov7 prepare`"
         )
-    if variant.weights_hash == "missing":
-        raise ArtifactError(f"train.weights={train.weights} does not exist; name a weight file (.safetensors)")
+    check_weights(variant)
     job = TrainJob(
         spec_json=spec_to_json(base),
         settings=train,
@@ -132,6 +131,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         data_folder=stage_folder("prepare").resolve(),
         data_hash=data.content_hash,
         weights_hash=variant.weights_hash,
+        teacher_hash=variant.teacher_hash,
         run_folder=FOLDER.resolve(),
         own_code=dict(variant.own_code),
     )

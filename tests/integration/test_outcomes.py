@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,46 @@ def test_a_run_out_of_patience_is_not_trained_on(data: Path, tmp_path: Path) -> 
     assert again.is_complete
 
 
-def test_patience_needs_something_to_watch(data: Path, tmp_path: Path) -> None:
+def test_patience_and_best_epochs_need_something_to_watch(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "train.npz").write_bytes((data / "train.npz").read_bytes())
-    with pytest.raises(SettingError, match="patience=1 needs a validation split"):
-        fit(make_job(folder, tmp_path / "run", patience=1), WORKER)
+    for name in ("patience", "average_best"):
+        with pytest.raises(SettingError, match=f"{name}=1 needs a validation split"):
+            fit(make_job(folder, tmp_path / "run", **{name: 1}), WORKER)
 
 
-def test_a_mean_of_epochs_is_measured_and_the_same_after_an_interruption(data: Path, tmp_path: Path) -> None:
-    fit(make_job(data, tmp_path / "whole", swa_epochs=2), WORKER)
-    lines = read_epochs(tmp_path / "whole")
-    assert measure(data, tmp_path / "whole") == pytest.approx(lines[-1]["AP"], abs=1e-6)
-    assert any("with the mean of the weights of 2 epochs" in note for note in read_notes(tmp_path / "whole"))
-    first = Trainer(make_job(data, tmp_path / "parts", swa_epochs=2), WORKER)
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"swa_epochs": 2}, r"with the mean of the weights of 2 epochs,"),
+        (
+            {"average_best": 2, "precise_batch_norm": True},
+            r"with the mean of the moving averages of the epochs \d, \d and precise batch norm,",
+        ),
+    ],
+    ids=["last", "best"],
+)
+def test_final_weights_are_measured_and_the_same_after_an_interruption(
+    data: Path, tmp_path: Path, settings: dict[str, Any], note: str
+) -> None:
+    whole, parts = (make_job(data, tmp_path / name, **settings) for name in ("whole", "parts"))
+    fit(whole, WORKER)
+    lines, weights = read_epochs(whole.run_folder), read_weights(whole.run_folder)
+    assert measure(data, whole.run_folder) == pytest.approx(lines[-1]["AP"], abs=1e-6)
+    assert any(re.search(note, text) for text in read_notes(whole.run_folder))
+    first = Trainer(parts, WORKER)
     first.resume()
     first.run_epoch()
     first.run_epoch()
     first._wait_for_checkpoint()
     del first
-    fit(make_job(data, tmp_path / "parts", swa_epochs=2), WORKER)
-    assert_same(read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts"))
+    fit(parts, WORKER)
+    assert_same(read_weights(parts.run_folder), weights)
+    (whole.run_folder / WEIGHTS).unlink()  # as if the process had been killed after it had amended the record
+    fit(whole, WORKER)
+    assert_same(read_weights(whole.run_folder), weights)
+    assert read_epochs(whole.run_folder) == lines
 
 
 def test_frozen_rows_end_as_they_began(data: Path, tmp_path: Path) -> None:

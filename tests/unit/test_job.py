@@ -37,6 +37,8 @@ def test_settings_that_were_added_later_do_not_change_fingerprints_at_their_defa
         {"optim": {"flat_share": 0.1}},
         {"optim": {"decay_biases": True}},
         {"optim": {"ema": "corrected"}},
+        {"average_best": 2},
+        {"precise_batch_norm": True},
     ],
     ids=str,
 )

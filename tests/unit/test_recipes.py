@@ -105,9 +105,15 @@ def test_a_mistake_in_a_swap_is_told_with_the_variant() -> None:
         params(swap={"nn3": {"depth": 1}})
 
 
-def test_patience_and_a_mean_of_last_epochs_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="exclude each other"):
-        settings(patience=3, swa_epochs=3)
+def test_best_epochs_and_last_epochs_exclude_each_other() -> None:
+    for name in ("patience", "average_best"):
+        with pytest.raises(ValueError, match=f"{name}=3 and swa_epochs=3 exclude each other"):
+            settings(**{name: 3}, swa_epochs=3)
+    assert [settings(**given).best_epochs for given in ({}, {"patience": 9}, {"patience": 9, "average_best": 4})] == [
+        0,
+        1,
+        4,
+    ]
 
 
 def test_fine_tuning_does_not_depend_on_the_default_optimizer() -> None:

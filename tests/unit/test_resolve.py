@@ -85,6 +85,25 @@ def test_weights_count_by_their_content() -> None:
     assert "weights" not in first["settings"]
 
 
+def test_a_teacher_counts_by_its_content() -> None:
+    def inputs(**train: Any) -> Any:
+        return next(value for path, value in stage_inputs(experiment(train=train)).items() if "train" in path.parts)
+
+    assert "teacher" not in inputs()
+    distil = {"teacher": "teacher.safetensors"}
+    assert inputs(distil=distil)["teacher"] == "missing"
+    Path("teacher.safetensors").write_bytes(b"one")
+    first = inputs(distil=distil)
+    Path("moved.safetensors").write_bytes(b"one")
+    assert inputs(distil={"teacher": "moved.safetensors"}) == first
+    Path("teacher.safetensors").write_bytes(b"two")
+    assert inputs(distil=distil)["teacher"] != first["teacher"]
+    assert (
+        experiment(train={"distil": distil}).variants["nano"].train.distil.teacher
+        == Path("teacher.safetensors").resolve()
+    )
+
+
 def test_the_content_of_symlinked_folders_counts() -> None:
     Path("lake/images").mkdir(parents=True)
     Path("lake/train.json").write_text("{}")

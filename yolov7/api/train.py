@@ -71,7 +71,9 @@ def train(
     folder = Path(output).resolve()
     chosen = _settings(settings, image_size=model.image_size)
     data_hash = _prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split)
-    weights_hash = "" if chosen.weights is None else sha256_of(chosen.weights)
+    weights_hash, teacher_hash = (
+        "" if file is None else sha256_of(file) for file in (chosen.weights, chosen.distil.teacher)
+    )
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
@@ -79,6 +81,7 @@ def train(
         data_folder=folder / "data",
         data_hash=data_hash,
         weights_hash=weights_hash,
+        teacher_hash=teacher_hash,
         run_folder=folder,
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )

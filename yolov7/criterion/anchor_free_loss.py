@@ -20,7 +20,7 @@ from yolov7.nn.anchor_free_heads import decode_bins
 from yolov7.structures import HeadMaps, Targets
 from yolov7.system.shapes import Float
 
-_YOLOX_BOX_GAIN = 5.0
+YOLOX_BOX_GAIN = 5.0
 _VARIFOCAL_ALPHA = 0.75  # weight of negatives in the varifocal loss; the exponent is 2
 
 
@@ -75,7 +75,7 @@ class YoloxLoss(Loss):
         wanted = boxes_in_pixels(targets, size=maps.lead[0].shape[2:4], stride=self._strides[0])[cells.target]
         predicted = cxcywh_to_xyxy(decode_yolox(rows[:, :4], corner, stride))
         iou = paired_iou(predicted, wanted)
-        box = _YOLOX_BOX_GAIN * (1 - iou.square()).sum()
+        box = YOLOX_BOX_GAIN * (1 - iou.square()).sum()
         if self._uses_l1:
             size = (wanted[:, 2:] - wanted[:, :2]) / stride[:, None]
             centre = (wanted[:, :2] + wanted[:, 2:]) / 2 / stride[:, None]
@@ -172,9 +172,9 @@ class DistributionLoss(Loss):
         objects_px = boxes_in_pixels(targets, size=maps.lead[0].shape[2:4], stride=self._strides[0])
         wanted = objects_px[cells.target] / stride[:, None]
         sides = decode_bins(logits)
-        predicted = _box_around(centre, sides)
+        predicted = box_around(centre, sides)
         wanted_sides = torch.cat((centre - wanted[:, :2], wanted[:, 2:] - centre), dim=1)
-        similarity = self._similarity(predicted, _box_around(centre, wanted_sides))
+        similarity = self._similarity(predicted, box_around(centre, wanted_sides))
         return similarity, distribution_focal_loss(logits, wanted_sides).mean(1)
 
 
@@ -257,7 +257,15 @@ def _varifocal_negative(logits: Tensor) -> Tensor:
     return _VARIFOCAL_ALPHA * logits.sigmoid().square() * softplus(logits)
 
 
-def _box_around(centre: Float[Tensor, "p 2"], sides: Float[Tensor, "p 4"]) -> Float[Tensor, "p 4"]:
-    """Return boxes cxcywh from distances to the left, upper, right and lower side."""
+def box_around(centre: Float[Tensor, "p 2"], sides: Float[Tensor, "p 4"]) -> Float[Tensor, "p 4"]:
+    """Return the boxes around points.
+
+    Args:
+        centre: Points x, y (p, 2).
+        sides: Distances (p, 4) from the points to the left, upper, right and lower side.
+
+    Returns:
+        Boxes cx, cy, w, h (p, 4).
+    """
     low, high = sides[:, :2], sides[:, 2:]
     return torch.cat((centre + (high - low) / 2, low + high), dim=1)

@@ -62,13 +62,8 @@ class DetectionLoss(Loss):
         self._settings = settings
         self._assigner = make_assigner(self._anchors, settings)
         self._similarity = similarity_of(settings.box_loss)
-        share = 3 / len(strides)
         self._num_classes = num_classes
-        self._box_gain = settings.box * share
-        self._objectness_gain = settings.objectness * share
-        if settings.objectness_by_size:
-            self._objectness_gain *= (image_size / 640) ** 2
-        self._class_gain = settings.classification * share * num_classes / 80
+        self._gains = detection_gains(settings, len(strides), num_classes=num_classes, image_size=image_size)
         balance = level_balance(len(strides))
         self._balance = balance if settings.objectness_balance == "fine" else balance[::-1]
 
@@ -85,8 +80,7 @@ class DetectionLoss(Loss):
             span = auxiliary_span(self._settings)
             auxiliary = self._head(maps.auxiliary, targets, found.auxiliary, whole.of_head(1), span=span)
             parts = parts + self._settings.auxiliary_gain * auxiliary
-        gains = parts.new_tensor([self._box_gain, self._objectness_gain, self._class_gain])
-        box, objectness, classification = gained = parts * gains
+        box, objectness, classification = gained = parts * parts.new_tensor(self._gains)
         total = gained.sum() * whole.images
         return LossParts(total, box.detach(), objectness.detach(), classification.detach())
 
@@ -166,6 +160,34 @@ def _whole_batch(maps: HeadMaps, heads: Sequence[Assignment], *, sum_over_ranks:
         return _WholeBatch(images, positives)
     *summed, images = sum_over_ranks(torch.cat((positives.flatten(), positives.new_tensor([images])))).tolist()
     return _WholeBatch(images, positives.new_tensor(summed).view_as(positives))
+
+
+class DetectionGains(NamedTuple):
+    """Factors of the means of the box, objectness and class loss of each level."""
+
+    box: float
+    objectness: float
+    classification: float
+
+
+def detection_gains(settings: LossSettings, num_levels: int, *, num_classes: int, image_size: int) -> DetectionGains:
+    """Scale the gains of the settings as the reference does.
+
+    Args:
+        settings: The gains for three levels, 80 classes and 640 pixels.
+        num_levels: Number of levels of the head.
+        num_classes: Number of classes.
+        image_size: Side of the training images in pixels.
+
+    Returns:
+        The gains of the model.
+    """
+    share = 3 / num_levels
+    return DetectionGains(
+        box=settings.box * share,
+        objectness=settings.objectness * share * ((image_size / 640) ** 2 if settings.objectness_by_size else 1.0),
+        classification=settings.classification * share * num_classes / 80,
+    )
 
 
 def level_balance(num_levels: int) -> tuple[float, ...]:

@@ -143,6 +143,19 @@ class DetectionModel(nn.Module):
         Returns:
             Raw maps of each level; see `HeadMaps`.
         """
+        heads: HeadMaps = self.head(*self.head_inputs(images, auxiliary=auxiliary))
+        return heads
+
+    def head_inputs(self, images: Tensor, *, auxiliary: bool = False) -> tuple[Tensor, ...]:
+        """Compute the maps that enter the head.
+
+        Args:
+            images: See `forward`.
+            auxiliary: See `forward`.
+
+        Returns:
+            Maps (B, C, H, W) of each level of the lead head, finest first, and then those of the auxiliary head.
+        """
         everything = auxiliary or self.training
         maps = {IMAGE: images}
         for step in self._all_steps if everything else self._lead_steps:
@@ -151,8 +164,7 @@ class DetectionModel(nn.Module):
                 del maps[name]
             self._run(step, inputs, maps)
         wanted = self.spec.head.all_sources if everything else self.spec.head.sources
-        heads: HeadMaps = self.head(*(maps[source] for source in wanted))
-        return heads
+        return tuple(maps[source] for source in wanted)
 
     def _run(self, step: _Step, inputs: Sequence[Tensor], maps: dict[str, Tensor]) -> None:
         """Add the map of the row, and the maps of its branches that other rows take."""

@@ -12,12 +12,10 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from yolov7.nn.model import DetectionModel
 
@@ -41,18 +39,33 @@ def average_models(models: Sequence[DetectionModel]) -> DetectionModel:
     return average
 
 
-def recount_batch_norm(model: DetectionModel, images: Iterable[Tensor]) -> None:
-    """Replace the mean and variance of every batch norm by those over images.
+@torch.no_grad()
+def recount_batch_norm(model: DetectionModel, images: Iterable[Tensor], *, kept: Iterable[nn.Module] = ()) -> None:
+    """Replace the mean and variance of every batch norm by those over images ("precise batch norm").
+
+    Wu and Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3.
 
     Args:
         model: The model, which is changed.
         images: Batches (B, 3, H, W) in 0..1 on the model's device. Every batch has the same influence, so all should
             have the same size. Without any batch, nothing changes.
+        kept: Modules of the model whose batch norm keeps its statistics, because they were frozen in training.
     """
-    batches = iter(images)
-    first = next(batches, None)
-    if first is not None:
-        update_bn(chain([first], batches), model)
+    keeping = {module for part in kept for module in part.modules()}
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module not in keeping]
+    momenta = [norm.momentum for norm in norms]
+    was_training = model.training
+    model.eval()
+    for i, batch in enumerate(images):
+        if i == 0:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean of all batches
+                norm.train()
+        model(batch, auxiliary=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import islice
 
+import torch
 from torch import Tensor
 
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
-from yolov7.data.loader import TrainLoader
+from yolov7.data.loader import TrainLoader, ValLoader
 from yolov7.structures import Batch
 from yolov7.training.job import TrainJob
 from yolov7.training.state import Progress
 from yolov7.training.worker import Worker
 
-_BATCHES_FOR_STATISTICS = 64
+_IMAGES_FOR_STATISTICS = 1024
+_BATCH_FOR_STATISTICS = 16
 
 
 def build_loader(job: TrainJob, worker: Worker, index: ImageIndex) -> TrainLoader:
@@ -73,18 +74,19 @@ def timed_batches(loader: TrainLoader, progress: Progress, *, mosaic: bool) -> I
         yield batch
 
 
-def statistics_batches(loader: TrainLoader, job: TrainJob, worker: Worker) -> Iterator[Tensor]:
-    """Yield training images from which the statistics of batch norm are computed for averaged weights.
+def statistics_batches(index: ImageIndex, *, image_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield training images without augmentation, from which statistics of batch norm are computed.
 
     Args:
-        loader: The loader of the run.
-        job: The run.
-        worker: This process.
+        index: The training split.
+        image_size: The side of the square images, in pixels.
+        device: The device of the images.
 
     Yields:
-        Batches (B, 3, S, S) in 0..1 on the worker's device, without mosaic and all of the same size.
+        Batches (B, 3, S, S) in 0..1, spread over the split and all of the same size.
     """
-    size = -(-job.settings.batch_size // worker.world_size)
-    for batch in islice(loader.epoch(job.settings.epochs, mosaic=False), _BATCHES_FOR_STATISTICS):
-        if len(batch.index) == size:
-            yield batch.images.to(worker.device).float() / 255
+    step = max(1, len(index) // _IMAGES_FOR_STATISTICS)
+    batch_size = min(_BATCH_FOR_STATISTICS, len(index))
+    for batch in ValLoader(index, image_size=image_size, batch_size=batch_size, every=step):
+        if len(batch.images) == batch_size:
+            yield batch.images.to(device).float() / 255

@@ -45,6 +45,7 @@ class Checkpoint:
         precision: The type of the forward pass, by its name; empty if an earlier version wrote the checkpoint.
         threads: The number of threads that computed; 0 if an earlier version wrote the checkpoint.
         callbacks: The states of callbacks, by number and name.
+        adapters: The state dict of the adapters of distillation; empty without them.
     """
 
     fingerprint: str
@@ -57,6 +58,7 @@ class Checkpoint:
     precision: str = ""
     threads: int = 0
     callbacks: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:

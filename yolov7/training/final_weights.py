@@ -1,10 +1,10 @@
-"""The weights that a run produces: the moving average at its end or at its best epoch, or a mean over epochs."""
+"""The weights that a run produces: the moving average at its end or at its best epochs, or a mean over the last."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -12,19 +12,33 @@ from torch import Tensor
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.training.averaging import average_models, recount_batch_norm
-from yolov7.training.record import best_line
+from yolov7.training.record import best_line, best_lines
+from yolov7.training.start import frozen_rows
 from yolov7.weights.weight_files import load_weights, save_weights
 
-_BEST, _SNAPSHOT = "best-{:06d}.safetensors", "snapshot-{:06d}.safetensors"
+_STORED = "epoch-{:06d}.safetensors"
+
+
+class FinalModel(NamedTuple):
+    """The final weights of a run.
+
+    Attributes:
+        model: The model.
+        description: What its weights are; empty if they are those of an epoch, whose AP is in the record.
+    """
+
+    model: DetectionModel
+    description: str
 
 
 @final
 class FinalWeights:
     """The weights of single epochs in a run's folder, from which the run's final weights are computed.
 
-    With `patience`, the final weights are the moving average of the epoch with the highest AP on the validation split.
-    With `swa_epochs`, they are the mean of the weights at the ends of the last epochs. Otherwise they are the moving
-    average at the end, of which nothing needs to be stored.
+    One rule covers all settings: some epochs are chosen by the record, and the final weights are the mean of what is
+    stored of them. With `swa_epochs`, these are the weights of the last epochs. With `average_best` or `patience`, they
+    are the moving averages of the epochs with the highest AP on the validation split, with `patience` alone of one.
+    Otherwise no epoch is chosen, and the final weights are the moving average at the end.
     """
 
     def __init__(self, folder: Path, settings: TrainSettings, *, class_names: tuple[str, ...]) -> None:
@@ -53,14 +67,15 @@ class FinalWeights:
             model: The trained model.
             ema: Its moving average.
         """
-        epoch: int = line["epoch"]
-        if self._settings.patience and best_line([*earlier, line]) is line:
-            self._save(_BEST.format(epoch), ema)
-            for path in self._folder.glob(_BEST.replace("{:06d}", "*")):
-                if path.name != _BEST.format(epoch):
-                    path.unlink(missing_ok=True)
-        if epoch > self._settings.epochs - self._settings.swa_epochs:
-            self._save(_SNAPSHOT.format(epoch), model)
+        chosen = self._choose([*earlier, line])
+        if line["epoch"] in chosen:
+            size = self._settings.image_size
+            stored = model if self._settings.swa_epochs else ema
+            save_weights(self._path(line["epoch"]), stored, class_names=self._class_names, image_size=size, training={})
+        needed = {self._path(epoch) for epoch in chosen}
+        for path in self._folder.glob(_STORED.replace("{:06d}", "*")):
+            if path not in needed:
+                path.unlink(missing_ok=True)
 
     def is_out_of_patience(self, lines: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether `patience` epochs have passed since the best one.
@@ -71,45 +86,52 @@ class FinalWeights:
         best = best_line(lines) if self._settings.patience else None
         return best is not None and lines[-1]["epoch"] - best["epoch"] >= self._settings.patience
 
-    def load_best(self, lines: Sequence[Mapping[str, Any]]) -> DetectionModel | None:
-        """Load the moving average of the best epoch.
+    def make(
+        self,
+        lines: Sequence[Mapping[str, Any]],
+        *,
+        ema: DetectionModel,
+        images: Iterable[Tensor],
+        device: torch.device,
+    ) -> FinalModel:
+        """Compute the final weights. A mean gets new statistics of batch norm, because those of epochs have no mean.
 
         Args:
             lines: The records of all epochs.
-
-        Returns:
-            The model; None if the settings do not ask for the best epoch, or AP was never measured.
-
-        Raises:
-            ArtifactError: The stored file is damaged.
-        """
-        line = best_line(lines) if self._settings.patience else None
-        path = self._folder / _BEST.format(line["epoch"]) if line else None
-        return load_weights(path).model if path is not None and path.is_file() else None
-
-    def average_last_epochs(self, images: Iterable[Tensor], *, device: torch.device) -> DetectionModel | None:
-        """Compute the mean of the weights at the ends of the last epochs.
-
-        Args:
-            images: Batches (B, 3, H, W) in 0..1 on the device, from which the statistics of batch norm are computed.
+            ema: The moving average at the end, which stays unchanged.
+            images: Batches (B, 3, H, W) in 0..1 on the device, from which statistics of batch norm are computed.
             device: The device that computes.
 
         Returns:
-            The model on the device; None if the settings do not ask for a mean.
+            The model on the device.
 
         Raises:
             ArtifactError: A stored file is damaged.
         """
-        epochs = range(self._settings.epochs - self._settings.swa_epochs + 1, self._settings.epochs + 1)
-        paths = [self._folder / _SNAPSHOT.format(epoch) for epoch in epochs]
-        models = [load_weights(path, device=device).model for path in paths if path.is_file()]
-        if not models:
-            return None
-        mean = average_models(models)
-        if not self._settings.freeze_batch_norm:
-            recount_batch_norm(mean, images)
-        return mean
+        settings = self._settings
+        stored = [epoch for epoch in self._choose(lines) if self._path(epoch).is_file()]
+        models = [load_weights(self._path(epoch), device=device).model for epoch in stored]
+        is_mean = len(models) > 1 or bool(models and settings.swa_epochs)
+        if not is_mean and not settings.precise_batch_norm:
+            return FinalModel(models[0] if models else ema, "")
+        model = average_models(models or [ema])
+        if not settings.freeze_batch_norm:
+            recount_batch_norm(model, images, kept=frozen_rows(model, last=settings.freeze))
+        parts = [self._describe_mean(stored)] if is_mean else []
+        parts += ["precise batch norm"] if settings.precise_batch_norm else []
+        return FinalModel(model, " and ".join(parts))
 
-    def _save(self, name: str, model: DetectionModel) -> None:
-        size = self._settings.image_size
-        save_weights(self._folder / name, model, class_names=self._class_names, image_size=size, training={})
+    def _choose(self, lines: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the epochs, in ascending order, of which the final weights would be made if the run ended now."""
+        settings = self._settings
+        if settings.swa_epochs:
+            return [line["epoch"] for line in lines if line["epoch"] > settings.epochs - settings.swa_epochs]
+        return sorted(line["epoch"] for line in best_lines(lines, settings.best_epochs))
+
+    def _describe_mean(self, epochs: Sequence[int]) -> str:
+        if self._settings.swa_epochs:
+            return f"the mean of the weights of {len(epochs)} epochs"
+        return f"the mean of the moving averages of the epochs {', '.join(map(str, epochs))}"
+
+    def _path(self, epoch: int) -> Path:
+        return self._folder / _STORED.format(epoch)

@@ -26,6 +26,8 @@ NO_EFFECT = {
     "cache_images",
 }
 
+UNHASHED: dict[str, Any] = {**dict.fromkeys(NO_EFFECT, True), "distil": {"teacher"}}  # the teacher, by its content too
+
 # Settings that were added later. At their defaults, they are left out of fingerprints, so that those of runs that were
 # made before stay the same.
 _ADDED = {
@@ -34,10 +36,13 @@ _ADDED = {
     "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema", "layer_decay"),
 }
 _ADDED_ABOVE = (  # the same for settings that are in no part
+    "average_best",
     "callbacks",
+    "distil",
     "freeze_batch_norm",
     "low_resolution",
     "low_resolution_share",
+    "precise_batch_norm",
     "unfreeze_epochs",
 )
 
@@ -54,6 +59,7 @@ class TrainJob(Settings):
         data_folder: The absolute path of the folder with `train.npz` and, if there is a validation split, `val.npz`.
         data_hash: Identifies the prepared images and boxes.
         weights_hash: Identifies the weights that training starts from; empty if there are none.
+        teacher_hash: Identifies the weights of the teacher; empty if there is none.
         run_folder: The absolute path of the folder for checkpoints and results, on storage that every worker sees.
         own_code: Digests of the sources of own code, by its dotted name (see `hash_own_code`). Workers may import it.
     """
@@ -64,6 +70,7 @@ class TrainJob(Settings):
     data_folder: Path
     data_hash: str
     weights_hash: str = ""
+    teacher_hash: str = ""
     run_folder: Path
     own_code: dict[str, str] = Field(default_factory=dict)
 
@@ -75,11 +82,14 @@ class TrainJob(Settings):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
-        unset = {part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()}
-        without = NO_EFFECT | _added_defaults(self.settings, _ADDED_ABOVE)
-        settings = self.settings.model_dump_json(exclude={**dict.fromkeys(without, True), **unset})
+        unset: dict[str, Any] = {
+            part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()
+        }
+        unset |= dict.fromkeys(_added_defaults(self.settings, _ADDED_ABOVE), True)
+        settings = self.settings.model_dump_json(exclude=UNHASHED | unset)
         own_code = [f"{name} {digest}" for name, digest in sorted(self.own_code.items())]
-        parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash, *own_code)
+        parts = [self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash, *own_code]
+        parts += [self.teacher_hash] if self.teacher_hash else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     @property

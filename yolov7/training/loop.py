@@ -29,6 +29,7 @@ from yolov7.training.conditions import (
     settle_threads,
     with_lasting_precision,
 )
+from yolov7.training.distillation import Distillation, open_teacher
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob, check_own_code
 from yolov7.training.optim import build_schedule
@@ -135,14 +136,17 @@ class Trainer:
             settings.optim, batch_size=settings.batch_size, steps_per_epoch=len(self._loader), epochs=settings.epochs
         )
         self._total_steps = schedule.total_steps
-        self._start = build_start(job, self._train_index)
+        teacher = open_teacher(job, self._train_index.class_names)
+        self._start = build_start(job, self._train_index, teacher=teacher)
         model = self._start.model.to(worker.device)
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = resolve_precision(settings.precision, worker.device)
         self._precision = settings.precision
-        self._state = TrainState(model, settings=settings, schedule=schedule, device=worker.device)
-        self._stepper = Stepper(job, worker, self._state, schedule=schedule, dtype=dtype)
+        distillation = Distillation(teacher, model, settings, dtype=dtype) if teacher else None
+        adapters = distillation.adapters if distillation else None
+        self._state = TrainState(model, settings=settings, schedule=schedule, device=worker.device, adapters=adapters)
+        self._stepper = Stepper(job, worker, self._state, schedule=schedule, dtype=dtype, distillation=distillation)
         self._callbacks = Callbacks(job, worker, self._state, total_steps=self._total_steps, others=callbacks)
         self._final_weights = FinalWeights(job.run_folder, settings, class_names=self._train_index.class_names)
         self.is_complete = False
@@ -239,35 +243,32 @@ class Trainer:
         """
         self._callbacks.end()
         if self._record:
-            best = self._final_weights.load_best(read_epochs(self._job.run_folder))
             training = {**self._job.origin, "epochs": self.progress.epoch}
             training |= {"precision": self._precision, "ancestors": list(self._start.ancestors)}
+            training |= {"teacher": self._job.teacher_hash} if self._job.teacher_hash else {}
             save_weights(
                 self._job.run_folder / WEIGHTS,
-                best or self._average_last_epochs(self._record) or self._state.ema.model,
+                self._make_final_model(self._record),
                 class_names=self._train_index.class_names,
                 image_size=self._job.settings.image_size,
                 training=training,
             )
         self._wait_for_checkpoint()
 
-    def _average_last_epochs(self, record: RunRecord) -> DetectionModel | None:
-        """Return the mean of the last epochs' weights if the settings ask for it, and put its AP into the record."""
-        mean = self._final_weights.average_last_epochs(
-            statistics_batches(self._loader, self._job, self._worker), device=self._worker.device
-        )
-        if mean is None:
-            return None
-        before = read_epochs(self._job.run_folder)[-1].get("AP")
-        alone = Worker(device=self._worker.device, loader_workers=self._worker.loader_workers)
-        figures = self._validator.measure(mean, alone)
+    def _make_final_model(self, record: RunRecord) -> DetectionModel:
+        """Return the final model; if it is not that of an epoch, put its AP into the record."""
+        lines, device, ema = read_epochs(self._job.run_folder), self._worker.device, self._state.ema.model
+        images = statistics_batches(self._train_index, image_size=self._job.settings.image_size, device=device)
+        model, description = self._final_weights.make(lines, ema=ema, images=images, device=device)
+        if not description:
+            return model
+        before = lines[-1].get("AP_before", lines[-1].get("AP"))
+        alone = Worker(device=device, loader_workers=self._worker.loader_workers)
+        figures = self._validator.measure(model, alone)
         record.amend(figures)
         if figures.get("AP") is not None and before is not None:
-            self._report(
-                f"AP {figures['AP']:.4f} with the mean of the weights of {self._job.settings.swa_epochs} epochs, "
-                f"{before:.4f} with the moving average"
-            )
-        return mean
+            self._report(f"AP {figures['AP']:.4f} with {description}, {before:.4f} with the moving average at the end")
+        return model
 
     def _end_optimizer_step(self) -> None:
         """Call the callbacks, unless gradients are pending, because weights may change at restore points only."""
@@ -373,7 +374,8 @@ class Trainer:
             self._add_time()
             lr = self._stepper.lr(self.progress.step - 1)
             told = describe_epoch(self.progress, self._job.settings, self._worker, precision=self._precision)
-            line = {**told, "lr": lr, **rates, **figures}
+            share = self._stepper.teacher_share
+            line = {**told, "lr": lr, **rates, **({} if share is None else {"teacher_share": share}), **figures}
             earlier = read_epochs(self._job.run_folder)
             self._final_weights.store_epoch(line, earlier=earlier, model=self._state.model, ema=self._state.ema.model)
             self._record.add_epoch(line)

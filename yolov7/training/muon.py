@@ -46,7 +46,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._adamw = torch.optim.AdamW(list(others), lr=lr, betas=betas, fused=True)
         groups = [{**group, "is_orthogonal": True} for group in matrices]
         groups += [{**group, "is_orthogonal": False} for group in self._adamw.param_groups]
-        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+        super().__init__(groups, {**self._adamw.defaults, "weight_decay": 0.0, "is_orthogonal": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

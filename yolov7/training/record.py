@@ -19,7 +19,10 @@ NOTES = "notes.txt"  # a line for everything that the user should know; whoever 
 _EPOCHS = "epochs.jsonl"
 
 # the measured values of an epoch's line; some may be missing or null
-FIGURES = ("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share")
+FIGURES = (
+    *("box", "objectness", "classification", "lr", "AP", "AP50", "images_per_second", "loader_wait_share"),
+    *("distillation", "teacher_share"),
+)
 _SHOWN = ("step", "total_steps", "epochs_done", "box", "objectness", "classification", "images_per_second")
 
 
@@ -68,13 +71,16 @@ class RunRecord:
         self.last_epoch = line["epoch"]
 
     def amend(self, figures: Mapping[str, Any]) -> None:
-        """Replace values of the last epoch's line.
+        """Replace figures of the last epoch's line by those of the final weights.
+
+        The old value of a figure stays under its name and `_before`.
 
         Args:
             figures: The new values.
         """
         lines = read_epochs(self._folder)
-        lines[-1] |= figures
+        before = {f"{name}_before": lines[-1].get(name) for name in figures}
+        lines[-1] = {**before, **lines[-1], **figures}
         self._write_epochs(lines)
 
     def add_note(self, text: str) -> None:
@@ -125,8 +131,22 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
         ) from None
 
 
+def best_lines(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """Find the epochs with the highest AP of the moving average on the validation split.
+
+    Args:
+        lines: The lines of a record.
+        count: How many epochs to find.
+
+    Returns:
+        At most so many lines, the best first and of equal ones the earlier first. Epochs without AP are left out.
+    """
+    measured = [line for line in lines if _average_ap(line) is not None]
+    return sorted(measured, key=_average_ap, reverse=True)[:count]  # type: ignore[arg-type]  # none is None
+
+
 def best_line(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Find the epoch with the highest AP on the validation split.
+    """Find the epoch with the highest AP of the moving average on the validation split.
 
     Args:
         lines: The lines of a record.
@@ -134,8 +154,27 @@ def best_line(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     Returns:
         The first of the best lines; None if AP was never measured.
     """
-    measured = [line for line in lines if line.get("AP") is not None]
-    return max(measured, key=lambda line: float(line["AP"]), default=None)
+    return next(iter(best_lines(lines, 1)), None)
+
+
+def final_line(lines: Sequence[Mapping[str, Any]], *, best: bool) -> Mapping[str, Any]:
+    """Find the line whose AP is that of the final weights.
+
+    Args:
+        lines: The lines of a finished run.
+        best: Whether the final weights are those of the best epochs.
+
+    Returns:
+        The last line, unless the final weights are those of a single epoch before it.
+    """
+    is_amended = "AP_before" in lines[-1]
+    return (best_line(lines) if best and not is_amended else None) or lines[-1]
+
+
+def _average_ap(line: Mapping[str, Any]) -> float | None:
+    """Return the AP of the moving average, also if the line has been amended."""
+    AP = line["AP_before"] if "AP_before" in line else line.get("AP")
+    return None if AP is None else float(AP)
 
 
 def read_notes(folder: Path) -> list[str]:

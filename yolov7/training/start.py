@@ -15,6 +15,7 @@ from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.training.anchors import choose_anchors, with_anchors
 from yolov7.training.averaging import lineage, weights_id
+from yolov7.training.distillation import anchors_to_share
 from yolov7.training.job import TrainJob
 from yolov7.weights.foreign.reference import open_weights
 from yolov7.weights.transfer import transfer
@@ -35,7 +36,7 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def build_start(job: TrainJob, index: ImageIndex) -> Start:
+def build_start(job: TrainJob, index: ImageIndex, *, teacher: DetectionModel | None = None) -> Start:
     """Build the model that a run starts from.
 
     Weights that no file provides are random and drawn from torch's global generator.
@@ -43,6 +44,7 @@ def build_start(job: TrainJob, index: ImageIndex) -> Start:
     Args:
         job: The run.
         index: The training split.
+        teacher: The teacher of the run, whose anchors the model takes over if its own may be replaced.
 
     Returns:
         The model and what to say about it.
@@ -53,6 +55,8 @@ def build_start(job: TrainJob, index: ImageIndex) -> Start:
     """
     settings = job.settings
     spec, anchor_notes = _choose_spec(job.spec, index, settings)
+    if (anchors_px := anchors_to_share(teacher, job.spec, settings)) is not None:
+        spec, anchor_notes = with_anchors(spec, anchors_px.numpy()), ("the anchors are those of the teacher",)
     model = DetectionModel(spec, num_classes=len(index.class_names))
     if settings.weights is None:
         ancestors: tuple[str, ...] = (weights_id(model),)

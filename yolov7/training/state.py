@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.training.checkpoint import Checkpoint
+from yolov7.training.distillation import add_adapters
 from yolov7.training.ema import Ema
 from yolov7.training.optim import Schedule, build_optimizer
 
@@ -21,7 +22,8 @@ class Progress:
     """How far a run is, which together with the seed determines its next batches; and sums over the current epoch.
 
     Attributes:
-        losses: Box, objectness and classification loss (3,), summed over the steps of the current epoch.
+        losses: Box, objectness and classification loss (3,), with a teacher also that of distillation (4,), summed over
+            the steps of the current epoch.
         epoch: Completed epochs.
         batch: Completed steps of the current epoch, counted once for all workers.
         step: Completed steps since the beginning.
@@ -61,8 +63,8 @@ class Progress:
 
     def mean_losses(self) -> dict[str, float]:
         """Return the mean of each loss over the steps of the current epoch, by name."""
-        names = ("box", "objectness", "classification")
-        return dict(zip(names, (self.losses / max(self.batch, 1)).tolist(), strict=True))
+        names = ("box", "objectness", "classification", "distillation")
+        return dict(zip(names, (self.losses / max(self.batch, 1)).tolist(), strict=False))
 
     def rates(self) -> dict[str, float]:
         """Return the speed of the current epoch and the share of its time that was spent waiting for the loader."""
@@ -89,6 +91,7 @@ class TrainState:
         optimizer: The optimizer.
         scaler: The scaler of the loss, which does nothing unless the precision is float16.
         progress: How far the run is.
+        adapters: The modules that are trained with the model and are not part of the result; see `Distillation`.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class TrainState:
         settings: TrainSettings,
         schedule: Schedule,
         device: torch.device,
+        adapters: nn.Module | None = None,
     ) -> None:
         """Create the state of a run at its beginning.
 
@@ -106,18 +110,25 @@ class TrainState:
             settings: The settings of the run, with the name of a floating-point type as precision.
             schedule: The schedule of learning rates.
             device: The device that training runs on.
+            adapters: Modules without buffers that are trained with the model, on the device; None if there are none.
         """
         self.model = model
+        self.adapters = adapters or nn.ModuleList()
         optim = settings.optim
         self.ema = Ema(model, decay=optim.ema_decay, ramp=optim.ema_ramp, form=optim.ema)
         self.optimizer = build_optimizer(model, settings.optim, schedule=schedule, by_row=settings.unfreeze_epochs > 0)
+        add_adapters(self.optimizer, self.adapters)
         scales_loss = settings.precision == "float16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales_loss)
-        self.progress = Progress(losses=torch.zeros(3, device=device))
+        self.progress = Progress(losses=torch.zeros(4 if settings.distil.is_used else 3, device=device))
         self._precision = settings.precision
         self._buffers = dict(model.named_buffers())
         self._saved_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         self._saved_progress = dataclasses.replace(self.progress)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the model and of the adapters."""
+        return [*self.model.parameters(), *self.adapters.parameters()]
 
     def set_restore_point(self) -> None:
         """Make this moment the restore point. No accumulated gradient may wait for the optimizer."""
@@ -130,7 +141,7 @@ class TrainState:
 
     def is_finite(self) -> bool:
         """Return whether all weights and all values of the optimizer are finite."""
-        tensors = [parameter.detach() for parameter in self.model.parameters()]
+        tensors = [parameter.detach() for parameter in self.parameters()]
         for state in self.optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
         return bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors, float("inf")))).all())
@@ -156,6 +167,7 @@ class TrainState:
             scaler=self.scaler.state_dict(),
             precision=self._precision,
             threads=torch.get_num_threads(),
+            adapters=_on_cpu(self.adapters.state_dict()),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -167,6 +179,7 @@ class TrainState:
         losses = torch.tensor(checkpoint.progress["losses"], device=self.progress.losses.device)
         self.progress = Progress(**{**checkpoint.progress, "losses": losses})
         self.model.load_state_dict(checkpoint.model)
+        self.adapters.load_state_dict(checkpoint.adapters)
         self.ema.model.load_state_dict(checkpoint.ema)
         self.ema.updates = checkpoint.ema_updates
         self.optimizer.load_state_dict(checkpoint.optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import final
@@ -14,10 +15,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from yolov7.criterion.choice import make_loss
+from yolov7.criterion.distillation import Outputs
 from yolov7.criterion.loss_parts import Loss
-from yolov7.nn.model import DetectionModel
 from yolov7.structures import Batch, HeadMaps
 from yolov7.system.precision import autocast
+from yolov7.training.distillation import Distillation
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import Schedule, apply_plan
 from yolov7.training.start import count_frozen_rows
@@ -42,7 +44,14 @@ class Stepper:
     """
 
     def __init__(
-        self, job: TrainJob, worker: Worker, state: TrainState, *, schedule: Schedule, dtype: torch.dtype
+        self,
+        job: TrainJob,
+        worker: Worker,
+        state: TrainState,
+        *,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        distillation: Distillation | None = None,
     ) -> None:
         """Prepare training steps.
 
@@ -52,17 +61,26 @@ class Stepper:
             state: The state, which steps change.
             schedule: The schedule of learning rates.
             dtype: The type of activations in the forward pass.
+            distillation: The imitation of a teacher; None if there is none.
         """
-        model, settings = state.model, job.settings
+        settings = job.settings
+        self._distillation = distillation
+        model: nn.Module = distillation.wrap(state.model) if distillation else state.model
         self._job, self._worker, self._state, self._schedule, self._dtype = job, worker, state, schedule, dtype
         self._distributed = _distribute(model, worker) if worker.world_size > 1 else None
         runner = self._distributed or model
         self._runner: nn.Module = torch.compile(runner) if settings.compile else runner  # type: ignore[assignment]
-        self._stride = max(model.strides)
+        self._stride = max(*state.model.strides, distillation.stride if distillation else 0)
         self._loss: tuple[int, Loss] | None = None  # of an epoch
         self._pending = 0  # steps whose gradients wait for the optimizer
         self._is_summed = True  # whether the pending gradients are summed over all workers
         self._skipped_in_a_row = 0
+        self._seconds = 0.0
+
+    @property
+    def teacher_share(self) -> float | None:
+        """Share of the time of all steps of this process in which the teacher has computed; None without a teacher."""
+        return self._distillation.seconds / self._seconds if self._distillation and self._seconds else None
 
     @property
     def last_step_succeeded(self) -> bool:
@@ -86,7 +104,7 @@ class Stepper:
         Raises:
             DivergedError: Many steps in a row had to be skipped.
         """
-        progress = self._state.progress
+        progress, begun = self._state.progress, time.perf_counter()
         plan = self._schedule.at(progress.step)
         frozen = count_frozen_rows(self._state.model, self._job.settings, epoch=progress.epoch)
         apply_plan(self._state.optimizer, plan, share=self._rate_share, num_frozen=frozen)
@@ -97,6 +115,7 @@ class Stepper:
         if is_due:
             self._step_optimizer()
         self.set_restore_point()
+        self._seconds += time.perf_counter() - begun
 
     def end_epoch(self) -> bool:
         """Use the pending gradients at the end of an epoch, unless the schedule carries them over.
@@ -127,25 +146,33 @@ class Stepper:
     def _add_gradients(self, batch: Batch) -> None:
         progress, worker, is_last = self._state.progress, self._worker, self._is_last_of_sum()
         with self._without_communication(not is_last):
-            parts = self._loss_of_epoch(progress.epoch)(
-                self._forward(batch),
-                batch.targets.to(worker.device),
-                sum_over_ranks=worker.sum_over_workers if worker.world_size > 1 else None,
-            )
-            own = [parts.total.detach(), parts.box, parts.objectness, parts.classification]
+            loss, parts = self._loss_of(batch)
             total, *losses, images = worker.sum_over_workers(
-                torch.stack([*own, parts.total.new_tensor(len(batch.index))])
+                torch.stack([loss.detach(), *parts, loss.new_tensor(len(batch.index))])
             )
             progress.images += int(images)
             if not torch.isfinite(total):  # the same on all workers
                 self._skip("the loss", steps=1)
                 return
             # DDP averages gradients over processes, but the schedule expects the sum over all images
-            scaled: Tensor = self._state.scaler.scale(parts.total * worker.world_size)
+            scaled: Tensor = self._state.scaler.scale(loss * worker.world_size)
             scaled.backward()  # type: ignore[no-untyped-call]
         self._pending += 1
         self._is_summed = is_last
         progress.losses = progress.losses + torch.stack(losses)  # not in place: the restore point keeps the old tensor
+
+    def _loss_of(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss of a batch, and its detached parts."""
+        worker = self._worker
+        sum_over_ranks = worker.sum_over_workers if worker.world_size > 1 else None
+        images, maps, inputs = self._forward(batch)
+        targets = batch.targets.to(worker.device)
+        parts = self._loss_of_epoch(self._state.progress.epoch)(maps, targets, sum_over_ranks=sum_over_ranks)
+        own = [parts.box, parts.objectness, parts.classification]
+        if self._distillation is None:
+            return parts.total, own
+        imitated = self._distillation(images, Outputs(maps.lead, inputs), sum_over_ranks=sum_over_ranks)
+        return parts.total + imitated.total, [*own, imitated.mean]
 
     def _loss_of_epoch(self, epoch: int) -> Loss:
         """Return the loss, which may change with the epoch."""
@@ -164,11 +191,11 @@ class Stepper:
         """Let a backward pass add its gradients to the pending ones without summing them over the workers."""
         return self._distributed.no_sync() if condition and self._distributed is not None else nullcontext()
 
-    def _forward(self, batch: Batch) -> HeadMaps:
-        """Compute the maps of the batch's images.
+    def _forward(self, batch: Batch) -> tuple[Tensor, HeadMaps, tuple[Tensor, ...]]:
+        """Return the batch's images as the model sees them, its maps, and those that a teacher's are compared with.
 
-        A worker whose share is empty computes those of a black image, because all workers must take part in a step,
-        and returns maps of no image.
+        A worker whose share is empty computes the maps of a black image, because all workers must take part in a step,
+        and returns no image and maps of no image.
         """
         count = len(batch.index)
         images = self._prepare(batch.images if count else batch.images.new_zeros(1, *batch.images.shape[1:]))
@@ -177,14 +204,18 @@ class Stepper:
             autocast(self._dtype, self._worker.device),
             nullcontext() if has_statistics else _running_statistics(self._runner),
         ):
-            maps = HeadMaps(*self._runner(images))
-        return maps if count else HeadMaps(*(tuple(m[:0] for m in head) for head in maps))
+            outputs = self._runner(images)
+        if not count:
+            outputs = tuple(tuple(m[:0] for m in part) for part in outputs)
+        lead, auxiliary, *inputs = outputs
+        return images[:count], HeadMaps(lead, auxiliary), inputs[0] if inputs else ()
 
     def _step_optimizer(self) -> None:
         if self._pending == 0:
             return
         state, pending, self._pending = self._state, self._pending, 0
-        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+        parameters = state.parameters()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not self._is_summed:  # because the last step of the sum was skipped
             self._worker.average_in_place(gradients)
             self._is_summed = True
@@ -193,7 +224,7 @@ class Stepper:
         is_finite = bool(torch.isfinite(norm))  # the same on all workers
         if is_finite:
             if limit := self._job.settings.optim.clip_norm:
-                nn.utils.clip_grads_with_norm_(state.model.parameters(), limit, norm)
+                nn.utils.clip_grads_with_norm_(parameters, limit, norm)
             state.scaler.step(state.optimizer)
             state.ema.update(state.model)
         state.scaler.update()
@@ -255,7 +286,7 @@ def _running_statistics(model: nn.Module) -> Iterator[None]:
             norm.train()
 
 
-def _distribute(model: DetectionModel, worker: Worker) -> DistributedDataParallel:
+def _distribute(model: nn.Module, worker: Worker) -> DistributedDataParallel:
     """Wrap the model so that gradients, and statistics if wanted, are combined over all workers."""
     if worker.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # in place

@@ -35,8 +35,9 @@ class Validator:
         path = data_folder / "val.npz"
         self._settings = settings
         self._index: ImageIndex | None = load_index(path) if path.is_file() else None
-        if settings.patience and self._index is None:
-            raise SettingError(f"patience={settings.patience} needs a validation split; name one, or set patience=0")
+        for name in ("patience", "average_best"):
+            if (value := getattr(settings, name)) and self._index is None:
+                raise SettingError(f"{name}={value} needs a validation split; name one, or set {name}=0")
 
     def measure_average(self, average: DetectionModel, worker: Worker) -> dict[str, float | None]:
         """Measure the moving average with the batch norm statistics of the leading worker, as in a checkpoint.

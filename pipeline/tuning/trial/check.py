@@ -16,18 +16,17 @@ from yolov7.training.anchors import differ_in_anchors_only
 from yolov7.training.checkpoint import load_checkpoint
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS
-from yolov7.training.record import best_line, read_epochs
+from yolov7.training.record import best_line, final_line, read_epochs
 from yolov7.weights.weight_files import first_difference, load_weights
 
 
 def final_ap(job: TrainJob) -> float | None:
     """Return the AP of the weights that a complete run left, or None if it was not measured.
 
-    With `patience` these are the weights of the best epoch, otherwise those of the last one.
+    These are the weights of the last epoch, or of the best ones if the settings ask for them.
     """
     lines = read_epochs(job.run_folder)
-    kept = best_line(lines) if job.settings.patience else lines[-1] if lines else None
-    AP = kept.get("AP") if kept else None
+    AP = final_line(lines, best=job.settings.best_epochs > 0).get("AP") if lines else None
     return None if AP is None else float(AP)
 
 
