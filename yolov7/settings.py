@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from yolov7.errors import shown, suggest
-from yolov7.recipes import RecipeName, expand_recipe
+from yolov7.recipes import RecipeName, expand_preset, expand_recipe
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -90,7 +90,10 @@ def _suggestion(
 
 
 class AugmentSettings(Settings):
-    """How training samples vary. Mosaic, mixup and pasted objects are left out in the last epochs (`close_mosaic`)."""
+    """How training samples vary. Mosaic, mixup and pasted objects are left out in the last epochs (`close_mosaic`).
+
+    The name of a preset (light, medium or strong) can be given in place of the settings, or as `preset` beside them.
+    """
 
     mosaic: Probability = Field(1.0, description="probability that a sample is a mosaic of several images")
     mosaic_nine: Probability = Field(
@@ -116,6 +119,11 @@ class AugmentSettings(Settings):
     hsv_value: Probability = Field(0.4, description="the brightness is multiplied by 1 +- hsv_value")
     flip_horizontal: Probability = Field(0.5, description="probability of a horizontal flip (left and right)")
     flip_vertical: Probability = Field(0.0, description="probability of a vertical flip (top and bottom)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, given: Any) -> Any:
+        return expand_preset(given)
 
 
 class LossSettings(Settings):
@@ -252,7 +260,11 @@ class TrainSettings(Settings):
         description="spec: the spec's own; fit: fitted to the boxes; auto: fitted if the spec's recall is under 0.98",
     )
     weights: Path | None = Field(None, description="weight file to start from; its classes may differ")
-    freeze: str | None = Field(None, description="last row that is frozen; the rows before it are frozen too")
+    freeze: str | None = Field(
+        None,
+        description="last row that is frozen; the rows before it are frozen too; pN, where no row has this name: the "
+        "rows before the maps get a larger stride than 2^N",
+    )
     class_balance: Probability = Field(
         0.0, description="classes in a smaller share of the images are sampled more often"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +12,28 @@ import torch
 from pydantic import ValidationError
 
 from yolov7.data.find_data import FoundData, find_data, read_split
-from yolov7.data.index import save_index
+from yolov7.data.index import load_index, save_index
 from yolov7.data.loader import count_workers
 from yolov7.errors import DataError, SettingError, one_line
 from yolov7.settings import TrainSettings, describe_fault
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
-from yolov7.system.files import sha256_of
+from yolov7.system.files import sha256_of, write_whole
 from yolov7.system.precision import resolve_device
+from yolov7.training.continuation import (
+    OWNER,
+    accepted_fingerprints,
+    begin_longer_run,
+    describe_longer_run,
+    read_owner,
+    with_history,
+)
+from yolov7.training.data_recipe import describe_data, fit_to_data
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS, fit
 from yolov7.training.worker import Worker
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -37,7 +49,9 @@ def train(
 ) -> Path:
     """Train a model on one device.
 
-    A training that was interrupted continues from its last checkpoint if it is called again with the same arguments.
+    A training that was interrupted continues from its last checkpoint if it is called again with the same arguments. A
+    finished one that is called again with more epochs continues too; its result then differs from that of a training
+    with so many epochs from the beginning, and the metadata of the weight file says so.
     Training on several devices and comparisons of models need the pipeline.
 
     Args:
@@ -66,16 +80,19 @@ def train(
     chosen = _settings(settings, image_size=model.image_size)
     data_hash = _prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split)
     weights_hash = "" if chosen.weights is None else sha256_of(chosen.weights)
+    fitted = fit_to_data(chosen, describe_data(load_index(folder / "data" / "train.npz")))
     job = TrainJob(
         spec_json=spec_to_json(model),
-        settings=chosen,
+        settings=fitted.settings,
         seed=seed,
         data_folder=folder / "data",
         data_hash=data_hash,
         weights_hash=weights_hash,
         run_folder=folder,
+        notes=fitted.reasons,
     )
-    _check_owner(folder / "fingerprint", job.fingerprint)
+    job = with_history(job, folder)
+    _claim(job, folder)
     if not (folder / WEIGHTS).is_file():
         loader_workers = count_workers(chosen.loader_workers, cpus=torch.get_num_threads())
         fit(job, Worker(device=resolve_device(device), loader_workers=loader_workers))
@@ -107,10 +124,16 @@ def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> 
     return " ".join(hashes)
 
 
-def _check_owner(path: Path, fingerprint: str) -> None:
-    """Raise SettingError if the folder belongs to another training."""
-    if path.is_file() and path.read_text(encoding="utf-8") != fingerprint:
+def _claim(job: TrainJob, folder: Path) -> None:
+    """Make the folder that of the job; raise SettingError if it belongs to another training."""
+    owner = read_owner(folder)
+    if owner is not None and owner not in accepted_fingerprints(job):
         raise SettingError(
-            f"{path.parent} has a training with other data or settings; name another output folder, or remove this one"
+            f"{folder} has a training with other data or settings; name another output folder, or remove this one"
         )
-    path.write_text(fingerprint, encoding="utf-8")
+    if owner is not None and owner != job.fingerprint:
+        log.warning("%s %s", folder, describe_longer_run(job))
+        with job.sole_writer():
+            begin_longer_run(job, folder)
+    else:
+        write_whole(folder / OWNER, job.fingerprint.encode())

@@ -42,6 +42,9 @@ class TrainJob(Settings):
         data_hash: Identifies the prepared images and boxes.
         weights_hash: Identifies the weights that training starts from; empty if there are none.
         run_folder: The absolute path of the folder for checkpoints and results, on storage that every worker sees.
+        continued_from: Earlier runs with fewer epochs that this run continues, oldest first, each as
+            `fingerprint@epoch`; see `continuation`.
+        notes: What the user should know about the settings; they do not affect the result.
     """
 
     spec_json: str
@@ -51,6 +54,8 @@ class TrainJob(Settings):
     data_hash: str
     weights_hash: str = ""
     run_folder: Path
+    continued_from: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ModelSpec:
@@ -59,10 +64,13 @@ class TrainJob(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
+        """Twelve hexadecimal digits that depend on the data and on every setting that affects the result.
+
+        They also depend on the runs that are continued, because the result depends on them.
+        """
         unset = {part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()}
         settings = self.settings.model_dump_json(exclude={**dict.fromkeys(NO_EFFECT, True), **unset})
-        parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash)
+        parts = (self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash, *self.continued_from)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def sole_writer(self) -> AbstractContextManager[None]:

@@ -22,6 +22,7 @@ from yolov7.system.precision import resolve_precision
 from yolov7.training.batches import build_loader, statistics_batches
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
 from yolov7.training.conditions import describe_continuation, settle_threads, with_lasting_precision
+from yolov7.training.continuation import accepted_fingerprints, history_metadata
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_schedule
@@ -159,7 +160,7 @@ class Trainer:
         if checkpoint is None:
             self._save_beginning()
         elif checkpoint.step:
-            text = describe_continuation(checkpoint, self._worker, total_steps=self._total_steps)
+            text = describe_continuation(self._job, checkpoint, self._worker, total_steps=self._total_steps)
             self._report(text, level=logging.INFO)
         self._check_completion()
         self._clock = time.monotonic()
@@ -225,6 +226,7 @@ class Trainer:
             best = self._final_weights.load_best(read_epochs(self._job.run_folder))
             training = {"fingerprint": self._job.fingerprint, "epochs": self.progress.epoch, "seed": self._job.seed}
             training |= {"precision": self._precision, "ancestors": list(self._start.ancestors)}
+            training |= history_metadata(self._job)
             save_weights(
                 self._job.run_folder / WEIGHTS,
                 best or self._average_last_epochs(self._record) or self._state.ema.model,
@@ -322,7 +324,7 @@ class Trainer:
 
     def _newest_of_this_run(self) -> Checkpoint | None:
         newest = self._checkpoints.newest()
-        if newest is None or newest.fingerprint == self._job.fingerprint:
+        if newest is None or newest.fingerprint in accepted_fingerprints(self._job):
             return newest
         self._report(
             f"an earlier run in this folder, trained up to step {newest.step}, had other settings, data or starting "
