@@ -233,9 +233,11 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
             "reader": _hash_folder(READERS),
             "seed": seed,
         }
+    stated = variant.train.model_dump(mode="json", exclude_unset=True, exclude=NO_EFFECT)
     return {
         "spec": variant.spec.model_dump(mode="json", by_alias=True),
         "settings": variant.train.model_dump(mode="json", exclude=NO_EFFECT),
+        **({"recipe_small": stated} if variant.train.recipe == "small" else {}),
         "weights": variant.weights_hash,
         "seed": seed,
         "validation": {"nms": COCO_NMS.model_dump(mode="json"), "engine": COCO_ENGINE},

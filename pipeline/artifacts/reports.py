@@ -39,6 +39,7 @@ class TrainSummary(Settings):
         AP: AP of the moving average on val after the last epoch; None if there is no val split.
         threads: Number of threads that computed in each worker; None if it is unknown.
         val_hash: Hash of the val split that AP was measured on, from `split_hashes`; None if there is none.
+        continued_from: Earlier runs with fewer epochs that this run continued, oldest first, as `fingerprint@epoch`.
     """
 
     variant: str
@@ -58,6 +59,7 @@ class TrainSummary(Settings):
     workers: int
     threads: int | None = None
     val_hash: str | None = None
+    continued_from: tuple[str, ...] = ()
 
 
 class LayerProof(Settings):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts.files import RUNS, read_json, stage_folder
+from pipeline.artifacts.prepared import fit_to_prepared
 from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment
 from pipeline.params import TuneSettings
@@ -112,6 +113,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         )
     if variant.weights_hash == "missing":
         raise ArtifactError(f"train.weights={train.weights} does not exist; name a weight file (.safetensors)")
+    train = fit_to_prepared(train).settings
     job = TrainJob(
         spec_json=spec_to_json(base),
         settings=train,
