@@ -29,7 +29,8 @@ class Rules:
     Attributes:
         steps: The number of training steps that a run should have.
         epochs: The fewest and most epochs.
-        batches: The batch sizes to choose from, the preferred one first.
+        batches: The batch sizes to choose from, the largest first.
+        usual_batch: The batch size of runs whose number of epochs is free.
         few_images: With fewer images than this, the smallest batch is chosen.
         learning_rates: The learning rate of each optimizer for `base_batch` images per step; it grows with the square
             root of the batch.
@@ -50,7 +51,8 @@ class Rules:
     learning_rates: Mapping[str, float]
     mosaic: float
     most_scale: float
-    batches: tuple[int, ...] = (8, 4)
+    batches: tuple[int, ...] = (16, 8, 4)
+    usual_batch: int = 8
     few_images: int = 100
     base_batch: int = 16
     warmup_share: float = 0.05
@@ -63,7 +65,7 @@ class Rules:
 
 
 FROM_SCRATCH = Rules(
-    steps=2000, epochs=(20, 400), learning_rates={"sgd": 0.01, "adamw": 0.001}, mosaic=1.0, most_scale=0.5
+    steps=2000, epochs=(30, 400), learning_rates={"sgd": 0.01, "adamw": 0.001}, mosaic=1.0, most_scale=0.5
 )
 FROM_WEIGHTS = Rules(
     steps=1500, epochs=(20, 100), learning_rates={"sgd": 0.002, "adamw": 0.0002}, mosaic=0.5, most_scale=0.3
@@ -162,21 +164,24 @@ class _Choices:
     def choose_length(self) -> None:
         """Choose the batch size and the number of epochs; either may be stated."""
         rules, images, epochs = self._rules, self._facts.images, self._stated.get("epochs")
-        smallest = rules.batches[-1]
+        fewest, most = rules.epochs
+        drawn = (fewest if epochs is None else epochs) * images
+        largest = next((size for size in rules.batches if drawn >= size * rules.steps), None)
         if epochs is not None:
-            drawn = epochs * images
-            fitting = (size for size in sorted(rules.batches, reverse=True) if drawn // size >= rules.steps)
-            batch, why = next(fitting, smallest), f"{epochs} epochs should have about {rules.steps:,} steps"
+            batch = largest or rules.batches[-1]
+            why = f"{epochs} epochs should have at least {rules.steps:,} steps"
+        elif largest is not None and largest > rules.usual_batch:
+            batch, why = largest, f"{images:,} images give more than {rules.steps:,} steps in any case"
         elif images < rules.few_images:
-            batch, why = smallest, f"there are fewer than {rules.few_images} images"
+            batch, why = rules.batches[-1], f"there are fewer than {rules.few_images} images"
         else:
-            batch, why = rules.batches[0], "small batches give many steps for the same compute"
+            batch, why = rules.usual_batch, "small batches give many steps for the same compute"
         batch = self._choose("batch_size", max(1, min(batch, images)), why)
-        each, (fewest, most) = steps_of_epoch(images, batch), rules.epochs
+        each = steps_of_epoch(images, batch)
         epochs = self._choose(
             "epochs",
             min(max(math.ceil(rules.steps / each), fewest), most),
-            f"about {rules.steps:,} steps, of which an epoch has {each}, within {fewest} to {most} epochs",
+            f"about {rules.steps:,} steps, of which an epoch has {each:,}, within {fewest} to {most} epochs",
         )
         self._choose(
             "validate_every", max(1, epochs // rules.validations), f"about {rules.validations} validations or fewer"
