@@ -94,7 +94,7 @@ def test_the_batch_fits_into_memory_and_the_model_to_the_gpu(tmp_path: Path, mon
         new_experiment("x", data=tmp_path / "data", size=640, force=True)
         return use("x").variants["model"].train.batch_size
 
-    batches = [batch_with(memory) for memory in (64, 1, 0.5)]
+    batches = [batch_with(memory) for memory in (64, 3, 1)]
     assert batches[0] == 16  # it is not stated, and so this is the default, which the recipe replaces
     assert 8 > batches[1] > batches[2]
     monkeypatch.setattr(module, "_gpu_memory", lambda: 80 * 2**30)
