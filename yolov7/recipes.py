@@ -38,6 +38,7 @@ RecipeName = Literal[
 ]
 
 COMPLETE = ("finetune", "small")  # recipes whose optimizer and learning rate belong together
+_GAINS = ("box", "objectness", "classification")
 
 _SGD = {"optimizer": "sgd", "lr0": 0.01, "lr_final": 0.1, "momentum": 0.937, "weight_decay": 0.0005}
 _LINEAR_SGD = {**_SGD, "lr_final": 0.01, "decay": "linear"}
@@ -298,19 +299,32 @@ def resolve_settings(train: Mapping[str, Any], variant: Mapping[str, Any]) -> tu
 def _without_other_optimizer(
     train: Mapping[str, Any], variant: Mapping[str, Any], name: object
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """Drop the `optim` for all variants where it must not be mixed with that of a complete recipe, and say so."""
+    """Drop the `optim` for all variants where it must not be mixed with that of a complete recipe, and say so.
+
+    Gains of the loss that are stated beside another optimizer are dropped too: they scale the steps of SGD, but not
+    those of AdamW, and so they suit one of both only.
+    """
     optim = train.get("optim")
     if name not in COMPLETE or not isinstance(optim, Mapping) or not optim:
         return train, []
     is_beside = "recipe" not in variant  # both are stated for all variants
     if is_beside and (name == "small" or optim.get("optimizer", "sgd") == "sgd"):
         return train, []
-    stated = ", ".join(f"{key}={value}" for key, value in optim.items())
-    note = (
-        f"recipe {name!r} has an optimizer and a learning rate that belong together, so the settings optim that are "
-        f"stated for all variants ({stated}) are not used; state optim for the variant to change it"
+    loss = train.get("loss")
+    gains = _GAINS if isinstance(loss, Mapping) and optim.get("optimizer", "sgd") != "sgd" else ()
+    dropped = {f"loss.{gain}": loss[gain] for gain in gains if gain in loss}
+    stated = ", ".join(
+        f"{key}={value}"
+        for key, value in {**{f"optim.{key}": value for key, value in optim.items()}, **dropped}.items()
     )
-    return {key: value for key, value in train.items() if key != "optim"}, [note]
+    note = (
+        f"recipe {name!r} has an optimizer and a learning rate that belong together, so these settings for all "
+        f"variants are not used: {stated}; state them for the variant to use them"
+    )
+    rest = {key: value for key, value in train.items() if key != "optim"}
+    if dropped:
+        rest["loss"] = {key: value for key, value in loss.items() if key not in gains}
+    return rest, [note]
 
 
 def _with_preset(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -206,7 +206,7 @@ def copy_of_run(variant: ResolvedVariant, *, seed: int) -> RunCopy | None:
 
 
 def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
-    """Put the folder of a finished run aside, and remove its copy, so that the same training starts from the beginning.
+    """Put the folder of a finished run aside and remove its copy, so that the same training starts from the beginning.
 
     Its last checkpoint is kept in a hidden folder beside it, so that a training with more epochs can continue it. A run
     that is not finished, or that is not the one whose result the stage has written, stays: it may be a training

@@ -120,7 +120,10 @@ def test_a_complete_recipe_is_not_mixed_with_the_optimizer_for_all_variants() ->
         merged, notes = resolve_settings(train, variant)
         assert merged["optim"] == RECIPES["finetune"]["optim"]
         (note,) = [note for note in notes if "belong together" in note]
-        assert "(optimizer=adamw, lr0=0.004, nominal_batch=8) are not used" in note
+        assert "are not used: optim.optimizer=adamw, optim.lr0=0.004, optim.nominal_batch=8; state" in note
+    merged, notes = resolve_settings({"optim": ADAMW, "loss": {"box": 0.8, "focal_gamma": 1.0}}, fine)
+    assert merged["loss"] == {"focal_gamma": 1.0}  # the gains multiply the steps of SGD, but not those of AdamW
+    assert "loss.box=0.8; state them for the variant to use them" in notes[0]
     merged, _ = resolve_settings({"optim": {"lr0": 0.05}}, fine)  # it is stated for trainings from scratch
     assert merged["optim"]["lr0"] == 0.002
     merged, notes = resolve_settings({**fine, "optim": {"lr0": 0.003}}, {})  # it is stated beside the recipe
@@ -140,7 +143,7 @@ def test_keys_stated_for_all_variants_stay_beside_the_recipe_small() -> None:
     assert resolve_settings({"recipe": "small", "optim": ADAMW}, {})[0]["optim"] == ADAMW
     merged, notes = resolve_settings({"optim": ADAMW, "epochs": 9}, {"recipe": "small"})
     assert merged == {"epochs": 9, "recipe": "small"}
-    assert "state optim for the variant to change it" in notes[0]
+    assert "state them for the variant to use them" in notes[0]
 
 
 @pytest.mark.parametrize("name", PRESETS)
