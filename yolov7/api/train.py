@@ -59,14 +59,14 @@ def train(
         data: The folder of a data set, a data.yaml, or a COCO file.
         output: The folder for the weights, the record of the epochs and the checkpoints.
         settings: Settings of the training; keys that are left out have their defaults. Without an image size, that of
-            the specification is used.
+            the specification is used. With `recipe: small`, settings that are left out follow from the data.
         seed: The seed of all random numbers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         train_split: The name of the training split.
         val_split: The name of the split on which AP is measured; without such a split, nothing is measured.
 
     Returns:
-        The weight file. `epochs.jsonl` beside it has the figures of each epoch.
+        The weight file. `epochs.jsonl` beside it has the figures of each epoch, and `notes.txt` says what was chosen.
 
     Raises:
         DataError: If the data cannot be read.
@@ -91,8 +91,7 @@ def train(
         run_folder=folder,
         notes=fitted.reasons,
     )
-    job = with_history(job, folder)
-    _claim(job, folder)
+    job = _claim(job)
     if not (folder / WEIGHTS).is_file():
         loader_workers = count_workers(chosen.loader_workers, cpus=torch.get_num_threads())
         fit(job, Worker(device=resolve_device(device), loader_workers=loader_workers))
@@ -124,16 +123,21 @@ def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> 
     return " ".join(hashes)
 
 
-def _claim(job: TrainJob, folder: Path) -> None:
-    """Make the folder that of the job; raise SettingError if it belongs to another training."""
-    owner = read_owner(folder)
+def _claim(job: TrainJob) -> TrainJob:
+    """Make the run folder that of the job, which may continue a finished run there.
+
+    Raise SettingError if the folder belongs to another training.
+    """
+    folder = job.run_folder
+    job, owner = with_history(job, folder), read_owner(folder)
     if owner is not None and owner not in accepted_fingerprints(job):
         raise SettingError(
             f"{folder} has a training with other data or settings; name another output folder, or remove this one"
         )
-    if owner is not None and owner != job.fingerprint:
+    if owner is None:
+        write_whole(folder / OWNER, job.fingerprint.encode())
+    elif owner != job.fingerprint:
         log.warning("%s %s", folder, describe_longer_run(job))
         with job.sole_writer():
             begin_longer_run(job, folder)
-    else:
-        write_whole(folder / OWNER, job.fingerprint.encode())
+    return job
