@@ -153,3 +153,6 @@ def test_a_call_with_more_epochs_continues(tmp_path: Path, caplog: pytest.LogCap
     assert "the result differs from that of a run of 2 epochs from the beginning" in caplog.text
     with pytest.raises(SettingError, match="has a training with other data or settings"):
         call(epochs=1)
+    small = {"recipe": "small", "epochs": 1, "image_size": 64, "loader_workers": 0}
+    train("nano", root, tmp_path / "small", settings=small, val_split=None)
+    assert read_notes(tmp_path / "small")[0] == "recipe small: batch_size=2: epochs=1 should have at least 2,000 steps"

@@ -169,7 +169,7 @@ class _Choices:
         largest = next((size for size in rules.batches if drawn >= size * rules.steps), None)
         if epochs is not None:
             batch = largest or rules.batches[-1]
-            why = f"{epochs} epochs should have at least {rules.steps:,} steps"
+            why = f"epochs={epochs} should have at least {rules.steps:,} steps"
         elif largest is not None and largest > rules.usual_batch:
             batch, why = largest, f"{images:,} images give more than {rules.steps:,} steps in any case"
         elif images < rules.few_images:
