@@ -311,8 +311,8 @@ def _without_other_optimizer(
     if is_beside and (name == "small" or optim.get("optimizer", "sgd") == "sgd"):
         return train, []
     loss = train.get("loss")
-    gains = _GAINS if isinstance(loss, Mapping) and optim.get("optimizer", "sgd") != "sgd" else ()
-    dropped = {f"loss.{gain}": loss[gain] for gain in gains if gain in loss}
+    loss = loss if isinstance(loss, Mapping) and optim.get("optimizer", "sgd") != "sgd" else {}
+    dropped = {f"loss.{gain}": loss[gain] for gain in _GAINS if gain in loss}
     stated = ", ".join(
         f"{key}={value}"
         for key, value in {**{f"optim.{key}": value for key, value in optim.items()}, **dropped}.items()
@@ -323,7 +323,7 @@ def _without_other_optimizer(
     )
     rest = {key: value for key, value in train.items() if key != "optim"}
     if dropped:
-        rest["loss"] = {key: value for key, value in loss.items() if key not in gains}
+        rest["loss"] = {key: value for key, value in loss.items() if key not in _GAINS}
     return rest, [note]
 
 
