@@ -312,17 +312,15 @@ def _without_other_optimizer(
         return train, []
     loss = train.get("loss")
     loss = loss if isinstance(loss, Mapping) and optim.get("optimizer", "sgd") != "sgd" else {}
-    dropped = {f"loss.{gain}": loss[gain] for gain in _GAINS if gain in loss}
-    stated = ", ".join(
-        f"{key}={value}"
-        for key, value in {**{f"optim.{key}": value for key, value in optim.items()}, **dropped}.items()
-    )
+    gains = {gain: loss[gain] for gain in _GAINS if gain in loss}
+    unused = {f"optim.{key}": value for key, value in optim.items()} | {f"loss.{key}": gains[key] for key in gains}
+    stated = ", ".join(f"{key}={value}" for key, value in unused.items())
     note = (
         f"recipe {name!r} has an optimizer and a learning rate that belong together, so these settings for all "
         f"variants are not used: {stated}; state them for the variant to use them"
     )
     rest = {key: value for key, value in train.items() if key != "optim"}
-    if dropped:
+    if gains:
         rest["loss"] = {key: value for key, value in loss.items() if key not in _GAINS}
     return rest, [note]
 
