@@ -263,7 +263,7 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
         What the user should know about it, or an empty string.
 
     Raises:
-        ArtifactError: If the copy cannot be read.
+        ArtifactError: If the copy cannot be read, or a continued run cannot be repeated.
     """
     folder, now = job.run_folder, code_digest("train")
     with job.sole_writer():
@@ -278,7 +278,7 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
         began_with = _read(folder / CODE)
         is_finished = (folder / WEIGHTS).is_file()
         if is_finished and began_with != now:
-            _empty(folder, job)
+            _make_ready(job)
         (folder / CODE).write_text(now, encoding="utf-8")
     if is_finished and began_with != now:
         return "an earlier run had other code; training starts from the beginning"
@@ -299,9 +299,15 @@ def _make_ready(job: TrainJob) -> None:
     folder, aside = job.run_folder, _last_finished(job.run_folder)
     earlier = accepted_fingerprints(job)[1:]
     if read_owner(folder) not in earlier:
-        if read_owner(aside) not in earlier:
+        if not earlier:
             _empty(folder, job)
             return
+        if read_owner(aside) not in earlier:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise ArtifactError(
+                f"the run of {folder} continued a finished run that no longer exists, so it cannot be repeated; run "
+                "the same command again to train from the beginning"
+            )
         fresh_folder(folder)
         for path in aside.iterdir():
             if path.is_file() and path.name not in {OWNER, WEIGHTS}:  # without an owner, the folder counts as empty
