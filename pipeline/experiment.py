@@ -249,9 +249,11 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
             "seed": seed,
         }
     teacher = {"teacher": variant.teacher_hash} if variant.teacher_hash else {}
+    stated = variant.train.model_dump(mode="json", exclude_unset=True, exclude=UNHASHED)
     return own_code | {
         "spec": variant.spec.model_dump(mode="json", by_alias=True),
         "settings": variant.train.model_dump(mode="json", exclude=UNHASHED),
+        **({"recipe_small": stated} if variant.train.recipe == "small" else {}),
         "weights": variant.weights_hash,
         **teacher,
         "seed": seed,

@@ -1,4 +1,4 @@
-"""Named settings of a training: the reference implementation's, those of other families, and one for fine-tuning.
+"""Named settings of a training: the reference's, those of other families, one for fine-tuning, one from the data.
 
 A recipe is a set of keys: `{recipe: p5, epochs: 100}` is p5 with 100 epochs. Keys that a recipe does not name keep
 their defaults. The reference's settings files name neither batch size nor schedule, and so its recipes do not either.
@@ -8,6 +8,10 @@ No recipe names the batch size, because all learning rates are stated for 64 ima
 Training settings are stated for all variants and, key by key, for single ones. The order, from weak to strong, is:
 defaults, the keys of the recipe, the keys that are stated for all variants, the keys that are stated for the variant.
 A variant's recipe replaces the recipe for all variants.
+
+A learning rate suits one optimizer only. The recipes `finetune` and `small` are therefore complete: their optimizer and
+its settings belong together. Where a variant names one of them, keys of `optim` that are stated for all variants do not
+apply to it. The keys of `small` depend on the training data; `yolov7.training.data_recipe` computes them.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from yolov7.errors import shown, suggest
+
 RecipeName = Literal[
     "p5",
     "p6",
     "tiny",
     "custom",
     "finetune",
+    "small",
     "yolov5-low",
     "yolov5-high",
     "yolov4",
@@ -30,8 +37,14 @@ RecipeName = Literal[
     "u6",
 ]
 
+COMPLETE = ("finetune", "small")  # recipes whose optimizer and learning rate belong together
+_GAINS = ("box", "objectness", "classification")
+
 _SGD = {"optimizer": "sgd", "lr0": 0.01, "lr_final": 0.1, "momentum": 0.937, "weight_decay": 0.0005}
 _LINEAR_SGD = {**_SGD, "lr_final": 0.01, "decay": "linear"}
+_FINE = {"lr_final": 0.1, "warmup_epochs": 1.0, "nominal_batch": 16, "ema_ramp": 200.0}
+_FINE_SGD = {"optimizer": "sgd", "lr0": 0.002, "momentum": 0.937, "weight_decay": 0.0005, **_FINE}
+_FINE_ADAPTIVE = {"lr0": 0.0002, "momentum": 0.9, "weight_decay": 0.01, **_FINE}  # of other optimizers
 _P5 = {
     "image_size": 640,
     "augment": {
@@ -81,6 +94,7 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "small": {},  # its keys depend on the data
     "p5": _P5,
     "p6": merge(_P5, {"image_size": 1280, "optim": {"lr_final": 0.2}}),
     "tiny": merge(
@@ -164,31 +178,89 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "freeze": "p3",
         "patience": 20,
         "augment": {"mosaic": 0.5, "mixup": 0.0, "translate": 0.1, "scale": 0.3},
-        "optim": {
-            "optimizer": "sgd",
-            "lr0": 0.002,
-            "lr_final": 0.1,
-            "momentum": 0.937,
-            "weight_decay": 0.0005,
-            "warmup_epochs": 1.0,
-            "nominal_batch": 16,
-            "ema_ramp": 200.0,
-        },
+        "optim": _FINE_SGD,
     },
 }
 
 
+_COLOURS = {"hsv_hue": 0.015, "hsv_saturation": 0.7, "hsv_value": 0.4}
+_NO_PASTING = {"copy_paste": 0.0, "paste_in": 0.0}
+_NO_TILT = {"degrees": 0.0, "shear": 0.0, "perspective": 0.0}
+
+# Presets of augmentation name every key but the flips, because it depends on the objects whether they may be flipped.
+PRESETS: Mapping[str, Mapping[str, float]] = {
+    "light": {
+        "mosaic": 0.0,
+        "mosaic_nine": 0.0,
+        "mixup": 0.0,
+        **_NO_PASTING,
+        **_NO_TILT,
+        "translate": 0.1,
+        "scale": 0.25,
+        "hsv_hue": 0.01,
+        "hsv_saturation": 0.4,
+        "hsv_value": 0.3,
+    },
+    "medium": {
+        "mosaic": 1.0,
+        "mosaic_nine": 0.0,
+        "mixup": 0.05,
+        **_NO_PASTING,
+        **_NO_TILT,
+        "translate": 0.1,
+        "scale": 0.5,
+        **_COLOURS,
+    },
+    "strong": {
+        "mosaic": 1.0,
+        "mosaic_nine": 0.2,
+        "mixup": 0.15,
+        "copy_paste": 0.1,
+        "paste_in": 0.15,
+        **_NO_TILT,
+        "translate": 0.2,
+        "scale": 0.9,
+        **_COLOURS,
+    },
+}
+
+
+def expand_preset(augment: Any) -> Any:
+    """Replace the name of a preset of augmentation by its keys.
+
+    Args:
+        augment: The name of a preset; or settings of augmentation, which may name a `preset` beside keys that override
+            it.
+
+    Returns:
+        The settings. What names no preset is returned as it is.
+
+    Raises:
+        ValueError: There is no preset of that name.
+    """
+    if isinstance(augment, str):
+        augment = {"preset": augment}
+    if not isinstance(augment, Mapping) or "preset" not in augment:
+        return augment
+    name = augment["preset"]
+    if not isinstance(name, str) or name not in PRESETS:
+        hint = suggest(name, PRESETS) if isinstance(name, str) else ""
+        raise ValueError(f"the preset {shown(name)} is unknown{hint}; name one of {', '.join(PRESETS)}")
+    return {**PRESETS[name], **{key: value for key, value in augment.items() if key != "preset"}}
+
+
 def expand_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the keys of the recipe that a mapping names.
+    """Add the keys of the recipe that a mapping names, and those of its preset of augmentation.
 
     Args:
         given: Settings that may name a `recipe`.
 
     Returns:
-        The settings; keys of the recipe are added where the settings do not state them. An unknown recipe adds nothing
-        and is left for validation.
+        The settings; keys of the recipe are added where the settings do not state them. An unknown recipe or preset
+        adds nothing and is left for validation.
     """
-    return merge(_keys_of(given.get("recipe")), given)
+    given = _with_preset(given)
+    return merge(_keys_of(given.get("recipe"), given), given)
 
 
 def resolve_settings(train: Mapping[str, Any], variant: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -200,17 +272,20 @@ def resolve_settings(train: Mapping[str, Any], variant: Mapping[str, Any]) -> tu
 
     Returns:
         The merged settings, in which all keys of the recipe are explicit; and one sentence for each key of the
-        variant's recipe that has no effect because another value is stated for all variants.
+        variant's recipe that has no effect because another value is stated for all variants, or for the settings of an
+        optimizer that have no effect because the recipe has its own.
     """
+    train, variant = _with_preset(train), _with_preset(variant)
+    name = variant.get("recipe", train.get("recipe"))
+    train, notes = _without_other_optimizer(train, variant, name)
     stated = merge(train, variant)
-    name = stated.get("recipe")
-    merged = merge(_keys_of(name), stated)
+    keys = _keys_of(name, stated)
+    merged = merge(keys, stated)
     if name is None or "recipe" not in variant:
-        return merged, ()
+        return merged, tuple(notes)
     stated_for_all = {path: value for path, value in _leaves(train) if path != ("recipe",)}
     stated_for_one = dict(_leaves(variant))
-    notes = []
-    for path, value in _leaves(_keys_of(name)):
+    for path, value in _leaves(keys):
         other = stated_for_all.get(path, value)
         if other != value and path not in stated_for_one:
             key = ".".join(path)
@@ -221,8 +296,51 @@ def resolve_settings(train: Mapping[str, Any], variant: Mapping[str, Any]) -> tu
     return merged, tuple(notes)
 
 
-def _keys_of(name: object) -> Mapping[str, Any]:
-    return RECIPES.get(name, {}) if isinstance(name, str) else {}
+def _without_other_optimizer(
+    train: Mapping[str, Any], variant: Mapping[str, Any], name: object
+) -> tuple[Mapping[str, Any], list[str]]:
+    """Drop the `optim` for all variants where it must not be mixed with that of a complete recipe, and say so.
+
+    Gains of the loss that are stated beside another optimizer are dropped too: they scale the steps of SGD, but not
+    those of AdamW, and so they suit one of both only.
+    """
+    optim = train.get("optim")
+    if name not in COMPLETE or not isinstance(optim, Mapping) or not optim:
+        return train, []
+    is_beside = "recipe" not in variant  # both are stated for all variants
+    if is_beside and (name == "small" or optim.get("optimizer", "sgd") == "sgd"):
+        return train, []
+    loss = train.get("loss")
+    loss = loss if isinstance(loss, Mapping) and optim.get("optimizer", "sgd") != "sgd" else {}
+    gains = {gain: loss[gain] for gain in _GAINS if gain in loss}
+    unused = {f"optim.{key}": value for key, value in optim.items()} | {f"loss.{key}": gains[key] for key in gains}
+    stated = ", ".join(f"{key}={value}" for key, value in unused.items())
+    note = (
+        f"recipe {name!r} has an optimizer and a learning rate that belong together, so these settings for all "
+        f"variants are not used: {stated}; state them for the variant to use them"
+    )
+    rest = {key: value for key, value in train.items() if key != "optim"}
+    if gains:
+        rest["loss"] = {key: value for key, value in loss.items() if key not in _GAINS}
+    return rest, [note]
+
+
+def _with_preset(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings with the keys of their preset of augmentation; an unknown one is left for validation."""
+    if "augment" not in settings:
+        return settings
+    try:
+        return {**settings, "augment": expand_preset(settings["augment"])}
+    except ValueError:
+        return settings
+
+
+def _keys_of(name: object, stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keys of a recipe, with the learning rate that suits the stated optimizer."""
+    keys = RECIPES.get(name, {}) if isinstance(name, str) else {}
+    optim = stated.get("optim")
+    optimizer = optim.get("optimizer", "sgd") if isinstance(optim, Mapping) else "sgd"
+    return {**keys, "optim": _FINE_ADAPTIVE} if name == "finetune" and optimizer != "sgd" else keys
 
 
 def _leaves(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

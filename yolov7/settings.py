@@ -34,7 +34,7 @@ from yolov7.plugins import (
     is_dotted,
     named_choice,
 )
-from yolov7.recipes import RecipeName, expand_recipe
+from yolov7.recipes import RecipeName, expand_preset, expand_recipe
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -128,7 +128,10 @@ def _suggestion(
 
 
 class AugmentSettings(Settings):
-    """How training samples vary. Mosaic, mixup and pasted objects are left out in the last epochs (`close_mosaic`)."""
+    """How training samples vary. Mosaic, mixup and pasted objects are left out in the last epochs (`close_mosaic`).
+
+    The name of a preset (light, medium or strong) can be given in place of the settings, or as `preset` beside them.
+    """
 
     mosaic: Probability = Field(1.0, description="probability that a sample is a mosaic of several images")
     mosaic_nine: Probability = Field(
@@ -157,6 +160,11 @@ class AugmentSettings(Settings):
     plugins: tuple[AugmentationName, ...] = Field(
         (), description="dotted names of own augmentations, which are applied last, in this order"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, given: Any) -> Any:
+        return expand_preset(given)
 
 
 class LossSettings(Settings):
@@ -339,7 +347,11 @@ class TrainSettings(Settings):
         description="spec: the spec's own; fit: fitted to the boxes; auto: fitted if the spec's recall is under 0.98",
     )
     weights: Path | None = Field(None, description="weight file to start from; its classes may differ")
-    freeze: str | None = Field(None, description="last row that is frozen; the rows before it are frozen too")
+    freeze: str | None = Field(
+        None,
+        description="last row that is frozen; the rows before it are frozen too; pN, where no row has this name: the "
+        "rows before the maps get a larger stride than 2^N",
+    )
     unfreeze_epochs: int = Field(
         0,
         ge=0,

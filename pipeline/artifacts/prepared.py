@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pipeline.artifacts.files import existing, stage_folder
 from yolov7.data.index import ImageIndex, load_index
+from yolov7.settings import TrainSettings
+from yolov7.training.data_recipe import NAME, Fitted, describe_data, fit_to_data
 
 
 def load_split(split: str) -> ImageIndex:
@@ -24,3 +26,20 @@ def load_split(split: str) -> ImageIndex:
 def has_split(split: str) -> bool:
     """Return whether a split is prepared."""
     return (stage_folder("prepare") / f"{split}.npz").is_file()
+
+
+def fit_to_prepared(settings: TrainSettings) -> Fitted:
+    """Replace the recipe `small` by the settings that it stands for with the prepared data.
+
+    Args:
+        settings: The settings of a variant.
+
+    Returns:
+        The settings and the reasons; the same settings without reasons if they name another recipe or none.
+
+    Raises:
+        ArtifactError: If the data are not prepared.
+    """
+    if settings.recipe != NAME:
+        return Fitted(settings, ())
+    return fit_to_data(settings, describe_data(load_split("train")))

@@ -40,6 +40,7 @@ class TrainSummary(Settings):
         batch_size: Images per step, over all workers; None if it is unknown.
         threads: Number of threads that computed in each worker; None if it is unknown.
         val_hash: Hash of the val split that AP was measured on, from `split_hashes`; None if there is none.
+        continued_from: Earlier runs with fewer epochs that this run continued, oldest first, as `fingerprint@epoch`.
     """
 
     variant: str
@@ -60,6 +61,7 @@ class TrainSummary(Settings):
     batch_size: int | None = None
     threads: int | None = None
     val_hash: str | None = None
+    continued_from: tuple[str, ...] = ()
 
 
 class LayerProof(Settings):

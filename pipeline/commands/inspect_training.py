@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
-from pipeline.artifacts.prepared import load_split
+from pipeline.artifacts.prepared import fit_to_prepared, load_split
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
@@ -61,10 +61,11 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
         ArtifactError: The data are not prepared, or the weights do not fit them.
         OSError: A picture cannot be written.
     """
-    variant, settings = resolved.name, resolved.train
+    variant = resolved.name
     index = load_split("train")
+    settings, reasons = fit_to_prepared(resolved.train)
     folder = fresh_folder(stage_folder("inspect", variant, seed))
-    for note in (*describe_small_boxes(index, settings), _describe_anchors(resolved.spec, index, settings)):
+    for note in (*reasons, *describe_small_boxes(index, settings), _describe_anchors(resolved.spec, index, settings)):
         console.print(stage_line("inspect", variant, note))
     write_picture(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
     if not is_file(stage_folder("train", variant, seed) / WEIGHTS):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,20 +19,21 @@ from yolov7.data.find_data import FoundData, files_of_split, find_data, parse_sp
 from yolov7.data.image_headers import read_header
 from yolov7.data.images import read_content
 from yolov7.errors import ArtifactError, DataError, SettingError, shown
+from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, load_spec
 from yolov7.system.files import write_whole
+from yolov7.training.data_recipe import NAME, DataFacts, fit_to_data
 from yolov7.weights.description import describe_weights
+from yolov7.weights.foreign.reference import open_weights
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _SIZES = (320, 416, 512, 640, 960, 1280)
 _SMALLEST = 16  # pixels: two cells of the finest maps, whose stride is 8
 _SMALL_SHARE = 0.1  # of the boxes that may be smaller
+_VAL_SHARE = 0.2  # of the training images, if there is no validation split
 _SAMPLE = 500  # images whose headers are read
-_BATCHES = (16, 8, 4, 2, 1)
 _MEMORY_SHARE = 0.5
-_STEPS, _EPOCHS = 6000, (50, 300)  # from scratch
-_FINE_STEPS, _FINE_EPOCHS = 1500, (20, 100)
 _LARGE_GPU = 14 * 2**30  # bytes of memory with which yolov7 is trained in batches of 8 and more
 
 
@@ -113,20 +113,22 @@ def describe_experiment(found: FoundData, *, named: Path, weights: Path | None, 
     facts = _look_at(found, str(yaml.safe_load(settings["train"].value)))
     spec_name, spec, model = _choose_model(weights)
     image_size = _choose_size(facts, spec, size)
-    batch = _choose_batch(spec, int(image_size.value), facts)
     train = {
         **({} if weights is None else {"weights": _Choice(_quoted(weights), "training starts from these weights")}),
-        "recipe": _choose_recipe(spec_name, weights),
+        "recipe": _Choice(NAME, "other settings follow from the training data; a key that is stated here has priority"),
         "image_size": image_size,
-        "batch_size": batch,
-        **_choose_length(facts, int(batch.value), fine=weights is not None),
     }
+    images = round(facts.images * (1 - _VAL_SHARE)) if "split" in settings else facts.images
+    batch, reasons = _choose_rest(spec, int(image_size.value), DataFacts(max(1, images), facts.shares), weights=weights)
+    train |= batch
     title = f"Made by `yolov7 new` for {counted(facts.images, 'training image')} in {found.root.name or found.root}."
     sections = {"data": settings, "variants": {"model": _Choice(f"{{spec: {spec_name}}}", model)}, "train": train}
     lines = [f"# {title.encode(errors='replace').decode()}"]
     for section, choices in sections.items():
         lines += [*(["seeds: [0]", ""] if section == "variants" else []), f"{section}:"]
         lines += [f"  {key}: {choice.value}    # {choice.reason}" for key, choice in choices.items()] + [""]
+    lines += [f"# With {counted(images, 'training image')}, the recipe chooses:"]
+    lines += [*(f"#   {reason}" for reason in reasons), ""]
     what = (
         f"{counted(facts.images, 'training image')} with {counted(facts.objects, 'object')}; classes: {facts.classes}"
     )
@@ -153,7 +155,7 @@ def _data_settings(found: FoundData, named: Path) -> dict[str, _Choice]:
         chosen["val"] = _Choice(_quoted(val), "AP is measured on it during training")
     else:
         reason = "the data have no validation split; images that look alike stay together"
-        chosen["split"] = _Choice("{val: 0.2, seed: 0, group: near-duplicates}", reason)
+        chosen["split"] = _Choice(f"{{val: {_VAL_SHARE}, seed: 0, group: near-duplicates}}", reason)
     if test is not None:
         chosen["test"] = _Choice(_quoted(test), "`evaluate` measures it once, after training")
     return chosen
@@ -191,14 +193,11 @@ def _choose_model(weights: Path | None) -> tuple[str, ModelSpec, str]:
         if not path.is_file():
             raise ArtifactError(f"{weights} is missing; name a weight file")
         described = describe_weights(path)
-        if described is None:
-            raise ArtifactError(
-                f"{weights} is no weight file of this project; convert it with `yolov7 import-weights` first"
-            )
-        name = described.spec.name
+        spec = open_weights(path, spec=None).model.spec if described is None else described.spec
+        name = spec.name
         if name not in list_specs():
             raise ArtifactError(f"{weights} has the model {name!r}, which is no packaged spec; write the file by hand")
-        return name, described.spec, "the model of the weights"
+        return name, spec, "the model of the weights"
     memory = _gpu_memory()
     if memory is not None and memory >= _LARGE_GPU:
         return (
@@ -230,40 +229,22 @@ def _choose_size(facts: _Facts, spec: ModelSpec, size: int | None) -> _Choice:
     )
 
 
-def _choose_batch(spec: ModelSpec, image_size: int, facts: _Facts) -> _Choice:
+def _choose_rest(
+    spec: ModelSpec, image_size: int, facts: DataFacts, *, weights: Path | None
+) -> tuple[dict[str, _Choice], tuple[str, ...]]:
+    """Return a batch size if that of the recipe needs too much memory, and what the recipe chooses."""
+    given = {"recipe": NAME, "image_size": image_size, "weights": weights}
+    fitted = fit_to_data(TrainSettings.model_validate(given), facts)
     memory, each = _gpu_memory() or _free_memory(), _training_bytes(spec, image_size)
-    largest = next((one for one in _BATCHES if one * each <= _MEMORY_SHARE * memory), _BATCHES[-1])
-    chosen = next((one for one in _BATCHES if one <= min(largest, max(2, facts.images // 8))), _BATCHES[-1])
-    need, has = chosen * each / 2**30, memory / 2**30
-    return _Choice(str(chosen), f"needs about {need:.1f} of {has:.0f} GiB; the reference's is 16")
-
-
-def _choose_recipe(spec: str, weights: Path | None) -> _Choice:
-    if weights is not None:
-        return _Choice("finetune", "small steps, weak augmentation, backbone frozen, early end")
-    if "tiny" in spec or spec == "nano":
-        return _Choice("tiny", "the reference's settings and augmentation for yolov7-tiny")
-    return _Choice("custom", "the reference's settings and augmentation for data of one's own")
-
-
-def _choose_length(facts: _Facts, batch: int, *, fine: bool) -> Mapping[str, _Choice]:
-    steps_per_epoch = max(1, facts.images // batch)
-    steps, (fewest, most) = (_FINE_STEPS, _FINE_EPOCHS) if fine else (_STEPS, _EPOCHS)
-    epochs = min(max(math.ceil(steps / steps_per_epoch), fewest), most)
-    total = epochs * steps_per_epoch
-    wanted = f"at least {steps:,} are good, within {fewest} to {most} epochs"
-    chosen = {"epochs": _Choice(str(epochs), f"{counted(steps_per_epoch, 'step')} each, {total:,} in all; {wanted}")}
-    if fine:
-        return chosen
-    return chosen | {
-        "validate_every": _Choice(str(max(1, epochs // 50)), "about fifty validations in all"),
-        "close_mosaic": _Choice("10", "the last epochs show whole images, as they are used later"),
-        "augment": _Choice("{mosaic: 1.0}", "four images in one; the most useful augmentation from scratch"),
-        "optim": _Choice(
-            f"{{warmup_epochs: 3.0, nominal_batch: {64 if total > 4 * _STEPS else batch}}}",
-            "warm-up of the reference; images per step of the optimizer, fewer in short runs",
-        ),
-    }
+    batch = largest = fitted.settings.batch_size
+    while largest > 1 and largest * each > _MEMORY_SHARE * memory:
+        largest //= 2
+    if largest == batch:
+        return {}, fitted.reasons
+    need, has = batch * each / 2**30, memory / 2**30
+    reason = f"{batch} images would need about {need:.1f} of {has:.0f} GiB"
+    reasons = fit_to_data(TrainSettings.model_validate({**given, "batch_size": largest}), facts).reasons
+    return {"batch_size": _Choice(str(largest), reason)}, reasons
 
 
 def _quoted(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.artifacts.files import (
@@ -270,8 +271,8 @@ def _train_tracked(
 
     job = build_job(variant, seed=seed)
     key = RunKey(variant=variant.name, seed=seed, fingerprint=job.fingerprint)
-    with tracker.run(key) as run, train_view(name, epochs=variant.train.epochs) as view:
-        _log_start(experiment, run, variant=variant)
+    with tracker.run(key) as run, train_view(name, epochs=job.settings.epochs) as view:
+        _log_start(experiment, run, variant=replace(variant, train=job.settings))
         follower = _Follower(view, run)
         summary = train(job, variant, on_tick=follower.tick)
         run.set_tags({"precision": summary.precision, "device": summary.device, "workers": summary.workers})

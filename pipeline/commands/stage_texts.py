@@ -49,8 +49,9 @@ def train_text(summary: TrainSummary) -> str:
     if summary.given:
         return f"not trained; uses the weights of {summary.given}"
     measured = "" if summary.AP is None else f"AP {summary.AP:.3f}  "
+    begun = "".join(f" (continued after epoch {entry.partition('@')[2]})" for entry in summary.continued_from[-1:])
     return (
-        f"{counted(summary.epochs, 'epoch')}  {measured}{summary.images_per_second:.0f} img/s"
+        f"{counted(summary.epochs, 'epoch')}{begun}  {measured}{summary.images_per_second:.0f} img/s"
         f"{waiting(summary.loader_wait_share)}  {duration(summary.seconds)}"
     )
 

@@ -111,7 +111,10 @@ def _unfinished(tasks: Sequence[_Task]) -> list[_Task]:
 def _has_result(task: _Task, job: TrainJob) -> bool:
     """Return whether the stage `train` has written a result of the same data and settings."""
     path = stage_folder("train", task.variant.name, task.seed) / "train.json"
-    return path.is_file() and read_json(path, TrainSummary, made_by="train").fingerprint == job.fingerprint
+    if not path.is_file():
+        return False
+    summary = read_json(path, TrainSummary, made_by="train")
+    return job.model_copy(update={"continued_from": summary.continued_from}).fingerprint == summary.fingerprint
 
 
 def _recorded_by_dvc(stages: Sequence[str]) -> set[str]:

@@ -18,11 +18,9 @@ from typing import Any, final
 
 from pipeline.tracking import without_secrets
 from yolov7.errors import one_line
+from yolov7.training.continuation import HISTORY, OWNER
 
 log = logging.getLogger(__name__)
-
-OWNER = "fingerprint"
-"""The file of a run folder that says which data and settings its state belongs to."""
 
 CODE = "code"
 """The file of a run folder with the digest of the code with which the run last began."""
@@ -207,7 +205,7 @@ def kept_up_to_date(copy: RunCopy, folder: Path) -> Iterator[None]:
 
 
 def _is_copied(path: Path) -> bool:
-    return path.suffix in _COPIED or path.name in {OWNER, CODE}
+    return path.suffix in _COPIED or path.name in {OWNER, CODE, HISTORY}
 
 
 def _order(name: str) -> tuple[int, str]:

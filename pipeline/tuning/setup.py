@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.artifacts.files import RUNS, read_json, stage_folder
+from pipeline.artifacts.prepared import fit_to_prepared
 from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment, check_weights
 from pipeline.tune_settings import SettingRange, TuneSettings
@@ -124,6 +125,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
             "data.val is null, but tune compares models by their AP on val; name a split, then run `yolov7 prepare`"
         )
     check_weights(variant)
+    train = fit_to_prepared(train).settings
     job = TrainJob(
         spec_json=spec_to_json(base),
         settings=train,

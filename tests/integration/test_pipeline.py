@@ -53,8 +53,11 @@ def test_a_changed_training_parameter_reruns_its_variant_only(project: Project) 
     changed = SMALL | {"variants": SMALL["variants"] | {"deep": SMALL["variants"]["deep"] | {"train": {"epochs": 2}}}}
     project.write(changed)
     assert project.repro() == ["train@deep-0", "reparam@deep-0", "evaluate@deep-0", "benchmark", "tables"]
+    (entry,) = project.json("train/deep/0/train.json")["continued_from"]  # more epochs continue the finished run
+    assert entry.endswith("@1")
     project.write(SMALL)
     project.repro()
+    assert project.json("train/deep/0/train.json")["continued_from"] == []
 
 
 def test_changed_evaluation_and_results_of_another_system_train_nothing(project: Project) -> None:

@@ -14,6 +14,7 @@ from tests.artifacts import train_summary
 from yolov7.errors import ArtifactError
 from yolov7.settings import TrainSettings
 from yolov7.training.checkpoint import delete_older_checkpoints
+from yolov7.training.continuation import with_history
 from yolov7.training.job import TrainJob
 
 
@@ -92,6 +93,24 @@ def test_a_run_of_other_settings_is_discarded(job: TrainJob) -> None:
     other = job.model_copy(update={"seed": 1})
     assert claim_run(other, None) == "an earlier run had other data or settings; training starts from the beginning"
     assert not (job.run_folder / "weights.safetensors").exists()
+
+
+def test_a_continued_run_of_other_code_is_not_repeated_from_the_beginning_under_its_name(job: TrainJob) -> None:
+    claim_run(job, None)
+    for name in ("checkpoint-000000009.pt", "weights.safetensors"):
+        (job.run_folder / name).write_bytes(b"tensors")
+    (job.run_folder / "epochs.jsonl").write_text('{"epoch": 300, "epochs": 300}\n')
+    plain = job.model_copy(update={"settings": TrainSettings(epochs=400)})
+    longer = with_history(plain, job.run_folder)
+    assert longer.continued_from == (f"{job.fingerprint}@300",)
+    claim_run(longer, None)
+    assert not (job.run_folder / "weights.safetensors").exists()
+    (job.run_folder / "weights.safetensors").write_bytes(b"tensors")
+    write_code("two")
+    with pytest.raises(ArtifactError, match="run the same command again to train from the beginning"):
+        claim_run(longer, None)
+    assert with_history(plain, job.run_folder) == plain
+    assert "starts from the beginning" not in claim_run(plain, None)
 
 
 def test_a_finished_copy_of_other_code_is_not_used(job: TrainJob, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.experiment import Experiment, parse_experiment
-from yolov7.recipes import RECIPES, resolve_settings
-from yolov7.settings import TrainSettings
+from yolov7.recipes import PRESETS, RECIPES, resolve_settings
+from yolov7.settings import AugmentSettings, TrainSettings
 
 # of the reference's settings files: lrf, cls, obj, translate, scale, mixup, paste_in
 REFERENCE = {
@@ -114,6 +114,71 @@ def test_best_epochs_and_last_epochs_exclude_each_other() -> None:
         1,
         4,
     ]
+
+
+ADAMW = {"optimizer": "adamw", "lr0": 0.004, "nominal_batch": 8}
+
+
+def test_a_complete_recipe_is_not_mixed_with_the_optimizer_for_all_variants() -> None:
+    """The demo's AdamW under a learning rate that is meant for SGD halved the AP of a model."""
+    fine = {"recipe": "finetune", "weights": "w"}
+    for train, variant in (({"optim": ADAMW}, fine), ({**fine, "optim": ADAMW}, {})):
+        merged, notes = resolve_settings(train, variant)
+        assert merged["optim"] == RECIPES["finetune"]["optim"]
+        (note,) = [note for note in notes if "belong together" in note]
+        assert "are not used: optim.optimizer=adamw, optim.lr0=0.004, optim.nominal_batch=8; state" in note
+    merged, notes = resolve_settings({"optim": ADAMW, "loss": {"box": 0.8, "focal_gamma": 1.0}}, fine)
+    assert merged["loss"] == {"focal_gamma": 1.0}  # the gains multiply the steps of SGD, but not those of AdamW
+    assert "loss.box=0.8; state them for the variant to use them" in notes[0]
+    merged, _ = resolve_settings({"optim": {"lr0": 0.05}}, fine)  # it is stated for trainings from scratch
+    assert merged["optim"]["lr0"] == 0.002
+    merged, notes = resolve_settings({**fine, "optim": {"lr0": 0.003}}, {})  # it is stated beside the recipe
+    assert (merged["optim"]["lr0"], notes) == (0.003, ())
+
+
+def test_the_learning_rate_of_fine_tuning_follows_a_stated_optimizer() -> None:
+    fine = {"recipe": "finetune", "weights": "w"}
+    merged, _ = resolve_settings({}, {**fine, "optim": {"optimizer": "adamw"}})
+    assert (merged["optim"]["optimizer"], merged["optim"]["lr0"]) == ("adamw", 0.0002)
+    assert settings(**fine, optim={"optimizer": "adamw"}).optim.lr0 == 0.0002
+    merged, _ = resolve_settings({}, {**fine, "optim": {"optimizer": "adamw", "lr0": 0.001}})
+    assert merged["optim"]["lr0"] == 0.001
+
+
+def test_keys_stated_for_all_variants_stay_beside_the_recipe_small() -> None:
+    assert resolve_settings({"recipe": "small", "optim": ADAMW}, {})[0]["optim"] == ADAMW
+    merged, notes = resolve_settings({"optim": ADAMW, "epochs": 9}, {"recipe": "small"})
+    assert merged == {"epochs": 9, "recipe": "small"}
+    assert "state them for the variant to use them" in notes[0]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_of_augmentation_is_a_name_for_all_keys_but_the_flips(name: str) -> None:
+    flips = {"flip_horizontal", "flip_vertical"}
+    assert PRESETS[name].keys() == AugmentSettings.model_fields.keys() - flips
+    found = settings(augment=name, recipe="p5").augment
+    assert found.model_dump(exclude=flips) == PRESETS[name]
+    assert (
+        settings(augment={"preset": name, "mosaic": 0.2}).augment
+        == settings(augment={**PRESETS[name], "mosaic": 0.2}).augment
+    )
+
+
+def test_the_medium_preset_is_the_default() -> None:
+    assert settings(augment="medium") == settings()
+
+
+def test_a_preset_counts_where_it_is_stated() -> None:
+    train, variant = {"augment": {"mosaic": 0.3, "degrees": 5.0}}, {"augment": "light"}
+    assert resolve_settings(train, variant)[0]["augment"] == PRESETS["light"]
+    merged, _ = resolve_settings({"augment": "strong", "recipe": "tiny"}, {"augment": {"mosaic": 0.0}})
+    assert merged["augment"] == {"flip_horizontal": 0.5, **PRESETS["strong"], "mosaic": 0.0}
+
+
+@pytest.mark.parametrize("given", ["lihgt", {"preset": "lihgt"}, {"preset": 3}])
+def test_an_unknown_preset_is_told_with_those_there_are(given: object) -> None:
+    with pytest.raises(ValueError, match=r"augment: the preset .* is unknown.*; name one of light, medium, strong"):
+        parse_experiment({"train": {"augment": given}, "variants": {"a": {"spec": "nano"}}}, source="here")
 
 
 def test_fine_tuning_does_not_depend_on_the_default_optimizer() -> None:

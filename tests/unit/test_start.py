@@ -15,11 +15,12 @@ from yolov7.data.index import ImageIndex
 from yolov7.errors import SpecError
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.spec_files import ModelSpec, resolve_spec, spec_to_json
+from yolov7.spec.graph import infer_shapes
+from yolov7.spec.spec_files import ModelSpec, list_specs, load_spec, resolve_spec, spec_to_json
 from yolov7.training.averaging import weights_id
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_optimizer, build_schedule
-from yolov7.training.start import build_start, count_frozen_rows, set_training
+from yolov7.training.start import build_start, count_frozen_rows, frozen_rows, set_training
 from yolov7.weights.foreign.reference import reference_state
 from yolov7.weights.weight_files import save_weights
 
@@ -170,3 +171,19 @@ def test_boxes_that_are_too_small_are_counted_before_training() -> None:
     assert build_start(job(image_size=128), tiny).notes == ()
     some = index_of(np.concatenate([np.full((10, 2), 1.5), np.full((30, 2), 30.0)]))
     assert build_start(job(), some).notes[0].startswith("10 of 40 boxes (25.0%) have a side of at most 2 pixels")
+
+
+@pytest.mark.parametrize("name", list_specs())
+def test_every_spec_can_be_frozen_up_to_the_maps_of_stride_8(name: str) -> None:
+    spec = load_spec(name)
+    with torch.device("meta"):
+        model = DetectionModel(spec, num_classes=3)
+    rows, shapes = frozen_rows(model, last="p3"), infer_shapes(spec)
+    names = list(spec.rows)
+    assert rows == [model.rows[row] for row in names[: len(rows)]]
+    assert [shapes[row].stride for row in names[len(rows) - 1 : len(rows) + 1]] == [8, 16]
+
+
+def test_a_row_that_does_not_exist_is_told() -> None:
+    with pytest.raises(SpecError, match=r"freeze='b9' is not a row of spec 'small'.*; name one of its rows, or p2, p3"):
+        frozen_rows(DetectionModel(SPEC, num_classes=3), last="b9")

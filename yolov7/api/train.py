@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +12,30 @@ import torch
 from pydantic import ValidationError
 
 from yolov7.data.find_data import FoundData, find_data, read_split
-from yolov7.data.index import save_index
+from yolov7.data.index import load_index, save_index
 from yolov7.data.loader import count_workers
 from yolov7.errors import DataError, SettingError, one_line
 from yolov7.settings import TrainSettings, describe_fault
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
-from yolov7.system.files import sha256_of
+from yolov7.system.files import sha256_of, write_whole
 from yolov7.system.precision import resolve_device
 from yolov7.training.auto_batch import choose_batch, settle_batch
 from yolov7.training.callbacks import Callback, hash_callbacks
+from yolov7.training.continuation import (
+    OWNER,
+    accepted_fingerprints,
+    begin_longer_run,
+    describe_longer_run,
+    read_owner,
+    with_history,
+)
+from yolov7.training.data_recipe import describe_data, fit_to_data
 from yolov7.training.job import TrainJob, hash_own_code
 from yolov7.training.loop import WEIGHTS, fit
-from yolov7.training.record import RunRecord
 from yolov7.training.worker import Worker
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -41,7 +52,9 @@ def train(
 ) -> Path:
     """Train a model on one device.
 
-    A training that was interrupted continues from its last checkpoint if it is called again with the same arguments.
+    A training that was interrupted continues from its last checkpoint if it is called again with the same arguments. A
+    finished one that is called again with more epochs continues too; its result then differs from that of a training
+    with so many epochs from the beginning, and the metadata of the weight file says so.
     Training on several devices and comparisons of models need the pipeline.
 
     Args:
@@ -49,7 +62,7 @@ def train(
         data: The folder of a data set, a data.yaml, or a COCO file.
         output: The folder for the weights, the record of the epochs and the checkpoints.
         settings: Settings of the training; keys that are left out have their defaults. Without an image size, that of
-            the specification is used.
+            the specification is used. With `recipe: small`, settings that are left out follow from the data.
         seed: The seed of all random numbers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         train_split: The name of the training split.
@@ -58,7 +71,7 @@ def train(
             another training, as an edit of a setting does.
 
     Returns:
-        The weight file. `epochs.jsonl` beside it has the figures of each epoch.
+        The weight file. `epochs.jsonl` beside it has the figures of each epoch, and `notes.txt` says what was chosen.
 
     Raises:
         DataError: If the data cannot be read.
@@ -86,9 +99,9 @@ def train(
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
     job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
-    _check_owner(folder / "fingerprint", job.fingerprint)
-    if batch_note:
-        RunRecord(folder).add_note(batch_note)
+    fitted = fit_to_data(job.settings, describe_data(load_index(folder / "data" / "train.npz")))
+    notes = (*([batch_note] if batch_note else []), *fitted.reasons)
+    job = _claim(job.model_copy(update={"settings": fitted.settings, "notes": notes}))
     if not (folder / WEIGHTS).is_file():
         loader_workers = count_workers(chosen.loader_workers, cpus=torch.get_num_threads())
         worker = Worker(device=resolve_device(device), loader_workers=loader_workers)
@@ -121,10 +134,21 @@ def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> 
     return " ".join(hashes)
 
 
-def _check_owner(path: Path, fingerprint: str) -> None:
-    """Raise SettingError if the folder belongs to another training."""
-    if path.is_file() and path.read_text(encoding="utf-8") != fingerprint:
+def _claim(job: TrainJob) -> TrainJob:
+    """Make the run folder that of the job, which may continue a finished run there.
+
+    Raise SettingError if the folder belongs to another training.
+    """
+    folder = job.run_folder
+    job, owner = with_history(job, folder), read_owner(folder)
+    if owner is not None and owner not in accepted_fingerprints(job):
         raise SettingError(
-            f"{path.parent} has a training with other data or settings; name another output folder, or remove this one"
+            f"{folder} has a training with other data or settings; name another output folder, or remove this one"
         )
-    path.write_text(fingerprint, encoding="utf-8")
+    if owner is None:
+        write_whole(folder / OWNER, job.fingerprint.encode())
+    elif owner != job.fingerprint:
+        log.warning("%s %s", folder, describe_longer_run(job))
+        with job.sole_writer():
+            begin_longer_run(job, folder)
+    return job

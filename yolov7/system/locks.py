@@ -32,7 +32,17 @@ def exclusive(path: Path, *, what: str, patience: float = 0.0) -> Iterator[None]
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            _release(file)
+
+
+def _release(file: IO[str]) -> None:
+    """Release the lock also if a forked process, such as one of a loader, still has the file open."""
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _acquire(file: IO[str], *, what: str, until: float, kind: int | None = None) -> None:

@@ -10,6 +10,8 @@ from yolov7.settings import TrainSettings
 from yolov7.system.precision import precision_name, resolve_precision
 from yolov7.system.threads import states_threads, use_free_cpus
 from yolov7.training.checkpoint import Checkpoint
+from yolov7.training.continuation import describe_longer_run
+from yolov7.training.job import TrainJob
 from yolov7.training.state import Progress
 from yolov7.training.worker import Worker
 
@@ -32,10 +34,11 @@ def with_lasting_precision(settings: TrainSettings, found: Checkpoint | None, wo
     return settings.model_copy(update={"precision": worker.gather(own)[0]})
 
 
-def describe_continuation(found: Checkpoint, worker: Worker, *, total_steps: int) -> str:
+def describe_continuation(job: TrainJob, found: Checkpoint, worker: Worker, *, total_steps: int) -> str:
     """Say where a run continues, and whether it does so under other conditions.
 
     Args:
+        job: The run.
         found: The checkpoint from which the run continues.
         worker: This process.
         total_steps: The number of steps of the whole run.
@@ -43,6 +46,8 @@ def describe_continuation(found: Checkpoint, worker: Worker, *, total_steps: int
     Returns:
         The note.
     """
+    if found.fingerprint != job.fingerprint:
+        return describe_longer_run(job)
     workers = f" with {worker.world_size} workers" if worker.world_size > 1 else ""
     text = f"continues after step {found.step} of {total_steps}{workers}"
     threads = torch.get_num_threads()

@@ -62,6 +62,9 @@ class TrainJob(Settings):
         teacher_hash: Identifies the weights of the teacher; empty if there is none.
         run_folder: The absolute path of the folder for checkpoints and results, on storage that every worker sees.
         own_code: Digests of the sources of own code, by its dotted name (see `hash_own_code`). Workers may import it.
+        continued_from: Earlier runs with fewer epochs that this run continues, oldest first, each as
+            `fingerprint@epoch`; see `continuation`.
+        notes: What the user should know about the settings; they do not affect the result.
     """
 
     spec_json: str
@@ -73,6 +76,8 @@ class TrainJob(Settings):
     teacher_hash: str = ""
     run_folder: Path
     own_code: dict[str, str] = Field(default_factory=dict)
+    continued_from: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ModelSpec:
@@ -81,7 +86,10 @@ class TrainJob(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that depend on the data and on every setting that affects the result."""
+        """Twelve hexadecimal digits that depend on the data and on every setting that affects the result.
+
+        They also depend on the runs that are continued, because the result depends on them.
+        """
         unset: dict[str, Any] = {
             part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()
         }
@@ -90,6 +98,7 @@ class TrainJob(Settings):
         own_code = [f"{name} {digest}" for name, digest in sorted(self.own_code.items())]
         parts = [self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash, *own_code]
         parts += [self.teacher_hash] if self.teacher_hash else []
+        parts += self.continued_from
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     @property

@@ -29,6 +29,7 @@ from yolov7.training.conditions import (
     settle_threads,
     with_lasting_precision,
 )
+from yolov7.training.continuation import accepted_fingerprints, history_metadata
 from yolov7.training.distillation import Distillation, open_teacher
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob, check_own_code
@@ -175,7 +176,7 @@ class Trainer:
         if checkpoint is None:
             self._save_beginning()
         elif checkpoint.step:
-            text = describe_continuation(checkpoint, self._worker, total_steps=self._total_steps)
+            text = describe_continuation(self._job, checkpoint, self._worker, total_steps=self._total_steps)
             self._report(text, level=logging.INFO)
         self._check_completion()
         self._clock = time.monotonic()
@@ -246,6 +247,7 @@ class Trainer:
             training = {**self._job.origin, "epochs": self.progress.epoch}
             training |= {"precision": self._precision, "ancestors": list(self._start.ancestors)}
             training |= {"teacher": self._job.teacher_hash} if self._job.teacher_hash else {}
+            training |= history_metadata(self._job)
             save_weights(
                 self._job.run_folder / WEIGHTS,
                 self._make_final_model(self._record),
@@ -348,7 +350,7 @@ class Trainer:
 
     def _newest_of_this_run(self) -> Checkpoint | None:
         newest = self._checkpoints.newest()
-        if newest is None or newest.fingerprint == self._job.fingerprint:
+        if newest is None or newest.fingerprint in accepted_fingerprints(self._job):
             return newest
         self._report(
             f"an earlier run in this folder, trained up to step {newest.step}, had other settings, data or starting "

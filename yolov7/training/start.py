@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 from torch import nn
 
@@ -12,13 +14,15 @@ from yolov7.data.index import ImageIndex
 from yolov7.errors import SpecError, suggest
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec
+from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.training.anchors import choose_anchors, with_anchors
 from yolov7.training.averaging import lineage, weights_id
 from yolov7.training.distillation import anchors_to_share
 from yolov7.training.job import TrainJob
 from yolov7.weights.foreign.reference import open_weights
 from yolov7.weights.transfer import transfer
+
+_LEVEL = re.compile(r"p([1-9])")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Start:
     Attributes:
         model: The initial model, on the CPU.
         ancestors: The ids of the weights that the model comes from, oldest first (see `averaging.lineage`).
-        notes: What the user should know about the data and the anchors.
+        notes: What the user should know about the settings, the data and the anchors.
     """
 
     model: DetectionModel
@@ -66,7 +70,7 @@ def build_start(job: TrainJob, index: ImageIndex, *, teacher: DetectionModel | N
         transfer(model, source.model, weights=settings.weights)
     if not settings.unfreeze_epochs:
         freeze(model, last=settings.freeze)
-    return Start(model, ancestors, (*describe_small_boxes(index, settings), *anchor_notes))
+    return Start(model, ancestors, (*job.notes, *describe_small_boxes(index, settings), *anchor_notes))
 
 
 def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[str, ...]:
@@ -160,7 +164,8 @@ def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:
 
     Args:
         model: The model.
-        last: The last row that is frozen; None if none is.
+        last: The last row that is frozen; None if none is. `p3` means the last row before maps with a stride above
+            2^3 if no row has this name, and so on.
 
     Returns:
         The modules from the first row to this one.
@@ -171,11 +176,16 @@ def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:
     if last is None:
         return []
     names = list(model.rows)
-    if last not in names:
-        raise SpecError(
-            f"freeze={last!r} is not a row of spec {model.spec.name!r}{suggest(last, names)}; name one of its rows"
-        )
-    return [model.rows[name] for name in names[: names.index(last) + 1]]
+    if last in names:
+        return [model.rows[name] for name in names[: names.index(last) + 1]]
+    if level := _LEVEL.fullmatch(last):
+        shapes = infer_shapes(model.spec)
+        fine = takewhile(lambda name: shapes[name].stride <= 2 ** int(level[1]), names)
+        return [model.rows[name] for name in fine]
+    raise SpecError(
+        f"freeze={last!r} is not a row of spec {model.spec.name!r}{suggest(last, names)}; name one of its rows, or p2, "
+        "p3, ... for all rows up to that stride"
+    )
 
 
 def _choose_spec(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> tuple[ModelSpec, tuple[str, ...]]:

@@ -84,12 +84,12 @@ def import_checkpoint(
     return _import(Path(path), spec=spec, fallback=None, class_names=class_names, unnamed=False, rgb=take_rgb)
 
 
-def open_weights(path: str | os.PathLike[str], *, spec: ModelSpec) -> Weights:
+def open_weights(path: str | os.PathLike[str], *, spec: ModelSpec | None) -> Weights:
     """Open a file of any kind that this library reads: its own weight files and those of other implementations.
 
     Args:
         path: The file.
-        spec: The spec of a foreign file that fits several packaged specs, or none.
+        spec: The spec of a foreign file that fits several packaged specs, or none; None if it is unknown.
 
     Returns:
         The model. Its classes are named by their numbers if the file does not have their names.

@@ -1,0 +1,100 @@
+"""A training starts from a file of every kind that can be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from tests.artifacts import SMALL
+from tests.foreign_files import write_darknet
+from tests.unit.test_start import ORDINARY, job
+from yolov7.nn.model import DetectionModel
+from yolov7.spec.spec_files import ModelSpec, resolve_spec
+from yolov7.training.start import build_start
+from yolov7.weights.foreign.module_names import PPYOLOE, YOLOX, Scheme, names_in
+from yolov7.weights.foreign.reference import export_checkpoint, reference_state
+from yolov7.weights.foreign.reference_names import reference_names
+from yolov7.weights.weight_files import save_weights
+
+NARROW = {"rule": "both", "depth": 0.2, "width": 0.125}
+TWO = ("a", "b")
+Write = Callable[[Path, DetectionModel], None]
+
+
+def narrow(base: str) -> ModelSpec:
+    return resolve_spec({"base": base, "scale": NARROW}, name="narrow")
+
+
+def write_own(path: Path, model: DetectionModel) -> None:
+    save_weights(path, model, class_names=TWO, image_size=64, training={})
+
+
+def write_reference(path: Path, model: DetectionModel) -> None:
+    export_checkpoint(path, model, class_names=TWO)
+
+
+def write_plain_safetensors(path: Path, model: DetectionModel) -> None:
+    safetensors.torch.save_file({key: tensor.clone() for key, tensor in reference_state(model).items()}, path)
+
+
+def write_yolov5(path: Path, model: DetectionModel) -> None:
+    torch.save({key: tensor for key, tensor in reference_state(model).items() if "anchor_grid" not in key}, path)
+
+
+def write_scheme(scheme: Scheme) -> Write:
+    def write(path: Path, model: DetectionModel) -> None:
+        state = model.state_dict()
+        torch.save({"model": {name: state[own] for own, name in names_in(scheme, model.spec, state).items()}}, path)
+
+    return write
+
+
+def write_u6(path: Path, model: DetectionModel) -> None:
+    state = model.state_dict()
+    torch.save({name: state[own] for name, own in reference_names(model.spec, state).weights.items()}, path)
+
+
+def write_values(path: Path, model: DetectionModel) -> None:
+    """Write a darknet file in which all values are the same."""
+    names = [name for name in model.state_dict() if ".conv." in name or ".bn." in name or name.startswith("head.convs")]
+    count = sum(model.state_dict()[name].numel() for name in names if not name.endswith("tracked"))
+    write_darknet(path, np.full(count, 0.25, "<f4").tobytes())
+
+
+KINDS: dict[str, tuple[ModelSpec, str, Write]] = {
+    "own": (resolve_spec(SMALL, name="small"), "x.safetensors", write_own),
+    "reference": (resolve_spec(SMALL, name="small"), "x.pt", write_reference),
+    "safetensors": (resolve_spec(SMALL, name="small"), "x.safetensors", write_plain_safetensors),
+    "yolov5": (narrow("yolov5n"), "x.pt", write_yolov5),
+    "yolox": (narrow("yolox-l"), "x.pth", write_scheme(YOLOX)),
+    "ppyoloe": (narrow("ppyoloe-l"), "x.pth", write_scheme(PPYOLOE)),
+    "u6": (narrow("yolov7-u6"), "x.pt", write_u6),
+    "darknet": (narrow("yolov7-tiny"), "x.weights", write_values),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_starts_from_a_file_of_every_kind(tmp_path: Path, kind: str) -> None:
+    spec, name, write = KINDS[kind]
+    torch.manual_seed(5)
+    source = DetectionModel(spec, num_classes=2)
+    write(tmp_path / name, source)
+    torch.manual_seed(6)
+    start = build_start(job(spec, weights=tmp_path / name), ORDINARY)
+    assert start.model.num_classes == 3
+    given, found = kernels(source), kernels(start.model)
+    inner = list(found)[1:]  # the first kernel of YOLOX and PP-YOLOE is changed for other pixels
+    if kind == "darknet":
+        assert all(len(found[key].unique()) <= found[key].shape[0] for key in inner)
+    else:
+        assert all(torch.equal(given[key], found[key]) for key in inner)
+
+
+def kernels(model: DetectionModel) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.rows.state_dict().items() if tensor.dim() == 4}

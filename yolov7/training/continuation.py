@@ -1,0 +1,123 @@
+"""Continuation of a finished run with more epochs.
+
+The weights of a run depend on its number of epochs from the first step, because the schedule of learning rates does. A
+run of 8 epochs that is continued to 12 is therefore not a run of 12 epochs, and its fingerprint, its weight file and
+its record say so. It begins with the last checkpoint of the finished run, and has the learning rates of epochs 9 to 12
+of a run of 12. From then on, it is a run like any other: after an interruption, it continues exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from yolov7.system.files import write_whole
+from yolov7.training.job import TrainJob
+from yolov7.training.record import read_epochs
+
+OWNER = "fingerprint"
+"""The file of a run folder that says which data and settings its state belongs to."""
+
+HISTORY = "continued.json"
+"""The file of a run folder that lists the runs that it continues, as `TrainJob.continued_from`."""
+
+_WEIGHTS = "weights.safetensors"
+
+
+def with_history(job: TrainJob, folder: Path) -> TrainJob:
+    """Return a job as the continuation of the run in a folder, or as this run, if it continues another one.
+
+    Args:
+        job: A job that continues nothing.
+        folder: The folder of a run.
+
+    Returns:
+        The job with `continued_from`: that of the run if the run is of this job; the run itself in addition, if it is
+        finished and differs from the job only by fewer epochs. Otherwise the job as it is.
+    """
+    owner, history = read_owner(folder), _read_history(folder)
+    if owner is None:
+        return job
+    has_begun = bool(history) and _fingerprint_of(history[-1]) == owner  # `begin_longer_run` was interrupted
+    past = history[:-1] if has_begun else history
+    same = job.model_copy(update={"continued_from": past})
+    if same.fingerprint == owner:
+        return same
+    if not any(folder.glob("checkpoint-*.pt")) or not (has_begun or (folder / _WEIGHTS).is_file()):
+        return job
+    lines = read_epochs(folder)
+    before = lines[-1].get("epochs") if lines else None
+    if not isinstance(before, int) or not 0 < before < job.settings.epochs:
+        return job
+    shorter = job.settings.model_copy(update={"epochs": before})
+    if same.model_copy(update={"settings": shorter}).fingerprint != owner:
+        return job
+    return job.model_copy(update={"continued_from": (*past, f"{owner}@{lines[-1]['epoch']}")})
+
+
+def begin_longer_run(job: TrainJob, folder: Path) -> None:
+    """Turn the folder of a finished run into that of its continuation.
+
+    A process that is killed here leaves a folder from which `with_history` returns the same job again.
+
+    Args:
+        job: What `with_history` returned for the folder.
+        folder: The folder.
+    """
+    write_whole(folder / HISTORY, json.dumps(job.continued_from).encode())
+    (folder / _WEIGHTS).unlink(missing_ok=True)
+    write_whole(folder / OWNER, job.fingerprint.encode())
+
+
+def read_owner(folder: Path) -> str | None:
+    """Return the fingerprint of the run in a folder; None if there is none."""
+    path = folder / OWNER
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def accepted_fingerprints(job: TrainJob) -> tuple[str, ...]:
+    """Return the fingerprints of the checkpoints that a run may start from: its own, and that of the run it continues.
+
+    Args:
+        job: The run.
+    """
+    return (job.fingerprint, *map(_fingerprint_of, job.continued_from[-1:]))
+
+
+def history_metadata(job: TrainJob) -> dict[str, list[str]]:
+    """Return what the weight file of a run says about the runs that it continues; nothing if it continues none.
+
+    Args:
+        job: The run.
+    """
+    return {"continued_from": list(job.continued_from)} if job.continued_from else {}
+
+
+def describe_longer_run(job: TrainJob) -> str:
+    """Say that a run continues a finished one, and what that means for its result.
+
+    Args:
+        job: A run that continues another one.
+
+    Returns:
+        The note.
+    """
+    fingerprint, _, epoch = job.continued_from[-1].partition("@")
+    last = job.settings.epochs
+    return (
+        f"continues the finished run {fingerprint} after epoch {epoch}, with the learning rates of a run of {last} "
+        f"epochs; the result differs from that of a run of {last} epochs from the beginning, and its record says so"
+    )
+
+
+def _fingerprint_of(entry: str) -> str:
+    return entry.partition("@")[0]
+
+
+def _read_history(folder: Path) -> tuple[str, ...]:
+    try:
+        content = json.loads((folder / HISTORY).read_bytes())
+    except (OSError, ValueError):
+        return ()
+    is_list = isinstance(content, list) and all(isinstance(item, str) for item in content)
+    return tuple(content) if is_list else ()
