@@ -54,8 +54,7 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         train_split: The name of the training split.
         val_split: The name of the split on which AP is measured; without such a split, nothing is measured.
-        callbacks: Called during training, beside those that the settings name. An edit of their source file makes
-            another training, as an edit of a setting does.
+        callbacks: Called during training beside those of the settings; an edit of their file makes another training.
 
     Returns:
         The weight file. `epochs.jsonl` beside it has the figures of each epoch.
@@ -70,22 +69,19 @@ def train(
     model = load_spec(spec) if isinstance(spec, str) else spec
     folder = Path(output).resolve()
     chosen = _settings(settings, image_size=model.image_size)
-    data_hash = _prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split)
-    weights_hash = "" if chosen.weights is None else sha256_of(chosen.weights)
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
         seed=seed,
         data_folder=folder / "data",
-        data_hash=data_hash,
-        weights_hash=weights_hash,
+        data_hash=_prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split),
+        weights_hash="" if chosen.weights is None else sha256_of(chosen.weights),
         run_folder=folder,
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
     job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
     _check_owner(folder / "fingerprint", job.fingerprint)
-    if batch_note:
-        RunRecord(folder).add_note(batch_note)
+    _add_note(folder, batch_note)
     if not (folder / WEIGHTS).is_file():
         loader_workers = count_workers(chosen.loader_workers, cpus=torch.get_num_threads())
         worker = Worker(device=resolve_device(device), loader_workers=loader_workers)
@@ -116,6 +112,11 @@ def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> 
         save_index(folder / f"{name}.npz", index)
         hashes.append(index.content_hash())
     return " ".join(hashes)
+
+
+def _add_note(folder: Path, note: str) -> None:
+    if note:
+        RunRecord(folder).add_note(note)
 
 
 def _check_owner(path: Path, fingerprint: str) -> None:
