@@ -31,12 +31,12 @@ from pipeline.params import (
 )
 from pipeline.tune_settings import OPTIONS_OF, TuneSettings
 from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
-from yolov7.plugins import allow_plugins
 from yolov7.recipes import resolve_settings
 from yolov7.settings import COCO_ENGINE, COCO_NMS, Settings, TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file, sha256_of
+from yolov7.system.plugins import allow_plugins
 from yolov7.training.job import UNHASHED, hash_own_code
 from yolov7.weights.description import READERS, Description, describe_weights
 from yolov7.weights.published import published_weights

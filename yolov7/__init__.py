@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from yolov7.nn.cost import Cost, spec_cost
     from yolov7.nn.fuse import fuse
     from yolov7.nn.model import DetectionModel
-    from yolov7.plugins import allow_plugins
     from yolov7.settings import NmsSettings, TrainSettings
     from yolov7.spec.graph import ModelSpec
     from yolov7.spec.scaling import scale_spec
     from yolov7.spec.spec_files import list_specs, load_spec
+    from yolov7.system.plugins import allow_plugins
     from yolov7.training.callbacks import Callback, RunState
     from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint
     from yolov7.weights.weight_files import load_weights, save_weights
@@ -43,7 +43,7 @@ _HOMES = {
     "TrainSettings": "settings",
     "TrainingError": "errors",
     "UserError": "errors",
-    "allow_plugins": "plugins",
+    "allow_plugins": "system.plugins",
     "draw": "detect.detections",
     "evaluate": "api.evaluate",
     "evaluate_results": "api.evaluate",

@@ -23,7 +23,8 @@ from pydantic import (
 )
 
 from yolov7.errors import shown, suggest
-from yolov7.plugins import (
+from yolov7.recipes import RecipeName, expand_preset, expand_recipe
+from yolov7.system.plugins import (
     ASSIGNER,
     AUGMENTATION,
     BOX_LOSS,
@@ -34,7 +35,6 @@ from yolov7.plugins import (
     is_dotted,
     named_choice,
 )
-from yolov7.recipes import RecipeName, expand_preset, expand_recipe
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]

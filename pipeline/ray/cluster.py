@@ -17,7 +17,7 @@ from pipeline.ray.errors import ClusterError
 from pipeline.ray.machine import check_machine
 from pipeline.ray.placement import Node
 from yolov7.errors import one_line
-from yolov7.plugins import VARIABLE as PLUGINS
+from yolov7.system.plugins import VARIABLE as PLUGINS
 from yolov7.system.threads import usable_cpus
 
 _ANSWER_SECONDS = 10.0

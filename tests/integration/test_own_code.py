@@ -18,10 +18,10 @@ from tests.artifacts import SMALL
 from tests.integration.runs import WORKER, Shared, assert_same, make_job, prepared, read_weights, start, train_together
 from tests.own_code import Drift
 from yolov7.errors import SettingError, TrainingError
-from yolov7.plugins import VARIABLE
 from yolov7.recipes import merge
 from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.system.plugins import VARIABLE
 from yolov7.training.checkpoint import load_checkpoint
 from yolov7.training.job import TrainJob, hash_own_code
 from yolov7.training.loop import WEIGHTS, fit

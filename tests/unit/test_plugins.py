@@ -25,11 +25,11 @@ from yolov7.errors import ArtifactError, SettingError, SpecError, TrainingError,
 from yolov7.nn.cost import spec_cost
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
-from yolov7.plugins import VARIABLE, allow_plugins
 from yolov7.settings import TrainSettings, describe_fault
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import resolve_spec, spec_from_json, spec_to_json, spec_to_yaml
 from yolov7.structures import Targets
+from yolov7.system.plugins import VARIABLE, allow_plugins
 from yolov7.training.job import TrainJob, check_own_code, hash_own_code
 from yolov7.weights.weight_files import load_weights, save_weights
 

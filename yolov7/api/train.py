@@ -67,8 +67,7 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         train_split: The name of the training split.
         val_split: The name of the split on which AP is measured; without such a split, nothing is measured.
-        callbacks: Called during training, beside those that the settings name. An edit of their source file makes
-            another training, as an edit of a setting does.
+        callbacks: Called during training beside those of the settings; an edit of their file makes another training.
 
     Returns:
         The weight file. `epochs.jsonl` beside it has the figures of each epoch, and `notes.txt` says what was chosen.

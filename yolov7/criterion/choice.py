@@ -18,9 +18,9 @@ from yolov7.criterion.own_code import HeadGeometry, OwnAssigner, OwnScoringAssig
 from yolov7.criterion.simota import SimOtaAssigner
 from yolov7.errors import SettingError
 from yolov7.nn.model import DetectionModel
-from yolov7.plugins import is_dotted
 from yolov7.settings import TrainSettings
 from yolov7.spec.head_rows import DetectRow, DflHeadRow, OneToOneHeadRow, PpyoloeHeadRow, YoloxHeadRow
+from yolov7.system.plugins import is_dotted
 
 
 def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0) -> Loss:

@@ -14,8 +14,8 @@ from yolov7.criterion.aligned import Scored, ScoringAssigner
 from yolov7.criterion.assigners import Assigner
 from yolov7.criterion.candidates import Assignment
 from yolov7.errors import TrainingError
-from yolov7.plugins import ASSIGNER, BOX_LOSS, is_dotted, load_plugin, naming
 from yolov7.structures import Targets
+from yolov7.system.plugins import ASSIGNER, BOX_LOSS, is_dotted, load_plugin, naming
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 

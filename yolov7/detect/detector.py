@@ -24,8 +24,8 @@ from yolov7.errors import DataError, SettingError
 from yolov7.inference.batch import to_original
 from yolov7.inference.engine import Engine
 from yolov7.inference.nms import non_max_suppression
-from yolov7.plugins import allow_plugins
 from yolov7.settings import NmsSettings
+from yolov7.system.plugins import allow_plugins
 
 _BATCH = 16  # images that the model processes at once
 _MODEL_NAMES = "yolov7.models"  # the entry points that know models by name

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from yolov7.errors import SpecError, TrainingError, one_line
-from yolov7.plugins import BLOCK, load_plugin, naming
 from yolov7.spec.plugin_rows import PluginRow
 from yolov7.spec.row import MapShape
+from yolov7.system.plugins import BLOCK, load_plugin, naming
 
 _SIDE = 64  # cells of the map with which a block is checked
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import Field, JsonValue
 
-from yolov7.plugins import is_dotted
 from yolov7.spec.row import Count, MapShape, RowBase
+from yolov7.system.plugins import is_dotted
 
 BLOCK = "plugin"
 

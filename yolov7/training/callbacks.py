@@ -13,7 +13,7 @@ from torch import Tensor
 
 from yolov7.errors import SettingError, shown
 from yolov7.nn.model import DetectionModel
-from yolov7.plugins import CALLBACK, hash_of_source, load_plugin, naming
+from yolov7.system.plugins import CALLBACK, hash_of_source, load_plugin, naming
 from yolov7.training.job import TrainJob
 from yolov7.training.record import read_epochs
 from yolov7.training.state import TrainState

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from yolov7.data.augment.tile import Tile
-from yolov7.plugins import AUGMENTATION, load_plugin, naming
+from yolov7.system.plugins import AUGMENTATION, load_plugin, naming
 
 _SMALLEST = 1.0  # pixels: the side of a box that is kept
 
