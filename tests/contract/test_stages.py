@@ -43,6 +43,7 @@ NO_EFFECT = {
     "pipeline/data_settings.py": VALUES,
     "pipeline/experiment.py": VALUES,
     "pipeline/params.py": VALUES,
+    "pipeline/tune_settings.py": VALUES,
     "pipeline/ray/attempt.py": PLACES,
     "pipeline/ray/cluster.py": PLACES,
     "pipeline/ray/environment.py": PLACES,

@@ -90,7 +90,7 @@ def write_train_results(
     chosen, stated = choose_settings(trials), stated_trial(trials)
     write_json(folder / "trials.json", [row | {"curve": t.curve} for row, t in zip(rows, trials, strict=True)])
     write_table(folder / "trials.csv", rows)
-    write_json(folder / "importance.json", importance)
+    write_json(folder / "importance.json", dict(importance))
     named = {
         "chosen": chosen.candidate.key if chosen else None,
         "settings": nest(_changed_values(chosen, trials)) if chosen else None,
