@@ -167,8 +167,9 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted search.")] = False,
     adopt: Annotated[bool, typer.Option("--adopt", help="Only add the best result to params.yaml.")] = False,
 ) -> None:
-    """Search for the best model of a family, or the best settings of its training, within a budget.
+    """Search for the best model or settings within a budget.
 
+    The search scales a model (--space scaling), or it varies the settings of the model's training (--space train).
     Options that are left out take their values from `tune` in params.yaml.
     """
     if adopt:

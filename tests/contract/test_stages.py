@@ -43,6 +43,7 @@ NO_EFFECT = {
     "pipeline/data_settings.py": VALUES,
     "pipeline/experiment.py": VALUES,
     "pipeline/params.py": VALUES,
+    "pipeline/tune_settings.py": VALUES,
     "pipeline/ray/attempt.py": PLACES,
     "pipeline/ray/cluster.py": PLACES,
     "pipeline/ray/environment.py": PLACES,
@@ -122,8 +123,8 @@ def test_the_search_depends_on_the_code_that_it_imports() -> None:
     deps = yaml.safe_load((ROOT / "tune" / "dvc.yaml").read_text())["stages"]["tune"]["deps"]
     code = [dep for dep in deps if dep.startswith(("yolov7", "pipeline"))]
     own = {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline" / "tuning").rglob("*.py")}
-    draws_models = {"yolov7/spec/auxiliary.py", "yolov7/spec/scaling.py"}  # other stages receive resolved specs
-    used = followed(own, (NO_EFFECT.keys() - draws_models) | {"pipeline/report/canvas.py"})  # the look of its plot
+    draws = {"yolov7/spec/auxiliary.py", "yolov7/spec/scaling.py", "pipeline/tune_settings.py"}  # models and settings
+    used = followed(own, (NO_EFFECT.keys() - draws) | {"pipeline/report/canvas.py"})  # the look of its plot
     assert not sorted(path for path in used if not path.startswith(tuple(code)))
     assert not [dep for dep in code if not any(path.startswith(dep) for path in used)]
 
