@@ -66,4 +66,4 @@ def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path, monkeypatch: pyt
     control = train_and_measure(tmp_path / "shuffled", monkeypatch, shuffle_labels=True)
     assert control < 0.05
     assert learned > 0.1 > 3 * control
-    assert fine_tune_and_measure(tmp_path / "true") > learned - 0.02  # the spread of AP over seeds
+    assert fine_tune_and_measure(tmp_path / "true") > learned - 0.02  # SGD with the gains of the demo loses 0.03
