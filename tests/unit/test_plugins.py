@@ -62,7 +62,10 @@ def fault(**settings: Any) -> str:
     ("settings", "message"),
     [
         ({"loss": {"box_loss": "cio"}}, "loss.box_loss: 'cio' must be one of ciou, giou, diou, siou, eiou, or the "),
-        ({"loss": {"box_loss": "mypkg.losses.wiou"}}, "loss.box_loss: mypkg.losses.wiou: there is no package 'mypkg'"),
+        (
+            {"loss": {"box_loss": "absent.losses.wiou"}},
+            "loss.box_loss: absent.losses.wiou: there is no package 'abse",
+        ),
         ({"loss": {"box_loss": "tests.own_cod.similarity"}}, "there is no module 'tests.own_cod'; install it"),
         ({"loss": {"box_loss": "tests.own_code.similarty"}}, "has no 'similarty'; did you mean 'similarity'?"),
         ({"loss": {"box_loss": "tests.own_code.mirror"}}, "must take (predicted, wanted), but its signature is (image"),
