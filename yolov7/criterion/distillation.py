@@ -178,8 +178,8 @@ class DistillationLoss:
             place = (confidence > _LEAST_CONFIDENCE).nonzero()  # image, anchor, row, column
             places.append(torch.cat((torch.full_like(place[:, :1], level), place), dim=1))
             weights.append(confidence[tuple(place.unbind(1))])
-        level, image, anchor, row, column = torch.cat(places).unbind(1)
-        return Assignment(level, image, anchor, row, column, torch.zeros_like(level)), torch.cat(weights)
+        levels, image, anchor, row, column = torch.cat(places).unbind(1)
+        return Assignment(levels, image, anchor, row, column, torch.zeros_like(levels)), torch.cat(weights)
 
     def _box_difference(
         self, rows: Float[Tensor, "p outputs"], wanted: Float[Tensor, "p outputs"], cells: Assignment
