@@ -219,12 +219,12 @@ class _Batch:
         wanted[cell] = True
         boxes = torch.empty(images * size, 4, device=cell.device)
         counts = [height * width for height, width in self.grid.sizes]
-        level_masks = wanted.view(images, size).split(counts, dim=1)
+        level_masks = torch.split(wanted.view(images, size), counts, dim=1)
         start = 0
         for raw, count, mask, stride in zip(self.maps, counts, level_masks, self.grid.strides, strict=True):
             image, place = mask.nonzero(as_tuple=True)
             logits = raw.flatten(0, 3)[:, : 4 * self.bins].index_select(0, image * count + place)
-            distances = decode_bins(logits.float().unflatten(1, (4, self.bins))) * stride
+            distances = decode_bins(logits.float().view(-1, 4, self.bins)) * stride
             centre = self.grid.centre.index_select(0, start + place)
             corners = torch.cat((centre - distances[:, :2], centre + distances[:, 2:]), dim=1)
             boxes.index_copy_(0, image * size + start + place, corners)

@@ -184,7 +184,8 @@ def decode_maps(
         Predictions (B, boxes, 5 + classes): cx, cy, w, h in pixels of the input, and probabilities, in float32 at
         least. Boxes are ordered by level, anchor, row and column.
     """
-    levels = zip(maps, anchors_px, strides, scale_xy or [None] * len(strides), strict=True)
+    scales: Sequence[float | None] = scale_xy or (None,) * len(strides)
+    levels = zip(maps, anchors_px, strides, scales, strict=True)
     return torch.cat([_decode_level(raw, anchors, stride, scale) for raw, anchors, stride, scale in levels], dim=1)
 
 
