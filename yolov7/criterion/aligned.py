@@ -225,7 +225,7 @@ class _Batch:
         wanted[cell] = True
         boxes = torch.empty(images * size, 4, device=cell.device)
         counts = [height * width for height, width in self.grid.sizes]
-        level_masks = wanted.view(images, size).split(counts, dim=1)  # type: ignore[no-untyped-call]
+        level_masks = torch.split(wanted.view(images, size), counts, dim=1)
         start = 0
         for raw, count, mask, stride in zip(self.maps, counts, level_masks, self.grid.strides, strict=True):
             image, place = mask.nonzero(as_tuple=True)
