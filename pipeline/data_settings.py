@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from yolov7.settings import Probability, Settings
+from yolov7.system.settings_base import Probability, Settings
 
 MAX_SEED = 2**32 - 1
 DataFormat = Literal["auto", "coco", "voc", "yolo"]

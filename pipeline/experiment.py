@@ -5,7 +5,6 @@ Everything below receives the frozen values that `resolve_experiment` returns, a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,13 +31,14 @@ from pipeline.params import (
 from pipeline.tune_settings import OPTIONS_OF, TuneSettings
 from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
 from yolov7.recipes import resolve_settings
-from yolov7.settings import COCO_ENGINE, COCO_NMS, Settings, TrainSettings
+from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file, sha256_of
 from yolov7.system.plugins import allow_plugins
-from yolov7.training.job import UNHASHED, hash_own_code
-from yolov7.weights.description import READERS, Description, describe_weights
+from yolov7.system.settings_base import Settings
+from yolov7.training.job import hash_own_code
+from yolov7.weights.description import Description, describe_weights
 from yolov7.weights.published import published_weights
 
 Model = TypeVar("Model", bound=Settings)
@@ -228,39 +228,6 @@ def _tune_option(key: str) -> str:
     return "--rule" if key.startswith("rules") else f"--{key.replace('_', '-')}"
 
 
-def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
-    """Return what decides the result of the stage `train`, apart from the data and the code, as plain values.
-
-    Args:
-        variant: The resolved variant.
-        seed: The seed of the training.
-
-    Returns:
-        The settings of a training; or, if weights are given, their content and the code that reads them. That code is
-        no dependency of the stage in dvc.yaml, because an edit of it must not repeat trainings.
-    """
-    own_code = {"own_code": dict(variant.own_code)} if variant.own_code else {}
-    if variant.given is not None:
-        return own_code | {
-            "spec": variant.spec.model_dump(mode="json", by_alias=True),
-            "image_size": variant.train.image_size,
-            "weights": variant.weights_hash,
-            "reader": _hash_folder(READERS),
-            "seed": seed,
-        }
-    teacher = {"teacher": variant.teacher_hash} if variant.teacher_hash else {}
-    stated = variant.train.model_dump(mode="json", exclude_unset=True, exclude=UNHASHED)
-    return own_code | {
-        "spec": variant.spec.model_dump(mode="json", by_alias=True),
-        "settings": variant.train.model_dump(mode="json", exclude=UNHASHED),
-        **({"recipe_small": stated} if variant.train.recipe == "small" else {}),
-        "weights": variant.weights_hash,
-        **teacher,
-        "seed": seed,
-        "validation": {"nms": COCO_NMS.model_dump(mode="json"), "engine": COCO_ENGINE},
-    }
-
-
 def _resolve_variants(params: Params) -> list[tuple[ResolvedVariant, tuple[str, ...]]]:
     hash_file = cache(_hash_file)  # many variants may start from the same weights
     try:
@@ -410,12 +377,3 @@ def _check_size(name: str, spec: ModelSpec, image_size: int, *, key: str) -> Non
 def _hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, or `missing`: only training needs the file itself."""
     return sha256_of(path) if is_file(path) else "missing"
-
-
-@cache
-def _hash_folder(folder: Path) -> str:
-    """Return a digest of the Python files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -16,21 +16,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.data_settings import MAX_SEED, DataSettings
 from pipeline.tune_settings import TuneSettings
 from yolov7.errors import SettingError, one_line, shown
-from yolov7.settings import (
-    COCO_ENGINE,
-    COCO_NMS,
-    CocoEngine,
-    NmsSettings,
-    NonNegative,
-    Positive,
-    Precision,
-    Probability,
-    Settings,
-    describe_fault,
-    nested_settings,
-)
+from yolov7.settings import COCO_ENGINE, COCO_NMS, CocoEngine, NmsSettings, Precision
 from yolov7.spec.scaling import Rule
 from yolov7.system.files import is_file
+from yolov7.system.settings_base import NonNegative, Positive, Probability, Settings, describe_fault, nested_settings
 from yolov7.system.yaml_files import read_yaml
 
 PARAMS_FILE = "params.yaml"

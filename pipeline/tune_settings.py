@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.data_settings import MAX_SEED
 from yolov7.errors import shown, suggest
-from yolov7.settings import Positive, Settings, TrainSettings, describe_fault, nested_settings
+from yolov7.settings import TrainSettings
+from yolov7.system.settings_base import Positive, Settings, describe_fault, nested_settings
 
 TuneRule = Literal["compound", "width", "depth", "free"]
 TuneSpace = Literal["scaling", "train"]

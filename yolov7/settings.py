@@ -1,28 +1,17 @@
 """Settings of the detector with their defaults and validation. Imports no torch, so that a command line starts quickly.
 
-The defaults are the reference implementation's settings for yolov7-tiny, with four exceptions: the warm-up is at most
-a share of the run, the last epochs have no mosaic, mosaics are made of four images, and no objects are pasted. The
-reference's own settings for every kind of model are in `recipes`.
+The defaults are the reference's settings for yolov7-tiny, with four exceptions: the warm-up is at most a share of the
+run, the last epochs have no mosaic, mosaics are made of four images, and no objects are pasted. See also `recipes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from yolov7.errors import shown, suggest
 from yolov7.recipes import RecipeName, expand_preset, expand_recipe
 from yolov7.system.plugins import (
     ASSIGNER,
@@ -35,96 +24,14 @@ from yolov7.system.plugins import (
     is_dotted,
     named_choice,
 )
+from yolov7.system.settings_base import BatchSize, NonNegative, Positive, Probability, Settings
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
 CocoEngine = Literal["hotcoco", "pycocotools"]
 COCO_ENGINE: CocoEngine = "hotcoco"  # the default
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 AnchorMode = Literal["auto", "spec", "fit"]
 LetterboxMode = Literal["centre", "top_left", "stretch"]
 Guidance = Literal["coarse_to_fine", "lead_guided", "independent"]
-
-
-AUTO_BATCH = 0
-"""The value of `batch_size` that stands for `auto`, until a number is chosen."""
-
-
-def _number_or_auto(given: Any, validate: ValidatorFunctionWrapHandler) -> int:
-    number: int = AUTO_BATCH if given == "auto" else validate(given)
-    return number
-
-
-BatchSize = Annotated[
-    int,
-    Field(ge=1, le=1_000_000),
-    WrapValidator(_number_or_auto),
-    PlainSerializer(lambda number: "auto" if number == AUTO_BATCH else number),
-]
-
-
-class Settings(BaseModel):
-    """Frozen settings that reject unknown keys with an error that names the key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-_Child = Callable[[type[Settings] | None, str], type[Settings] | None]
-
-
-def nested_settings(model: type[Settings] | None, key: str) -> type[Settings] | None:
-    """Return the class of the settings below a key; None if there are none.
-
-    Args:
-        model: The class that has the key; None has none.
-        key: The key.
-    """
-    field = model.model_fields.get(key) if model else None
-    annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
-
-
-def describe_fault(
-    error: ValidationError,
-    model: type[Settings],
-    *,
-    child: _Child = nested_settings,
-) -> str:
-    """Describe the first fault of a validation, such as `optim.lr: unknown key; did you mean 'lr0'?`.
-
-    Args:
-        error: What pydantic raised.
-        model: The class that was validated, to suggest keys.
-        child: Returns the class of the settings below a key of a class.
-
-    Returns:
-        One line, with the number of further faults.
-    """
-    details = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in details["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if details["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(details['loc'], model, child)}{more}"
-    if details["type"] == "value_error":
-        message = str(details["ctx"]["error"])
-        return f"{key}: {message}{more}" if key else message + more
-    got = "" if details["type"] == "missing" else f", got {shown(details['input'])}"
-    message = details["msg"][0].lower() + details["msg"][1:]
-    return f"{key}: {message}{got}{more}"
-
-
-def _suggestion(
-    location: tuple[int | str, ...],
-    root: type[Settings],
-    child: _Child,
-) -> str:
-    model: type[Settings] | None = root
-    for part in location[:-1]:
-        model = child(model, str(part))
-    names = list(model.model_fields) if model else []
-    possible = f"; possible keys: {', '.join(names)}" if names else ""
-    return suggest(str(location[-1]), names) or possible
 
 
 class AugmentSettings(Settings):

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from yolov7.errors import ArtifactError
-from yolov7.settings import Settings
 from yolov7.system.files import write_whole
 from yolov7.system.locks import exclusive, shared
+from yolov7.system.settings_base import Settings
 
 ROOT = Path("artifacts")
 RUNS = Path("runs")

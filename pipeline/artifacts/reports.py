@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 
 class PreparedData(Settings):

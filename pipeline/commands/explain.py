@@ -18,8 +18,8 @@ from pipeline.report.tables import Cell, Row, Table
 from pipeline.stages.tables import Report
 from pipeline.tracking import find_runs
 from yolov7.errors import SettingError, suggest
-from yolov7.settings import Settings
 from yolov7.system.files import sha256_of
+from yolov7.system.settings_base import Settings
 
 _EXAMPLE = "table2:YOLOv7:AP"
 _SUFFIXES = ("_val", "_v100", "_m")  # of quantities, which may be left out

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from yolov7.data.health.checks import Box, CheckResult, Finding, Severity
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 
 class ListedFinding(Settings):

@@ -16,7 +16,7 @@ from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
 from yolov7.detect.drawing import class_colour, contact_sheet, draw_boxes, draw_outlines
 from yolov7.detect.text import drawable_names
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels, COCO's bounds
 MAX_LISTED = 500  # flaws of a split, and findings of a check in the files of `prepare`

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from pipeline.artifacts.files import read_json, stage_folder
 from pipeline.artifacts.reports import Benchmark, Metrics, PreparedData, ReparamReport
-from yolov7.settings import Settings
 from yolov7.spec.graph import ModelSpec
+from yolov7.system.settings_base import Settings
 
 _Report = TypeVar("_Report", bound=Settings)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.artifacts.reports import Benchmark, BenchmarkRow
 from pipeline.report.results import StageResults, VariantResults
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 

@@ -18,7 +18,7 @@ from pipeline.report.paper.zoo import zoo_note
 from pipeline.report.results import StageResults, VariantModel, VariantResults
 from pipeline.report.summary import headline_row, mean_and_spread
 from yolov7.data.coco_names import COCO_NAMES
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 COCO_VAL_IMAGES = 5000
 _AP_FIGURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "APs", "apm": "APm", "apl": "APl"}

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from yolov7.errors import SettingError
-from yolov7.settings import NmsSettings, Probability, Settings, describe_fault
+from yolov7.settings import NmsSettings
+from yolov7.system.settings_base import Probability, Settings, describe_fault
 
 _Count = Annotated[int, Field(ge=1, le=100_000)]
 _NMS = NmsSettings()

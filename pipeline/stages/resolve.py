@@ -11,18 +11,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.files import RUNS, resolved_path, stage_folder, whole_folder, write_json
 from pipeline.artifacts.stage_code import stage_code
 from pipeline.data_settings import DataSettings
-from pipeline.experiment import Experiment, ResolvedVariant, training_inputs
+from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.external import ExternalVariant, external_inputs
 from yolov7.errors import DataError, SettingError
-from yolov7.settings import NmsSettings
+from yolov7.settings import COCO_ENGINE, COCO_NMS, NmsSettings
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.files import is_file, sha256_of, write_whole
+from yolov7.training.job import UNHASHED
+from yolov7.weights.description import READERS
 
 _LAST = RUNS / ".resolved.json"  # outside DVC's outputs, which DVC deletes before a stage runs
 _HASHED_BYTES = 64 << 20  # larger files in symlinked folders count by size and time of change
@@ -58,6 +61,39 @@ def resolve(experiment: Experiment) -> list[str]:
     before = _read_last()
     write_whole(_LAST, json.dumps(named).encode())
     return [line for name in named if name in before for line in _changes(name, before[name], named[name])]
+
+
+def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
+    """Return what decides the result of the stage `train`, apart from the data and the code, as plain values.
+
+    Args:
+        variant: The resolved variant.
+        seed: The seed of the training.
+
+    Returns:
+        The settings of a training; or, if weights are given, their content and the code that reads them. That code is
+        no dependency of the stage in dvc.yaml, because an edit of it must not repeat trainings.
+    """
+    own_code = {"own_code": dict(variant.own_code)} if variant.own_code else {}
+    if variant.given is not None:
+        return own_code | {
+            "spec": variant.spec.model_dump(mode="json", by_alias=True),
+            "image_size": variant.train.image_size,
+            "weights": variant.weights_hash,
+            "reader": _hash_code(READERS),
+            "seed": seed,
+        }
+    teacher = {"teacher": variant.teacher_hash} if variant.teacher_hash else {}
+    stated = variant.train.model_dump(mode="json", exclude_unset=True, exclude=UNHASHED)
+    return own_code | {
+        "spec": variant.spec.model_dump(mode="json", by_alias=True),
+        "settings": variant.train.model_dump(mode="json", exclude=UNHASHED),
+        **({"recipe_small": stated} if variant.train.recipe == "small" else {}),
+        "weights": variant.weights_hash,
+        **teacher,
+        "seed": seed,
+        "validation": {"nms": COCO_NMS.model_dump(mode="json"), "engine": COCO_ENGINE},
+    }
 
 
 def stage_inputs(experiment: Experiment, *, only: Path | None = None) -> Inputs:
@@ -188,3 +224,12 @@ def _changes(name: str, before: Any, now: Any, *, key: str = "") -> Iterator[str
             yield from _changes(name, before.get(part), now.get(part), key=inner)
     elif before != now:
         yield f"{name}: {key} was {json.dumps(before)[:60]}, is {json.dumps(now)[:60]}"
+
+
+@cache
+def _hash_code(folder: Path) -> str:
+    """Return a digest of the Python files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -30,7 +30,7 @@ from pipeline.report.text_tables import (
     table_csv,
     table_markdown,
 )
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 SUMMARY = "summary.txt"  # as a terminal shows it
 

@@ -35,8 +35,8 @@ from pipeline.ray.mirror import CODE, RunCopy, kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
-from yolov7.settings import AUTO_BATCH
 from yolov7.spec.spec_files import spec_to_json
+from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.continuation import OWNER, accepted_fingerprints, begin_longer_run, read_owner, with_history
 from yolov7.training.job import TrainJob

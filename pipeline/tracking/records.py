@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 Entry = TypeVar("Entry")
 RecordKind = Literal[

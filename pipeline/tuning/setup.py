@@ -21,9 +21,9 @@ from pipeline.tuning.search.train_space import draw_settings, resolve_ranges, wi
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import SettingError
-from yolov7.settings import AUTO_BATCH
 from yolov7.spec.graph import ModelSpec, infer_shapes
 from yolov7.spec.spec_files import spec_to_json
+from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training.job import TrainJob
 
 FOLDER = RUNS / ".search"  # the state of a search; a variant's name cannot start with a dot

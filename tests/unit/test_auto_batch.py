@@ -10,8 +10,9 @@ import pytest
 
 from tests.artifacts import SMALL
 from yolov7.errors import SettingError
-from yolov7.settings import AUTO_BATCH, TrainSettings
+from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import resolve_spec, spec_to_json
+from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training import auto_batch
 from yolov7.training.auto_batch import BatchChoice, Trial, find_batch, largest_that_fits, settle_batch, with_batch
 from yolov7.training.job import TrainJob

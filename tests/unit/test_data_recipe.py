@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.artifacts.files import stage_folder
-from pipeline.experiment import parse_experiment, training_inputs
+from pipeline.experiment import parse_experiment
+from pipeline.stages.resolve import training_inputs
 from pipeline.stages.train import build_job
 from tests.integration.runs import prepared
 from yolov7.settings import TrainSettings

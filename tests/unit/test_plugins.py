@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.experiment import parse_experiment, training_inputs
+from pipeline.experiment import parse_experiment
+from pipeline.stages.resolve import training_inputs
 from tests.own_code import Fast
 from yolov7.criterion.choice import make_loss
 from yolov7.data.augment.own_code import OwnAugmentations
@@ -25,11 +26,12 @@ from yolov7.errors import ArtifactError, SettingError, SpecError, TrainingError,
 from yolov7.nn.cost import spec_cost
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
-from yolov7.settings import TrainSettings, describe_fault
+from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import resolve_spec, spec_from_json, spec_to_json, spec_to_yaml
 from yolov7.structures import Targets
 from yolov7.system.plugins import VARIABLE, allow_plugins
+from yolov7.system.settings_base import describe_fault
 from yolov7.training.job import TrainJob, check_own_code, hash_own_code
 from yolov7.weights.weight_files import load_weights, save_weights
 

@@ -15,11 +15,12 @@ from yolov7.data.find_data import FoundData, find_data, read_split
 from yolov7.data.index import load_index, save_index
 from yolov7.data.loader import count_workers
 from yolov7.errors import DataError, SettingError, one_line
-from yolov7.settings import TrainSettings, describe_fault
+from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.system.files import sha256_of, write_whole
 from yolov7.system.precision import resolve_device
+from yolov7.system.settings_base import describe_fault
 from yolov7.training.auto_batch import choose_batch, settle_batch
 from yolov7.training.callbacks import Callback, hash_callbacks
 from yolov7.training.continuation import (
@@ -53,9 +54,8 @@ def train(
     """Train a model on one device.
 
     A training that was interrupted continues from its last checkpoint if it is called again with the same arguments. A
-    finished one that is called again with more epochs continues too; its result then differs from that of a training
-    with so many epochs from the beginning, and the metadata of the weight file says so.
-    Training on several devices and comparisons of models need the pipeline.
+    finished one that is called again with more epochs continues too; the metadata of the weights say so, because the
+    result differs from that of a training with so many epochs from the beginning. Several devices need the pipeline.
 
     Args:
         spec: The name of a packaged specification, the path of a specification file, or a specification.
@@ -67,7 +67,7 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         train_split: The name of the training split.
         val_split: The name of the split on which AP is measured; without such a split, nothing is measured.
-        callbacks: Called during training beside those of the settings; an edit of their file makes another training.
+        callbacks: Called beside those of the settings; an edit of their file makes another training.
 
     Returns:
         The weight file. `epochs.jsonl` beside it has the figures of each epoch, and `notes.txt` says what was chosen.
@@ -79,33 +79,35 @@ def train(
         TrainingError: If training diverges.
         ArtifactError: If a file in the output folder is damaged.
     """
-    model = load_spec(spec) if isinstance(spec, str) else spec
-    folder = Path(output).resolve()
+    model, folder = load_spec(spec) if isinstance(spec, str) else spec, Path(output).resolve()
     chosen = _settings(settings, image_size=model.image_size)
-    data_hash = _prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split)
-    weights_hash, teacher_hash = (
-        "" if file is None else sha256_of(file) for file in (chosen.weights, chosen.distil.teacher)
-    )
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
         seed=seed,
         data_folder=folder / "data",
-        data_hash=data_hash,
-        weights_hash=weights_hash,
-        teacher_hash=teacher_hash,
+        data_hash=_prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split),
+        weights_hash=_hash_file(chosen.weights),
+        teacher_hash=_hash_file(chosen.distil.teacher),
         run_folder=folder,
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
     job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
     fitted = fit_to_data(job.settings, describe_data(load_index(folder / "data" / "train.npz")))
-    notes = (*([batch_note] if batch_note else []), *fitted.reasons)
+    notes = tuple(filter(None, (batch_note, *fitted.reasons)))
     job = _claim(job.model_copy(update={"settings": fitted.settings, "notes": notes}))
     if not (folder / WEIGHTS).is_file():
-        loader_workers = count_workers(chosen.loader_workers, cpus=torch.get_num_threads())
-        worker = Worker(device=resolve_device(device), loader_workers=loader_workers)
-        fit(job, worker, callbacks=callbacks)
+        fit(job, _worker(device, chosen), callbacks=callbacks)
     return folder / WEIGHTS
+
+
+def _worker(device: str, settings: TrainSettings) -> Worker:
+    processes = count_workers(settings.loader_workers, cpus=torch.get_num_threads())
+    return Worker(device=resolve_device(device), loader_workers=processes)
+
+
+def _hash_file(file: Path | None) -> str:
+    return "" if file is None else sha256_of(file)
 
 
 def _settings(given: TrainSettings | Mapping[str, Any] | None, *, image_size: int) -> TrainSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from yolov7.criterion.aligned import AtssAssigner, ScoringAssigner, TaskAlignedAssigner
 from yolov7.criterion.anchor_free_loss import (
     PPYOLOE_GAINS,
@@ -39,12 +41,8 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
     """
     strides, nominal, four = model.strides, settings.optim.nominal_batch, settings.loss.four_cells
     match model.spec.head:
-        case DetectRow(scale_xy=scales) if scales is not None:
-            raise SettingError(
-                f"the head of spec {model.spec.name!r} decodes boxes as darknet's YOLOv4 (scale_xy), which cannot be "
-                "trained; leave out scale_xy"
-            )
-        case DetectRow():
+        case DetectRow(scale_xy=scales):
+            _refuse_darknet(model.spec.name, scales)
             return DetectionLoss(
                 anchors_px=model.anchors_px,
                 strides=strides,
@@ -86,6 +84,14 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
             return DualLoss(lead, auxiliary)
         case row:
             raise AssertionError(f"{row.block} has no loss")
+
+
+def _refuse_darknet(spec: str, scale_xy: Sequence[float] | None) -> None:
+    if scale_xy is not None:
+        raise SettingError(
+            f"the head of spec {spec!r} decodes boxes as darknet's YOLOv4 (scale_xy), which cannot be trained; leave "
+            "out scale_xy"
+        )
 
 
 def _refuse_own_assigner(settings: TrainSettings) -> None:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from yolov7.data.index import ImageIndex
 from yolov7.evaluation.coco import columns, matched
 from yolov7.evaluation.suspects import SUSPECT_KINDS, SuspectKind, find_doubts
-from yolov7.settings import Settings
 from yolov7.structures import Detections
+from yolov7.system.settings_base import Settings
 
 CONFIDENCE = 0.25  # lowest score of a detection that counts as an error or is shown
 IOU, BACKGROUND_IOU = 0.5, 0.1  # TIDE's thresholds: from the first on a box is right, below the second it is background

@@ -22,12 +22,13 @@ from yolov7.data.cache import available_memory
 from yolov7.data.index import load_index
 from yolov7.errors import SettingError, TrainingError, UserError, one_line
 from yolov7.nn.model import DetectionModel
-from yolov7.settings import AUTO_BATCH, TrainSettings
+from yolov7.settings import TrainSettings
 from yolov7.structures import Batch, Targets
 from yolov7.system.files import write_whole
 from yolov7.system.memory import keep_memory
 from yolov7.system.plugins import allow_plugins
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
+from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_schedule
 from yolov7.training.state import TrainState

@@ -9,9 +9,11 @@ of a run of 12. From then on, it is a run like any other: after an interruption,
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from yolov7.system.files import write_whole
+from yolov7.training.checkpoint import Checkpoint, Checkpoints
 from yolov7.training.job import TrainJob
 from yolov7.training.record import read_epochs
 
@@ -82,6 +84,30 @@ def accepted_fingerprints(job: TrainJob) -> tuple[str, ...]:
         job: The run.
     """
     return (job.fingerprint, *map(_fingerprint_of, job.continued_from[-1:]))
+
+
+def newest_checkpoint(job: TrainJob, checkpoints: Checkpoints, *, report: Callable[[str], None]) -> Checkpoint | None:
+    """Read the newest intact checkpoint from which a run may continue.
+
+    Args:
+        job: The run.
+        checkpoints: The checkpoints of its folder.
+        report: Called with one sentence if the newest checkpoint is that of another run.
+
+    Returns:
+        The checkpoint; None if there is none.
+
+    Raises:
+        ArtifactError: There are checkpoints, but all are damaged.
+    """
+    newest = checkpoints.newest()
+    if newest is None or newest.fingerprint in accepted_fingerprints(job):
+        return newest
+    report(
+        f"an earlier run in this folder, trained up to step {newest.step}, had other settings, data or starting "
+        "weights; it is not continued, and training starts from the beginning"
+    )
+    return None
 
 
 def history_metadata(job: TrainJob) -> dict[str, list[str]]:

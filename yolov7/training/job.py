@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import Field
 
 from yolov7.errors import SettingError
-from yolov7.settings import Settings, TrainSettings
+from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import ModelSpec, spec_from_json
 from yolov7.system.locks import exclusive
 from yolov7.system.plugins import BLOCK, allow_plugins, load_plugin, source_hash
+from yolov7.system.settings_base import Settings
 
 # Settings that do not affect the result. A recipe is expanded into its keys; weights are identified by their content.
 NO_EFFECT = {

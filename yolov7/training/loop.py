@@ -29,7 +29,7 @@ from yolov7.training.conditions import (
     settle_threads,
     with_lasting_precision,
 )
-from yolov7.training.continuation import accepted_fingerprints, history_metadata
+from yolov7.training.continuation import history_metadata, newest_checkpoint
 from yolov7.training.distillation import Distillation, open_teacher
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob, check_own_code
@@ -344,19 +344,9 @@ class Trainer:
         The leading worker decides which one it is, because storage may show new files to other machines later.
         """
         is_lead = self._worker.is_lead
-        own = self._newest_of_this_run() if is_lead else None
+        own = newest_checkpoint(self._job, self._checkpoints, report=self._report) if is_lead else None
         step = self._worker.gather(own.step if own else None)[0]
         return own if is_lead or step is None else self._checkpoints.of_step(step)
-
-    def _newest_of_this_run(self) -> Checkpoint | None:
-        newest = self._checkpoints.newest()
-        if newest is None or newest.fingerprint in accepted_fingerprints(self._job):
-            return newest
-        self._report(
-            f"an earlier run in this folder, trained up to step {newest.step}, had other settings, data or starting "
-            "weights; it is not continued, and training starts from the beginning"
-        )
-        return None
 
     def _wait_for_checkpoint(self) -> None:
         try:
@@ -376,8 +366,7 @@ class Trainer:
             self._add_time()
             lr = self._stepper.lr(self.progress.step - 1)
             told = describe_epoch(self.progress, self._job.settings, self._worker, precision=self._precision)
-            share = self._stepper.teacher_share
-            line = {**told, "lr": lr, **rates, **({} if share is None else {"teacher_share": share}), **figures}
+            line = {**told, "lr": lr, **rates, **self._stepper.rates(), **figures}
             earlier = read_epochs(self._job.run_folder)
             self._final_weights.store_epoch(line, earlier=earlier, model=self._state.model, ema=self._state.ema.model)
             self._record.add_epoch(line)

@@ -77,10 +77,11 @@ class Stepper:
         self._skipped_in_a_row = 0
         self._seconds = 0.0
 
-    @property
-    def teacher_share(self) -> float | None:
-        """Share of the time of all steps of this process in which the teacher has computed; None without a teacher."""
-        return self._distillation.seconds / self._seconds if self._distillation and self._seconds else None
+    def rates(self) -> dict[str, float]:
+        """Return the share of the time of all steps of this process in which the teacher computed, if there is one."""
+        if not self._distillation or not self._seconds:
+            return {}
+        return {"teacher_share": self._distillation.seconds / self._seconds}
 
     @property
     def last_step_succeeded(self) -> bool:

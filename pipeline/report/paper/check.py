@@ -10,7 +10,7 @@ from pipeline.external import has_zoo_library
 from pipeline.report.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.report.paper.printed import LABELS, TITLES, PrintedRow, printed_table, read_csv, round_as
 from pipeline.report.paper.zoo import count_zoo, zoo_models
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 QUANTITIES = ("params_m", "gflops")
 Verdict = Literal["equal", "erratum", "differs"]

@@ -19,7 +19,7 @@ from pipeline.report.paper.counting import (
 )
 from pipeline.report.paper.improvement import Improvement, improvements, rounding_range
 from pipeline.report.paper.printed import LABELS, TITLES, PrintedRow, printed_table, read_csv
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 Kind = Literal["misprint", "graph", "counting", "name", "division"]
 _COUNTERS: Mapping[Convention, str] = {

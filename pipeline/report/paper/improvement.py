@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pipeline.report.paper.check import QUANTITIES
 from pipeline.report.paper.printed import PrintedChange, decimals, printed_changes, printed_table, value_of
-from yolov7.settings import Settings
+from yolov7.system.settings_base import Settings
 
 Figures = Mapping[str, float]  # by quantity
 

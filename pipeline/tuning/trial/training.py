@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, final
 
 from pipeline.tuning.budget.plan import SpeedSample
-from yolov7.settings import Settings
 from yolov7.system.files import write_whole
+from yolov7.system.settings_base import Settings
 from yolov7.training.checkpoint import load_checkpoint, save_checkpoint
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import Trainer, fit
