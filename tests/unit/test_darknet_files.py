@@ -68,7 +68,10 @@ def test_the_scale_makes_up_for_the_smaller_epsilon(tmp_path: Path) -> None:
 
 def test_files_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.weights"
-    sizes = "yolov7-tiny has 24,967,560, yolov7 has 147,898,248, yolov7x has 285,638,760"
+    sizes = (
+        "yolov7-tiny has 24,967,560, yolov7 has 147,898,248, yolov7x has 285,638,760, yolov4 has 257,717,640, "
+        "yolov4-tiny has 24,251,276"
+    )
     for values in (tiny()[:-4], tiny() + bytes(4), b"\0" * 4):
         write_darknet(path, values)
         assert f"bytes fit no number of classes (with 80 classes, {sizes}); download it again" in refusal(path)
