@@ -160,7 +160,9 @@ def test_the_command_writes_what_it_prints(
 
 def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = []
-    monkeypatch.setattr(api_train, "fit", lambda job, worker: workers.append(worker.loader_workers) or fit(job, worker))
+    monkeypatch.setattr(
+        api_train, "fit", lambda job, worker, **own: workers.append(worker.loader_workers) or fit(job, worker, **own)
+    )
     settings = {"epochs": 1, "batch_size": 3, "image_size": 64, "precision": "float32"}
     spec = resolve_spec(SMALL, name="small")
     path = yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None)
@@ -168,6 +170,6 @@ def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path, monkeypatch
     assert workers == [torch.get_num_threads()]
     assert yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None) == path  # nothing to do
     with pytest.raises(SettingError, match="other data or settings"):
-        yolov7.train(spec, truth, tmp_path / "run", settings={**settings, "epochs": 2}, val_split=None)
+        yolov7.train(spec, truth, tmp_path / "run", settings={**settings, "batch_size": 2}, val_split=None)
     with pytest.raises(SettingError, match="epoch"):
         yolov7.train(spec, truth, tmp_path / "other", settings={"epoch": 2})

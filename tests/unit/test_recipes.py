@@ -154,10 +154,10 @@ def test_keys_stated_for_all_variants_stay_beside_the_recipe_small() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_of_augmentation_is_a_name_for_all_keys_but_the_flips(name: str) -> None:
-    flips = {"flip_horizontal", "flip_vertical"}
-    assert PRESETS[name].keys() == AugmentSettings.model_fields.keys() - flips
+    others = {"flip_horizontal", "flip_vertical", "plugins"}
+    assert PRESETS[name].keys() == AugmentSettings.model_fields.keys() - others
     found = settings(augment=name, recipe="p5").augment
-    assert found.model_dump(exclude=flips) == PRESETS[name]
+    assert found.model_dump(exclude=others) == PRESETS[name]
     assert (
         settings(augment={"preset": name, "mosaic": 0.2}).augment
         == settings(augment={**PRESETS[name], "mosaic": 0.2}).augment

@@ -28,7 +28,7 @@ from yolov7.spec.block_schema import ConvRow, CspRow, CspTinyRow, ElanRow, RepCo
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 
-PUBLISHED_SPECS = ("yolov7-tiny", "yolov7", "yolov7x", "yolov4", "yolov4-tiny")
+DARKNET_SPECS = ("yolov7-tiny", "yolov7", "yolov7x", "yolov4", "yolov4-tiny")
 """The packaged specs of which weights in this format are published."""
 
 _SCALE_XY = {"yolov4": (1.2, 1.1, 1.05), "yolov4-tiny": (1.05, 1.05)}  # of their configurations, finest level first
@@ -81,7 +81,7 @@ def find_darknet_specs(path: Path) -> list[str]:
         ArtifactError: The file does not start with darknet's version.
     """
     num_values = _count_values(path)
-    return [name for name in PUBLISHED_SPECS if _count_classes(plain_spec(load_spec(name)), num_values)]
+    return [name for name in DARKNET_SPECS if _count_classes(plain_spec(load_spec(name)), num_values)]
 
 
 def read_darknet(path: Path, *, spec: ModelSpec) -> DarknetModel:
@@ -117,7 +117,7 @@ def read_darknet(path: Path, *, spec: ModelSpec) -> DarknetModel:
     if spec.name in _SCALE_XY:
         remarks.append("its boxes are decoded as darknet decodes them, so it cannot be trained further")
         return DarknetModel(model, tuple(remarks), "stretch")
-    if spec.name not in PUBLISHED_SPECS:
+    if spec.name not in DARKNET_SPECS:
         remarks.append(_DECODING)
     return DarknetModel(model, tuple(remarks), "centre")
 

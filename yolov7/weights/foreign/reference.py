@@ -21,7 +21,7 @@ from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 from yolov7.system.files import is_file, write_whole
 from yolov7.weights.foreign.anchor_free import Family, find_family, find_specs_of_family, fit_family, read_tensors
-from yolov7.weights.foreign.darknet import PUBLISHED_SPECS, find_darknet_specs, is_darknet, misfit, read_darknet
+from yolov7.weights.foreign.darknet import DARKNET_SPECS, find_darknet_specs, is_darknet, misfit, read_darknet
 from yolov7.weights.foreign.detection_head import BUFFERS, Head, read_head
 from yolov7.weights.foreign.fitting import find_specs, fit
 from yolov7.weights.foreign.model_file import ForeignModel, open_safetensors_model, open_torch_model
@@ -254,7 +254,7 @@ def _import_darknet(
     if spec is None:
         fitting = find_darknet_specs(path)
         if not fitting and fallback is None:
-            raise misfit(path, [load_spec(name) for name in PUBLISHED_SPECS])
+            raise misfit(path, [load_spec(name) for name in DARKNET_SPECS])
         spec = _only_spec(path, fitting, fallback)
     model, remarks, letterbox = read_darknet(path, spec=spec)
     class_names = choose_names(None, num_classes=model.num_classes)
