@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.artifacts import SMALL
@@ -114,3 +116,10 @@ def test_auto_is_written_as_a_word_and_read_again() -> None:
     assert with_batch(settings, 4) == TrainSettings(batch_size=4)
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         TrainSettings.model_validate({"batch_size": 0})
+
+
+def test_the_memory_of_the_process_that_starts_the_measurement_does_not_count() -> None:
+    np.ones(192 << 20)  # 1.5 GiB, which count as a peak of this process
+    code = "import torch; from yolov7.training.auto_batch import _peak_memory; print(_peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1 << 30
