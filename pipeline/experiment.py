@@ -32,7 +32,7 @@ from pipeline.tune_settings import OPTIONS_OF, TuneSettings
 from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
 from yolov7.recipes import resolve_settings
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, infer_shapes
+from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file, sha256_of
 from yolov7.system.plugins import allow_plugins
@@ -366,11 +366,11 @@ def _hash_own_code(spec: ModelSpec, settings: TrainSettings, *, key: str) -> dic
 
 
 def _check_size(name: str, spec: ModelSpec, image_size: int, *, key: str) -> None:
-    stride = max(shape.stride for shape in infer_shapes(spec).values())
+    stride = largest_stride(spec)
     if image_size % stride:
-        nearest = max(1, round(image_size / stride)) * stride
         raise SettingError(
-            f"{key}={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; try {nearest}"
+            f"{key}={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; try "
+            f"{nearest_multiple(image_size, stride)}"
         )
 
 

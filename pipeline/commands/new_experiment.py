@@ -20,7 +20,7 @@ from yolov7.data.image_headers import read_header
 from yolov7.data.images import read_content
 from yolov7.errors import ArtifactError, DataError, SettingError, shown
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, infer_shapes
+from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
 from yolov7.spec.spec_files import list_specs, load_spec
 from yolov7.system.files import write_whole
 from yolov7.training.data_recipe import NAME, DataFacts, fit_to_data
@@ -210,10 +210,10 @@ def _choose_model(weights: Path | None) -> tuple[str, ModelSpec, str]:
 
 
 def _choose_size(facts: _Facts, spec: ModelSpec, size: int | None) -> _Choice:
-    stride = max(shape.stride for shape in infer_shapes(spec).values())
+    stride = largest_stride(spec)
     if size is not None:
         if size < stride or size % stride:
-            nearest = max(1, round(size / stride)) * stride
+            nearest = nearest_multiple(size, stride)
             raise SettingError(f"--size={size} must be a multiple of {stride}, the largest stride; try {nearest}")
         return _Choice(str(size), "as --size states")
     sizes = [one for one in _SIZES if one % stride == 0]

@@ -21,7 +21,7 @@ from pipeline.tuning.search.train_space import draw_settings, resolve_ranges, wi
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import SettingError
-from yolov7.spec.graph import ModelSpec, infer_shapes
+from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training.job import TrainJob
@@ -191,10 +191,10 @@ def check_resume(setup: Setup, journal: Journal, *, resume: bool) -> None:
 
 
 def _check_sizes(base: ModelSpec, sizes: tuple[int, ...]) -> None:
-    stride = max(shape.stride for shape in infer_shapes(base).values())
+    stride = largest_stride(base)
     for size in sizes:
         if size % stride:
-            nearest = max(1, round(size / stride)) * stride
             raise SettingError(
-                f"tune.image_sizes: {size} must be a multiple of {stride}, the base's largest stride; try {nearest}"
+                f"tune.image_sizes: {size} must be a multiple of {stride}, the base's largest stride; try "
+                f"{nearest_multiple(size, stride)}"
             )

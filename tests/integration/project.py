@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.experiment import Experiment
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 CODE = ("yolov7", "pipeline", "dvc.yaml", "experiments", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
@@ -86,3 +88,15 @@ class Project:
 
     def json(self, path: str) -> Any:
         return json.loads((self.folder / "artifacts" / path).read_text())
+
+
+def run_to_evaluate(experiment: Experiment) -> None:
+    """Run all stages up to `evaluate` with the first seed, in this process and its working folder."""
+    from pipeline.commands import run_stages as commands  # imports much that most users of this module do not need
+
+    chosen = [(variant, experiment.seeds[0]) for variant in experiment.variants.values()]
+    commands.run_resolve(experiment)
+    commands.run_prepare(experiment)
+    commands.run_train(experiment, chosen)
+    commands.run_reparam(experiment, chosen)
+    commands.run_evaluate(experiment, chosen)

@@ -15,7 +15,7 @@ from pipeline.commands.experiments import use_experiment
 from pipeline.commands.submission import make_submission
 from pipeline.commands.weights import export_weights
 from pipeline.experiment import load_experiment
-from tests.integration.project import Project
+from tests.integration.project import Project, run_to_evaluate
 from yolov7.data.coco_names import COCO_NAMES
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import load_spec
@@ -37,12 +37,7 @@ def test_table_1_is_filled_by_a_training_and_by_given_weights(tmp_path: Path, mo
     trained = params["variants"]["yolov7-tiny-416"]
     project.write(params | {"variants": {"yolov7-tiny-416": trained, "yolov7-tiny-320": given}})
     experiment = load_experiment()
-    chosen = [(experiment.variant(name), 0) for name in experiment.variants]
-    commands.run_resolve(experiment)
-    commands.run_prepare(experiment)
-    commands.run_train(experiment, chosen)
-    commands.run_reparam(experiment, chosen)
-    commands.run_evaluate(experiment, chosen)
+    run_to_evaluate(experiment)
     commands.run_benchmark(experiment)
     commands.run_tables(experiment)
     assert project.json("train/yolov7-tiny-416/0/train.json")["epochs"] == 1

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.commands import run_stages as commands
 from pipeline.experiment import load_experiment
-from tests.integration.project import SMALL, Project
+from tests.integration.project import SMALL, Project, run_to_evaluate
 from yolov7.detect.detector import Detector
 from yolov7.export.export_model import export_model
 
@@ -34,12 +33,7 @@ def test_every_family_passes_the_pipeline(tmp_path: Path, monkeypatch: pytest.Mo
     train = {"epochs": 1, "batch_size": 2, "image_size": 64, "precision": "float32", "optim": {"warmup_epochs": 0.0}}
     project.write(SMALL | {"data": data, "variants": VARIANTS, "train": train})
     experiment = load_experiment()
-    chosen = [(experiment.variant(name), 0) for name in experiment.variants]
-    commands.run_resolve(experiment)
-    commands.run_prepare(experiment)
-    commands.run_train(experiment, chosen)
-    commands.run_reparam(experiment, chosen)
-    commands.run_evaluate(experiment, chosen)
+    run_to_evaluate(experiment)
     image = next(Path("artifacts/prepare").rglob("*.jpg"))
     for name in VARIANTS:
         proof = project.json(f"reparam/{name}/0/reparam.json")

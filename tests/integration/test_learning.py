@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,8 @@ import torch
 import yaml
 
 from pipeline.data_settings import DataSettings, SyntheticSettings
-from pipeline.experiment import load_experiment, parse_experiment
+from pipeline.experiment import ResolvedVariant, load_experiment, parse_experiment
 from pipeline.stages.prepare import prepare
-from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS, fit
@@ -31,34 +31,31 @@ def train_and_measure(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle_
     synthetic = SyntheticSettings(train_images=400, val_images=80, image_size=128, shuffle_labels=shuffle_labels)
     prepare(DataSettings(synthetic=synthetic))
     changes = {"epochs": 8, "image_size": 128, "validate_every": 8}
-    job = TrainJob(
-        spec_json=spec_to_json(DEMO.variant("nano").spec),
-        settings=TrainSettings.model_validate(DEMO.variant("nano").train.model_dump() | changes),
-        seed=0,
-        data_folder=folder / "artifacts" / "prepare",
-        data_hash="",
-        run_folder=folder / "run",
-    )
-    fit(job, Worker(device=torch.device("cpu"), loader_workers=1))
-    return float(read_epochs(folder / "run")[-1]["AP"])
+    variant = DEMO.variant("nano")
+    return fit_and_measure(folder, "run", replace(variant, train=variant.train.model_copy(update=changes)))
 
 
-def fine_tune_and_measure(folder: Path) -> float:
-    """Return AP after two epochs of fine-tuning on the same data, beside the demo's settings for all variants."""
-    content = yaml.safe_load(DEMO_FILE.read_text(encoding="utf-8"))
-    weights = folder / "run" / WEIGHTS
-    own = {"recipe": "finetune", "weights": str(weights), "epochs": 2, "image_size": 128, "validate_every": 2}
-    variant = parse_experiment({**content, "variants": {"fine": {"spec": "nano", "train": own}}}).variant("fine")
+def fit_and_measure(folder: Path, name: str, variant: ResolvedVariant) -> float:
+    """Train a variant on the prepared data of a folder, in a run folder of this name, and return its last AP."""
     job = TrainJob(
         spec_json=spec_to_json(variant.spec),
         settings=variant.train,
         seed=0,
         data_folder=folder / "artifacts" / "prepare",
         data_hash="",
-        run_folder=folder / "fine",
+        run_folder=folder / name,
     )
     fit(job, Worker(device=torch.device("cpu"), loader_workers=1))
-    return float(read_epochs(folder / "fine")[-1]["AP"])
+    return float(read_epochs(job.run_folder)[-1]["AP"])
+
+
+def fine_tune_and_measure(folder: Path) -> float:
+    """Return AP after two epochs of fine-tuning on the same data, with the demo's settings stated for all variants."""
+    content = yaml.safe_load(DEMO_FILE.read_text(encoding="utf-8"))
+    weights = folder / "run" / WEIGHTS
+    own = {"recipe": "finetune", "weights": str(weights), "epochs": 2, "image_size": 128, "validate_every": 2}
+    variant = parse_experiment({**content, "variants": {"fine": {"spec": "nano", "train": own}}}).variant("fine")
+    return fit_and_measure(folder, "fine", variant)
 
 
 def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,12 @@ def test_a_teacher_whose_outputs_mean_something_else_is_refused(
     assert len(fitted(*models, outputs=0.0, features=1.0).adapters) == 3
 
 
+def test_a_head_with_two_branches_imitates_no_teacher() -> None:
+    model = model_of({**WIDER, "head": "one_to_one"})
+    with pytest.raises(SettingError, match=r"cannot be imitated by the head 'detect_one_to_one'; use another head"):
+        fitted(model, model)
+
+
 def test_anchors_decide_what_an_output_means_and_are_those_of_the_teacher_with_auto() -> None:
     teacher, student = model_of(WIDER), model_of(SMALL)
     teacher.anchors_px = teacher.anchors_px * 1.5

@@ -60,28 +60,14 @@ def make_loss(model: DetectionModel, settings: TrainSettings, *, epoch: int = 0)
             return YoloxLoss(strides, _yolox_assigner(strides, settings), uses_l1=is_closing, nominal_batch=nominal)
         case PpyoloeHeadRow(bins=bins):
             aligned = TaskAlignedAssigner(strides, bins, top=13, alpha=1.0, beta=6.0, overlap="iou", four_cells=four)
-            gains = _with_own_similarity(PPYOLOE_GAINS, settings)
-            scoring = _scoring(aligned, settings, epoch)
-            return DistributionLoss(strides, scoring, bins=bins, gains=gains, nominal_batch=nominal)
+            return _distribution_loss(strides, _scoring(aligned, settings, epoch), bins, PPYOLOE_GAINS, settings)
         case DflHeadRow(bins=bins):
-            aligned = TaskAlignedAssigner(strides, bins, top=10, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four)
-            gains = _with_own_similarity(U6_GAINS, settings)
-            scoring = _scoring(aligned, settings, epoch)
-            return DistributionLoss(strides, scoring, bins=bins, gains=gains, nominal_batch=nominal)
+            aligned = _u6_assigner(strides, bins, top=10, four_cells=four)
+            return _distribution_loss(strides, _scoring(aligned, settings, epoch), bins, U6_GAINS, settings)
         case OneToOneHeadRow(bins=bins):
             _refuse_own_assigner(settings)
-            gains = _with_own_similarity(U6_GAINS, settings)
-            lead, auxiliary = (
-                DistributionLoss(
-                    strides,
-                    TaskAlignedAssigner(strides, bins, top=top, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four),
-                    bins=bins,
-                    gains=gains,
-                    nominal_batch=nominal,
-                )
-                for top in (1, 10)
-            )
-            return DualLoss(lead, auxiliary)
+            assigners = (_u6_assigner(strides, bins, top=top, four_cells=four) for top in (1, 10))
+            return DualLoss(*(_distribution_loss(strides, each, bins, U6_GAINS, settings) for each in assigners))
         case row:
             raise AssertionError(f"{row.block} has no loss")
 
@@ -118,6 +104,14 @@ def _scoring(aligned: TaskAlignedAssigner, settings: TrainSettings, epoch: int) 
     return aligned
 
 
-def _with_own_similarity(gains: DistributionGains, settings: TrainSettings) -> DistributionGains:
-    own = settings.loss.box_loss
-    return gains._replace(similarity=own) if is_dotted(own) else gains
+def _u6_assigner(strides: tuple[int, ...], bins: int, *, top: int, four_cells: bool) -> TaskAlignedAssigner:
+    return TaskAlignedAssigner(strides, bins, top=top, alpha=0.5, beta=6.0, overlap="ciou", four_cells=four_cells)
+
+
+def _distribution_loss(
+    strides: tuple[int, ...], assigner: ScoringAssigner, bins: int, gains: DistributionGains, settings: TrainSettings
+) -> DistributionLoss:
+    """Return the loss of a head with distributions, with an own measure of similarity if the settings name one."""
+    own, nominal = settings.loss.box_loss, settings.optim.nominal_batch
+    gains = gains._replace(similarity=own) if is_dotted(own) else gains
+    return DistributionLoss(strides, assigner, bins=bins, gains=gains, nominal_batch=nominal)

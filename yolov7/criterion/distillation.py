@@ -25,6 +25,7 @@ from yolov7.criterion.candidates import Anchors, Assignment
 from yolov7.criterion.loss import decode_cells, detection_gains, level_balance
 from yolov7.criterion.loss_parts import SumOverRanks, select
 from yolov7.criterion.simota import decode_yolox
+from yolov7.errors import SettingError
 from yolov7.nn.anchor_free_heads import decode_bins
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
@@ -250,8 +251,7 @@ def _choose_gains(model: DetectionModel, settings: TrainSettings) -> _Gains:
             scaled = detection_gains(
                 settings.loss, levels, num_classes=model.num_classes, image_size=settings.image_size
             )
-            balance = level_balance(levels)
-            balance = balance if settings.loss.objectness_balance == "fine" else balance[::-1]
+            balance = level_balance(levels, largest=settings.loss.objectness_balance)
             return _Gains(  # the loss of objects has a sum over levels and a mean over classes
                 box=scaled.box * levels,
                 distribution=0.0,
@@ -266,5 +266,8 @@ def _choose_gains(model: DetectionModel, settings: TrainSettings) -> _Gains:
         case DflHeadRow():
             gains = U6_GAINS
         case row:
-            raise AssertionError(f"{row.block} has no loss")
+            raise SettingError(
+                f"distil.teacher={settings.distil.teacher} cannot be imitated by the head {row.block!r}; use "
+                "another head, or no teacher"
+            )
     return _Gains(gains.box, gains.distribution, (), gains.classification, 1.0 if gains.sums_images else share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -64,8 +64,7 @@ class DetectionLoss(Loss):
         self._similarity = similarity_of(settings.box_loss)
         self._num_classes = num_classes
         self._gains = detection_gains(settings, len(strides), num_classes=num_classes, image_size=image_size)
-        balance = level_balance(len(strides))
-        self._balance = balance if settings.objectness_balance == "fine" else balance[::-1]
+        self._balance = level_balance(len(strides), largest=settings.objectness_balance)
 
     def assign(self, maps: HeadMaps, targets: Targets) -> HeadsAssignment:
         """Return the positive cells of both heads; see `Loss`."""
@@ -190,7 +189,7 @@ def detection_gains(settings: LossSettings, num_levels: int, *, num_classes: int
     )
 
 
-def level_balance(num_levels: int) -> tuple[float, ...]:
+def level_balance(num_levels: int, *, largest: Literal["fine", "coarse"] = "fine") -> tuple[float, ...]:
     """Return the weight of the objectness loss of each level, finest level first.
 
     Three levels have weights of their own. The reference has five weights for larger models, 4, 1, 0.25, 0.06 and 0.02;
@@ -198,14 +197,14 @@ def level_balance(num_levels: int) -> tuple[float, ...]:
 
     Args:
         num_levels: Number of levels of the head.
+        largest: The level with the largest weight: the finest or the coarsest one.
 
     Returns:
         One positive weight per level.
     """
-    if num_levels == 3:
-        return 4.0, 1.0, 0.4
     further = (0.02 / 4**i for i in range(1, num_levels - 4))
-    return (4.0, 1.0, 0.25, 0.06, 0.02, *further)[:num_levels]
+    weights = (4.0, 1.0, 0.4) if num_levels == 3 else (4.0, 1.0, 0.25, 0.06, 0.02, *further)[:num_levels]
+    return weights if largest == "fine" else weights[::-1]
 
 
 def make_assigner(anchors: Anchors, settings: LossSettings) -> HeadsAssigner:

@@ -59,9 +59,8 @@ def similarity_of(name: str) -> Similarity:
     return checked
 
 
-@final
-class OwnAssigner(Assigner):
-    """An own assigner of a head with objectness."""
+class _Own:
+    """An own assigner. What it returns is checked completely the first time only, because the checks wait for a GPU."""
 
     def __init__(self, name: str, head: HeadGeometry) -> None:
         """Make the assigner.
@@ -70,42 +69,12 @@ class OwnAssigner(Assigner):
             name: Its dotted name.
             head: The head that it serves.
         """
-        self._assign = _Checked(name, head)
-
-    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
-        """Return the positives; see `Assigner`."""
-        return self._assign(maps, targets).cells
-
-
-@final
-class OwnScoringAssigner(ScoringAssigner):
-    """An own assigner of a head with distributions."""
-
-    def __init__(self, name: str, head: HeadGeometry) -> None:
-        """Make the assigner.
-
-        Args:
-            name: Its dotted name.
-            head: The head that it serves.
-        """
-        self._assign = _Checked(name, head)
-
-    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
-        """Return the positives and their scores; see `ScoringAssigner`."""
-        return self._assign(maps, targets)
-
-
-@final
-class _Checked:
-    """What an own assigner returns, checked completely the first time, because the checks wait for a GPU."""
-
-    def __init__(self, name: str, head: HeadGeometry) -> None:
         self._name, self._needs_scores, self._is_checked = name, head.bins > 0, False
         with naming(f"the assigner {name}"):
             self._own: Callable[..., Any] = load_plugin(name, ASSIGNER)(head)
 
     @torch.no_grad()
-    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
+    def _assign(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
         with naming(f"the assigner {self._name}"):
             found = self._own(maps, targets)
         wanted = "Scored" if self._needs_scores else "Assignment"
@@ -117,6 +86,24 @@ class _Checked:
                 raise TrainingError(f"the assigner {self._name} returned an {wanted} in which {fault}; correct it")
             self._is_checked = len(scored.cells) > 0
         return scored
+
+
+@final
+class OwnAssigner(_Own, Assigner):
+    """An own assigner of a head with objectness."""
+
+    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
+        """Return the positives; see `Assigner`."""
+        return self._assign(maps, targets).cells
+
+
+@final
+class OwnScoringAssigner(_Own, ScoringAssigner):
+    """An own assigner of a head with distributions."""
+
+    def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
+        """Return the positives and their scores; see `ScoringAssigner`."""
+        return self._assign(maps, targets)
 
 
 def _fault(scored: Scored, maps: Sequence[Tensor], targets: Targets) -> str:

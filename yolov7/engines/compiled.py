@@ -36,12 +36,7 @@ class CompiledEngine:
         # Freezing makes constants of the weights, so that they can be stored as the convolutions read them.
         self._run = torch.compile(forward, options={"freezing": True} if device.type == "cpu" else None)
         self._device = device
-        self._needs_suppression = model.spec.head.needs_suppression
-
-    @property
-    def needs_suppression(self) -> bool:
-        """Whether several predictions may be of one object."""
-        return self._needs_suppression
+        self.needs_suppression = model.spec.head.needs_suppression
 
     @torch.no_grad()  # freezing needs this; it has no effect in inference_mode
     def decode(self, images: Tensor) -> Tensor:
@@ -76,15 +71,10 @@ class CudaGraphEngine:
             dtype: Floating-point type of the forward pass.
         """
         self._model = model
-        self._needs_suppression = model.spec.head.needs_suppression
+        self.needs_suppression = model.spec.head.needs_suppression
         self._dtype = dtype
         self._device = next(model.parameters()).device
         self._graphs: dict[tuple[int, ...], _Captured] = {}
-
-    @property
-    def needs_suppression(self) -> bool:
-        """Whether several predictions may be of one object."""
-        return self._needs_suppression
 
     @torch.inference_mode()
     def decode(self, images: Tensor) -> Tensor:

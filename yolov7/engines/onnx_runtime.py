@@ -58,11 +58,7 @@ class OnnxRuntimeEngine:
             raise ArtifactError(f"{path}: ONNX Runtime cannot load it ({one_line(error)}); {REMEDY}") from None
         check_outputs(path, (output.name for output in self._session.get_outputs()), metadata)
         self._metadata = metadata
-
-    @property
-    def needs_suppression(self) -> bool:
-        """Whether several predictions may be of one object."""
-        return self._metadata.needs_suppression
+        self.needs_suppression = metadata.needs_suppression
 
     def decode(self, images: Tensor) -> Tensor:
         """Compute the decoded predictions of a batch.

@@ -111,13 +111,9 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise ArtifactError(f"{path}: OpenVINO cannot compile it ({one_line(error)}); {REMEDY}") from None
         self._metadata = metadata
+        self.needs_suppression = metadata.needs_suppression
         self._calls: Counter[tuple[int, ...]] = Counter()
         self._fixed: dict[tuple[int, ...], Any] = {}
-
-    @property
-    def needs_suppression(self) -> bool:
-        """Whether several predictions may be of one object."""
-        return self._metadata.needs_suppression
 
     def decode(self, images: Tensor) -> Tensor:
         """Compute the decoded predictions of a batch.

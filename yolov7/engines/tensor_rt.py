@@ -84,12 +84,8 @@ class TensorRtEngine:
             tensorrt.int64: torch.int64,
         }
         self._metadata = metadata
+        self.needs_suppression = metadata.needs_suppression
         self._device = device
-
-    @property
-    def needs_suppression(self) -> bool:
-        """Whether several predictions may be of one object."""
-        return self._metadata.needs_suppression
 
     @torch.inference_mode()
     def decode(self, images: Tensor) -> Tensor:

@@ -75,12 +75,8 @@ class TorchScriptEngine:
         except RuntimeError as error:
             raise ArtifactError(f"{path}: torch cannot load it ({one_line(error)}); {REMEDY}") from None
         self._metadata = metadata
+        self.needs_suppression = metadata.needs_suppression
         self._device = device
-
-    @property
-    def needs_suppression(self) -> bool:
-        """Whether several predictions may be of one object."""
-        return self._metadata.needs_suppression
 
     @torch.inference_mode()
     def decode(self, images: Tensor) -> Tensor:

@@ -92,6 +92,25 @@ class ModelSize(NamedTuple):
     parameters: int
 
 
+def largest_stride(spec: ModelSpec) -> int:
+    """Return the largest stride of the maps of a specification, of which the sides of images must be multiples.
+
+    Args:
+        spec: The specification.
+    """
+    return max(shape.stride for shape in infer_shapes(spec).values())
+
+
+def nearest_multiple(size: int, stride: int) -> int:
+    """Return the multiple of a stride that is nearest to a size, and at least the stride.
+
+    Args:
+        size: The side of an image in pixels.
+        stride: The stride in pixels.
+    """
+    return max(1, round(size / stride)) * stride
+
+
 def infer_shapes(spec: ModelSpec) -> dict[str, MapShape]:
     """Return the shape of every map.
 

@@ -27,7 +27,7 @@ _WEIGHTS = "weights.safetensors"
 
 
 def with_history(job: TrainJob, folder: Path) -> TrainJob:
-    """Return a job as the continuation of the run in a folder, or as this run, if it continues another one.
+    """Return a job with the earlier runs that it continues, as the run in a folder says.
 
     Args:
         job: A job that continues nothing.
@@ -108,15 +108,6 @@ def newest_checkpoint(job: TrainJob, checkpoints: Checkpoints, *, report: Callab
         "weights; it is not continued, and training starts from the beginning"
     )
     return None
-
-
-def history_metadata(job: TrainJob) -> dict[str, list[str]]:
-    """Return what the weight file of a run says about the runs that it continues; nothing if it continues none.
-
-    Args:
-        job: The run.
-    """
-    return {"continued_from": list(job.continued_from)} if job.continued_from else {}
 
 
 def describe_longer_run(job: TrainJob) -> str:

@@ -16,7 +16,7 @@ from yolov7.errors import ArtifactError, SettingError
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, infer_shapes
+from yolov7.spec.graph import ModelSpec, infer_shapes, largest_stride, nearest_multiple
 from yolov7.spec.head_rows import DetectRow
 from yolov7.system.precision import autocast
 from yolov7.training.job import TrainJob
@@ -56,10 +56,11 @@ def open_teacher(job: TrainJob, class_names: Sequence[str]) -> DetectionModel | 
             model = model if model.fused else fuse(model)
     except ArtifactError as error:
         raise ArtifactError(f"distil.teacher={path}: {error}") from None
-    if job.settings.image_size % (stride := max(shape.stride for shape in infer_shapes(model.spec).values())):
+    size, stride = job.settings.image_size, largest_stride(model.spec)
+    if size % stride:
         raise SettingError(
-            f"image_size={job.settings.image_size} must be a multiple of {stride}, the largest stride of "
-            f"distil.teacher={path}; try {max(1, round(job.settings.image_size / stride)) * stride}"
+            f"image_size={size} must be a multiple of {stride}, the largest stride of distil.teacher={path}; try "
+            f"{nearest_multiple(size, stride)}"
         )
     return model.requires_grad_(False)
 
@@ -207,7 +208,7 @@ def _event() -> torch.cuda.Event:
 
 
 def add_adapters(optimizer: torch.optim.Optimizer, adapters: nn.Module) -> None:
-    """Let an optimizer train adapters at the learning rate of convolutions, without weight decay.
+    """Add adapters to an optimizer, with the learning rate of convolutions and without weight decay.
 
     Args:
         optimizer: An optimizer whose last group holds the biases and stays the last one.

@@ -105,8 +105,10 @@ class TrainJob(Settings):
     @property
     def origin(self) -> dict[str, Any]:
         """What weight files say about the run that made them."""
-        own_code = {"own_code": self.own_code} if self.own_code else {}
-        return {"fingerprint": self.fingerprint, "seed": self.seed, **own_code}
+        origin: dict[str, Any] = {"fingerprint": self.fingerprint, "seed": self.seed}
+        origin |= {"own_code": self.own_code} if self.own_code else {}
+        origin |= {"teacher": self.teacher_hash} if self.teacher_hash else {}
+        return origin | ({"continued_from": list(self.continued_from)} if self.continued_from else {})
 
     def sole_writer(self) -> AbstractContextManager[None]:
         """Return a context manager that holds the lock of the run folder.

@@ -29,7 +29,7 @@ from yolov7.training.conditions import (
     settle_threads,
     with_lasting_precision,
 )
-from yolov7.training.continuation import history_metadata, newest_checkpoint
+from yolov7.training.continuation import newest_checkpoint
 from yolov7.training.distillation import Distillation, open_teacher
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob, check_own_code
@@ -246,8 +246,6 @@ class Trainer:
         if self._record:
             training = {**self._job.origin, "epochs": self.progress.epoch}
             training |= {"precision": self._precision, "ancestors": list(self._start.ancestors)}
-            training |= {"teacher": self._job.teacher_hash} if self._job.teacher_hash else {}
-            training |= history_metadata(self._job)
             save_weights(
                 self._job.run_folder / WEIGHTS,
                 self._make_final_model(self._record),

@@ -71,7 +71,7 @@ class Stepper:
         runner = self._distributed or model
         self._runner: nn.Module = torch.compile(runner) if settings.compile else runner  # type: ignore[assignment]
         self._stride = max(*state.model.strides, distillation.stride if distillation else 0)
-        self._loss: tuple[int, Loss] | None = None  # of an epoch
+        self._of_epoch: tuple[int, Loss, int] | None = None  # see `_epoch`
         self._pending = 0  # steps whose gradients wait for the optimizer
         self._is_summed = True  # whether the pending gradients are summed over all workers
         self._skipped_in_a_row = 0
@@ -107,8 +107,8 @@ class Stepper:
         """
         progress, begun = self._state.progress, time.perf_counter()
         plan = self._schedule.at(progress.step)
-        frozen = count_frozen_rows(self._state.model, self._job.settings, epoch=progress.epoch)
-        apply_plan(self._state.optimizer, plan, share=self._rate_share, num_frozen=frozen)
+        _, num_frozen = self._epoch(progress.epoch)
+        apply_plan(self._state.optimizer, plan, share=self._rate_share, num_frozen=num_frozen)
         self._add_gradients(batch)
         is_due = self._schedule.is_optimizer_step(progress.step, pending=self._pending)
         progress.step += 1
@@ -134,7 +134,7 @@ class Stepper:
         return is_due
 
     def set_restore_point(self) -> bool:
-        """Make this moment the restore point of the state, and return True, if no gradients are pending."""
+        """Make this moment the restore point of the state unless gradients are pending; return whether it is one."""
         if self._pending == 0:
             self._state.set_restore_point()
         return self._pending == 0
@@ -168,18 +168,21 @@ class Stepper:
         sum_over_ranks = worker.sum_over_workers if worker.world_size > 1 else None
         images, maps, inputs = self._forward(batch)
         targets = batch.targets.to(worker.device)
-        parts = self._loss_of_epoch(self._state.progress.epoch)(maps, targets, sum_over_ranks=sum_over_ranks)
+        loss, _ = self._epoch(self._state.progress.epoch)
+        parts = loss(maps, targets, sum_over_ranks=sum_over_ranks)
         own = [parts.box, parts.objectness, parts.classification]
         if self._distillation is None:
             return parts.total, own
         imitated = self._distillation(images, Outputs(maps.lead, inputs), sum_over_ranks=sum_over_ranks)
         return parts.total + imitated.total, [*own, imitated.mean]
 
-    def _loss_of_epoch(self, epoch: int) -> Loss:
-        """Return the loss, which may change with the epoch."""
-        if self._loss is None or self._loss[0] != epoch:
-            self._loss = epoch, make_loss(self._state.model, self._job.settings, epoch=epoch)
-        return self._loss[1]
+    def _epoch(self, epoch: int) -> tuple[Loss, int]:
+        """Return what may change with the epoch only: the loss, and the number of frozen rows."""
+        if self._of_epoch is None or self._of_epoch[0] != epoch:
+            model, settings = self._state.model, self._job.settings
+            loss = make_loss(model, settings, epoch=epoch)
+            self._of_epoch = epoch, loss, count_frozen_rows(model, settings, epoch=epoch)
+        return self._of_epoch[1:]
 
     def _is_last_of_sum(self) -> bool:
         """Return whether the optimizer is due after this step."""
@@ -193,7 +196,7 @@ class Stepper:
         return self._distributed.no_sync() if condition and self._distributed is not None else nullcontext()
 
     def _forward(self, batch: Batch) -> tuple[Tensor, HeadMaps, tuple[Tensor, ...]]:
-        """Return the batch's images as the model sees them, its maps, and those that a teacher's are compared with.
+        """Return the images as the model sees them, its maps, and the maps before its head that are distilled.
 
         A worker whose share is empty computes the maps of a black image, because all workers must take part in a step,
         and returns no image and maps of no image.

@@ -260,7 +260,7 @@ def _split(path: Path, values: NDArray[np.float32], model: DetectionModel) -> di
 
 
 def _norm(name: str, vectors: Tensor, *, exact: float, eps: float) -> dict[str, Tensor]:
-    """Return a batch norm with epsilon `eps` that gives the outputs of one with `exact`: the scale makes up for it."""
+    """Return a batch norm with epsilon `eps` that has the outputs of one with epsilon `exact`, by another scale."""
     bias, scale, mean, variance = vectors
     wide = variance.double()
     scale = (scale.double() * ((wide + eps) / (wide + exact)).sqrt()).float()
