@@ -250,11 +250,9 @@ def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
     aside = _last_finished(folder)
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)  # in one step: an incomplete folder would look like a run that has just begun
-    checkpoints = sorted(aside.glob("checkpoint-*.pt"))
-    if not checkpoints:
+    delete_older_checkpoints(aside)
+    if not any(aside.glob("checkpoint-*.pt")):
         shutil.rmtree(aside)
-    for path in checkpoints[:-1]:
-        path.unlink()
 
 
 def _last_finished(folder: Path) -> Path:
