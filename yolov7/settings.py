@@ -269,6 +269,11 @@ class TrainSettings(Settings):
     freeze_batch_norm: bool = Field(
         False, description="keep the statistics of batch norm of the weights that training starts from"
     )
+    max_images: int = Field(
+        0,
+        ge=0,
+        description="train on this many images of the training split, for every seed the same; 0: all of them",
+    )
     class_balance: Probability = Field(
         0.0, description="classes in a smaller share of the images are sampled more often"
     )

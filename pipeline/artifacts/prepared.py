@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.artifacts.files import existing, stage_folder
 from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.selection import keep_images
 from yolov7.settings import TrainSettings
 from yolov7.training.data_recipe import NAME, Fitted, describe_data, fit_to_data
 
@@ -42,4 +43,4 @@ def fit_to_prepared(settings: TrainSettings) -> Fitted:
     """
     if settings.recipe != NAME:
         return Fitted(settings, ())
-    return fit_to_data(settings, describe_data(load_split("train")))
+    return fit_to_data(settings, describe_data(keep_images(load_split("train"), settings.max_images)))

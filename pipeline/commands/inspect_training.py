@@ -22,6 +22,7 @@ from yolov7.data.images import Image
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import collate
 from yolov7.data.outlines import move
+from yolov7.data.selection import keep_images
 from yolov7.detect.drawing import (
     captioned,
     class_colour,
@@ -62,8 +63,8 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
         OSError: A picture cannot be written.
     """
     variant = resolved.name
-    index = load_split("train")
     settings, reasons = fit_to_prepared(resolved.train)
+    index = keep_images(load_split("train"), settings.max_images)
     folder = fresh_folder(stage_folder("inspect", variant, seed))
     for note in (*reasons, *describe_small_boxes(index, settings), _describe_anchors(resolved.spec, index, settings)):
         console.print(stage_line("inspect", variant, note))

@@ -17,7 +17,7 @@ from pipeline.data_settings import DataFormat, DataSettings, FlawSettings, sourc
 from pipeline.report.check_report import report_checks
 from pipeline.report.health import MAX_LISTED, describe_flaws, make_report, write_sheet
 from pipeline.report.health_page import draw_examples, report_html
-from yolov7.data.divide import divide_flaws, divide_images, select_images
+from yolov7.data.divide import divide_flaws, divide_images
 from yolov7.data.find_data import FoundData, find_data
 from yolov7.data.flaws import Flaw, FlawGroup, FlawKind
 from yolov7.data.health.checks import CHECKS
@@ -26,6 +26,7 @@ from yolov7.data.health.run import ReadData, quick_checks, run_checks
 from yolov7.data.index import ImageIndex, save_index
 from yolov7.data.inspection import KnownImages, Progress
 from yolov7.data.read.coco import read_coco
+from yolov7.data.selection import select_images
 from yolov7.data.sources import JoinedSources, Source
 from yolov7.data.split_store import SplitStore
 from yolov7.data.synthetic.scene import shuffle_labels, write_synthetic

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolov7.data.divide import divide_images, select_images
+from yolov7.data.divide import divide_images
 from yolov7.data.index import ImageIndex
+from yolov7.data.selection import select_images
 from yolov7.errors import DataError
 
 COUNT = 200

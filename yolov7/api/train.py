@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from yolov7.data.find_data import FoundData, find_data, read_split
-from yolov7.data.index import load_index, save_index
+from yolov7.data.index import save_index
 from yolov7.data.loader import count_workers
 from yolov7.errors import DataError, SettingError, one_line
 from yolov7.settings import TrainSettings
@@ -34,6 +34,7 @@ from yolov7.training.continuation import (
 from yolov7.training.data_recipe import describe_data, fit_to_data
 from yolov7.training.job import TrainJob, hash_own_code
 from yolov7.training.loop import WEIGHTS, fit
+from yolov7.training.training_split import load_training_split
 from yolov7.training.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def train(
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
     job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
-    fitted = fit_to_data(job.settings, describe_data(load_index(folder / "data" / "train.npz")))
+    fitted = fit_to_data(job.settings, describe_data(load_training_split(job)))
     notes = tuple(filter(None, (batch_note, *fitted.reasons)))
     job = _claim(job.model_copy(update={"settings": fitted.settings, "notes": notes}))
     if not (folder / WEIGHTS).is_file():

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, final
 import torch
 
 from yolov7.data.cache import available_memory
-from yolov7.data.index import load_index
 from yolov7.errors import SettingError, TrainingError, UserError, one_line
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
@@ -33,6 +32,7 @@ from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_schedule
 from yolov7.training.state import TrainState
 from yolov7.training.steps import Stepper
+from yolov7.training.training_split import load_training_split
 from yolov7.training.worker import Worker
 
 LARGEST_USEFUL = 64
@@ -92,7 +92,7 @@ def choose_batch(job: TrainJob, *, device: str = "auto", workers: int = 1, shari
         SettingError: Not even one image fits.
         TrainingError: The steps fail for another reason.
     """
-    index = load_index(job.data_folder / "train.npz")
+    index = load_training_split(job)
     classes = len(index.class_names)
     return find_batch(job, images=len(index), num_classes=classes, device=device, workers=workers, sharing=sharing)
 

@@ -43,6 +43,7 @@ _ADDED_ABOVE = (  # the same for settings that are in no part
     "freeze_batch_norm",
     "low_resolution",
     "low_resolution_share",
+    "max_images",
     "precise_batch_norm",
     "unfreeze_epochs",
 )

@@ -14,7 +14,6 @@ from typing import final
 
 import torch
 
-from yolov7.data.index import load_index
 from yolov7.errors import TrainingError
 from yolov7.nn.model import DetectionModel
 from yolov7.system.memory import keep_memory
@@ -38,6 +37,7 @@ from yolov7.training.record import RunRecord, read_epochs
 from yolov7.training.start import build_start, set_training
 from yolov7.training.state import Progress, TrainState
 from yolov7.training.steps import DivergedError, Stepper
+from yolov7.training.training_split import load_training_split
 from yolov7.training.validation import Validator
 from yolov7.training.worker import Worker
 from yolov7.weights.weight_files import save_weights
@@ -130,7 +130,7 @@ class Trainer:
         if note := settle_threads(self._found, worker):
             self._report(note, level=logging.INFO)
         self._should_stop, self._should_hurry = should_stop, should_hurry
-        self._train_index = load_index(job.data_folder / "train.npz")
+        self._train_index = load_training_split(job)
         self._validator = Validator(job.data_folder, settings)
         self._loader = build_loader(job, worker, self._train_index)
         schedule = build_schedule(

@@ -19,6 +19,7 @@ from yolov7.training.anchors import choose_anchors, with_anchors
 from yolov7.training.averaging import lineage, weights_id
 from yolov7.training.distillation import anchors_to_share
 from yolov7.training.job import TrainJob
+from yolov7.training.training_split import describe_images
 from yolov7.weights.foreign.reference import open_weights
 from yolov7.weights.transfer import transfer
 
@@ -70,7 +71,8 @@ def build_start(job: TrainJob, index: ImageIndex, *, teacher: DetectionModel | N
         transfer(model, source.model, weights=settings.weights)
     if not settings.unfreeze_epochs:
         freeze(model, last=settings.freeze)
-    return Start(model, ancestors, (*job.notes, *describe_small_boxes(index, settings), *anchor_notes))
+    about_data = (*describe_images(index, settings), *describe_small_boxes(index, settings))
+    return Start(model, ancestors, (*job.notes, *about_data, *anchor_notes))
 
 
 def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[str, ...]:

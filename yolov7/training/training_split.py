@@ -1,0 +1,34 @@
+"""The images of a training run: the training split, or a part of it."""
+
+from __future__ import annotations
+
+from yolov7.data.index import ImageIndex, load_index
+from yolov7.data.selection import keep_images
+from yolov7.settings import TrainSettings
+from yolov7.training.job import TrainJob
+
+
+def load_training_split(job: TrainJob) -> ImageIndex:
+    """Load the images that a run is trained on.
+
+    Args:
+        job: The run.
+
+    Returns:
+        Their index.
+
+    Raises:
+        ArtifactError: The prepared index is missing or damaged.
+    """
+    return keep_images(load_index(job.data_folder / "train.npz"), job.settings.max_images)
+
+
+def describe_images(index: ImageIndex, settings: TrainSettings) -> tuple[str, ...]:
+    """Say on how many images a run is trained, if `max_images` limits them.
+
+    Args:
+        index: The images that the run is trained on.
+        settings: The settings of the run.
+    """
+    limit = settings.max_images
+    return (f"training uses {len(index):,} images of the training split (max_images={limit})",) if limit else ()
