@@ -46,6 +46,9 @@ def test_the_iteration_keeps_singular_vectors_and_maps_singular_values_by_its_po
     assert values[:-2].min() > 0.6
     assert values.max() < 1.3
     torch.testing.assert_close(orthogonalise(matrix).double(), u @ values.diag() @ v, rtol=1e-3, atol=1e-4)
+    short = orthogonalise(matrix.bfloat16())
+    assert short.dtype == torch.bfloat16
+    torch.testing.assert_close(short.double(), u @ values.diag() @ v, rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("shape", [(5, 40), (40, 5)])

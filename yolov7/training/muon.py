@@ -34,6 +34,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         *,
         lr: float,
         betas: tuple[float, float],
+        is_bfloat16: bool = False,
     ) -> None:
         """Make the optimizer.
 
@@ -42,7 +43,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
             others: Groups of the parameters that AdamW changes.
             lr: The learning rate.
             betas: The betas of AdamW; the first one is also the momentum of Muon.
+            is_bfloat16: Whether Muon computes its updates with bfloat16.
         """
+        self._dtype = torch.bfloat16 if is_bfloat16 else torch.float32
         self._adamw = torch.optim.AdamW(list(others), lr=lr, betas=betas, fused=True)
         groups = [{**group, "is_orthogonal": True} for group in matrices]
         groups += [{**group, "is_orthogonal": False} for group in self._adamw.param_groups]
@@ -73,7 +76,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        update = orthogonalise(gradient.lerp(average, momentum).flatten(1))
+        update = orthogonalise(gradient.lerp(average, momentum).flatten(1).to(self._dtype))
         scale = _RMS * math.sqrt(max(update.shape))
         parameter.mul_(1 - lr * group["weight_decay"])
         parameter.add_(update.view_as(parameter), alpha=-lr * scale)
@@ -82,19 +85,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def orthogonalise(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Replace the singular values of a matrix by values near 1 (0.7 to 1.2) with Newton-Schulz iterations.
 
-    It computes with bfloat16 on GPUs, as the original does, and with float32 on CPUs, many of which are slow with
-    bfloat16.
+    The original computes with bfloat16, which is precise enough. On devices that are slow with it, float32 is faster.
 
     Args:
         matrix: The matrix.
 
     Returns:
-        A matrix of the same shape in the type that was used.
+        A matrix of the same shape and type.
     """
     a, b, c = _COEFFICIENTS
-    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = x.T if is_tall else x
+    x = matrix.T if is_tall else matrix
     x = x / x.norm().clamp(min=_EPS)  # the largest singular value is now at most 1
     for _ in range(_ITERATIONS):
         gram = x @ x.T

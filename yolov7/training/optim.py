@@ -206,7 +206,12 @@ def build_schedule(settings: OptimSettings, *, batch_size: int, steps_per_epoch:
 
 
 def build_optimizer(
-    model: nn.Module, settings: OptimSettings, *, schedule: Schedule, by_row: bool = False
+    model: nn.Module,
+    settings: OptimSettings,
+    *,
+    schedule: Schedule,
+    by_row: bool = False,
+    is_bfloat16: bool = False,
 ) -> torch.optim.Optimizer:
     """Build SGD with momentum, AdamW, or Muon with AdamW.
 
@@ -221,6 +226,7 @@ def build_optimizer(
         settings: The settings of the optimizer.
         schedule: The schedule, which tells how many images are summed.
         by_row: Whether every row needs its own groups even without `layer_decay`.
+        is_bfloat16: Whether the model is trained in bfloat16, so that Muon computes with it too.
 
     Returns:
         The optimizer; its last groups hold the biases.
@@ -242,7 +248,8 @@ def build_optimizer(
     groups = list(chain.from_iterable(plain))
     match settings.optimizer:
         case "muon":
-            return MuonWithAdamW(matrices, groups, lr=settings.lr0, betas=(settings.momentum, 0.999))
+            betas = (settings.momentum, 0.999)
+            return MuonWithAdamW(matrices, groups, lr=settings.lr0, betas=betas, is_bfloat16=is_bfloat16)
         case "adamw":
             return torch.optim.AdamW(groups, lr=settings.lr0, betas=(settings.momentum, 0.999), fused=True)
         case "sgd":

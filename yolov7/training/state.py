@@ -116,7 +116,13 @@ class TrainState:
         self.adapters = adapters or nn.ModuleList()
         optim = settings.optim
         self.ema = Ema(model, decay=optim.ema_decay, ramp=optim.ema_ramp, form=optim.ema)
-        self.optimizer = build_optimizer(model, settings.optim, schedule=schedule, by_row=settings.unfreeze_epochs > 0)
+        self.optimizer = build_optimizer(
+            model,
+            optim,
+            schedule=schedule,
+            by_row=settings.unfreeze_epochs > 0,
+            is_bfloat16=settings.precision == "bfloat16",
+        )
         add_adapters(self.optimizer, self.adapters)
         scales_loss = settings.precision == "float16" and device.type == "cuda"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scales_loss)
