@@ -14,6 +14,7 @@ from pipeline.console import console, counted, stage_line
 from yolov7.data.find_data import find_data, parse_split, read_split
 from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.data.index import load_index
+from yolov7.data.selection import keep_images
 from yolov7.errors import DataError, SettingError
 from yolov7.export.export_model import ExportData, export_model
 from yolov7.export.report import ExportReport
@@ -21,6 +22,7 @@ from yolov7.settings import NmsSettings
 from yolov7.weights.weight_files import load_weights
 
 _PREPARED = Path("artifacts") / "prepare"
+_TRAINING_IMAGES = 1000  # on which AP is measured if there is no validation split
 
 
 def export(
@@ -92,15 +94,20 @@ def _choose_data(data: Path | None, calibrate: Path | None, class_names: tuple[s
 
 
 def _prepared(class_names: tuple[str, ...]) -> ExportData:
-    """Return the prepared splits of the project in this folder if their classes are those of the weights."""
-    if not (_PREPARED / "val.npz").is_file():
+    """Return the prepared splits of the project in this folder if their classes are those of the weights.
+
+    Without a validation split, AP is measured on training images: any images show whether it changes. The test split is
+    left alone.
+    """
+    split = next((split for split in ("val", "train") if (_PREPARED / f"{split}.npz").is_file()), None)
+    if split is None:
         return ExportData()
-    index = load_index(_PREPARED / "val.npz")
+    index, train = load_index(_PREPARED / f"{split}.npz"), load_index(_PREPARED / "train.npz")
     if index.class_names != class_names or not len(index):
         return ExportData()
-    return ExportData(
-        index, calibration=load_index(_PREPARED / "train.npz").paths, name=f"the val split of {_PREPARED}"
-    )
+    if split == "train":
+        index = keep_images(index, _TRAINING_IMAGES)
+    return ExportData(index, calibration=train.paths, name=f"the {split} split of {_PREPARED}")
 
 
 def _read(path: Path, class_names: tuple[str, ...]) -> ExportData:

@@ -299,23 +299,20 @@ def test_the_command_verifies_on_the_data_and_prints_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_index(tmp_path / "val.npz", split)
-    arguments = [
-        str(weights),
-        "--format",
-        "torchscript",
-        "-o",
-        str(tmp_path / "out"),
-        "--data",
-        str(tmp_path / "val.npz"),
-    ]
-    monkeypatch.setattr(sys, "argv", ["yolov7", "export", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1
-    assert "AP " in printed
-    assert "on 6 images" in printed
+    prepared = tmp_path / "project" / "artifacts" / "prepare"
+    prepared.mkdir(parents=True)
+    save_index(prepared / "train.npz", split)  # a project without a validation split
+    monkeypatch.chdir(tmp_path / "project")
+    arguments = [str(weights), "--format", "torchscript", "-o", str(tmp_path / "out")]
+    for data in ([], ["--data", str(tmp_path / "val.npz")]):
+        monkeypatch.setattr(sys, "argv", ["yolov7", "export", *arguments, *data])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        printed = capsys.readouterr().out
+        assert printed.count("\n") == 1
+        assert "AP " in printed
+        assert "on 6 images" in printed
     monkeypatch.setattr(sys, "argv", ["yolov7", "export", *arguments, "--iou", "0.5"])
     with pytest.raises(SystemExit) as end:
         main()
