@@ -97,7 +97,7 @@ def test_a_stage_is_a_function_in_a_module_of_its_name(stage: str) -> None:
 def test_a_stage_writes_into_its_own_folder(stage: str) -> None:
     outputs = [out for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
     assert outputs
-    assert all(out.startswith(f"artifacts/{stage}") for out in outputs)
+    assert all(_path(out).startswith(f"artifacts/{stage}") for out in outputs)
 
 
 @pytest.mark.parametrize("stage", WITH_CODE)
@@ -162,3 +162,8 @@ def imported(path: Path) -> set[str]:
     }
     paths = {f"{module.replace('.', '/')}.py" for module in modules if module.startswith(("pipeline.", "yolov7."))}
     return {path for path in paths if (ROOT / path).is_file()} | templates
+
+
+def _path(output: str | dict[str, Any]) -> str:
+    """The path of an output, which may have options."""
+    return output if isinstance(output, str) else next(iter(output))

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from pipeline.artifacts.files import prepared_data_lock
 from tests.integration.project import Project
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import load_spec
@@ -266,3 +267,20 @@ def test_the_command_line_names_them_too(project: Project) -> None:
         assert set(named) == TRAIN | {"resolve"}
     finally:
         loss.write_text(text)
+
+
+def test_data_that_are_in_use_stay(project: Project) -> None:
+    """DVC deletes other outputs before their stage starts."""
+    code = project.folder / "pipeline" / "stages" / "prepare.py"
+    text = code.read_text()
+    try:
+        append("pipeline/stages/prepare.py")(project.folder)
+        with (
+            chdir(project.folder),
+            prepared_data_lock(exclusively=False),
+            pytest.raises(AssertionError, match="the folder artifacts/prepare is in use"),
+        ):
+            project.run("dvc", "repro", "prepare")
+        assert (project.folder / "artifacts" / "prepare" / "made-up.txt").is_file()
+    finally:
+        code.write_text(text)
