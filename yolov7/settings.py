@@ -238,9 +238,7 @@ class DistilSettings(Settings):
 class TrainSettings(Settings):
     """One training run. Every setting can be stated for all variants of a comparison and for single ones."""
 
-    recipe: RecipeName | None = Field(
-        None, description="named settings from yolov7/recipes.py; keys that are stated override it"
-    )
+    recipe: RecipeName | None = Field(None, description="named settings of yolov7/recipes.py; stated keys override it")
     epochs: int = Field(300, ge=1, le=1_000_000, description="length of the run")
     batch_size: BatchSize = Field(
         16, description="images per step, over all workers; auto: the largest power of two that fits, by measurement"
@@ -270,9 +268,7 @@ class TrainSettings(Settings):
         False, description="keep the statistics of batch norm of the weights that training starts from"
     )
     max_images: int = Field(
-        0,
-        ge=0,
-        description="train on this many images of the training split, for every seed the same; 0: all of them",
+        0, ge=0, le=1_000_000_000, description="number of training images, the same ones for every seed; 0: all of them"
     )
     class_balance: Probability = Field(
         0.0, description="classes in a smaller share of the images are sampled more often"
@@ -303,9 +299,7 @@ class TrainSettings(Settings):
     )
     channels_last: bool = Field(True, description="memory format of images and weights; affects speed")
     compile: bool = Field(False, description="compile the model with torch.compile")
-    sync_batch_norm: bool = Field(
-        False, description="compute batch norm statistics over the images of all workers; needs GPUs"
-    )
+    sync_batch_norm: bool = Field(False, description="compute batch norm over the images of all workers; needs GPUs")
     multi_scale: Probability = Field(0.0, description="largest variation of the training size, as a share of it")
     low_resolution_share: Probability = Field(
         0.0, description="first share of the epochs that is trained at a lower resolution"
