@@ -268,7 +268,7 @@ class TrainSettings(Settings):
         False, description="keep the statistics of batch norm of the weights that training starts from"
     )
     max_images: int = Field(
-        0, ge=0, le=1_000_000_000, description="number of training images, the same ones for every seed; 0: all of them"
+        0, ge=0, le=1_000_000_000, description="train on this many images, the same for every seed; 0: on all of them"
     )
     class_balance: Probability = Field(
         0.0, description="classes in a smaller share of the images are sampled more often"
@@ -299,7 +299,7 @@ class TrainSettings(Settings):
     )
     channels_last: bool = Field(True, description="memory format of images and weights; affects speed")
     compile: bool = Field(False, description="compile the model with torch.compile")
-    sync_batch_norm: bool = Field(False, description="compute batch norm over the images of all workers; needs GPUs")
+    sync_batch_norm: bool = Field(False, description="share the statistics of batch norm among workers; needs GPUs")
     multi_scale: Probability = Field(0.0, description="largest variation of the training size, as a share of it")
     low_resolution_share: Probability = Field(
         0.0, description="first share of the epochs that is trained at a lower resolution"

@@ -24,6 +24,21 @@ def load_split(split: str) -> ImageIndex:
     return load_index(existing(stage_folder("prepare") / f"{split}.npz", made_by="prepare"))
 
 
+def load_training_images(settings: TrainSettings) -> ImageIndex:
+    """Load the part of the prepared training split that a training uses.
+
+    Args:
+        settings: The settings of the training.
+
+    Returns:
+        The index.
+
+    Raises:
+        ArtifactError: If the split is missing or damaged.
+    """
+    return keep_images(load_split("train"), settings.max_images)
+
+
 def has_split(split: str) -> bool:
     """Return whether a split is prepared."""
     return (stage_folder("prepare") / f"{split}.npz").is_file()
@@ -43,4 +58,4 @@ def fit_to_prepared(settings: TrainSettings) -> Fitted:
     """
     if settings.recipe != NAME:
         return Fitted(settings, ())
-    return fit_to_data(settings, describe_data(keep_images(load_split("train"), settings.max_images)))
+    return fit_to_data(settings, describe_data(load_training_images(settings)))

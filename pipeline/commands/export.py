@@ -102,12 +102,12 @@ def _prepared(class_names: tuple[str, ...]) -> ExportData:
     split = next((split for split in ("val", "train") if (_PREPARED / f"{split}.npz").is_file()), None)
     if split is None:
         return ExportData()
-    index, train = load_index(_PREPARED / f"{split}.npz"), load_index(_PREPARED / "train.npz")
+    index = load_index(_PREPARED / f"{split}.npz")
     if index.class_names != class_names or not len(index):
         return ExportData()
-    if split == "train":
-        index = keep_images(index, _TRAINING_IMAGES)
-    return ExportData(index, calibration=train.paths, name=f"the {split} split of {_PREPARED}")
+    train = index if split == "train" else load_index(_PREPARED / "train.npz")
+    measured = keep_images(index, _TRAINING_IMAGES) if split == "train" else index
+    return ExportData(measured, calibration=train.paths, name=f"the {split} split of {_PREPARED}")
 
 
 def _read(path: Path, class_names: tuple[str, ...]) -> ExportData:

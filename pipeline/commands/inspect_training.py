@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
-from pipeline.artifacts.prepared import fit_to_prepared, load_split
+from pipeline.artifacts.prepared import fit_to_prepared, load_training_images
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant
@@ -22,7 +22,6 @@ from yolov7.data.images import Image
 from yolov7.data.index import ImageIndex
 from yolov7.data.loader import collate
 from yolov7.data.outlines import move
-from yolov7.data.selection import keep_images
 from yolov7.detect.drawing import (
     captioned,
     class_colour,
@@ -64,7 +63,7 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
     """
     variant = resolved.name
     settings, reasons = fit_to_prepared(resolved.train)
-    index = keep_images(load_split("train"), settings.max_images)
+    index = load_training_images(settings)
     folder = fresh_folder(stage_folder("inspect", variant, seed))
     for note in (*reasons, *describe_small_boxes(index, settings), _describe_anchors(resolved.spec, index, settings)):
         console.print(stage_line("inspect", variant, note))

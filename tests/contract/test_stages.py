@@ -165,5 +165,5 @@ def imported(path: Path) -> set[str]:
 
 
 def _path(output: str | dict[str, Any]) -> str:
-    """The path of an output, which may have options."""
+    """Return the path of a DVC output, which may be stated with options."""
     return output if isinstance(output, str) else next(iter(output))

@@ -91,7 +91,7 @@ class Project:
 
 
 def run_to_evaluate(experiment: Experiment) -> None:
-    """Run all stages up to `evaluate` with the first seed, in this process and its working folder."""
+    """Run all stages up to `evaluate` in this process and the current folder, with the first seed."""
     from pipeline.commands import run_stages as commands  # imports much that most users of this module do not need
 
     chosen = [(variant, experiment.seeds[0]) for variant in experiment.variants.values()]

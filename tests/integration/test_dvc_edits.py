@@ -270,7 +270,7 @@ def test_the_command_line_names_them_too(project: Project) -> None:
 
 
 def test_data_that_are_in_use_stay(project: Project) -> None:
-    """DVC deletes other outputs before their stage starts."""
+    """DVC deletes the outputs of other stages before the stages start."""
     code = project.folder / "pipeline" / "stages" / "prepare.py"
     text = code.read_text()
     try:

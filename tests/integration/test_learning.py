@@ -36,7 +36,7 @@ def train_and_measure(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle_
 
 
 def fit_and_measure(folder: Path, name: str, variant: ResolvedVariant) -> float:
-    """Train a variant on the prepared data of a folder, in a run folder of this name, and return its last AP."""
+    """Train a variant on the prepared data of a folder, and return the AP of the last epoch."""
     job = TrainJob(
         spec_json=spec_to_json(variant.spec),
         settings=variant.train,
@@ -50,7 +50,7 @@ def fit_and_measure(folder: Path, name: str, variant: ResolvedVariant) -> float:
 
 
 def fine_tune_and_measure(folder: Path) -> float:
-    """Return AP after two epochs of fine-tuning on the same data, with the demo's settings stated for all variants."""
+    """Fine-tune for two epochs on the same data, with the demo's settings for all variants, and return AP."""
     content = yaml.safe_load(DEMO_FILE.read_text(encoding="utf-8"))
     weights = folder / "run" / WEIGHTS
     own = {"recipe": "finetune", "weights": str(weights), "epochs": 2, "image_size": 128, "validate_every": 2}

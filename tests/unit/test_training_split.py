@@ -52,7 +52,7 @@ def test_a_run_trains_on_these_images_and_says_so(data: Path, index: ImageIndex,
 
 
 def test_the_same_images_alone_give_the_same_run(data: Path, index: ImageIndex, tmp_path: Path) -> None:
-    """What is left out has no effect: a split that has only these images trains the same weights."""
+    """A training on a split that contains only these images ends with the same weights."""
     alone = tmp_path / "alone"
     alone.mkdir()
     save_index(alone / "train.npz", keep_images(index, 5))

@@ -60,7 +60,7 @@ def similarity_of(name: str) -> Similarity:
 
 
 class _Own:
-    """An own assigner. What it returns is checked completely the first time only, because the checks wait for a GPU."""
+    """A user's assigner. Its results are checked completely the first time only, because the checks wait for a GPU."""
 
     def __init__(self, name: str, head: HeadGeometry) -> None:
         """Make the assigner.
@@ -90,19 +90,19 @@ class _Own:
 
 @final
 class OwnAssigner(_Own, Assigner):
-    """An own assigner of a head with objectness."""
+    """A user's assigner for a head with objectness."""
 
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Assignment:
-        """Return the positives; see `Assigner`."""
+        """Return the positive cells; see `Assigner`."""
         return self._assign(maps, targets).cells
 
 
 @final
 class OwnScoringAssigner(_Own, ScoringAssigner):
-    """An own assigner of a head with distributions."""
+    """A user's assigner for a head with distributions."""
 
     def __call__(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
-        """Return the positives and their scores; see `ScoringAssigner`."""
+        """Return the positive cells and their scores; see `ScoringAssigner`."""
         return self._assign(maps, targets)
 
 

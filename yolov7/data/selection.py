@@ -1,4 +1,4 @@
-"""Parts of the index of a split."""
+"""Select images of a split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yolov7.data.index import ImageIndex
 
 
 def select_images(index: ImageIndex, places: NDArray[np.int64]) -> ImageIndex:
-    """Return the index of some images.
+    """Return the index of the images at some places.
 
     Args:
         index: The images.
@@ -41,7 +41,7 @@ def select_images(index: ImageIndex, places: NDArray[np.int64]) -> ImageIndex:
 
 
 def keep_images(index: ImageIndex, count: int) -> ImageIndex:
-    """Return the index of some images, which were chosen as if at random, but always are the same.
+    """Return the index of the first images in an order that is arbitrary but always the same.
 
     The order of the hashes of their files decides. The choice therefore depends neither on the names and the order of
     the images nor on the seed of the run, and more images always contain fewer ones.

@@ -93,7 +93,7 @@ class ModelSize(NamedTuple):
 
 
 def largest_stride(spec: ModelSpec) -> int:
-    """Return the largest stride of the maps of a specification, of which the sides of images must be multiples.
+    """Return the largest stride of a specification; the sides of its images must be multiples of it.
 
     Args:
         spec: The specification.
@@ -102,7 +102,7 @@ def largest_stride(spec: ModelSpec) -> int:
 
 
 def nearest_multiple(size: int, stride: int) -> int:
-    """Return the multiple of a stride that is nearest to a size, and at least the stride.
+    """Return the multiple of a stride that is nearest to a size; it is never below the stride.
 
     Args:
         size: The side of an image in pixels.

@@ -27,7 +27,7 @@ _WEIGHTS = "weights.safetensors"
 
 
 def with_history(job: TrainJob, folder: Path) -> TrainJob:
-    """Return a job with the earlier runs that it continues, as the run in a folder says.
+    """Return a job together with the earlier runs that it continues, which are read from a run folder.
 
     Args:
         job: A job that continues nothing.

@@ -134,7 +134,7 @@ class Stepper:
         return is_due
 
     def set_restore_point(self) -> bool:
-        """Make this moment the restore point of the state unless gradients are pending; return whether it is one."""
+        """Make the current state the restore point unless gradients are pending, and return whether it was made."""
         if self._pending == 0:
             self._state.set_restore_point()
         return self._pending == 0
@@ -196,7 +196,7 @@ class Stepper:
         return self._distributed.no_sync() if condition and self._distributed is not None else nullcontext()
 
     def _forward(self, batch: Batch) -> tuple[Tensor, HeadMaps, tuple[Tensor, ...]]:
-        """Return the images as the model sees them, its maps, and the maps before its head that are distilled.
+        """Return the prepared images, the maps of the model, and the maps before its head that distillation compares.
 
         A worker whose share is empty computes the maps of a black image, because all workers must take part in a step,
         and returns no image and maps of no image.

@@ -24,7 +24,7 @@ def load_training_split(job: TrainJob) -> ImageIndex:
 
 
 def describe_images(index: ImageIndex, settings: TrainSettings) -> tuple[str, ...]:
-    """Say on how many images a run is trained, if `max_images` limits them.
+    """Return a note on the number of training images if `max_images` is set, else nothing.
 
     Args:
         index: The images that the run is trained on.
