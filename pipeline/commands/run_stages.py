@@ -54,18 +54,16 @@ def run_prepare(experiment: Experiment) -> None:
         console.print(prepare(experiment.data))
 
 
-def run_train(experiment: Experiment, selection: Selection, *, keeps_runs: bool = False) -> None:
+def run_train(experiment: Experiment, selection: Selection) -> None:
     """Train each selected variant and seed, in turn.
+
+    Finished runs stay until `reparam` has run under DVC, so that the next training of the same takes their weights.
 
     Args:
         experiment: The resolved experiment.
         selection: What to train.
-        keeps_runs: Whether finished runs stay, so that the next training of the same takes their weights. Under DVC
-            they always stay until `reparam` has run.
     """
     _warm_up(selection)
-    from pipeline.stages.train import forget_run
-
     if dvc_stage() is None:  # under DVC, `resolve` prints them
         for note in experiment.notes:
             console.print(stage_line("train", "", note))
@@ -80,9 +78,6 @@ def run_train(experiment: Experiment, selection: Selection, *, keeps_runs: bool 
                         run = _train_tracked if variant.given is None else _use_given_tracked
                         summary = run(experiment, tracker, variant, seed, name=name)
                     console.print(stage_line("train", name, train_text(summary)))
-                # Under DVC, `reparam` does it: by then DVC has recorded the weights.
-                if dvc_stage() is None and not keeps_runs and isinstance(variant, ResolvedVariant):
-                    forget_run(variant, seed=seed)
 
 
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
@@ -99,7 +94,7 @@ def run_reparam(experiment: Experiment, selection: Selection) -> None:
                 continue
             with stage_lock("reparam", variant.name, seed), _checked(experiment, "reparam", variant, seed):
                 report = reparam(experiment.reparam, variant, seed=seed)
-            if dvc_stage() is not None:
+            if dvc_stage() is not None:  # then DVC has recorded the weights
                 forget_run(variant, seed=seed)
             with tracker.run(_key(variant.name, seed), adds=True) as run:
                 _log_reparam(experiment, run, report)

@@ -206,7 +206,7 @@ def _train_one(output: Connection, experiment: Experiment, variant: ResolvedVari
     end_with_command(signal.SIGTERM)
     interrupt_on_sigterm()
     try:
-        run_train(experiment, [(variant, seed)], keeps_runs=True)
+        run_train(experiment, [(variant, seed)])
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except (UserError, OSError) as error:

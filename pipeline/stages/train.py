@@ -303,12 +303,15 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
     if began_with not in (None, now):
         return "the code changed after this run began; it continues from its last checkpoint with the new code"
     if job.continued_from and before != job.fingerprint:
-        aside = _last_finished(folder)
-        return f"the last finished run had fewer epochs and is continued; delete {aside} to train from the beginning"
+        places = f"{folder} and {_last_finished(folder)}"
+        return f"the last finished run had fewer epochs and is continued; delete {places} to train from the beginning"
     if before not in (None, job.fingerprint):
         return "an earlier run had other data or settings; training starts from the beginning"
     if is_finished:
-        return "this training was finished before with the same data, settings and code; its weights are used"
+        return (
+            "this training was finished before with the same data, settings and code; its weights are used (delete "
+            f"{folder} to train again)"
+        )
     return ""
 
 

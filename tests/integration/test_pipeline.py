@@ -206,6 +206,7 @@ def test_two_workers_train_the_same_pipeline(project: Project) -> None:
     summary = project.json("train/nano/0/train.json")
     assert summary["workers"] == 2
     assert summary["epochs"] == 3
+    assert "finished before with the same data, settings and code" in project.run("dvc", "repro", "train@nano-0")
     project.write(SMALL)
 
 
