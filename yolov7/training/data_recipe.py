@@ -32,8 +32,10 @@ class Rules:
         batches: The batch sizes to choose from, the largest first.
         usual_batch: The batch size of runs whose number of epochs is free.
         few_images: With fewer images than this, the smallest batch is chosen.
+        optimizer: The optimizer, if none is stated.
         learning_rates: The learning rate of each optimizer for `base_batch` images per step; it grows with the square
             root of the batch.
+        clip_norm: The largest norm of the gradient of a step, because the learning rates are high.
         base_batch: See `learning_rates`.
         warmup_share: The length of the warm-up as a share of the run.
         most_warmup_epochs: The longest warm-up in epochs.
@@ -51,6 +53,8 @@ class Rules:
     learning_rates: Mapping[str, float]
     mosaic: float
     most_scale: float
+    optimizer: str = "muon"
+    clip_norm: float = 10.0
     batches: tuple[int, ...] = (16, 8, 4)
     usual_batch: int = 8
     few_images: int = 100
@@ -65,13 +69,13 @@ class Rules:
 
 
 FROM_SCRATCH = Rules(
-    steps=2000, epochs=(30, 400), learning_rates={"sgd": 0.01, "adamw": 0.001}, mosaic=1.0, most_scale=0.5
+    steps=2000, epochs=(30, 400), learning_rates={"muon": 0.0056, "sgd": 0.01, "adamw": 0.001}, mosaic=1.0, most_scale=0.5
 )
 FROM_WEIGHTS = Rules(
-    steps=1500, epochs=(20, 100), learning_rates={"sgd": 0.002, "adamw": 0.0002}, mosaic=0.5, most_scale=0.3
+    steps=1500, epochs=(20, 100), learning_rates={"muon": 0.0014, "sgd": 0.002, "adamw": 0.0002}, mosaic=0.5, most_scale=0.3
 )
 _AS_FINETUNE = "as in the recipe finetune, because training starts from weights"
-_OF_ADAMW = {"momentum": 0.9, "weight_decay": 0.01}
+_OF_OTHERS = {"momentum": 0.9, "weight_decay": 0.01}  # of optimizers other than SGD
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def fit_to_data(settings: TrainSettings, facts: DataFacts) -> Fitted:
     if is_fine:
         choices.start_from_weights()
     choices.choose_length()
-    choices.choose_steps(settings.optim.optimizer)
+    choices.choose_steps()
     choices.choose_samples(settings.image_size)
     fitted = TrainSettings.model_validate(merge(choices.chosen, stated))
     return Fitted(fitted, choices.describe())
@@ -189,19 +193,20 @@ class _Choices:
         closing = round(rules.closing_share * epochs)
         self._choose("close_mosaic", closing, f"the last {rules.closing_share:.0%} of the epochs show whole images")
 
-    def choose_steps(self, optimizer: str) -> None:
-        """Choose the learning rate, the warm-up and the moving average."""
+    def choose_steps(self) -> None:
+        """Choose the optimizer, its learning rate, the warm-up and the moving average."""
         rules, batch, epochs = self._rules, self._value("batch_size"), self._value("epochs")
-        self._choose("optim.optimizer", optimizer, "its learning rate is chosen with it")
+        optimizer = self._choose("optim.optimizer", rules.optimizer, "it learns most in few steps")
         nominal = self._choose("optim.nominal_batch", batch, "every step moves the weights")
         if optimizer in rules.learning_rates:
             base = rules.learning_rates[optimizer]
             lr = float(f"{base * math.sqrt(nominal / rules.base_batch):.3g}")
             reason = f"{base:g} for {rules.base_batch} images, times the square root of {nominal}/{rules.base_batch}"
             self._choose("optim.lr0", lr, f"{reason}, for {optimizer}")
-        if optimizer == "adamw":
-            for name, value in _OF_ADAMW.items():
-                self._choose(f"optim.{name}", value, "usual for adamw")
+        if optimizer != "sgd":
+            for name, value in _OF_OTHERS.items():
+                self._choose(f"optim.{name}", value, f"usual for {optimizer}")
+        self._choose("optim.clip_norm", rules.clip_norm, "single large gradients do not stop a short run")
         warmup = round(min(rules.warmup_share * epochs, rules.most_warmup_epochs), 2)
         longest = f"{rules.most_warmup_epochs:g} epochs"
         self._choose("optim.warmup_epochs", warmup, f"{rules.warmup_share:.0%} of the run, at most {longest}")
