@@ -20,6 +20,7 @@ from yolov7.data.image_headers import read_header
 from yolov7.data.images import read_content
 from yolov7.errors import ArtifactError, DataError, SettingError, shown
 from yolov7.settings import TrainSettings
+from yolov7.spec.anchor_free import with_anchor_free_head
 from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
 from yolov7.spec.spec_files import list_specs, load_spec
 from yolov7.system.files import write_whole
@@ -34,6 +35,7 @@ _SMALL_SHARE = 0.1  # of the boxes that may be smaller
 _VAL_SHARE = 0.2  # of the training images, if there is no validation split
 _SAMPLE = 500  # images whose headers are read
 _MEMORY_SHARE = 0.5
+_HEADS = {"detect_dfl": "anchor_free", "detect_one_to_one": "one_to_one"}  # blocks of heads and the values of `head`
 _LARGE_GPU = 14 * 2**30  # bytes of memory with which yolov7 is trained in batches of 8 and more
 
 
@@ -111,7 +113,7 @@ def describe_experiment(found: FoundData, *, named: Path, weights: Path | None, 
     """
     settings = _data_settings(found, named)
     facts = _look_at(found, str(yaml.safe_load(settings["train"].value)))
-    spec_name, spec, model = _choose_model(weights)
+    spec, model = _choose_model(weights)
     image_size = _choose_size(facts, spec, size)
     train = {
         **({} if weights is None else {"weights": _Choice(_quoted(weights), "training starts from these weights")}),
@@ -122,7 +124,7 @@ def describe_experiment(found: FoundData, *, named: Path, weights: Path | None, 
     batch, reasons = _choose_rest(spec, int(image_size.value), DataFacts(max(1, images), facts.shares), weights=weights)
     train |= batch
     title = f"Made by `yolov7 new` for {counted(facts.images, 'training image')} in {found.root.name or found.root}."
-    sections = {"data": settings, "variants": {"model": _Choice(f"{{spec: {spec_name}}}", model)}, "train": train}
+    sections = {"data": settings, "variants": {"model": model}, "train": train}
     lines = [f"# {title.encode(errors='replace').decode()}"]
     for section, choices in sections.items():
         lines += [*(["seeds: [0]", ""] if section == "variants" else []), f"{section}:"]
@@ -186,27 +188,33 @@ def _look_at(found: FoundData, source: str) -> _Facts:
     return _Facts(count, len(annotations.labels), len(parsed.class_names), longer, shares)
 
 
-def _choose_model(weights: Path | None) -> tuple[str, ModelSpec, str]:
-    """Return the name of a spec, the spec, and why it was chosen."""
+def _choose_model(weights: Path | None) -> tuple[ModelSpec, _Choice]:
+    """Choose the spec and the head."""
     if weights is not None:
-        path = find_weights(str(weights))
-        if not path.is_file():
-            raise ArtifactError(f"{weights} is missing; name a weight file")
-        described = describe_weights(path)
-        spec = open_weights(path, spec=None).model.spec if described is None else described.spec
-        name = spec.name
-        if name not in list_specs():
-            raise ArtifactError(f"{weights} has the model {name!r}, which is no packaged spec; write the file by hand")
-        return name, spec, "the model of the weights"
+        return _model_of(weights)
     memory = _gpu_memory()
     if memory is not None and memory >= _LARGE_GPU:
-        return (
-            "yolov7",
-            load_spec("yolov7"),
-            f"the GPU has {memory / 2**30:.0f} GiB; yolov7-tiny is several times faster",
-        )
-    where = "there is no GPU" if memory is None else f"the GPU has {memory / 2**30:.0f} GiB"
-    return "yolov7-tiny", load_spec("yolov7-tiny"), f"{where}; yolov7 is more exact and several times slower"
+        name = "yolov7"
+        size = f"the GPU has {memory / 2**30:.0f} GiB; yolov7-tiny is several times faster"
+    else:
+        name = "yolov7-tiny"
+        where = "there is no GPU" if memory is None else f"the GPU has {memory / 2**30:.0f} GiB"
+        size = f"{where}; yolov7 is more exact and several times slower"
+    head = "without `head`, the model has anchors, is faster, and needs more steps"
+    return with_anchor_free_head(load_spec(name)), _Choice(f"{{spec: {name}, head: anchor_free}}", f"{size}; {head}")
+
+
+def _model_of(weights: Path) -> tuple[ModelSpec, _Choice]:
+    path = find_weights(str(weights))
+    if not path.is_file():
+        raise ArtifactError(f"{weights} is missing; name a weight file")
+    described = describe_weights(path)
+    spec = open_weights(path, spec=None).model.spec if described is None else described.spec
+    if spec.name not in list_specs():
+        raise ArtifactError(f"{weights} has the model {spec.name!r}, which is no packaged spec; write the file by hand")
+    is_replaced = spec.head.block != load_spec(spec.name).head.block
+    head = f", head: {_HEADS[spec.head.block]}" if is_replaced and spec.head.block in _HEADS else ""
+    return spec, _Choice(f"{{spec: {spec.name}{head}}}", "the model of the weights")
 
 
 def _choose_size(facts: _Facts, spec: ModelSpec, size: int | None) -> _Choice:

@@ -47,7 +47,7 @@ def test_stated_keys_stay_and_the_others_follow_from_them() -> None:
     assert (found.augment.mosaic, found.optim.lr0, found.batch_size) == (0.25, 0.3, 4)
     assert not any(key in line for line in reasons for key in ("epochs=30:", "lr0=", "mosaic=0.25"))
     assert reasons[-1] == "recipe small: the run has 1,560 steps and processes 6,150 images"
-    assert fit(205).settings.optim.lr0 == pytest.approx(0.01 * (8 / 16) ** 0.5, rel=0.01)
+    assert fit(205).settings.optim.lr0 == pytest.approx(FROM_SCRATCH.learning_rates["muon"] * (8 / 16) ** 0.5, rel=0.01)
 
 
 def test_every_choice_has_a_reason_with_its_value() -> None:
@@ -68,9 +68,13 @@ def test_fitted_settings_stay_as_they_are() -> None:
 
 
 def test_the_learning_rate_belongs_to_the_optimizer() -> None:
-    optim = fit(optim={"optimizer": "adamw"}).settings.optim
-    assert optim.lr0 == pytest.approx(0.1 * fit().settings.optim.lr0, rel=0.01)
-    assert (optim.momentum, optim.weight_decay) == (0.9, 0.01)
+    muon, adamw, sgd = (
+        fit(optim=stated).settings.optim for stated in ({}, {"optimizer": "adamw"}, {"optimizer": "sgd"})
+    )
+    assert (muon.optimizer, muon.momentum, muon.weight_decay) == ("muon", 0.9, 0.01)
+    assert (adamw.momentum, adamw.weight_decay) == (0.9, 0.01)
+    assert (sgd.momentum, sgd.weight_decay) == (0.937, 0.0005)
+    assert adamw.lr0 == pytest.approx(0.1 * sgd.lr0, rel=0.01)
 
 
 def test_small_boxes_are_reduced_less() -> None:

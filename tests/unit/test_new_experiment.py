@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from pipeline.experiment import Experiment, load_experiment
 from tests.unit.data_files import write_coco, write_image, write_voc, write_yolo
 from yolov7.errors import ArtifactError, DataError, SettingError
 from yolov7.nn.model import DetectionModel
+from yolov7.spec.anchor_free import with_anchor_free_head, with_one_to_one_head
+from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 from yolov7.weights.foreign.reference import export_checkpoint
 from yolov7.weights.weight_files import save_weights
@@ -63,7 +66,7 @@ def test_the_file_states_the_data_and_reasons_and_can_be_used(tmp_path: Path) ->
     assert experiment.data.split is not None
     assert experiment.data.split.val == 0.2
     (variant,) = experiment.variants.values()
-    assert variant.spec.name == "yolov7-tiny"
+    assert (variant.spec.name, variant.spec.head.block) == ("yolov7-tiny", "detect_dfl")
     assert (variant.train.recipe, variant.train.image_size, variant.train.weights) == ("small", 320, None)
     assert "# With 2 training images, the recipe chooses:" in text
     assert "#   recipe small: epochs=400: about 2,000 steps" in text
@@ -100,6 +103,14 @@ def test_the_batch_fits_into_memory_and_the_model_to_the_gpu(tmp_path: Path, mon
     monkeypatch.setattr(module, "_gpu_memory", lambda: 80 * 2**30)
     new_experiment("x", data=tmp_path / "data", force=True)
     assert use("x").variants["model"].spec.name == "yolov7"
+
+
+@pytest.mark.parametrize("change", [with_anchor_free_head, with_one_to_one_head])
+def test_the_head_of_the_weights_is_kept(change: Callable[[ModelSpec], ModelSpec], tmp_path: Path) -> None:
+    model = DetectionModel(change(load_spec("nano")), num_classes=2)
+    save_weights(tmp_path / "x.safetensors", model, class_names=("a", "b"), image_size=192, training={})
+    new_experiment("fine", data=write_large(tmp_path / "data", side=200), weights=tmp_path / "x.safetensors")
+    assert use("fine").variants["model"].spec == model.spec
 
 
 def test_weights_are_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
