@@ -69,10 +69,18 @@ class Rules:
 
 
 FROM_SCRATCH = Rules(
-    steps=2000, epochs=(30, 400), learning_rates={"muon": 0.0056, "sgd": 0.01, "adamw": 0.001}, mosaic=1.0, most_scale=0.5
+    steps=2000,
+    epochs=(30, 400),
+    learning_rates={"muon": 0.0056, "sgd": 0.01, "adamw": 0.001},
+    mosaic=1.0,
+    most_scale=0.5,
 )
 FROM_WEIGHTS = Rules(
-    steps=1500, epochs=(20, 100), learning_rates={"muon": 0.0014, "sgd": 0.002, "adamw": 0.0002}, mosaic=0.5, most_scale=0.3
+    steps=1500,
+    epochs=(20, 100),
+    learning_rates={"muon": 0.0014, "sgd": 0.002, "adamw": 0.0002},
+    mosaic=0.5,
+    most_scale=0.3,
 )
 _AS_FINETUNE = "as in the recipe finetune, because training starts from weights"
 _OF_OTHERS = {"momentum": 0.9, "weight_decay": 0.01}  # of optimizers other than SGD
