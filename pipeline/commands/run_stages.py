@@ -70,14 +70,13 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
     with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:
             name = _name(experiment, variant, seed)
-            with stage_lock("train", variant.name, seed):
-                with _checked(experiment, "train", variant, seed):
-                    if isinstance(variant, ExternalVariant):
-                        summary = _use_external_tracked(experiment, tracker, variant, seed)
-                    else:
-                        run = _train_tracked if variant.given is None else _use_given_tracked
-                        summary = run(experiment, tracker, variant, seed, name=name)
-                    console.print(stage_line("train", name, train_text(summary)))
+            with stage_lock("train", variant.name, seed), _checked(experiment, "train", variant, seed):
+                if isinstance(variant, ExternalVariant):
+                    summary = _use_external_tracked(experiment, tracker, variant, seed)
+                else:
+                    run = _train_tracked if variant.given is None else _use_given_tracked
+                    summary = run(experiment, tracker, variant, seed, name=name)
+                console.print(stage_line("train", name, train_text(summary)))
 
 
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
