@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
 
+from pipeline.artifacts.prepared import fit_to_prepared
 from pipeline.data_settings import DataSettings, SyntheticSettings
 from pipeline.experiment import ResolvedVariant, load_experiment, parse_experiment
 from pipeline.stages.prepare import prepare
@@ -58,9 +60,29 @@ def fine_tune_and_measure(folder: Path) -> float:
     return fit_and_measure(folder, "fine", variant)
 
 
+def learn_from_few(folder: Path, weights: Path | None) -> float:
+    """Train with the recipe `small` on 24 images, and return AP."""
+    own = {"recipe": "small", "max_images": 24, "epochs": 20, "image_size": 128, "validate_every": 20}
+    own |= {"weights": None if weights is None else str(weights)}
+    variant = parse_experiment({"variants": {"few": {"spec": "nano", "train": own}}}).variant("few")
+    fitted = replace(variant, train=fit_to_prepared(variant.train).settings)
+    return fit_and_measure(folder, "scratch" if weights is None else "tuned", fitted)
+
+
+def make_another_set(folder: Path) -> None:
+    """Replace the images of a folder of prepared data by their negatives."""
+    for path in (folder / "artifacts/prepare/synthetic").glob("*/images/*.jpg"):
+        assert cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+
+
 def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learned = train_and_measure(tmp_path / "true", monkeypatch, shuffle_labels=False)
     control = train_and_measure(tmp_path / "shuffled", monkeypatch, shuffle_labels=True)
     assert control < 0.05
     assert learned > 0.1 > 3 * control
     assert fine_tune_and_measure(tmp_path / "true") > learned - 0.02  # SGD with the gains of the demo loses 0.03
+    make_another_set(tmp_path / "true")
+    monkeypatch.chdir(tmp_path / "true")
+    tuned, scratch = (learn_from_few(tmp_path / "true", weights) for weights in (tmp_path / "true/run" / WEIGHTS, None))
+    print("TUNED", tuned, scratch, learned)
+    assert tuned > scratch + 0.03

@@ -13,6 +13,7 @@ from pipeline.experiment import parse_experiment
 from pipeline.stages.resolve import training_inputs
 from pipeline.stages.train import build_job
 from tests.integration.runs import prepared
+from yolov7.recipes import RECIPES
 from yolov7.settings import TrainSettings
 from yolov7.training.data_recipe import FROM_SCRATCH, DataFacts, Fitted, fit_to_data
 
@@ -35,7 +36,7 @@ def test_the_settings_are_valid_and_fit_the_length_of_the_run(images: int, state
     assert found.optim.ema_ramp == pytest.approx(0.1 * steps, abs=1)
     assert 1 / (1 - found.optim.ema_decay) == pytest.approx(max(10, 0.05 * steps), rel=0.2)
     assert 0 <= found.close_mosaic <= found.epochs / 5
-    assert (found.freeze == "p3") == ("weights" in stated)
+    assert (found.patience == RECIPES["finetune"]["patience"]) == ("weights" in stated)
 
 
 def test_stated_keys_stay_and_the_others_follow_from_them() -> None:

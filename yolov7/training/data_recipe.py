@@ -78,7 +78,7 @@ FROM_SCRATCH = Rules(
 FROM_WEIGHTS = Rules(
     steps=1500,
     epochs=(20, 100),
-    learning_rates={"muon": 0.0014, "sgd": 0.002, "adamw": 0.0002},
+    learning_rates={"muon": 0.0056, "sgd": 0.002, "adamw": 0.0002},
     mosaic=0.5,
     most_scale=0.3,
 )
@@ -167,8 +167,7 @@ class _Choices:
     def start_from_weights(self) -> None:
         """Take what does not depend on the data from the recipe for fine-tuning."""
         fine = RECIPES["finetune"]
-        for name in ("freeze", "patience"):
-            self._choose(name, fine[name], _AS_FINETUNE)
+        self._choose("patience", fine["patience"], _AS_FINETUNE)
         for name in sorted(fine["augment"].keys() - {"mosaic", "scale"}):
             self._choose(f"augment.{name}", fine["augment"][name], _AS_FINETUNE)
         self._choose("optim.lr_final", fine["optim"]["lr_final"], _AS_FINETUNE)
