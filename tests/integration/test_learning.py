@@ -84,5 +84,4 @@ def test_labels_that_mean_nothing_teach_nothing(tmp_path: Path, monkeypatch: pyt
     make_another_set(tmp_path / "true")
     monkeypatch.chdir(tmp_path / "true")
     tuned, scratch = (learn_from_few(tmp_path / "true", weights) for weights in (tmp_path / "true/run" / WEIGHTS, None))
-    print("TUNED", tuned, scratch, learned)
     assert tuned > scratch + 0.03
