@@ -1,0 +1,90 @@
+"""Draw the learning curves of accuracy.md: AP over the number of training images.
+
+`python docs/design/learning_curves.py` reads the table of the page and writes docs/pictures/learning-curves.svg.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+
+from pipeline.report.chart import INK, colour_of, style_axes
+
+FOLDER = Path(__file__).parent
+PICTURE = FOLDER.parent / "pictures" / "learning-curves.svg"
+ALL = {"BCCD": 292, "Dice": 200}  # images of the training splits
+_ROW = re.compile(r"^\| (BCCD|Dice) \| ([^|]+?) \|((?: \d\.\d+ ± \d\.\d+ \|){4})$", re.MULTILINE)
+_FIGURE = re.compile(r"(\d\.\d+) ± (\d\.\d+)")
+
+
+class Curve(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        data: The data set.
+        training: How the models were trained.
+        images: The numbers of training images.
+        means: The mean AP over seeds for each of them.
+        deviations: The standard deviations of AP.
+    """
+
+    data: str
+    training: str
+    images: tuple[int, ...]
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+
+def read_curves(page: str) -> list[Curve]:
+    """Read the table of the learning curves.
+
+    Args:
+        page: The text of accuracy.md.
+
+    Returns:
+        One curve for each row.
+
+    Raises:
+        ValueError: If the page has no such table.
+    """
+    curves = []
+    for data, training, cells in _ROW.findall(page):
+        figures = [(float(mean), float(deviation)) for mean, deviation in _FIGURE.findall(cells)]
+        means, deviations = zip(*figures, strict=True)
+        curves.append(Curve(data, training.replace("`", ""), (25, 50, 100, ALL[data]), means, deviations))
+    if not curves:
+        raise ValueError("accuracy.md has no table of learning curves")
+    return curves
+
+
+def draw(curves: list[Curve], path: Path) -> None:
+    """Draw one chart for each data set.
+
+    Args:
+        curves: The curves.
+        path: The picture to write.
+    """
+    rcParams["svg.hashsalt"] = "learning-curves"  # the same curves give the same file
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    names = list(dict.fromkeys(curve.training for curve in curves))
+    for axes, data in zip(figure.subplots(1, len(ALL)), ALL, strict=True):
+        style_axes(axes, x=f"training images of {data}", y="AP on the test split")
+        axes.set_xscale("log")
+        axes.set_xticks((25, 50, 100, ALL[data]), labels=["25", "50", "100", f"all {ALL[data]}"])
+        axes.set_xticks((), minor=True)
+        for curve in (curve for curve in curves if curve.data == data):
+            colour = colour_of(names.index(curve.training))
+            axes.errorbar(
+                curve.images, curve.means, curve.deviations, color=colour, marker="o", capsize=3, label=curve.training
+            )
+        axes.set_ylim(bottom=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw(read_curves((FOLDER / "accuracy.md").read_text(encoding="utf-8")), PICTURE)
