@@ -169,7 +169,7 @@ def _summary(report: ExportReport, path: Path) -> str:
     found = f"{check.detections - check.unmatched} of {counted(check.detections, 'detection')} matched"
     ap = "AP not measured (no annotated data with these classes)"
     if report.AP is not None and check.AP is not None:
-        ap = f"AP {report.AP:.4f} -> {check.AP:.4f} on {counted(report.AP_images, 'image')}"
+        ap = f"AP {report.AP:.4f} -> {check.AP:.4f} on {counted(report.AP_images, 'image')} ({report.data})"
     speed = f"{check.ms:.1f} ms by {check.engine} in {check.precision} (torch {report.torch_ms:.1f} ms)"
     kept = "" if not report.float_layers else f"{counted(len(report.float_layers), 'layer')} kept in floating point, "
     return f"{path}: {kept}{report.bytes / 1e6:.1f} MB, {raw}{found}, {ap}, {speed}"
