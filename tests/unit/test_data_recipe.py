@@ -36,7 +36,8 @@ def test_the_settings_are_valid_and_fit_the_length_of_the_run(images: int, state
     assert found.optim.ema_ramp == pytest.approx(0.1 * steps, abs=1)
     assert 1 / (1 - found.optim.ema_decay) == pytest.approx(max(10, 0.05 * steps), rel=0.2)
     assert 0 <= found.close_mosaic <= found.epochs / 5
-    assert (found.patience == RECIPES["finetune"]["patience"]) == ("weights" in stated)
+    assert (found.optim.lr_final == RECIPES["finetune"]["optim"]["lr_final"]) == ("weights" in stated)
+    assert (found.freeze, found.patience) == (None, 0)  # a patience would need a validation split
 
 
 def test_stated_keys_stay_and_the_others_follow_from_them() -> None:

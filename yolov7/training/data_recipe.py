@@ -167,7 +167,6 @@ class _Choices:
     def start_from_weights(self) -> None:
         """Take what does not depend on the data from the recipe for fine-tuning."""
         fine = RECIPES["finetune"]
-        self._choose("patience", fine["patience"], _AS_FINETUNE)
         for name in sorted(fine["augment"].keys() - {"mosaic", "scale"}):
             self._choose(f"augment.{name}", fine["augment"][name], _AS_FINETUNE)
         self._choose("optim.lr_final", fine["optim"]["lr_final"], _AS_FINETUNE)
