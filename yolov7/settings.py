@@ -168,7 +168,11 @@ class OptimSettings(Settings):
         "convolutions and AdamW for the others, with one lr0 for both, such as 0.004",
     )
     nesterov: bool = Field(True, description="use Nesterov momentum with sgd, as in the reference")
-    clip_norm: NonNegative = Field(0.0, le=1e9, description="largest norm of the gradient of a step; 0: no limit")
+    clip_norm: Annotated[float, Field(ge=0.0, le=1e9)] | Literal["auto"] = Field(
+        "auto",
+        description="largest norm of the gradient of a step; 0: no limit; auto: 10 for heads that predict "
+        "distributions of box sides, otherwise no limit",
+    )
     schedule: Literal["scaled", "reference", "yolox", "ppyoloe"] = Field(
         "scaled",
         description="scaled: a warm-up of at most a share of the run, then a decay by step; "
@@ -291,11 +295,6 @@ class TrainSettings(Settings):
         le=1000,
         description="number of epochs with the best AP on the validation split whose moving averages are averaged; "
         "0: one with patience, otherwise none",
-    )
-    precise_batch_norm: bool = Field(
-        False,
-        description="compute the statistics of batch norm of the final weights again, on training images without "
-        "augmentation (Wu and Johnson, 2021)",
     )
     channels_last: bool = Field(True, description="memory format of images and weights; affects speed")
     compile: bool = Field(False, description="compile the model with torch.compile")

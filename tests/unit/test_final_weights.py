@@ -102,11 +102,14 @@ def test_without_either_nothing_is_kept(tmp_path: Path) -> None:
     assert description == ""
 
 
-def test_precise_batch_norm_changes_statistics_but_for_frozen_rows_and_nothing_else(tmp_path: Path) -> None:
-    kept_weights = weights_of(tmp_path, precise_batch_norm=True, freeze="p3")
+def test_a_mean_gets_new_statistics_but_for_frozen_rows(tmp_path: Path) -> None:
+    kept_weights = weights_of(tmp_path, swa_epochs=2, epochs=2, freeze="p3")
     before = {name: value.clone() for name, value in MODEL.state_dict().items()}
-    model, description = make(kept_weights, lines_of(0.1))
-    assert description == "precise batch norm"
+    lines = lines_of(0.1, 0.1)
+    for i, line in enumerate(lines):
+        kept_weights.store_epoch(line, earlier=lines[:i], model=MODEL, ema=MODEL)
+    model, description = make(kept_weights, lines)
+    assert description == "the mean of the weights of 2 epochs"
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert changed
     assert all("running" in name or "num_batches" in name for name in changed)

@@ -38,7 +38,6 @@ def test_settings_that_were_added_later_do_not_change_fingerprints_at_their_defa
         {"optim": {"decay_biases": True}},
         {"optim": {"ema": "corrected"}},
         {"average_best": 2},
-        {"precise_batch_norm": True},
         {"max_images": 3},
     ],
     ids=str,

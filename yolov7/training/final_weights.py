@@ -111,15 +111,14 @@ class FinalWeights:
         settings = self._settings
         stored = [epoch for epoch in self._choose(lines) if self._path(epoch).is_file()]
         models = [load_weights(self._path(epoch), device=device).model for epoch in stored]
-        is_mean = len(models) > 1 or bool(models and settings.swa_epochs)
-        if not is_mean and not settings.precise_batch_norm:
-            return FinalModel(models[0] if models else ema, "")
-        model = average_models(models or [ema])
+        if not models:
+            return FinalModel(ema, "")
+        if len(models) == 1 and not settings.swa_epochs:
+            return FinalModel(models[0], "")
+        model = average_models(models)
         if not settings.freeze_batch_norm:
             recount_batch_norm(model, images, kept=frozen_rows(model, last=settings.freeze))
-        parts = [self._describe_mean(stored)] if is_mean else []
-        parts += ["precise batch norm"] if settings.precise_batch_norm else []
-        return FinalModel(model, " and ".join(parts))
+        return FinalModel(model, self._describe_mean(stored))
 
     def _choose(self, lines: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the epochs, in ascending order, of which the final weights would be made if the run ended now."""

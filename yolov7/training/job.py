@@ -44,7 +44,6 @@ _ADDED_ABOVE = (  # the same for settings that are in no part
     "low_resolution",
     "low_resolution_share",
     "max_images",
-    "precise_batch_norm",
     "unfreeze_epochs",
 )
 
