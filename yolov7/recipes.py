@@ -301,17 +301,18 @@ def _without_other_optimizer(
 ) -> tuple[Mapping[str, Any], list[str]]:
     """Drop the `optim` for all variants where it must not be mixed with that of a complete recipe, and say so.
 
-    Gains of the loss that are stated beside another optimizer are dropped too: they scale the steps of SGD, but not
-    those of AdamW, and so they suit one of both only.
+    Gains of the loss scale the steps of SGD, but not those of AdamW and Muon. Those that are stated beside an optimizer
+    of the other kind than the recipe's are therefore dropped too. `finetune` has SGD, `small` has Muon.
     """
     optim = train.get("optim")
     if name not in COMPLETE or not isinstance(optim, Mapping) or not optim:
         return train, []
     is_beside = "recipe" not in variant  # both are stated for all variants
-    if is_beside and (name == "small" or optim.get("optimizer", "sgd") == "sgd"):
+    is_sgd = optim.get("optimizer", "sgd") == "sgd"
+    if is_beside and (name == "small" or is_sgd):
         return train, []
     loss = train.get("loss")
-    loss = loss if isinstance(loss, Mapping) and optim.get("optimizer", "sgd") != "sgd" else {}
+    loss = loss if isinstance(loss, Mapping) and is_sgd != (name == "finetune") else {}
     gains = {gain: loss[gain] for gain in _GAINS if gain in loss}
     unused = {f"optim.{key}": value for key, value in optim.items()} | {f"loss.{key}": gains[key] for key in gains}
     stated = ", ".join(f"{key}={value}" for key, value in unused.items())

@@ -24,7 +24,7 @@ from yolov7.system.plugins import (
     is_dotted,
     named_choice,
 )
-from yolov7.system.settings_base import BatchSize, NonNegative, Positive, Probability, Settings
+from yolov7.system.settings_base import AUTO_NORM, BatchSize, ClipNorm, NonNegative, Positive, Probability, Settings
 
 CocoEngine = Literal["hotcoco", "pycocotools"]
 COCO_ENGINE: CocoEngine = "hotcoco"  # the default
@@ -168,10 +168,10 @@ class OptimSettings(Settings):
         "convolutions and AdamW for the others, with one lr0 for both, such as 0.004",
     )
     nesterov: bool = Field(True, description="use Nesterov momentum with sgd, as in the reference")
-    clip_norm: Annotated[float, Field(ge=0.0, le=1e9)] | Literal["auto"] = Field(
-        "auto",
-        description="largest norm of the gradient of a step; 0: no limit; auto: 10 for heads that predict "
-        "distributions of box sides, otherwise no limit",
+    clip_norm: ClipNorm = Field(
+        AUTO_NORM,
+        description="largest norm of the gradient of a step; 0: no limit; auto: 10 for the heads detect_dfl and "
+        "detect_one_to_one, which need it with SGD, otherwise no limit",
     )
     schedule: Literal["scaled", "reference", "yolox", "ppyoloe"] = Field(
         "scaled",

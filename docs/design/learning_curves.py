@@ -17,8 +17,7 @@ from pipeline.report.chart import INK, colour_of, style_axes
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parent / "pictures" / "learning-curves.svg"
 ALL = {"BCCD": 292, "Dice": 200}  # images of the training splits
-_ROW = re.compile(r"^\| (BCCD|Dice) \| ([^|]+?) \|((?: \d\.\d+ ± \d\.\d+ \|){4})$", re.MULTILINE)
-_FIGURE = re.compile(r"(\d\.\d+) ± (\d\.\d+)")
+_TABLE = re.compile(r"^\| Data \| Training \| (.+) \|\n\|[-:|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
 
 
 class Curve(NamedTuple):
@@ -49,15 +48,19 @@ def read_curves(page: str) -> list[Curve]:
         One curve for each row.
 
     Raises:
-        ValueError: If the page has no such table.
+        ValueError: If the page has no such table, or a cell is no figure.
     """
-    curves = []
-    for data, training, cells in _ROW.findall(page):
-        figures = [(float(mean), float(deviation)) for mean, deviation in _FIGURE.findall(cells)]
-        means, deviations = zip(*figures, strict=True)
-        curves.append(Curve(data, training.replace("`", ""), (25, 50, 100, ALL[data]), means, deviations))
-    if not curves:
+    table = _TABLE.search(page)
+    if table is None:
         raise ValueError("accuracy.md has no table of learning curves")
+    columns = table[1].split(" | ")
+    curves = []
+    for row in table[2].splitlines():
+        data, training, *cells = row.strip("| ").split(" | ")
+        images = tuple(ALL[data] if column == "all" else int(column) for column in columns)
+        figures = [cell.split(" ± ") for cell in cells]
+        means, deviations = (tuple(float(figure[i]) for figure in figures) for i in (0, 1))
+        curves.append(Curve(data, training.replace("`", ""), images, means, deviations))
     return curves
 
 
@@ -74,14 +77,17 @@ def draw(curves: list[Curve], path: Path) -> None:
     for axes, data in zip(figure.subplots(1, len(ALL)), ALL, strict=True):
         style_axes(axes, x=f"training images of {data}", y="AP on the test split")
         axes.set_xscale("log")
-        axes.set_xticks((25, 50, 100, ALL[data]), labels=["25", "50", "100", f"all {ALL[data]}"])
+        shown = [curve for curve in curves if curve.data == data]
+        images = shown[0].images
+        axes.set_xticks(images, labels=[f"all {n}" if n == ALL[data] else str(n) for n in images])
         axes.set_xticks((), minor=True)
-        for curve in (curve for curve in curves if curve.data == data):
+        for curve in shown:
             colour = colour_of(names.index(curve.training))
             axes.errorbar(
                 curve.images, curve.means, curve.deviations, color=colour, marker="o", capsize=3, label=curve.training
             )
         axes.set_ylim(bottom=0)
+    # Every chart has the same curves.
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
     figure.savefig(path, transparent=True, metadata={"Date": None})
 

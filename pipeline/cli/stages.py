@@ -43,9 +43,9 @@ def train(
 ) -> None:
     """Train variants with Ray Train.
 
-    An interrupted training continues from its last checkpoint. With --jobs, variants and seeds are trained at the same
-    time, on this machine or on the cluster of RAY_ADDRESS; the next `dvc repro` uses the weights. Those that are
-    trained already are not trained again.
+    An interrupted training continues from its last checkpoint. A finished one with the same data, settings and code is
+    not repeated, and the next `dvc repro` uses its weights. With --jobs, variants and seeds are trained at the same
+    time, on this machine or on the cluster of RAY_ADDRESS.
     """
     resolved = experiment()
     if jobs is not None:

@@ -37,7 +37,11 @@ _LAST_TRIES = 5  # to bring the copy up to date when training has ended
 
 @final
 class RunCopy:
-    """The copy of one run's folder, in `storage`/<variant>/<seed>."""
+    """The copy of one run's folder, in `storage`/<variant>/<seed>.
+
+    Attributes:
+        url: Where the copy is.
+    """
 
     def __init__(self, storage: str, *, variant: str, seed: int) -> None:
         """Name the copy; nothing is connected yet.
@@ -47,7 +51,7 @@ class RunCopy:
             variant: The name of the variant.
             seed: The seed of the run.
         """
-        self._url = f"{storage.rstrip('/')}/{variant}/{seed}"
+        self.url = f"{storage.rstrip('/')}/{variant}/{seed}"
         self._sent: dict[str, _Mark] | None = None  # of each file of the copy; None if that is unknown
         self._files: Any = None
         self._root = ""
@@ -146,7 +150,7 @@ class RunCopy:
         from pyarrow.fs import FileSelector, FileSystem, FileType
 
         if self._files is None:
-            self._files, self._root = FileSystem.from_uri(self._url)
+            self._files, self._root = FileSystem.from_uri(self.url)
         found = self._files.get_file_info(FileSelector(self._root, allow_not_found=True))
         return {info.base_name for info in found if info.type == FileType.File}
 
@@ -156,7 +160,7 @@ class RunCopy:
             yield
         except Exception as error:  # pyarrow raises OSError, ArrowInvalid and others, in many lines
             raise OSError(
-                f"ray.storage: {without_secrets(self._url)} cannot be {what} ({one_line(error)}){_REMEDY}"
+                f"ray.storage: {without_secrets(self.url)} cannot be {what} ({one_line(error)}){_REMEDY}"
             ) from error
 
 

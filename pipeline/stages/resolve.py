@@ -20,12 +20,15 @@ from pipeline.artifacts.stage_code import stage_code
 from pipeline.data_settings import DataSettings
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.external import ExternalVariant, external_inputs
+from yolov7 import recipes
 from yolov7.errors import DataError, SettingError
 from yolov7.settings import COCO_ENGINE, COCO_NMS, NmsSettings
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.files import is_file, sha256_of, write_whole
 from yolov7.training.job import UNHASHED
 from yolov7.weights.description import READERS
+
+RECIPE_SMALL = Path(recipes.__file__).parent / "training" / "data_recipe.py"
 
 _LAST = RUNS / ".resolved.json"  # outside DVC's outputs, which DVC deletes before a stage runs
 _HASHED_BYTES = 64 << 20  # larger files in symlinked folders count by size and time of change
@@ -84,11 +87,14 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
             "seed": seed,
         }
     teacher = {"teacher": variant.teacher_hash} if variant.teacher_hash else {}
-    stated = variant.train.model_dump(mode="json", exclude_unset=True, exclude=UNHASHED)
+    small: dict[str, Any] = {}
+    if variant.train.recipe == "small":  # the settings that it stands for follow from the data, after this stage
+        stated = variant.train.model_dump(mode="json", exclude_unset=True, exclude=UNHASHED)
+        small = {"recipe_small": stated, "recipe_small_code": _hash_code(RECIPE_SMALL)}
     return own_code | {
         "spec": variant.spec.model_dump(mode="json", by_alias=True),
         "settings": variant.train.model_dump(mode="json", exclude=UNHASHED),
-        **({"recipe_small": stated} if variant.train.recipe == "small" else {}),
+        **small,
         "weights": variant.weights_hash,
         **teacher,
         "seed": seed,
@@ -228,8 +234,8 @@ def _changes(name: str, before: Any, now: Any, *, key: str = "") -> Iterator[str
 
 @cache
 def _hash_code(folder: Path) -> str:
-    """Return a digest of the Python files in a folder."""
+    """Return a digest of the Python files in a folder, or of one file."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]:
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -36,7 +36,7 @@ NO_EFFECT = {
     "pipeline/artifacts/files.py": PLUMBING,
     "pipeline/artifacts/given_weights.py": "artifacts/resolve has the digest of the code that reads given weights",
     "pipeline/artifacts/inputs.py": PLUMBING,
-    "pipeline/artifacts/prepared.py": PLUMBING,
+    "pipeline/artifacts/prepared.py": "artifacts/resolve has the digest of the recipe small, which it applies",
     "pipeline/artifacts/reports.py": PLUMBING,
     "pipeline/artifacts/stage_weights.py": "it refuses stale weights; DVC makes them anew instead",
     "pipeline/console.py": "it prints",

@@ -99,5 +99,6 @@ def test_stages_use_the_recipe_and_dvc_sees_what_is_stated(tmp_path: Path, monke
     assert stage_folder("prepare").is_dir()
     inputs = [training_inputs(variant(**stated), seed=0) for stated in ({}, {"epochs": 300}, {"recipe": None})]
     assert inputs[0]["settings"] == inputs[1]["settings"] == inputs[2]["settings"]
+    assert "recipe_small_code" in inputs[0]  # an edit of the recipe repeats the training
     assert inputs[0] != inputs[1] != inputs[2] != inputs[0]
     assert build_job(variant(epochs=300), seed=0).settings.epochs == 300

@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 
 from yolov7.settings import TrainSettings
+from yolov7.spec.anchor_free import with_anchor_free_head, with_one_to_one_head
+from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.training.job import TrainJob
 
 
-def fingerprint(**settings: Any) -> str:
+def make_job(spec_json: str = "{}", **settings: Any) -> TrainJob:
     given, folder = TrainSettings.model_validate(settings), Path("/data")
-    job = TrainJob(spec_json="{}", settings=given, seed=1, data_folder=folder, data_hash="h", run_folder=folder)
-    return job.fingerprint
+    return TrainJob(spec_json=spec_json, settings=given, seed=1, data_folder=folder, data_hash="h", run_folder=folder)
+
+
+def fingerprint(**settings: Any) -> str:
+    return make_job(**settings).fingerprint
 
 
 def test_settings_that_were_added_later_do_not_change_fingerprints_at_their_defaults() -> None:
@@ -44,3 +49,16 @@ def test_settings_that_were_added_later_do_not_change_fingerprints_at_their_defa
 )
 def test_settings_that_were_added_later_change_fingerprints_otherwise(settings: dict[str, Any]) -> None:
     assert fingerprint(**settings) != fingerprint()
+
+
+def test_the_gradient_is_limited_by_default_where_the_head_needs_it() -> None:
+    spec = load_spec("nano")
+    free = with_anchor_free_head(spec)
+    specs = [spec_to_json(one) for one in (spec, free, with_one_to_one_head(spec), load_spec("ppyoloe-s"))]
+    assert [make_job(one).largest_norm for one in specs] == [0, 10, 10, 0]
+    stated = [make_job(specs[1], optim={"clip_norm": limit}) for limit in (0, 3, 10, "auto")]
+    assert [job.largest_norm for job in stated] == [0, 3, 10, 10]
+    fingerprints = [job.fingerprint for job in stated]
+    assert len(set(fingerprints)) == 3
+    assert fingerprints[2] == fingerprints[3]  # the result is the same
+    assert make_job(specs[0], optim={"clip_norm": 0}).fingerprint == make_job(specs[0]).fingerprint

@@ -13,10 +13,9 @@ from torch import nn
 
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import OptimSettings
-from yolov7.spec.anchor_free import with_anchor_free_head, with_one_to_one_head
 from yolov7.spec.spec_files import load_spec
 from yolov7.training.ema import Ema
-from yolov7.training.optim import Schedule, apply_plan, build_optimizer, build_schedule, largest_norm
+from yolov7.training.optim import Schedule, apply_plan, build_optimizer, build_schedule
 
 
 def schedule(*, batch: int = 16, steps: int = 100, epochs: int = 30, **settings: float | str) -> Schedule:
@@ -173,10 +172,3 @@ def test_rows_far_from_the_head_learn_more_slowly_and_frozen_ones_not_at_all() -
         assert rates[id(parameter)] == pytest.approx(0 if row < 2 else full * 0.9 ** (len(rows) - row))
     apply_plan(optimizer, plan)
     assert min(group["lr"] for group in optimizer.param_groups) > 0
-
-
-def test_the_gradient_is_limited_by_default_where_the_head_needs_it() -> None:
-    spec, usual = load_spec("nano"), OptimSettings()
-    heads = [one.head for one in (spec, with_anchor_free_head(spec), with_one_to_one_head(spec), load_spec("yolox-s"))]
-    assert [largest_norm(usual, head) for head in heads] == [0, 10, 10, 0]
-    assert [largest_norm(OptimSettings(clip_norm=limit), heads[1]) for limit in (0, 3)] == [0, 3]

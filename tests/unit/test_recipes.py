@@ -150,6 +150,9 @@ def test_keys_stated_for_all_variants_stay_beside_the_recipe_small() -> None:
     merged, notes = resolve_settings({"optim": ADAMW, "epochs": 9}, {"recipe": "small"})
     assert merged == {"epochs": 9, "recipe": "small"}
     assert "state them for the variant to use them" in notes[0]
+    gains = {"loss": {"box": 0.8}}
+    assert resolve_settings({"optim": ADAMW, **gains}, {"recipe": "small"})[0]["loss"] == gains["loss"]
+    assert resolve_settings({"optim": {"lr0": 0.1}, **gains}, {"recipe": "small"})[0]["loss"] == {}
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -24,18 +24,25 @@ Positive = Annotated[float, Field(gt=0.0)]
 AUTO_BATCH = 0
 """The value of `batch_size` that stands for `auto`, until a number is chosen."""
 
-
-def _number_or_auto(given: Any, validate: ValidatorFunctionWrapHandler) -> int:
-    number: int = AUTO_BATCH if given == "auto" else validate(given)
-    return number
+AUTO_NORM = -1.0
+"""The value of `clip_norm` that stands for `auto`."""
 
 
-BatchSize = Annotated[
-    int,
-    Field(ge=1, le=1_000_000),
-    WrapValidator(_number_or_auto),
-    PlainSerializer(lambda number: "auto" if number == AUTO_BATCH else number),
-]
+def _read_auto(number: float) -> WrapValidator:
+    """Let a number outside of the range of a setting stand for `auto`."""
+
+    def validate(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        return number if given == "auto" else read(given)
+
+    return WrapValidator(validate)
+
+
+def _write_auto(number: float) -> PlainSerializer:
+    return PlainSerializer(lambda value: "auto" if value == number else value)
+
+
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000), _read_auto(AUTO_BATCH), _write_auto(AUTO_BATCH)]
+ClipNorm = Annotated[float, Field(ge=0.0, le=1e9), _read_auto(AUTO_NORM), _write_auto(AUTO_NORM)]
 
 
 class Settings(BaseModel):

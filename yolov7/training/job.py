@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import ModelSpec, spec_from_json
 from yolov7.system.locks import exclusive
 from yolov7.system.plugins import BLOCK, allow_plugins, load_plugin, source_hash
-from yolov7.system.settings_base import Settings
+from yolov7.system.settings_base import AUTO_NORM, Settings
 
 # Settings that do not affect the result. A recipe is expanded into its keys; weights are identified by their content.
 NO_EFFECT = {
@@ -34,7 +35,7 @@ UNHASHED: dict[str, Any] = {**dict.fromkeys(NO_EFFECT, True), "distil": {"teache
 _ADDED = {
     "loss": ("simota", "atss_epochs", "objectness_balance", "objectness_by_size", "four_cells"),
     "augment": ("plugins",),
-    "optim": ("nesterov", "clip_norm", "decay", "flat_share", "decay_biases", "ema", "layer_decay"),
+    "optim": ("nesterov", "decay", "flat_share", "decay_biases", "ema", "layer_decay"),
 }
 _ADDED_ABOVE = (  # the same for settings that are in no part
     "average_best",
@@ -47,6 +48,8 @@ _ADDED_ABOVE = (  # the same for settings that are in no part
     "unfreeze_epochs",
 )
 
+_CLIP_NORM = 10.0  # as the recipe `u6` has it
+_CLIPPED_HEADS = {"detect_dfl", "detect_one_to_one"}
 _PATIENCE = 30.0  # seconds that a worker process of an earlier start may take to end
 
 
@@ -86,6 +89,17 @@ class TrainJob(Settings):
         return spec_from_json(self.spec_json)
 
     @property
+    def largest_norm(self) -> float:
+        """The norm to which the gradient of a step is reduced if it is larger; 0 for no limit.
+
+        With SGD and no limit, models with the heads of YOLOv7-u6 often diverge in the first epochs.
+        """
+        if (stated := self.settings.optim.clip_norm) != AUTO_NORM:
+            return stated
+        blocks = {row["block"] for row in json.loads(self.spec_json).get("rows", {}).values()}
+        return _CLIP_NORM if blocks & _CLIPPED_HEADS else 0.0
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that depend on the data and on every setting that affects the result.
 
@@ -95,7 +109,9 @@ class TrainJob(Settings):
             part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()
         }
         unset |= dict.fromkeys(_added_defaults(self.settings, _ADDED_ABOVE), True)
-        settings = self.settings.model_dump_json(exclude=UNHASHED | unset)
+        optim = self.settings.optim.model_copy(update={"clip_norm": self.largest_norm})
+        unset["optim"] |= set() if self.largest_norm else {"clip_norm"}
+        settings = self.settings.model_copy(update={"optim": optim}).model_dump_json(exclude=UNHASHED | unset)
         own_code = [f"{name} {digest}" for name, digest in sorted(self.own_code.items())]
         parts = [self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash, *own_code]
         parts += [self.teacher_hash] if self.teacher_hash else []

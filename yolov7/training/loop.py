@@ -32,7 +32,7 @@ from yolov7.training.continuation import newest_checkpoint
 from yolov7.training.distillation import Distillation, open_teacher
 from yolov7.training.final_weights import FinalWeights
 from yolov7.training.job import TrainJob, check_own_code
-from yolov7.training.optim import build_schedule, largest_norm
+from yolov7.training.optim import build_schedule
 from yolov7.training.record import RunRecord, read_epochs
 from yolov7.training.start import build_start, set_training
 from yolov7.training.state import Progress, TrainState
@@ -216,11 +216,10 @@ class Trainer:
         lr, rollbacks = self._stepper.lr(self.progress.step), self.progress.rollbacks + 1
         skipped = self.progress.skipped_steps
         if rollbacks > _MAX_ROLLBACKS:
-            optim = self._job.settings.optim
-            limit = "" if largest_norm(optim, self._job.spec.head) else "state optim.clip_norm: 10, "
+            limit = "" if self._job.largest_norm else "state optim.clip_norm: 10, "
             raise TrainingError(
                 f"{reason}, also after {_MAX_ROLLBACKS} returns to a checkpoint and with a learning rate of {lr:.2g}; "
-                f"{limit}lower optim.lr0={optim.lr0} or use precision: float32"
+                f"{limit}lower optim.lr0={self._job.settings.optim.lr0} or use precision: float32"
             )
         self._wait_for_checkpoint()
         self._worker.wait_for_all()

@@ -13,29 +13,10 @@ from torch import nn
 
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import OptimSettings
-from yolov7.spec.block_schema import DflHeadRow, HeadRow, OneToOneHeadRow
 from yolov7.training.muon import MuonWithAdamW
 
 _PPYOLOE_COSINE = 360 / 300  # length of the cosine relative to the run, which ends before it
-_CLIP_NORM = 10.0  # as the recipe `u6` has it
 _MATRICES, _WEIGHTS, _OTHERS, _BIASES = range(4)  # kinds of parameters
-
-
-def largest_norm(settings: OptimSettings, head: HeadRow) -> float:
-    """Return the norm to which the gradient of a step is reduced if it is larger.
-
-    Heads that predict distributions of box sides diverge within the first epochs if nothing limits the gradient.
-
-    Args:
-        settings: The settings of the optimizer.
-        head: The head of the model.
-
-    Returns:
-        The norm; 0 for no limit.
-    """
-    if settings.clip_norm != "auto":
-        return settings.clip_norm
-    return _CLIP_NORM if isinstance(head, DflHeadRow | OneToOneHeadRow) else 0.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from yolov7.structures import Batch, HeadMaps
 from yolov7.system.precision import autocast
 from yolov7.training.distillation import Distillation
 from yolov7.training.job import TrainJob
-from yolov7.training.optim import Schedule, apply_plan, largest_norm
+from yolov7.training.optim import Schedule, apply_plan
 from yolov7.training.start import count_frozen_rows
 from yolov7.training.state import TrainState
 from yolov7.training.worker import Worker
@@ -71,7 +71,7 @@ class Stepper:
         runner = self._distributed or model
         self._runner: nn.Module = torch.compile(runner) if settings.compile else runner  # type: ignore[assignment]
         self._stride = max(*state.model.strides, distillation.stride if distillation else 0)
-        self._largest_norm = largest_norm(settings.optim, job.spec.head)
+        self._largest_norm = job.largest_norm
         self._of_epoch: tuple[int, Loss, int] | None = None  # see `_epoch`
         self._pending = 0  # steps whose gradients wait for the optimizer
         self._is_summed = True  # whether the pending gradients are summed over all workers

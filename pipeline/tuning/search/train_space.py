@@ -16,6 +16,7 @@ from yolov7.recipes import merge
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.head_rows import DetectRow
+from yolov7.system.settings_base import AUTO_NORM
 
 STATED = "stated"  # what a candidate with the stated settings has in place of scaling rules
 MOST_CANDIDATES = 1000  # settings that are drawn; the sampler chooses among them
@@ -128,9 +129,14 @@ def read_setting(train: TrainSettings, key: str) -> float:
     Args:
         train: The settings of a training.
         key: The name of the setting, such as `optim.lr0`.
+
+    Raises:
+        SettingError: The value is `auto`, which is no number.
     """
     group, _, name = key.rpartition(".")
     value: float = getattr(getattr(train, group) if group else train, name)
+    if key == "optim.clip_norm" and value == AUTO_NORM:
+        raise SettingError("optim.clip_norm=auto cannot be varied; state a number in train")
     return value
 
 
