@@ -1,7 +1,7 @@
 """Paths of the files that stages exchange, and functions that read, write and lock them.
 
-Everything is below `artifacts/<stage>/`. Trainings whose weights DVC has not recorded are below `runs/`, outside of DVC's
-outputs, so that an interrupted stage resumes.
+Everything is below `artifacts/<stage>/`. Trainings whose weights DVC has not recorded are below `runs/`, outside of
+DVC's outputs, so that an interrupted stage resumes.
 """
 
 from __future__ import annotations

@@ -308,10 +308,10 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
     if before not in (None, job.fingerprint):
         return "an earlier run had other data or settings; training starts from the beginning"
     if is_finished:
-        places = f"{folder} and {copy.url}" if copy else folder
+        where = f"{folder} and {copy.url}" if copy else folder
         return (
             "this training was finished before with the same data, settings and code; its weights are used (delete "
-            f"{places} to train again)"
+            f"{where} to train again)"
         )
     return ""
 

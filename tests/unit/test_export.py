@@ -304,7 +304,10 @@ def test_the_command_verifies_on_the_data_and_prints_one_line(
     save_index(prepared / "train.npz", split)  # a project without a validation split
     monkeypatch.chdir(tmp_path / "project")
     arguments = [str(weights), "--format", "torchscript", "-o", str(tmp_path / "out")]
-    places = {"the train split of artifacts/prepare": [], str(tmp_path / "val.npz"): ["--data", str(tmp_path / "val.npz")]}
+    places = {
+        "the train split of artifacts/prepare": [],
+        str(tmp_path / "val.npz"): ["--data", str(tmp_path / "val.npz")],
+    }
     for place, data in places.items():
         monkeypatch.setattr(sys, "argv", ["yolov7", "export", *arguments, *data])
         with pytest.raises(SystemExit) as end:

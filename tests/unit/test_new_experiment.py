@@ -121,7 +121,9 @@ def test_weights_are_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     new_experiment("fine", data=data, weights=weights)
     (variant,) = use("fine").variants.values()
     assert (variant.spec.name, variant.train.recipe, variant.train.weights) == ("nano", "small", weights)
-    assert "#   recipe small: optim.lr_final=0.1: as in the recipe finetune" in Path("experiments/fine.yaml").read_text()
+    assert (
+        "#   recipe small: optim.lr_final=0.1: as in the recipe finetune" in Path("experiments/fine.yaml").read_text()
+    )
     foreign = tmp_path / "nano.pt"
     export_checkpoint(foreign, model, class_names=("a", "b"))
     new_experiment("foreign", data=data, weights=foreign)
