@@ -64,6 +64,15 @@ def read_curves(page: str) -> list[Curve]:
     return curves
 
 
+def describe(curves: list[Curve]) -> str:
+    """Return the figures as one line, which the picture has in its metadata.
+
+    Args:
+        curves: The curves.
+    """
+    return "; ".join(f"{curve.data}, {curve.training}: {' '.join(map(str, curve.means))}" for curve in curves)
+
+
 def draw(curves: list[Curve], path: Path) -> None:
     """Draw one chart for each data set.
 
@@ -89,7 +98,7 @@ def draw(curves: list[Curve], path: Path) -> None:
         axes.set_ylim(bottom=0)
     # Every chart has the same curves.
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, labelcolor=INK)
-    figure.savefig(path, transparent=True, metadata={"Date": None})
+    figure.savefig(path, transparent=True, metadata={"Date": None, "Description": describe(curves)})
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ class _Choices:
     def choose_steps(self) -> None:
         """Choose the optimizer, its learning rate, the warm-up and the moving average."""
         rules, batch, epochs = self._rules, self._value("batch_size"), self._value("epochs")
-        optimizer = self._choose("optim.optimizer", rules.optimizer, "it learns most in few steps")
+        optimizer = self._choose("optim.optimizer", rules.optimizer, "it learns more in few steps than SGD and AdamW")
         nominal = self._choose("optim.nominal_batch", batch, "every step moves the weights")
         if optimizer in rules.learning_rates:
             base = rules.learning_rates[optimizer]

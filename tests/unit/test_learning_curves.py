@@ -1,0 +1,28 @@
+"""The picture of the learning curves has the figures of the page, and the page's table is read whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_scaleout import FOLDER, import_script
+
+script = import_script(FOLDER / "learning_curves.py")
+PAGE = (FOLDER / "accuracy.md").read_text()
+
+
+def test_the_picture_has_the_figures_of_the_page(tmp_path: Path) -> None:
+    """`python docs/design/learning_curves.py` draws it again."""
+    curves = script.read_curves(PAGE)
+    assert {curve.data for curve in curves} == script.ALL.keys()
+    assert script.describe(curves) in script.PICTURE.read_text()
+    script.draw(curves, tmp_path / "again.svg")
+    assert script.describe(curves) in (tmp_path / "again.svg").read_text()
+
+
+def test_a_cell_that_is_no_figure_is_an_error() -> None:
+    first = f"{script.read_curves(PAGE)[0].means[0]:.3f} ± "
+    for page in (PAGE.replace(first, "not measured "), PAGE.replace("| Data | Training |", "| Images |")):
+        with pytest.raises((ValueError, IndexError)):
+            script.read_curves(page)
