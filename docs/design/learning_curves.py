@@ -58,8 +58,9 @@ def read_curves(page: str) -> list[Curve]:
     for row in table[2].splitlines():
         data, training, *cells = row.strip("| ").split(" | ")
         images = tuple(ALL[data] if column == "all" else int(column) for column in columns)
-        figures = [cell.split(" ± ") for cell in cells]
-        means, deviations = (tuple(float(figure[i]) for figure in figures) for i in (0, 1))
+        figures = [cell.partition(" ± ") for cell in cells]
+        means = tuple(float(mean) for mean, _, _ in figures)
+        deviations = tuple(float(deviation or 0) for _, _, deviation in figures)  # a single seed has none
         curves.append(Curve(data, training.replace("`", ""), images, means, deviations))
     return curves
 
