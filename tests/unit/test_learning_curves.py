@@ -24,5 +24,5 @@ def test_the_picture_has_the_figures_of_the_page(tmp_path: Path) -> None:
 def test_a_cell_that_is_no_figure_is_an_error() -> None:
     first = f"{script.read_curves(PAGE)[0].means[0]:.3f} ± "
     for page in (PAGE.replace(first, "not measured "), PAGE.replace("| Data | Training |", "| Images |")):
-        with pytest.raises(ValueError, match="no table of learning curves|could not convert"):
+        with pytest.raises(ValueError, match=r"no table of learning curves|could not convert"):
             script.read_curves(page)
