@@ -179,8 +179,8 @@ class RaySettings(Settings):
     )
     storage: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = Field(
         None,
-        description="s3://BUCKET/FOLDER for a copy of each run that DVC has not recorded, so that another machine can "
-        "continue it.",
+        description="Folder for copies of runs, s3://BUCKET/FOLDER. Another machine can continue a run from its copy. "
+        "A copy is deleted when DVC has recorded the run.",
     )
     max_failures: int = Field(2, ge=0, description="Number of restarts from the last checkpoint after failures.")
     start_timeout: Positive = Field(45.0, description="Seconds to wait for room for the fewest workers.")

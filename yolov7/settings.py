@@ -170,8 +170,8 @@ class OptimSettings(Settings):
     nesterov: bool = Field(True, description="use Nesterov momentum with sgd, as in the reference")
     clip_norm: ClipNorm = Field(
         AUTO_NORM,
-        description="largest norm of the gradient of a step; 0: no limit; auto: 10 for the heads detect_dfl and "
-        "detect_one_to_one, which need it with SGD, otherwise no limit",
+        description="largest norm of the gradient of a step; 0: no limit; auto: 10 for models with the head "
+        "detect_dfl or detect_one_to_one, and no limit for others",
     )
     schedule: Literal["scaled", "reference", "yolox", "ppyoloe"] = Field(
         "scaled",

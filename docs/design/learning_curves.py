@@ -1,4 +1,4 @@
-"""Draw the learning curves of accuracy.md: AP over the number of training images.
+"""Draw AP over the number of training images, from the table in accuracy.md.
 
 `python docs/design/learning_curves.py` reads the table of the page and writes docs/pictures/learning-curves.svg.
 """
@@ -21,7 +21,7 @@ _TABLE = re.compile(r"^\| Data \| Training \| (.+) \|\n\|[-:|]+\|\n((?:\|.*\n)+)
 
 
 class Curve(NamedTuple):
-    """A row of the table.
+    """A learning curve, which is one row of the table.
 
     Attributes:
         data: The data set.
@@ -39,7 +39,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(page: str) -> list[Curve]:
-    """Read the table of the learning curves.
+    """Read the learning curves from the page.
 
     Args:
         page: The text of accuracy.md.
@@ -52,7 +52,7 @@ def read_curves(page: str) -> list[Curve]:
     """
     table = _TABLE.search(page)
     if table is None:
-        raise ValueError("accuracy.md has no table of learning curves")
+        raise ValueError("accuracy.md has no table of learning curves (columns: Data, Training, numbers of images)")
     columns = table[1].split(" | ")
     curves = []
     for row in table[2].splitlines():
@@ -66,7 +66,7 @@ def read_curves(page: str) -> list[Curve]:
 
 
 def describe(curves: list[Curve]) -> str:
-    """Return the figures as one line, which the picture has in its metadata.
+    """Return one line with all figures, which is stored in the metadata of the picture.
 
     Args:
         curves: The curves.
@@ -75,7 +75,7 @@ def describe(curves: list[Curve]) -> str:
 
 
 def draw(curves: list[Curve], path: Path) -> None:
-    """Draw one chart for each data set.
+    """Draw the learning curves, with one chart for each data set.
 
     Args:
         curves: The curves.

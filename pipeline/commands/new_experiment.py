@@ -189,7 +189,7 @@ def _look_at(found: FoundData, source: str) -> _Facts:
 
 
 def _choose_model(weights: Path | None) -> tuple[ModelSpec, _Choice]:
-    """Choose the spec and the head."""
+    """Return the chosen model, and the line of the file that states it."""
     if weights is not None:
         return _model_of(weights)
     memory = _gpu_memory()
@@ -205,6 +205,7 @@ def _choose_model(weights: Path | None) -> tuple[ModelSpec, _Choice]:
 
 
 def _model_of(weights: Path) -> tuple[ModelSpec, _Choice]:
+    """Return the model of a weight file, and the line of the file that states it."""
     path = find_weights(str(weights))
     if not path.is_file():
         raise ArtifactError(f"{weights} is missing; name a weight file")

@@ -40,7 +40,7 @@ class RunCopy:
     """The copy of one run's folder, in `storage`/<variant>/<seed>.
 
     Attributes:
-        url: Where the copy is.
+        place: The URL of the copy without secrets, for messages.
     """
 
     def __init__(self, storage: str, *, variant: str, seed: int) -> None:
@@ -51,7 +51,8 @@ class RunCopy:
             variant: The name of the variant.
             seed: The seed of the run.
         """
-        self.url = f"{storage.rstrip('/')}/{variant}/{seed}"
+        self._url = f"{storage.rstrip('/')}/{variant}/{seed}"
+        self.place = without_secrets(self._url)
         self._sent: dict[str, _Mark] | None = None  # of each file of the copy; None if that is unknown
         self._files: Any = None
         self._root = ""
@@ -150,7 +151,7 @@ class RunCopy:
         from pyarrow.fs import FileSelector, FileSystem, FileType
 
         if self._files is None:
-            self._files, self._root = FileSystem.from_uri(self.url)
+            self._files, self._root = FileSystem.from_uri(self._url)
         found = self._files.get_file_info(FileSelector(self._root, allow_not_found=True))
         return {info.base_name for info in found if info.type == FileType.File}
 
@@ -159,9 +160,7 @@ class RunCopy:
         try:
             yield
         except Exception as error:  # pyarrow raises OSError, ArrowInvalid and others, in many lines
-            raise OSError(
-                f"ray.storage: {without_secrets(self.url)} cannot be {what} ({one_line(error)}){_REMEDY}"
-            ) from error
+            raise OSError(f"ray.storage: {self.place} cannot be {what} ({one_line(error)}){_REMEDY}") from error
 
 
 @contextmanager

@@ -29,7 +29,6 @@ from yolov7.training.job import UNHASHED
 from yolov7.weights.description import READERS
 
 RECIPE_SMALL = Path(recipes.__file__).parent / "training" / "data_recipe.py"
-
 _LAST = RUNS / ".resolved.json"  # outside DVC's outputs, which DVC deletes before a stage runs
 _HASHED_BYTES = 64 << 20  # larger files in symlinked folders count by size and time of change
 
@@ -90,7 +89,7 @@ def training_inputs(variant: ResolvedVariant, *, seed: int) -> dict[str, Any]:
     small: dict[str, Any] = {}
     if variant.train.recipe == "small":  # the settings that it stands for follow from the data, after this stage
         stated = variant.train.model_dump(mode="json", exclude_unset=True, exclude=UNHASHED)
-        small = {"recipe_small": stated, "recipe_small_code": _hash_code(RECIPE_SMALL)}
+        small = {"recipe_small": stated, "recipe_small_code": sha256_of(RECIPE_SMALL)}
     return own_code | {
         "spec": variant.spec.model_dump(mode="json", by_alias=True),
         "settings": variant.train.model_dump(mode="json", exclude=UNHASHED),
@@ -234,8 +233,8 @@ def _changes(name: str, before: Any, now: Any, *, key: str = "") -> Iterator[str
 
 @cache
 def _hash_code(folder: Path) -> str:
-    """Return a digest of the Python files in a folder, or of one file."""
+    """Return a digest of the Python files in a folder."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]:
+    for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

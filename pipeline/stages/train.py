@@ -308,7 +308,7 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
     if before not in (None, job.fingerprint):
         return "an earlier run had other data or settings; training starts from the beginning"
     if is_finished:
-        where = f"{folder} and {copy.url}" if copy else folder
+        where = f"{folder} and {copy.place}" if copy else folder
         return (
             "this training was finished before with the same data, settings and code; its weights are used (delete "
             f"{where} to train again)"

@@ -61,7 +61,7 @@ def fine_tune_and_measure(folder: Path) -> float:
 
 
 def learn_from_few(folder: Path, weights: Path | None) -> float:
-    """Train with the recipe `small` on 24 images, and return AP."""
+    """Train on 24 images with the recipe `small`, and return AP on the validation split."""
     own = {"recipe": "small", "max_images": 24, "epochs": 20, "image_size": 128, "validate_every": 20}
     own |= {"weights": None if weights is None else str(weights)}
     variant = parse_experiment({"variants": {"few": {"spec": "nano", "train": own}}}).variant("few")
@@ -70,7 +70,7 @@ def learn_from_few(folder: Path, weights: Path | None) -> float:
 
 
 def make_another_set(folder: Path) -> None:
-    """Replace the images of a folder of prepared data by their negatives."""
+    """Invert the colours of all images in a folder of prepared data."""
     for path in (folder / "artifacts/prepare/synthetic").glob("*/images/*.jpg"):
         assert cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
 

@@ -1,4 +1,4 @@
-"""The picture of the learning curves has the figures of the page, and the page's table is read whole."""
+"""The picture of the learning curves shows the figures in accuracy.md."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_scaleout import FOLDER, import_script
+from tests.unit.doc_scripts import FOLDER, import_script
 
 script = import_script(FOLDER / "learning_curves.py")
 PAGE = (FOLDER / "accuracy.md").read_text()
 
 
 def test_the_picture_has_the_figures_of_the_page(tmp_path: Path) -> None:
-    """`python docs/design/learning_curves.py` draws it again."""
+    """After an edit of the table, run `python docs/design/learning_curves.py`."""
     curves = script.read_curves(PAGE)
     assert {curve.data for curve in curves} == script.ALL.keys()
     assert script.describe(curves) in script.PICTURE.read_text()

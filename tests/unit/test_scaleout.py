@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.doc_scripts import FOLDER, import_script
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import load_spec
 from yolov7.training.ema import Ema
-
-FOLDER = Path(__file__).parents[2] / "docs/design"
-
-
-def import_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 script = import_script(FOLDER / "scaling_out.py")
 DEFAULTS, TUNED, MODELS, facts = script.DEFAULTS, script.TUNED, script.MODELS, script.facts

@@ -106,6 +106,8 @@ def test_the_space_can_be_changed_and_narrowed() -> None:
     }  # fmt: skip
     with pytest.raises(SettingError, match=r"optim\.clip_norm has no default range; state it, such as"):
         ranges_of(vary=["optim.clip_norm"])
+    with pytest.raises(SettingError, match=r"optim\.clip_norm=auto cannot be varied; state a number"):
+        read_setting(TRAIN, "optim.clip_norm")
     with pytest.raises(SettingError, match="no setting of the training is left to vary"):
         ranges_of(train_space=dict.fromkeys(DEFAULT_RANGES))
 

@@ -25,11 +25,11 @@ AUTO_BATCH = 0
 """The value of `batch_size` that stands for `auto`, until a number is chosen."""
 
 AUTO_NORM = -1.0
-"""The value of `clip_norm` that stands for `auto`."""
+"""The number by which the setting `clip_norm` represents `auto`."""
 
 
 def _read_auto(number: float) -> WrapValidator:
-    """Let a number outside of the range of a setting stand for `auto`."""
+    """Return a validator that reads `auto` as this number, which is outside of the range of the setting."""
 
     def validate(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
         return number if given == "auto" else read(given)
@@ -38,6 +38,7 @@ def _read_auto(number: float) -> WrapValidator:
 
 
 def _write_auto(number: float) -> PlainSerializer:
+    """Return a serializer that writes this number as `auto`."""
     return PlainSerializer(lambda value: "auto" if value == number else value)
 
 

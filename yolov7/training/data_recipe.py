@@ -35,7 +35,7 @@ class Rules:
         optimizer: The optimizer, if none is stated.
         learning_rates: The learning rate of each optimizer for `base_batch` images per step; it grows with the square
             root of the batch.
-        clip_norm: The largest norm of the gradient of a step, because the learning rates are high.
+        clip_norm: The largest norm of the gradient of a step.
         base_batch: See `learning_rates`.
         warmup_share: The length of the warm-up as a share of the run.
         most_warmup_epochs: The longest warm-up in epochs.
@@ -212,7 +212,7 @@ class _Choices:
         if optimizer != "sgd":
             for name, value in _OF_OTHERS.items():
                 self._choose(f"optim.{name}", value, f"usual for {optimizer}")
-        self._choose("optim.clip_norm", rules.clip_norm, "single large gradients do not stop a short run")
+        self._choose("optim.clip_norm", rules.clip_norm, "a single large gradient cannot make the run diverge")
         warmup = round(min(rules.warmup_share * epochs, rules.most_warmup_epochs), 2)
         longest = f"{rules.most_warmup_epochs:g} epochs"
         self._choose("optim.warmup_epochs", warmup, f"{rules.warmup_share:.0%} of the run, at most {longest}")

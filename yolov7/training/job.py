@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from yolov7.errors import SettingError
+from yolov7.recipes import RECIPES
 from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import ModelSpec, spec_from_json
 from yolov7.system.locks import exclusive
@@ -48,7 +49,7 @@ _ADDED_ABOVE = (  # the same for settings that are in no part
     "unfreeze_epochs",
 )
 
-_CLIP_NORM = 10.0  # as the recipe `u6` has it
+_CLIP_NORM: float = RECIPES["u6"]["optim"]["clip_norm"]
 _CLIPPED_HEADS = {"detect_dfl", "detect_one_to_one"}
 _PATIENCE = 30.0  # seconds that a worker process of an earlier start may take to end
 
@@ -90,7 +91,7 @@ class TrainJob(Settings):
 
     @property
     def largest_norm(self) -> float:
-        """The norm to which the gradient of a step is reduced if it is larger; 0 for no limit.
+        """The largest allowed norm of the gradient of a step; 0 if there is no limit.
 
         With SGD and no limit, models with the heads of YOLOv7-u6 often diverge in the first epochs.
         """
@@ -109,8 +110,10 @@ class TrainJob(Settings):
             part: _added_defaults(getattr(self.settings, part), names) for part, names in _ADDED.items()
         }
         unset |= dict.fromkeys(_added_defaults(self.settings, _ADDED_ABOVE), True)
-        optim = self.settings.optim.model_copy(update={"clip_norm": self.largest_norm})
-        unset["optim"] |= set() if self.largest_norm else {"clip_norm"}
+        limit = self.largest_norm
+        if not limit:
+            unset["optim"].add("clip_norm")
+        optim = self.settings.optim.model_copy(update={"clip_norm": limit})
         settings = self.settings.model_copy(update={"optim": optim}).model_dump_json(exclude=UNHASHED | unset)
         own_code = [f"{name} {digest}" for name, digest in sorted(self.own_code.items())]
         parts = [self.spec_json, settings, str(self.seed), self.data_hash, self.weights_hash, *own_code]

@@ -16,7 +16,6 @@ from yolov7.recipes import merge
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.head_rows import DetectRow
-from yolov7.system.settings_base import AUTO_NORM
 
 STATED = "stated"  # what a candidate with the stated settings has in place of scaling rules
 MOST_CANDIDATES = 1000  # settings that are drawn; the sampler chooses among them
@@ -131,12 +130,13 @@ def read_setting(train: TrainSettings, key: str) -> float:
         key: The name of the setting, such as `optim.lr0`.
 
     Raises:
-        SettingError: The value is `auto`, which is no number.
+        SettingError: The value is `auto`.
     """
     group, _, name = key.rpartition(".")
-    value: float = getattr(getattr(train, group) if group else train, name)
-    if key == "optim.clip_norm" and value == AUTO_NORM:
-        raise SettingError("optim.clip_norm=auto cannot be varied; state a number in train")
+    part = getattr(train, group) if group else train
+    value: float | str = part.model_dump(include={name})[name]
+    if isinstance(value, str):
+        raise SettingError(f"{key}={value} cannot be varied; state a number for it below train")
     return value
 
 
