@@ -75,12 +75,12 @@ def test_anchors_of_the_spec_on_demand() -> None:
     assert build_start(job(anchors="spec"), NARROW).model.spec == SPEC
 
 
-@pytest.mark.parametrize("mode", ["auto", "fit"])
-def test_a_head_without_anchors_gets_none_and_that_is_said(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "notes"), [("auto", 0), ("fit", 1)])
+def test_a_head_without_anchors_gets_none_and_that_is_said_if_they_were_asked_for(mode: str, notes: int) -> None:
     spec = resolve_spec(SMALL | {"head": "anchor_free"}, name="small")
     start = build_start(job(spec, anchors=mode), NARROW)
     assert start.model.spec == spec
-    assert start.notes == ("the head 'detect_dfl' of spec 'small' has no anchors",)
+    assert start.notes == ("the head 'detect_dfl' of spec 'small' has no anchors",) * notes
 
 
 def test_the_ancestor_is_the_beginning_or_the_weights_that_it_began_with(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def _choose_spec(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) ->
     if settings.anchors == "spec":
         return spec, ()
     if spec.head.anchor_free:
-        return spec, (describe_missing_anchors(spec),)
+        return spec, (describe_missing_anchors(spec),) if settings.anchors == "fit" else ()
     threshold = settings.loss.anchor_threshold
     choice = choose_anchors(spec, index, image_size=settings.image_size, threshold=threshold, mode=settings.anchors)
     if choice.uses_fitted:
