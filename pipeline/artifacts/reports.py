@@ -150,7 +150,8 @@ class BenchmarkRow(Settings):
         engine: What ran the model, such as `torch` or `openvino`.
         nms: Whether the time includes non-maximum suppression.
         from_file: Whether it also includes reading, decoding and letterboxing the image files.
-        AP: AP of the exported file with this engine and precision; None for weight files, which `evaluate` measures.
+        AP: AP of the deployed model with this engine and precision, on the val split or on at most 1,000 training
+            images; None for a model that is not re-parameterised.
         fps: Images per second at the median latency.
         samples: Number of measured batches.
     """

@@ -107,6 +107,11 @@ def evaluate(
             )
         )  # fmt: skip
         return
+    if split or out or json or (engine, device, precision, batch_size) != ("auto", "auto", "auto", 16):
+        raise typer.BadParameter(
+            "--split, --out, --json, --engine, --device, --precision and --batch-size concern --data; the settings of "
+            "variants are `evaluate` in params.yaml"
+        )
     from pipeline.commands.run_stages import run_evaluate
 
     resolved = experiment()

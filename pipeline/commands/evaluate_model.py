@@ -72,6 +72,15 @@ def evaluate_model(options: EvaluateOptions) -> None:
         raise SettingError("--weights and --predictions need --data: a folder, a data.yaml, or a COCO file")
     if (options.weights is None) == (options.predictions is None):
         raise SettingError("--data needs either --weights or --predictions")
+    if options.predictions is not None:
+        for name, value, default in (
+            ("--engine", options.engine, "auto"),
+            ("--device", options.device, "auto"),
+            ("--precision", options.precision, "auto"),
+            ("--batch-size", options.batch_size, 16),
+        ):
+            if value != default:
+                raise SettingError(f"{name} {value} concerns a model; leave it out with --predictions")
     result = _measure(options, options.data)
     content = _content(options, result)
     if options.out is not None:
@@ -152,7 +161,9 @@ def _bars() -> Iterator[evaluation.Progress]:
     from rich.console import Console
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bars:
         tasks: dict[str, Any] = {}
 
         def show(part: str, done: int, of: int) -> None:

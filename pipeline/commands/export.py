@@ -65,7 +65,11 @@ def export(
         raise SettingError(f"{next(iter(nms_options))} concerns the suppression inside the file; add --nms")
     if calibrate is not None and precision != "int8":
         raise SettingError("--calibrate concerns INT8; add --precision int8")
+    if tolerance is not None and not 0 <= tolerance <= 1:
+        raise SettingError(f"--tolerance {tolerance:g} must be a change of AP from 0 to 1")
     weights = model_file(name)
+    if weights.is_dir():
+        raise SettingError(f"{weights} is a folder; name the weight file (.safetensors) that is to be exported")
     class_names = load_weights(weights).class_names
     chosen = _choose_data(data, calibrate, class_names)
     with _steps(weights.name) as show:

@@ -28,6 +28,7 @@ from pipeline.commands.prediction_files import (
     YoloFiles,
     json_line,
 )
+from pipeline.console import console as quietable
 from pipeline.console import counted, duration, stage_line
 from yolov7.detect.detections import class_labels
 from yolov7.detect.detector import Detector, nms_settings
@@ -116,9 +117,14 @@ def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool
         OSError: If a result cannot be written. Results before it are complete.
     """
     if options.ray:
+        _check_many(options)
         return _predict_many(weights, names, options)
+    for name, value, default in (("--actors", options.actors, 1), ("--format", options.shard_format, "jsonl")):
+        if value != default:
+            raise SettingError(f"{name} {value} concerns --ray; add --ray, or leave it out")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # our own messages describe faults in videos
-    sources = find_sources(names, ignored=Path(options.out))
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    sources = find_sources(names, ignored=Path(options.out), say=console.print)
     _check_out(sources, options)
     detection = _detection_options(options)
     path = model_file(weights)
@@ -128,15 +134,38 @@ def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool
         detection = replace(
             detection, labels=class_labels(_split(options.classes, detector.class_names), detector.class_names)
         )
+    detector.model.check_confidence(detection.nms)
+    for note in detector.model.notes:
+        console.print(stage_line("predict", weights, note))
     if options.tta:
         detector = detector.augmented()
-    return _Run(weights, options, detector).write(detect_sources(detector, sources, detection), sources)
+    return _Run(weights, options, detector, console).write(detect_sources(detector, sources, detection), sources)
+
+
+def _check_many(options: PredictOptions) -> None:
+    """Raise SettingError if an option has no effect with --ray, which writes only detections, in shards."""
+    unused = {
+        "--json": options.json,
+        "--json-file": options.json_file is not None,
+        "--count": options.count,
+        "--coco": options.coco,
+        "--yolo": options.yolo,
+        "--csv": options.csv,
+        "--crops": options.crops,
+        "--classes": options.classes is not None,
+        "--tta": options.tta,
+        "--tile": options.tile is not None,
+        "--overlap": options.overlap is not None,
+        "--every": options.every != 1,
+    }
+    stated = [name for name, is_stated in unused.items() if is_stated]
+    if stated:
+        raise SettingError(f"{', '.join(stated)} cannot be combined with --ray, which writes all detections")
 
 
 def _predict_many(weights: str, names: Sequence[str], options: PredictOptions) -> bool:
     from pipeline.commands.predict_many import predict_many
 
-    thresholds = {"confidence": options.confidence, "iou": options.iou, "max_detections": options.max_detections}
     unread = predict_many(
         weights,
         names,
@@ -144,7 +173,7 @@ def _predict_many(weights: str, names: Sequence[str], options: PredictOptions) -
         format=options.shard_format,
         actors=options.actors,
         batch_size=options.batch_size,
-        thresholds={name: value for name, value in thresholds.items() if value is not None},
+        nms=nms_settings(confidence=options.confidence, iou=options.iou, max_detections=options.max_detections),
         engine=options.engine,
         device=options.device,
         precision=options.precision,
@@ -155,11 +184,11 @@ def _predict_many(weights: str, names: Sequence[str], options: PredictOptions) -
 class _Run:
     """One run: its output files, its totals and its progress bar."""
 
-    def __init__(self, weights: str, options: PredictOptions, detector: Detector) -> None:
+    def __init__(self, weights: str, options: PredictOptions, detector: Detector, console: Console) -> None:
         self._weights = weights
         self._options = options
         self._detector = detector
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._console = console
         self._images = self._errors = 0
         self._found: Counter[str] = Counter()
         self._is_writing = self._is_interrupted = False
@@ -270,7 +299,8 @@ class _Run:
             text += f"; results are in {options.out}"
         if self._errors:
             text += f"; {counted(self._errors, 'error')}"
-        self._console.print(stage_line("predict", self._weights, text))
+        if not quietable.quiet:
+            self._console.print(stage_line("predict", self._weights, text))
 
 
 class _Bar:

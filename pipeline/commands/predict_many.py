@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pipeline.commands.model_file import model_file
 from pipeline.console import console, counted, stage_line
 from pipeline.ray.predict_at_scale import predict_at_scale
-from pipeline.ray.shards import ShardFormat
+from pipeline.ray.shards import Folder, ShardFormat
 from yolov7.errors import SettingError
 from yolov7.settings import NmsSettings
 
@@ -22,7 +22,7 @@ def predict_many(
     format: str,
     actors: int,
     batch_size: int,
-    thresholds: Mapping[str, float],
+    nms: NmsSettings,
     engine: str,
     device: str,
     precision: str,
@@ -36,7 +36,7 @@ def predict_many(
         format: `jsonl` or `parquet`.
         actors: Number of processes that detect objects.
         batch_size: Number of images that a model processes at once.
-        thresholds: Keys of `NmsSettings` that are stated.
+        nms: Thresholds and limits.
         engine: Name of the engine.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32`, `bfloat16` or `float16`.
@@ -52,6 +52,8 @@ def predict_many(
         raise SettingError(f"--format={format} is unknown; use jsonl or parquet")
     if len(sources) != 1:
         raise SettingError(f"--ray takes one SOURCE, a folder or a URI, and not {len(sources)}")
+    if left_out := Folder(sources[0]).describe_left_out():
+        console.print(stage_line("predict", sources[0], left_out))
     summary = predict_at_scale(
         str(model_file(weights)),
         sources[0],
@@ -59,7 +61,7 @@ def predict_many(
         format=formats[format],
         actors=actors,
         batch_size=batch_size,
-        nms=NmsSettings.model_validate(dict(thresholds)),
+        nms=nms,
         engine=engine,
         device=device,
         precision=precision,

@@ -43,4 +43,6 @@ def _say_ready(service: Service, address: str) -> None:
     about = service.metadata
     model = f"{about['engine']}, {about['precision']}, {about['image_size']} px, {len(about['class_names'])} classes"
     text = f"ready at {address} ({model}); its description is at {address}/docs; press Ctrl-C to end it"
+    for note in service.notes:
+        console.print(stage_line("serve", about["weights"], note))
     console.print(stage_line("serve", about["weights"], text))

@@ -99,6 +99,8 @@ def _finish_shards(work: ShardWork, store: ShardStore, *, shard_size: int, actor
         "format": work.format,
         "shard_size": shard_size,
         "nms": work.nms.model_dump(),
+        "engine": work.engine,
+        "precision": work.precision,
     }
     images = store.start_or_continue(plan, source)
     finished = store.finished()

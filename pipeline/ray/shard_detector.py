@@ -104,7 +104,9 @@ class ShardDetector:
     @cached_property
     def _model(self) -> OpenedModel:
         work = self._work
-        return open_model(work.weights, engine=work.engine, device=work.device, precision=work.precision)
+        model = open_model(work.weights, engine=work.engine, device=work.device, precision=work.precision)
+        model.check_confidence(work.nms)
+        return model
 
     def _batches(self, paths: Sequence[str]) -> Iterator[list[_Read]]:
         """Yield the images of each batch, and read those of the next batches meanwhile."""

@@ -25,6 +25,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from pipeline.tracking import without_secrets
 from yolov7.data.images import IMAGE_SUFFIXES
+from yolov7.detect.sources import describe_left_out
 from yolov7.errors import DataError, SettingError, one_line, shown
 
 ShardFormat = Literal["jsonl", "parquet"]
@@ -61,7 +62,18 @@ class Folder:
         Raises:
             DataError: If the folder cannot be read.
         """
-        return sorted(path for path in self._list("") if path.lower().endswith(tuple(IMAGE_SUFFIXES)))
+        return sorted(path for path in self._list("") if _is_image(path))
+
+    def describe_left_out(self) -> str:
+        """Count the files that are no images by their suffixes.
+
+        Returns:
+            A sentence; empty if there are none.
+
+        Raises:
+            DataError: If the folder cannot be read.
+        """
+        return describe_left_out(path for path in self._list("") if not _is_image(path))
 
     def list_names(self, folder: str) -> list[str]:
         """Return the names of the files below a folder, relative to it; an empty list if there is no such folder.
@@ -154,10 +166,10 @@ class ShardStore:
 
         Raises:
             DataError: If there are no images, or a folder cannot be used.
-            SettingError: If the output folder belongs to a job with another plan.
+            SettingError: If the output folder has finished shards of a job with another plan.
         """
         known = self.folder.read("_plan.json")
-        if known is not None:
+        if known is not None and self.finished():  # otherwise nothing is lost if this job replaces the other one
             self._check_plan(json.loads(known), plan)
             listed = self.folder.read("_images.json.gz")
             if listed is None:
@@ -225,6 +237,10 @@ class ShardStore:
                     f"{self.folder.name} holds a job with {name}={shown(known.get(name))}, and this one has "
                     f"{shown(plan.get(name))}; choose another output folder"
                 )
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
 def _counts(*, images: int, detections: int, bad: Mapping[str, str]) -> dict[str, Any]:

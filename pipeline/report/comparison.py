@@ -56,7 +56,8 @@ def figures_table(rows: Sequence[SummaryRow], benchmark: Benchmark | None) -> Te
         benchmark: The benchmark; None if it was not run.
 
     Returns:
-        One row for each variant, with one column of FPS for each engine and precision.
+        One row for each variant, with one column for each engine and precision: FPS, and the AP that was measured with
+        them on the val split and the seed of the benchmark.
     """
     engines = _engines(benchmark)
     head = ("variant", *FIGURES, "parameters", "GFLOPs", "size", *(f"FPS {name}" for name in engines), "seeds")
@@ -70,8 +71,8 @@ def speed_table(benchmark: Benchmark | None) -> TextTable:
         benchmark: The benchmark; None if it was not run.
 
     Returns:
-        One row for each variant, form, engine, precision, batch size and scope. AP is that of the exported file with
-        this engine; weight files are measured by `evaluate`.
+        One row for each variant, form, engine, precision, batch size and scope. AP is that of the deployed model with
+        this engine and precision.
     """
     head = (
         "variant",
@@ -241,7 +242,9 @@ def _figure_texts(row: SummaryRow) -> Iterator[str]:
 
 def _speed_texts(variant: str, engines: Mapping[str, Mapping[str, BenchmarkRow]]) -> Iterator[str]:
     for rows in engines.values():
-        yield number_text(rows[variant].fps if variant in rows else None, 0)
+        row = rows.get(variant)
+        ap = "" if row is None or row.AP is None else f" (AP {number_text(row.AP, 3)})"
+        yield number_text(row.fps if row else None, 0) + ap
 
 
 def _error_text(count: int, lost: float | None) -> str:

@@ -27,7 +27,7 @@ _SUSPICIOUS = (230, 60, 20)
 _KINDS = {
     "unlabelled": "The model is confident, but there is no label.",
     "other class": "The model is confident that the label should be of another class.",
-    "never found": "There is a label, but no detection of any class and score overlaps it.",
+    "never found": "There is a label, but no detection of any class overlaps it, not even one with a low score.",
 }
 
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from pipeline.serving.service import Service
 from yolov7.detect.messages import Answer
-from yolov7.errors import DataError, one_line
+from yolov7.errors import DataError, SettingError, one_line
 
 _BODY_SECONDS = 30.0  # for a client to send its request
 _DISCARDED = 4  # times the largest body that is read and discarded before a body is refused
@@ -93,7 +93,7 @@ def make_application(service: Service) -> FastAPI:
             body = await _read_body(request, limit=service.settings.max_body_megabytes << 20)
             content_type = request.headers.get("content-type", "")
             return JSONResponse(await service.answer(body, content_type=content_type, nms=nms))
-        except DataError as error:
+        except (DataError, SettingError) as error:
             return _problem(400, error)
         finally:
             in_progress -= 1

@@ -6,22 +6,20 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 
 from pipeline.serving.batches import BatchRunner
-from pipeline.serving.content_hash import hash_content
 from pipeline.serving.requests import image_of_request
 from pipeline.serving.settings import ServingSettings
 from yolov7.data.augment.letterbox import Letterbox, letterbox
 from yolov7.data.images import Image
 from yolov7.detect.messages import Answer, answer_of
+from yolov7.engines.engine_table import engines
 from yolov7.engines.opened_model import OpenedModel, open_model
 from yolov7.inference.batch import detect_batch
-from yolov7.inference.engine import ModelEngine
 from yolov7.settings import NmsSettings
 from yolov7.system.threads import usable_cpus, wanted_threads
 
@@ -46,10 +44,14 @@ class Service:
         cpus = usable_cpus()
         share = min(torch.get_num_threads(), cpus // settings.replicas)
         torch.set_num_threads(wanted_threads(share))  # before engines take over the number
-        models = [_open(settings, replica=replica) for replica in range(settings.replicas)]
-        self._model = models[0]
-        self.metadata: Mapping[str, Any] = _describe(models[0], settings)
+        first = _open(settings, device=settings.device)
+        first.check_confidence(settings.nms)
+        models = [first, *(_open(settings, device=device) for device in _further_devices(settings, first))]
+        self._model = first
+        self.metadata: Mapping[str, Any] = _describe(first, settings)
         """What `GET /metadata` answers."""
+        self.notes = first.notes
+        """What the user should know about the choice of the engine and the precision."""
         self._readers = ThreadPoolExecutor(cpus, thread_name_prefix="reader")
         self._runner = BatchRunner([model.engine for model in models], max_batch=settings.max_batch)
 
@@ -71,7 +73,9 @@ class Service:
 
         Raises:
             DataError: If there is no image in the request, or if it is too large.
+            SettingError: If the file of the model leaves out detections of this confidence.
         """
+        self._model.check_confidence(nms)
         loop = asyncio.get_running_loop()
         pixels, geometry = await loop.run_in_executor(self._readers, self._read, body, content_type)
         found = await asyncio.wrap_future(self._runner.submit(pixels, geometry, nms=nms))
@@ -88,10 +92,15 @@ class Service:
         return letterbox(image, size=self._model.image_size, mode=self._model.letterbox)
 
 
-def _open(settings: ServingSettings, *, replica: int) -> OpenedModel:
-    device = settings.device
-    if device == "auto" and torch.cuda.device_count() > 1:
-        device = f"cuda:{replica % torch.cuda.device_count()}"
+def _further_devices(settings: ServingSettings, first: OpenedModel) -> list[str]:
+    """Return the device of each replica after the first one, which is on the first GPU if its engine runs on GPUs."""
+    count = torch.cuda.device_count()
+    uses_gpus = next(info.runs_on_gpu() for info in engines() if info.name == first.engine_name)
+    is_free = settings.device == "auto" and count > 1 and uses_gpus
+    return [f"cuda:{replica % count}" if is_free else settings.device for replica in range(1, settings.replicas)]
+
+
+def _open(settings: ServingSettings, *, device: str) -> OpenedModel:
     model = open_model(settings.weights, engine=settings.engine, device=device, precision=settings.precision)
     empty, geometry = letterbox(np.zeros((1, 1, 3), np.uint8), size=model.image_size)
     images = torch.from_numpy(empty).permute(2, 0, 1)[None]  # 1 3 S S
@@ -103,8 +112,7 @@ def _describe(model: OpenedModel, settings: ServingSettings) -> dict[str, Any]:
     return {
         "version": _version(),
         "weights": model.path.name,
-        "weights_sha256": hash_content(Path(settings.weights)),
-        "spec": model.engine.model.spec.name if isinstance(model.engine, ModelEngine) else None,
+        **model.source,
         "class_names": list(model.class_names),
         "image_size": model.image_size,
         "engine": model.engine_name,

@@ -36,7 +36,8 @@ class ServingSettings(Settings):
     @property
     def nms(self) -> NmsSettings:
         """The thresholds and limits of a request that states no others."""
-        return NmsSettings(confidence=self.confidence, iou=self.iou, max_detections=self.max_detections)
+        names = {"confidence", "iou", "max_detections"}
+        return NmsSettings.model_validate(self.model_dump(include=names & self.model_fields_set))
 
 
 def serving_settings(values: Mapping[str, Any]) -> ServingSettings:

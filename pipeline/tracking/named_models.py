@@ -36,8 +36,12 @@ def find_model(name: str) -> Path | None:
     if name.startswith(_REGISTERED):
         return _registered(name)
     match = re.fullmatch(r"([^/.\\][^/\\]*?)(?:/(\d+))?", name)
-    if match is None or not Path(PARAMS_FILE).is_file():
+    if match is None or (Path(name).suffix and not Path(PARAMS_FILE).is_file()):
         return None
+    if not Path(PARAMS_FILE).is_file():
+        raise ArtifactError(
+            f"there is no file {shown(name)}, and no {PARAMS_FILE} in this folder that could have such a variant"
+        )
     experiment = load_experiment()
     variant, seed = match[1], int(match[2]) if match[2] else experiment.seeds[0]
     if variant not in experiment.variants:

@@ -155,7 +155,10 @@ def _checked_id(value: object) -> str:
 
 
 def _first_tags(key: RunKey) -> dict[str, str]:
-    tags = {"mlflow.runName": f"{key.variant} seed {key.seed}", "mlflow.source.name": "yolov7-pipeline"}
+    tags = {
+        "mlflow.runName": f"{key.variant} seed {key.seed} ({key.fingerprint[:6]})",
+        "mlflow.source.name": "yolov7-pipeline",
+    }
     with suppress(Exception):
         tags["mlflow.user"] = getpass.getuser()
     with suppress(Exception):

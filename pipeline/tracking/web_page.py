@@ -51,21 +51,22 @@ def serve_page(experiment: str, *, host: str, port: int, say: Callable[[str], No
 def _check_port(host: str, port: int) -> None:
     if not 1 <= port <= _LARGEST_PORT:
         raise SettingError(f"--port={port} must be between 1 and {_LARGEST_PORT}")
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            free.bind((host, port))
-        except OSError as error:
-            reason = one_line(error.strerror or error)
-            raise SettingError(
-                f"port {port} of {shown(host)} cannot be used ({reason}); choose another one with --port or --host"
-            ) from None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise SettingError(
+            f"port {port} of {shown(host)} cannot be used ({reason}); choose another one with --port or --host"
+        ) from None
 
 
 def _page_address(experiment: str, *, host: str, port: int) -> str:
     """Return the address of the runs of the experiment, or of the page's start where there is no such experiment."""
     address = store_address()
-    start = f"http://{host}:{port}"
+    start = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     file = sqlite_file(address.uri)
     if file is not None and not file.exists():
         return start
@@ -87,7 +88,9 @@ def _command(host: str, port: int) -> tuple[str, ...]:
 def _environment(uri: str) -> dict[str, str]:
     root = artifact_root(uri)
     where = {"MLFLOW_BACKEND_STORE_URI": uri} | ({"MLFLOW_DEFAULT_ARTIFACT_ROOT": root} if root else {})
-    return {"UVICORN_LOG_LEVEL": "warning"} | quiet_environment() | where  # without a line per request
+    return (
+        {"UVICORN_LOG_LEVEL": "warning", "PYTHONWARNINGS": "ignore"} | quiet_environment() | where
+    )  # without a line per request
 
 
 def _run_until_ended(command: tuple[str, ...], *, environment: dict[str, str]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.project import BIN, ROOT, SMALL, Project
+from tests.unit.data_files import write_voc
 
 pytestmark = pytest.mark.slow
 
@@ -162,6 +163,21 @@ def test_the_readmes_commands_use_a_model_as_they_are_written(project: Project, 
     assert (project.folder / "figures/metrics.json").is_file()
     assert (project.folder / "deploy/export.json").is_file()
     project.run("git", "clean", "-dqf")
+
+
+def test_the_readmes_commands_for_own_images_run_as_they_are_written(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "my images"
+    for split in ("train", "val"):
+        boxes = {f"{split}{n}": [("cat", 1, 1, 30, 30), ("dog", 5, 5, 40, 38)] for n in range(3)}
+        write_voc(folder, boxes, split=split)
+    project.commit("before own images")
+    for line in readme_lines("Use your own images"):
+        end = ["prepare"] if line == "dvc repro" else []  # without the training
+        project.run(*shlex.split(line.replace("FOLDER", shlex.quote(str(folder)))), *end)
+    assert project.json("prepare/dataset.json")["class_names"] == ["cat", "dog"]
+    project.run("git", "reset", "--hard", "--quiet")
+    project.run("git", "clean", "-dqf")
+    project.run("dvc", "checkout", "--force")
 
 
 @pytest.mark.usefixtures("image")

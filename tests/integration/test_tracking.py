@@ -88,7 +88,7 @@ def test_stages_add_to_one_run(tracker: Tracker, client: MlflowClient) -> None:
     assert found.data.tags["seed"] == "3"
     assert found.info.status == "FINISHED"
     assert found.info.end_time == ended  # the duration of a run is that of its training
-    assert found.info.run_name == "one seed 3"
+    assert found.info.run_name == "one seed 3 (f00d)"
 
 
 def test_each_fingerprint_has_a_run_of_its_own(tracker: Tracker, client: MlflowClient) -> None:

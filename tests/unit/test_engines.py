@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -172,6 +173,23 @@ def test_a_file_runs_only_with_the_engines_it_is_made_for(onnx_file: Path, tmp_p
     assert open_model(copy).engine_name == "onnxruntime"
     with pytest.raises(SettingError, match="engine='openvino' does not run this"):
         open_model(copy, engine="openvino")
+
+
+def test_the_engine_and_precision_in_which_a_file_was_verified_are_preferred(onnx_file: Path, tmp_path: Path) -> None:
+    shutil.copytree(onnx_file.parent, tmp_path / "copy")
+    proof, copy = tmp_path / "copy" / "export.json", tmp_path / "copy" / onnx_file.name
+    content = json.loads(proof.read_text())
+    assert {check["engine"] for check in content["checks"]} == {"openvino", "onnxruntime"}
+    assert (open_model(copy).engine_name, open_model(copy).notes) == ("openvino", ())
+    for wanted, kept, notes in (("onnxruntime", "onnxruntime", 0), ("openvino", "openvino", 0), ("openvino", "", 1)):
+        checks = [one for one in content["checks"] if one["engine"] == kept and one["precision"] == "float32"]
+        proof.write_text(json.dumps(content | {"checks": checks}))
+        opened = open_model(copy)
+        assert opened.engine_name == wanted
+        assert (opened.precision == "float32") or notes
+        if kept == "onnxruntime":
+            assert "was not verified with openvino in" in open_model(copy, engine="openvino").notes[0]
+        assert len(opened.notes) >= notes
 
 
 def test_wrong_settings_are_named(onnx_file: Path, weights: Path, images: Tensor) -> None:

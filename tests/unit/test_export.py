@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from pipeline.cli.main import main
 from tests.unit.exported import NAMES, SIZE, annotate, write_weights
+from yolov7 import Detector, evaluate
+from yolov7.data.images import read_image
 from yolov7.data.index import ImageIndex, save_index
 from yolov7.engines.metadata import DETECTED, INPUT
 from yolov7.engines.opened_model import open_model
@@ -251,6 +254,37 @@ def test_a_change_of_ap_is_refused(
     with pytest.raises(ArtifactError, match=r"AP is 0.* and was .*, a change above"):
         export_model(weights, format="torchscript", output=tmp_path / "out", data=ExportData(split))
     assert leave_nothing(tmp_path / "out")
+
+
+def test_a_file_that_cannot_be_compared_is_not_written(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"confidence=0.999, the weights find no object in the 8 images; name data"):
+        export_model(weights, format="onnx", nms=NmsSettings(confidence=0.999), output=tmp_path / "out")
+    with pytest.raises(SettingError, match="precision='int8' needs annotated images with the classes of the weights"):
+        export_model(weights, format="onnx", precision="int8", output=tmp_path / "out")
+    assert leave_nothing(tmp_path / "out")
+
+
+def test_what_the_suppression_inside_a_file_leaves_out_is_said(
+    weights: Path, split: ImageIndex, tmp_path: Path
+) -> None:
+    data, nms = ExportData(split), NmsSettings(confidence=0.3)
+    _, path = export_model(weights, format="onnx", nms=nms, output=tmp_path / "out", data=data)
+    detector = Detector.load(path)
+    image = read_image(split.paths[0])
+    assert detector(image, confidence=0.3).scores.min() > 0.3
+    assert len(detector(image)) == len(detector(image, confidence=0.3))  # the default is no wish
+    with pytest.raises(SettingError, match=r"confidence=0.2: .* leaves out detections below 0.3; use at least that"):
+        detector(image, confidence=0.2)
+    (tmp_path / "coco").mkdir()
+    shutil.copyfile(split.paths[0], tmp_path / "coco" / "0.png")
+    content = {
+        "images": [{"id": 1, "file_name": "0.png", "width": SIZE, "height": SIZE}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 20], "area": 400, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": NAMES[0]}],
+    }
+    (tmp_path / "coco" / "all.json").write_text(json.dumps(content))
+    notes = evaluate(path, tmp_path / "coco" / "all.json").notes
+    assert any("the file contains its suppression (confidence 0.3, at most 300 detections)" in one for one in notes)
 
 
 def test_a_killed_export_leaves_no_model(weights: Path, tmp_path: Path) -> None:

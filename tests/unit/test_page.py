@@ -111,11 +111,14 @@ def test_each_engine_and_precision_has_a_column() -> None:
         dict.fromkeys(SummaryRow.model_fields) | {"variant": "nano", "seeds": 1, "image_size": 64}
     )
     eager = benchmark_of(["nano"])
-    other = [one.model_copy(update={"engine": "openvino", "precision": "int8", "fps": 400.0}) for one in eager.rows]
+    other = [
+        one.model_copy(update={"engine": "openvino", "precision": "int8", "fps": 400.0, "AP": 0.25})
+        for one in eager.rows
+    ]
     benchmark = Benchmark(**eager.model_dump(exclude={"rows"}), rows=(*eager.rows, *other))
     table = figures_table([row], benchmark)
     texts = dict(zip(table.head, table.rows[0], strict=True))
-    assert (texts["FPS torch float32"], texts["FPS openvino int8"]) == ("160", "400")
+    assert (texts["FPS torch float32"], texts["FPS openvino int8"]) == ("160", "400 (AP 0.250)")
 
 
 def test_a_large_confusion_matrix_becomes_a_list() -> None:

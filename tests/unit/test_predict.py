@@ -173,6 +173,10 @@ def test_a_bad_file_is_one_line_and_the_others_are_done(weights: Path, folder: P
         (["images", "--out", "images"], "--out images contains sources, which annotated pictures could replace"),
         (["images/sub", "--out", "images"], "--out images contains sources"),
         (["images", "--out", "images/a.jpg"], "--out images/a.jpg is a file; name a folder"),
+        (["images", "--actors", "3"], "--actors 3 concerns --ray; add --ray"),
+        (["images", "--format", "parquet"], "--format parquet concerns --ray; add --ray"),
+        (["images", "--ray", "--json", "--tile", "64"], "--json, --tile cannot be combined with --ray"),
+        (["images", "--ray", "--confidence", "5"], "confidence=5.0 must be from 0 to 1"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_arguments_is_one_line_and_nothing_is_written(

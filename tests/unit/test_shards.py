@@ -107,9 +107,19 @@ def test_an_object_store_and_parquet(weights: Path, bucket: Any) -> None:
 def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
     write_images(tmp_path / "in")
     source, store = Folder(str(tmp_path / "in")), ShardStore(str(tmp_path / "out"))
+    store.start_or_continue({"weights_sha256": "c"}, source)
+    store.start_or_continue(PLAN, source)  # nothing is finished, so that nothing is lost
+    store.finish(0, [], format="jsonl")
     store.start_or_continue(PLAN, source)
     with pytest.raises(SettingError, match=r"holds a job with weights_sha256='a', and this one has 'b'; choose"):
         store.start_or_continue({"weights_sha256": "b"}, source)
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
+    write_images(tmp_path / "in")
+    (tmp_path / "in" / "deep" / "c.HEIC").write_bytes(b"")
+    left_out = Folder(str(tmp_path / "in")).describe_left_out()
+    assert left_out == "files without the suffix of an image or a video were left out (.heic: 1, .txt: 1)"
 
 
 def test_what_cannot_be_used_is_an_error_in_one_line(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def evaluate(
         class_mapping=mapping.apply,
         progress=None if progress is None else lambda done: progress("detect", done, len(index)),
     )
-    notes = (*_flaw_notes(flaws), *mapping.notes())
+    notes = (*model.notes, *_suppression_notes(model, nms), *_flaw_notes(flaws), *mapping.notes())
     return Evaluation(result.figures, name, index, result.detections, notes, found.description, model)
 
 
@@ -149,6 +149,17 @@ def _read(
     if not len(index):
         raise DataError(f"the split {find_split(found, name)} of {path} has no images that can be read")
     return found, name, index, flaws
+
+
+def _suppression_notes(model: OpenedModel, nms: NmsSettings) -> tuple[str, ...]:
+    """Say that the suppression inside a file leaves out detections that count for AP."""
+    inside = model.suppression
+    if inside is None or (inside.confidence <= nms.confidence and inside.max_detections >= nms.max_detections):
+        return ()
+    return (
+        f"the file contains its suppression (confidence {inside.confidence:g}, at most {inside.max_detections} "
+        f"detections), which leaves out detections that count for AP with {nms.confidence:g} and {nms.max_detections}",
+    )
 
 
 def _flaw_notes(flaws: tuple[Flaw, ...]) -> tuple[str, ...]:

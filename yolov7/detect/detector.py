@@ -70,7 +70,7 @@ class Detector:
         Args:
             path: A weight file, before or after re-parameterisation; an exported file or folder; or a name that an
                 installed package knows (the entry points `yolov7.models`). A file takes precedence over a name.
-            engine: Name of the engine; `auto` is the fastest one that is installed and that runs the file.
+            engine: Name of the engine; `auto` is the fastest one that is installed and in which the file was verified.
             device: `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is the first GPU if there is one, else the CPU.
             precision: `auto`, `float32`, `bfloat16` or `float16`; `auto` is the fastest of these on the device.
             plugins: Packages whose blocks may be imported, in this process from now on, if the model has some; see
@@ -168,6 +168,7 @@ class Detector:
             SettingError: If a class is unknown or a number is out of range.
         """
         nms = nms_settings(confidence=confidence, iou=iou, max_detections=max_detections)
+        self.model.check_confidence(nms)
         several = cast(list[ImageInput], list(images) if isinstance(images, (list, tuple)) else [images])
         labels = None if classes is None else class_labels(classes, self.class_names)
         found = self._run(several, nms=nms, labels=labels, tiling=tiling, batch_size=batch_size)
@@ -192,13 +193,14 @@ class Detector:
 
         Raises:
             DataError: If an image is of another kind, or if its file cannot be read.
-            SettingError: If the batch size is not positive.
+            SettingError: If the batch size is not positive, or if the file leaves out detections of this confidence.
         """
         if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Sequence):
             raise DataError(
                 f"predict takes a list of images, not {describe(images)}; "
                 "use predict([image]) for one image and predict(list(images)) for a batch"
             )
+        self.model.check_confidence(nms)
         return self._run(images, nms=nms, labels=None, tiling=None, batch_size=batch_size)
 
     def fit(self, image: Image, *, source: ImageInput | None = None) -> FittedImage:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -16,6 +17,7 @@ from yolov7.detect.web import VIDEO_SUFFIXES, is_web_address, without_password
 from yolov7.errors import DataError, one_line, shown
 
 SourceKind = Literal["image", "stdin", "web", "video", "camera", "stream"]
+_MOST_SUFFIXES = 5
 _STREAM = re.compile(r"(rtsps?|rtmps?|udp|tcp|srt|rtp)://", re.IGNORECASE)
 
 
@@ -40,7 +42,9 @@ class Source:
         return without_password(self.location)
 
 
-def find_sources(names: Sequence[str], *, ignored: Path | None = None) -> list[Source]:
+def find_sources(
+    names: Sequence[str], *, ignored: Path | None = None, say: Callable[[str], object] = lambda _: None
+) -> list[Source]:
     """Return the images, videos and streams that names stand for.
 
     Args:
@@ -49,6 +53,7 @@ def find_sources(names: Sequence[str], *, ignored: Path | None = None) -> list[S
             number of a camera; an address (http, https, rtsp, ...); or `-` for an encoded image on standard input.
         ignored: A folder below which files are no sources, because results are written there, unless a name is this
             folder or is below it.
+        say: Receives a sentence about each folder in which files were left out.
 
     Returns:
         The sources in the order of the names.
@@ -56,16 +61,33 @@ def find_sources(names: Sequence[str], *, ignored: Path | None = None) -> list[S
     Raises:
         DataError: If a file is missing, a folder has no images, or a pattern has no match.
     """
-    return [source for name in names for source in _find(name, ignored=ignored)]
+    return [source for name in names for source in _find(name, ignored=ignored, say=say)]
 
 
-def _find(name: str, *, ignored: Path | None) -> list[Source]:
+def describe_left_out(paths: Iterable[str]) -> str:
+    """Count files by their suffixes.
+
+    Args:
+        paths: Files that are no images and no videos by their suffixes; hidden files do not count.
+
+    Returns:
+        A sentence; empty if there are no such files.
+    """
+    counts = Counter(Path(path).suffix.lower() or "no suffix" for path in paths if not Path(path).name.startswith("."))
+    if not counts:
+        return ""
+    kinds = ", ".join(f"{suffix}: {number}" for suffix, number in counts.most_common(_MOST_SUFFIXES))
+    rest = ", ..." if len(counts) > _MOST_SUFFIXES else ""
+    return f"files without the suffix of an image or a video were left out ({kinds}{rest})"
+
+
+def _find(name: str, *, ignored: Path | None, say: Callable[[str], object]) -> list[Source]:
     direct = _not_a_path(name)
     if direct is not None:
         return [direct]
     path = Path(name)
     if path.is_dir():
-        return _in_folder(path, ignored=ignored)
+        return _in_folder(path, ignored=ignored, say=say)
     if path.exists():
         return _in_list(path) if path.suffix.lower() == ".txt" else [_file(path, output=path.stem)]
     if glob.has_magic(name):
@@ -99,9 +121,12 @@ def _file(path: Path, *, output: str) -> Source:
     return Source("video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", str(path), output)
 
 
-def _in_folder(folder: Path, *, ignored: Path | None) -> list[Source]:
+def _in_folder(folder: Path, *, ignored: Path | None, say: Callable[[str], object]) -> list[Source]:
     without = None if _is_below(folder, ignored) else ignored
-    found = [path for path in _files_below(folder, ignored=without) if _is_media(path)]
+    files = list(_files_below(folder, ignored=without))
+    found = [path for path in files if _is_media(path)]
+    if left_out := describe_left_out(str(path) for path in files if not _is_media(path)):
+        say(f"{folder}: {left_out}")
     if not found:
         raise DataError(f"the folder {shown(str(folder))} has no images and no videos; check the path")
     return [_file(path, output=path.relative_to(folder).with_suffix("").as_posix()) for path in sorted(found)]

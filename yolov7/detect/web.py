@@ -29,7 +29,7 @@ def is_web_address(name: str) -> bool:
     Args:
         name: Any text.
     """
-    return name.startswith(("http://", "https://"))
+    return name.lower().startswith(("http://", "https://"))
 
 
 def without_password(address: str) -> str:

@@ -99,13 +99,16 @@ def engines() -> tuple[EngineInfo, ...]:
     )
 
 
-def choose_engine(wanted: str, kind: Kind, *, made_for: Sequence[str] = (), device: str = "auto") -> EngineInfo:
+def choose_engine(
+    wanted: str, kind: Kind, *, made_for: Sequence[str] = (), verified: Sequence[str] = (), device: str = "auto"
+) -> EngineInfo:
     """Return the engine that runs a file.
 
     Args:
         wanted: The name of an engine, or `auto` for the fastest one.
         kind: What the file is.
         made_for: The names of the engines that the file is made for; empty if all that run its kind are.
+        verified: The names of the engines in which the file was verified; `auto` prefers them.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Returns:
@@ -121,7 +124,7 @@ def choose_engine(wanted: str, kind: Kind, *, made_for: Sequence[str] = (), devi
         usable = [one for one in able if one.is_available]
         here = [one for one in usable if not device.startswith("cuda") or one.runs_on_gpu()] or usable
         if here:
-            return here[0]
+            return next((one for one in here if one.name in verified), here[0])
         reasons = "; ".join(f"{one.name}: {one.missing}" for one in able)
         raise SettingError(f"no engine for this {KINDS[kind]} is available ({reasons or names})")
     chosen = next((one for one in every if one.name == wanted), None)

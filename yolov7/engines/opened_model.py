@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,12 @@ from yolov7.engines.compiled import CompiledEngine, CudaGraphEngine
 from yolov7.engines.engine_table import EngineInfo, Kind, choose_engine
 from yolov7.engines.metadata import ExportMetadata, read_onnx_texts, read_texts
 from yolov7.engines.onnx_runtime import OnnxRuntimeEngine
-from yolov7.engines.open_vino import OpenVinoEngine, read_openvino_texts, resolve_openvino_precision
+from yolov7.engines.open_vino import (
+    OpenVinoEngine,
+    openvino_precisions,
+    read_openvino_texts,
+    resolve_openvino_precision,
+)
 from yolov7.engines.proof import PROOF, check_proof
 from yolov7.engines.tensor_rt import TensorRtEngine, read_tensorrt_texts
 from yolov7.engines.torch_script import TorchScriptEngine, is_torchscript, read_torchscript_texts
@@ -54,12 +59,13 @@ class OpenedModel:
         image_size: Side in pixels of the square that images are fitted into.
         path: The file or folder.
         suppression: Settings of the non-maximum suppression inside the file; None if there is none. The engine then
-            returns only detections (see `engines.arrays.to_decoded`), and a lower confidence than this has no effect.
+            returns only detections (see `engines.arrays.to_decoded`), and none below its confidence.
         fixed_size: Whether images must have the size `image_size`.
         strides: Stride of each level in pixels, finest first.
         letterbox: How images are brought to the square.
         letterbox_value: Grey level of the padding.
         source: The name of the specification (`spec`) and the hash of the weight file (`weights_sha256`).
+        notes: What the user should know about the choice of the engine and the precision.
     """
 
     engine: Engine
@@ -74,6 +80,21 @@ class OpenedModel:
     letterbox: LetterboxMode = "centre"
     letterbox_value: int = FILL
     source: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def check_confidence(self, nms: NmsSettings) -> None:
+        """Raise SettingError if detections that were asked for are left out by the suppression inside the file.
+
+        Args:
+            nms: The thresholds; a confidence that is a default and was not stated is not checked.
+        """
+        if self.suppression is None or "confidence" not in nms.model_fields_set:
+            return
+        if nms.confidence < self.suppression.confidence:
+            raise SettingError(
+                f"confidence={nms.confidence:g}: {self.path} contains its suppression, which leaves out detections below "
+                f"{self.suppression.confidence:g}; use at least that, or export the model again with a lower one"
+            )
 
 
 def open_model(
@@ -83,10 +104,11 @@ def open_model(
 
     Args:
         path: A weight file, an exported file, or a folder with an exported model.
-        engine: Name of the engine; `auto` is the fastest one that is installed and that runs the file. A weight file is
-            run by torch.
+        engine: Name of the engine; `auto` is the fastest one that is installed, that runs the file, and in which the file
+            was verified when it was exported. A weight file is run by torch.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto`, `float32`, `bfloat16` or `float16`; `auto` is the fastest of these on the device.
+        precision: `auto`, `float32`, `bfloat16` or `float16`; `auto` is the fastest of these on the device in which the
+            file was verified.
 
     Returns:
         The model.
@@ -104,9 +126,13 @@ def open_model(
     if kind == "openvino":
         choose_engine(engine, kind)  # before the package is needed to read the file
     metadata = read_texts(file, _READERS[kind](file))
-    check_proof(file)
-    chosen = choose_engine(engine, kind, made_for=metadata.engines, device=where.type)
-    runner, computed = _start(chosen, file, metadata, device=device, precision=precision)
+    verified = check_proof(file)
+    engines = [name for name, _ in verified or ()]
+    chosen = choose_engine(engine, kind, made_for=metadata.engines, verified=engines, device=where.type)
+    wanted, notes = _verified_precision(chosen, metadata, precision, verified)
+    runner, computed = _start(chosen, file, metadata, device=device, precision=wanted)
+    if verified is not None and (chosen.name, computed) not in verified:
+        notes = (f"{file} was not verified with {chosen.name} in {computed}; export it again on this machine",)
     return OpenedModel(
         engine=runner,
         engine_name=chosen.name,
@@ -120,6 +146,7 @@ def open_model(
         letterbox=metadata.letterbox,
         letterbox_value=metadata.letterbox_value,
         source={"spec": metadata.spec_name, "weights_sha256": metadata.weights_sha256},
+        notes=notes,
     )
 
 
@@ -166,6 +193,22 @@ def _open_weights(path: Path, chosen: EngineInfo, device: torch.device, precisio
         letterbox=weights.letterbox,
         source={"spec": model.spec.name, "weights_sha256": sha256_of(path)},
     )
+
+
+def _verified_precision(
+    chosen: EngineInfo, metadata: ExportMetadata, precision: str, verified: Sequence[tuple[str, str]] | None
+) -> tuple[str, tuple[str, ...]]:
+    """Return the precision to use; where the fastest one was not verified, one that was, and a note about it."""
+    if precision != "auto" or chosen.name != "openvino":
+        return precision, ()
+    fastest = resolve_openvino_precision(precision, metadata)
+    known = [computed for name, computed in verified or () if name == chosen.name]
+    if not known or fastest in known or known[0] not in openvino_precisions(metadata):
+        return precision, ()
+    note = (
+        f"{chosen.name} runs in {known[0]}, because {fastest} was not verified; export the model again on this machine"
+    )
+    return known[0], (note,)
 
 
 def _start(

@@ -37,20 +37,23 @@ def read_proof(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def check_proof(file: Path) -> None:
-    """Raise ArtifactError if an exported file is not the one that `export.json` beside it verified.
-
-    A file without `export.json` is accepted.
+def check_proof(file: Path) -> tuple[tuple[str, str], ...] | None:
+    """Check that an exported file is the one that `export.json` beside it verified.
 
     Args:
         file: The exported file.
 
+    Returns:
+        The engines and precisions in which the file was verified, in the order of preference; None if there is no
+        `export.json` about it.
+
     Raises:
         ArtifactError: If the hash of the file, or of a file that belongs to it, differs.
     """
-    hashes: dict[str, str] = read_proof(file.parent).get("files", {})
+    proof = read_proof(file.parent)
+    hashes: dict[str, str] = proof.get("files", {})
     if file.name not in hashes:
-        return
+        return None
     for name, expected in hashes.items():
         path = file.with_name(Path(name).name)
         if not is_file(path):
@@ -60,3 +63,4 @@ def check_proof(file: Path) -> None:
                 f"{path}: was changed after it was verified (its hash differs from {PROOF}); export the model again, "
                 f"or delete {file.with_name(PROOF)} to use the file unverified"
             )
+    return tuple((str(check["engine"]), str(check["precision"])) for check in proof.get("checks", ()))

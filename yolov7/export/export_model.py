@@ -46,7 +46,8 @@ class ExportData:
     """What an export is verified on.
 
     Attributes:
-        index: A split on which AP is measured, whose classes are those of the model; None if there is none.
+        index: A split on which AP is measured, whose classes are those of the model; None if there is none. INT8 needs
+            one.
         images: Image files on which outputs are compared if there is no split. Without both, images are drawn.
         calibration: Image files from which the ranges of INT8 are taken. Without them, the other images are used.
         name: Where the images are from, for the report.
@@ -103,6 +104,11 @@ def export_model(
         raise SettingError(
             f"data={data.name} has the classes {shown(list(data.index.class_names))}, and {weights_path} has "
             f"{shown(list(weights.class_names))}; name data with the classes of the weights"
+        )
+    if precision == "int8" and (data.index is None or not data.index.num_boxes):
+        raise SettingError(
+            "precision='int8' needs annotated images with the classes of the weights, because AP decides which layers "
+            "stay in floating point; name them with --data"
         )
     images = _sample(data, weights.image_size, weights.letterbox)
     deployed, fuse_error = _deploy(weights.model, images)

@@ -282,6 +282,12 @@ def _judge(check: Check, tolerance: Tolerance, reference: Reference, expected_ap
             f"{name}: {check.unmatched} of {check.detections} detections have no counterpart; "
             f"a share of {tolerance.unmatched:g} is allowed"
         )
+    if check.output_error is None and not check.detections and not expected_ap:
+        raise ArtifactError(
+            f"the file with its suppression cannot be verified: with confidence="
+            f"{reference.detection_settings.confidence:g}, the weights find no object in the {len(reference.images)} "
+            "images; name data that show objects (--data), or a lower confidence"
+        )
     if expected_ap is None or check.AP is None or reference.index is None:
         return
     allowed = max(tolerance.AP, 1 / max(1, len(reference.index.labels)))  # AP cannot resolve less than one box
