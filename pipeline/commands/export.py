@@ -44,7 +44,7 @@ def export(
     Args:
         name: The weight file, a variant, or a registered model.
         format: The format.
-        output: The file to write, or a folder for it; None for a folder beside the weights.
+        output: The file or folder to write; None for a folder beside the weights.
         nms: Whether the file contains the suppression.
         nms_options: Keys of `NmsSettings` that are stated.
         dynamic: Whether the file takes images of any size.
@@ -67,9 +67,7 @@ def export(
         raise SettingError("--calibrate concerns INT8; add --precision int8")
     if tolerance is not None and not 0 <= tolerance <= 1:
         raise SettingError(f"--tolerance {tolerance:g} must be a change of AP from 0 to 1")
-    weights = model_file(name)
-    if weights.is_dir():
-        raise SettingError(f"{weights} is a folder; name the weight file (.safetensors) that is to be exported")
+    weights = _weight_file(name)
     class_names = load_weights(weights).class_names
     chosen = _choose_data(data, calibrate, class_names)
     with _steps(weights.name) as show:
@@ -86,6 +84,13 @@ def export(
             progress=show,
         )
     console.print(_summary(report, path))
+
+
+def _weight_file(name: str) -> Path:
+    path = model_file(name)
+    if path.is_dir():
+        raise SettingError(f"{path} is a folder; name the weight file (.safetensors) that is to be exported")
+    return path
 
 
 def _choose_data(data: Path | None, calibrate: Path | None, class_names: tuple[str, ...]) -> ExportData:

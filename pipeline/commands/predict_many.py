@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.commands.model_file import model_file
 from pipeline.console import console, counted, stage_line
@@ -69,10 +70,14 @@ def predict_many(
             stage_line("predict", sources[0], f"{done:,} of {counted(total, 'image')}")
         ),
     )
+    _say_result(out, summary)
+    return len(summary["bad"])
+
+
+def _say_result(out: str, summary: Mapping[str, Any]) -> None:
     bad = summary["bad"]
     for path, error in list(bad.items())[:_SHOWN]:
         console.print(stage_line("predict", path, error))
     unread = f", {counted(len(bad), 'image')} unreadable (listed in _summary.json)" if bad else ""
     found = f"{counted(summary['images'], 'image')}, {counted(summary['detections'], 'detection')}{unread}"
     console.print(stage_line("predict", out, found))
-    return len(bad)

@@ -168,9 +168,10 @@ class ShardStore:
             DataError: If there are no images, or a folder cannot be used.
             SettingError: If the output folder has finished shards of a job with another plan.
         """
-        known = self.folder.read("_plan.json")
-        if known is not None and self.finished():  # otherwise nothing is lost if this job replaces the other one
-            self._check_plan(json.loads(known), plan)
+        content = self.folder.read("_plan.json")
+        known = None if content is None else json.loads(content)
+        if known is not None and (known == plan or self.finished()):  # a job without finished shards may be replaced
+            self._check_plan(known, plan)
             listed = self.folder.read("_images.json.gz")
             if listed is None:
                 raise DataError(f"{self.folder.name}: _images.json.gz is missing; choose another output folder")

@@ -88,9 +88,8 @@ def _command(host: str, port: int) -> tuple[str, ...]:
 def _environment(uri: str) -> dict[str, str]:
     root = artifact_root(uri)
     where = {"MLFLOW_BACKEND_STORE_URI": uri} | ({"MLFLOW_DEFAULT_ARTIFACT_ROOT": root} if root else {})
-    return (
-        {"UVICORN_LOG_LEVEL": "warning", "PYTHONWARNINGS": "ignore"} | quiet_environment() | where
-    )  # without a line per request
+    silence = {"UVICORN_LOG_LEVEL": "warning", "PYTHONWARNINGS": "ignore"}  # no line for each request
+    return silence | quiet_environment() | where
 
 
 def _run_until_ended(command: tuple[str, ...], *, environment: dict[str, str]) -> int:

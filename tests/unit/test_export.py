@@ -166,7 +166,7 @@ def test_a_model_of_one_class_takes_bgr_images_and_stores_half_the_bytes(tmp_pat
 )
 def test_files_of_anchor_free_heads_detect_what_torch_detects(head: str, num_classes: int, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "w.safetensors", names=NAMES[:num_classes], head=head)
-    settings = NmsSettings(confidence=0.3, multi_label=True)
+    settings = NmsSettings(confidence=0.25, multi_label=True)
     report, path = export_model(weights, format="onnx", nms=settings, output=tmp_path / "out")
     assert {check.engine for check in report.checks} == {"onnxruntime", "openvino"}
     images = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)

@@ -76,7 +76,8 @@ def describe_left_out(paths: Iterable[str]) -> str:
     counts = Counter(Path(path).suffix.lower() or "no suffix" for path in paths if not Path(path).name.startswith("."))
     if not counts:
         return ""
-    kinds = ", ".join(f"{suffix}: {number}" for suffix, number in counts.most_common(_MOST_SUFFIXES))
+    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    kinds = ", ".join(f"{suffix}: {number}" for suffix, number in ordered[:_MOST_SUFFIXES])
     rest = ", ..." if len(counts) > _MOST_SUFFIXES else ""
     return f"files without the suffix of an image or a video were left out ({kinds}{rest})"
 

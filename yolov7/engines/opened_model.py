@@ -92,8 +92,8 @@ class OpenedModel:
             return
         if nms.confidence < self.suppression.confidence:
             raise SettingError(
-                f"confidence={nms.confidence:g}: {self.path} contains its suppression, which leaves out detections below "
-                f"{self.suppression.confidence:g}; use at least that, or export the model again with a lower one"
+                f"confidence={nms.confidence:g}: {self.path} contains its suppression, which leaves out detections "
+                f"below {self.suppression.confidence:g}; use at least that, or export the model again with a lower one"
             )
 
 
@@ -104,8 +104,8 @@ def open_model(
 
     Args:
         path: A weight file, an exported file, or a folder with an exported model.
-        engine: Name of the engine; `auto` is the fastest one that is installed, that runs the file, and in which the file
-            was verified when it was exported. A weight file is run by torch.
+        engine: Name of the engine; `auto` is the fastest one that is installed and that runs the file, of those in
+            which the file was verified when it was exported. A weight file is run by torch.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32`, `bfloat16` or `float16`; `auto` is the fastest of these on the device in which the
             file was verified.
@@ -205,9 +205,7 @@ def _verified_precision(
     known = [computed for name, computed in verified or () if name == chosen.name]
     if not known or fastest in known or known[0] not in openvino_precisions(metadata):
         return precision, ()
-    note = (
-        f"{chosen.name} runs in {known[0]}, because {fastest} was not verified; export the model again on this machine"
-    )
+    note = f"{chosen.name} runs in {known[0]}, because {fastest} was not verified; export the model on this machine"
     return known[0], (note,)
 
 

@@ -100,16 +100,7 @@ def export_model(
     settings = check_settings(format, nms=nms, dynamic=dynamic, precision=precision, layout=layout)
     weights = load_weights(weights_path)
     target = _target(weights_path, output, settings.format)
-    if data.index is not None and data.index.class_names != weights.class_names:
-        raise SettingError(
-            f"data={data.name} has the classes {shown(list(data.index.class_names))}, and {weights_path} has "
-            f"{shown(list(weights.class_names))}; name data with the classes of the weights"
-        )
-    if precision == "int8" and (data.index is None or not data.index.num_boxes):
-        raise SettingError(
-            "precision='int8' needs annotated images with the classes of the weights, because AP decides which layers "
-            "stay in floating point; name them with --data"
-        )
+    _check_data(data, weights, weights_path, precision=settings.precision)
     images = _sample(data, weights.image_size, weights.letterbox)
     deployed, fuse_error = _deploy(weights.model, images)
     metadata = _describe(weights, weights_path, settings)
@@ -123,6 +114,20 @@ def export_model(
         )
         write_proof(draft / PROOF, report)
     return report, target
+
+
+def _check_data(data: ExportData, weights: Weights, path: Path, *, precision: str) -> None:
+    """Raise SettingError if a file of this precision cannot be verified on the data."""
+    if data.index is not None and data.index.class_names != weights.class_names:
+        raise SettingError(
+            f"data={data.name} has the classes {shown(list(data.index.class_names))}, and {path} has "
+            f"{shown(list(weights.class_names))}; name data with the classes of the weights"
+        )
+    if precision == "int8" and (data.index is None or not data.index.num_boxes):
+        raise SettingError(
+            "precision='int8' needs annotated images with the classes of the weights, because AP decides which layers "
+            "stay in floating point; name them with --data"
+        )
 
 
 def _report(
