@@ -28,7 +28,7 @@ from pipeline.commands.prediction_files import (
     YoloFiles,
     json_line,
 )
-from pipeline.console import console as quietable
+from pipeline.console import console as standard_console
 from pipeline.console import counted, duration, stage_line
 from yolov7.detect.detections import class_labels
 from yolov7.detect.detector import Detector, nms_settings
@@ -299,7 +299,7 @@ class _Run:
             text += f"; results are in {options.out}"
         if self._errors:
             text += f"; {counted(self._errors, 'error')}"
-        if not quietable.quiet:
+        if not standard_console.quiet:
             self._console.print(stage_line("predict", self._weights, text))
 
 

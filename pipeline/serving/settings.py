@@ -36,8 +36,8 @@ class ServingSettings(Settings):
     @property
     def nms(self) -> NmsSettings:
         """The thresholds and limits of a request that states no others."""
-        names = {"confidence", "iou", "max_detections"}
-        return NmsSettings.model_validate(self.model_dump(include=names & self.model_fields_set))
+        stated = self.model_dump(include={"confidence", "iou", "max_detections"}, exclude_defaults=True)
+        return NmsSettings.model_validate(stated)
 
 
 def serving_settings(values: Mapping[str, Any]) -> ServingSettings:
