@@ -89,10 +89,10 @@ def quantise_openvino(float_file: Path, *, images: Tensor, float_layers: Collect
         import onnx
         import openvino
 
-        graph = onnx.load(str(float_file))
-        names = [node.name for node in _float_convolutions(graph, float_layers)] + _from_the_head_on(graph)
+        model = openvino.Core().read_model(float_file)
+        names = _float_operations(model, float_layers) + _from_the_head_on(onnx.load(str(float_file)))
         return nncf.quantize(
-            openvino.Core().read_model(float_file),
+            model,
             nncf.Dataset([image.numpy() for image in torch.split(images, 1)]),
             subset_size=len(images),
             preset=nncf.QuantizationPreset.MIXED,
@@ -102,9 +102,19 @@ def quantise_openvino(float_file: Path, *, images: Tensor, float_layers: Collect
 
 def _float_convolutions(model: Any, float_layers: Collection[str]) -> list[Any]:
     """Return the nodes of convolutions of the head, and of those that were named."""
-    weights = {f"{_MODEL}{name}.weight" for name in float_layers}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    return [node for node in convolutions if node.input[1].startswith(_HEAD) or node.input[1] in weights]
+    return [node for node in convolutions if _stays_float(node.input[1], float_layers)]
+
+
+def _float_operations(model: Any, float_layers: Collection[str]) -> list[str]:
+    """Return the names of the same convolutions in an OpenVINO model, where the names of nodes belong to their sums."""
+    operations = [one for one in model.get_ops() if one.get_type_name() == "Convolution"]
+    weights = {one.get_friendly_name(): one.input_value(1).get_node().get_friendly_name() for one in operations}
+    return [name for name, weight in weights.items() if _stays_float(weight, float_layers)]
+
+
+def _stays_float(weight: str, float_layers: Collection[str]) -> bool:
+    return weight.startswith(_HEAD) or weight in {f"{_MODEL}{name}.weight" for name in float_layers}
 
 
 def _from_the_head_on(model: Any) -> list[str]:
