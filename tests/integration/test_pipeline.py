@@ -132,7 +132,9 @@ def test_the_readmes_commands_of_dvc_run_as_they_are_written(project: Project, t
     project.commit("the small run")
     shown = {}
     for line in readme_lines("Work with DVC and MLflow"):
-        if line.startswith(("yolov7 ui", "MLFLOW_TRACKING_URI=")):  # servers, which have tests of their own
+        if line.startswith(
+            ("yolov7 ui", "MLFLOW_TRACKING_URI=", "echo", "curl")
+        ):  # servers, which have tests of their own
             continue
         shown[line] = project.run(*shlex.split(line.replace("/path/to/storage", str(tmp_path / "store"))))
     assert "AP50" in shown["dvc metrics show"]

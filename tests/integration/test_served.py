@@ -29,7 +29,8 @@ from tests.artifacts import NAMES, write_weights
 from yolov7.detect.detector import Detector
 from yolov7.settings import NmsSettings
 
-SERVING_PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "serving.md")  # each has a command that sends a request
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +169,12 @@ def test_the_scoring_server_answers(
 ) -> None:
     (tmp_path / "image.png").write_bytes(picture)
     with serve(model_path, tmp_path) as url:
-        blocks = SERVING_PAGE.read_text(encoding="utf-8").split("```")
-        (command,) = (block.removeprefix("sh\n") for block in blocks if "/invocations" in block)
-        command = command.replace("http://127.0.0.1:5001", url).replace("image.jpg", "image.png")
-        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert json.loads(done.stdout)["predictions"][0]["image"] == {"width": 80, "height": 48}
+        for page in PAGES:
+            blocks = page.read_text(encoding="utf-8").split("```")
+            (command,) = (block.removeprefix("sh\n") for block in blocks if "/invocations" in block)
+            command = command.replace("http://127.0.0.1:5001", url).replace("image.jpg", "image.png")
+            done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+            assert json.loads(done.stdout)["predictions"][0]["image"] == {"width": 80, "height": 48}
         body = {"dataframe_records": [{"image": base64.b64encode(picture).decode()}], "params": {"confidence": 0.0}}
         (answer,) = post(url, body)["predictions"]
         assert_same(answer, expected)
