@@ -32,7 +32,7 @@ FORMAT = "yolov7-pipeline weights 1"
 """What the metadata of a weight file state as its format."""
 
 _REMEDY = "train again, or name another file"
-_TORCH_STARTS = (b"PK", b"\x80\x02")  # the first bytes of a zip archive and of a pickle
+_TORCH_STARTS = (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # a zip archive, and pickles
 _MAX_CLASSES = 100_000
 _MAX_IMAGE_SIZE = 8192  # pixels, as for training
 _SAFETENSORS_TYPES = {
@@ -207,7 +207,9 @@ def _check_kind(path: Path) -> None:
         raise ArtifactError(f"{path}: there is no such weight file; {_REMEDY}")
     with path.open("rb") as file:
         if file.read(2) in _TORCH_STARTS:
-            raise ArtifactError(f"{path}: is a PyTorch checkpoint, not a weight file; import it first")
+            raise ArtifactError(
+                f"{path}: is a PyTorch checkpoint, not a weight file; `yolov7 import-weights` converts it"
+            )
 
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> _Metadata:
