@@ -121,8 +121,8 @@ def test_the_stage_writes_the_weights_with_the_classes_of_the_data_and_the_next_
     image = torch.rand(1, 3, 96, 96)
     expected, found = (model.eval()(image).lead for model in (given, weights.model))
     for before, after in zip(expected, found, strict=True):
-        assert torch.equal(after[..., :5], before[..., :5])
-        assert torch.equal(after[..., 5:], before[..., 5:].flip(-1))
+        torch.testing.assert_close(after[..., :5], before[..., :5])  # a channel's place may change how it is summed
+        torch.testing.assert_close(after[..., 5:], before[..., 5:].flip(-1))
     report = reparam(ReparamSettings(images=1), variant, seed=0)
     assert report.parameters_after < report.parameters_before
     stage_weights("reparam", variant, seed=0, class_names=CLASS_NAMES)
