@@ -87,7 +87,9 @@ def _command(host: str, port: int) -> tuple[str, ...]:
 
 def _environment(uri: str) -> dict[str, str]:
     root = artifact_root(uri)
-    where = {"MLFLOW_BACKEND_STORE_URI": uri} | ({"MLFLOW_DEFAULT_ARTIFACT_ROOT": root} if root else {})
+    where = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_REGISTRY_STORE_URI": uri}
+    if root:
+        where["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = root
     silence = {"UVICORN_LOG_LEVEL": "warning", "PYTHONWARNINGS": "ignore"}  # no line for each request
     return silence | quiet_environment() | where
 
