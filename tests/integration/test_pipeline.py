@@ -173,6 +173,7 @@ def test_the_readmes_commands_for_own_images_run_as_they_are_written(project: Pr
         boxes = {f"{split}{n}": [("cat", 1, 1, 30, 30), ("dog", 5, 5, 40, 38)] for n in range(3)}
         write_voc(folder, boxes, split=split)
     project.commit("before own images")
+    shutil.copyfile(project.folder / "params.yaml", project.folder / "experiments" / "small.yaml")  # `use` keeps edits
     for line in readme_lines("Use your own images"):
         end = ["prepare"] if line == "dvc repro" else []  # without the training
         project.run(*shlex.split(line.replace("FOLDER", shlex.quote(str(folder)))), *end)
