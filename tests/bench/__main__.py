@@ -9,52 +9,18 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from tests.bench import (
-    bench_assigners,
-    bench_coco,
-    bench_engines,
-    bench_inference,
-    bench_loader,
-    bench_loss,
-    bench_method,
-    bench_nms,
-    bench_step,
-    bench_threads,
-)
-from tests.bench.comparison import Row, Stopwatch
-from tests.bench.tables import PAGE, date, keep, markdown_ratios, markdown_rows, read, write_between
-from yolov7.system.precision import precision_name, resolve_precision
+from tests.bench.cases import CASES, measure
+from tests.bench.comparison import Row
+from tests.bench.tables import PAGE, markdown_ratios, markdown_rows, read, write_between
 
 BUSY_CASES = ("step", "loader-wait", "inference")  # where other processes make a difference of their own
 FOLDER = Path("artifacts")
-CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
-    "loss": bench_loss.rows,
-    "assigners": bench_assigners.rows,
-    "loss-memory": bench_loss.memory,
-    "step": bench_step.rows,
-    "step-parts": bench_step.parts,
-    "step-compiled": bench_step.compiled,
-    "method": bench_method.rows,
-    "loader": bench_loader.rows,
-    "cache": bench_loader.cache,
-    "loader-wait": bench_loader.wait,
-    "nms": bench_nms.rows,
-    "coco": bench_coco.rows,
-    "inference": bench_inference.rows,
-    "engines": bench_engines.rows,
-    "threads": bench_threads.rows,
-}
 
 
 def main() -> None:
@@ -79,24 +45,13 @@ def main() -> None:
     print(f"{'case':76s}{'plain':>11s}{'ours':>11s}{'ratio':>8s}", flush=True)
     with busy_processes(options.busy):
         for name in names:
-            process = multiprocessing.get_context("spawn").Process(target=_measure, args=(name, options, output))
+            process = multiprocessing.get_context("spawn").Process(target=measure, args=(name, options, output))
             process.start()
             process.join()
             if process.exitcode:
                 row = Row(name, figure=f"ended with exit code {process.exitcode}; the rows before it are kept")
                 print(row.line(), flush=True)
     print(f"kept in {output}")
-
-
-def _measure(name: str, options: argparse.Namespace, output: Path) -> None:
-    """Measure one case; keep each row in the place of those of an earlier measurement of the case."""
-    facts = {**_machine(), "clock": "process" if options.cpu else "wall", "busy": options.busy}
-    kept = [row for row in read(output)["rows"] if row["name"] != name] if output.is_file() else []
-    watch = Stopwatch(options.repeats, time.process_time if options.cpu else time.perf_counter)
-    for row in CASES[name](watch):
-        print(row.line(), flush=True)
-        kept.append({"name": name, **row.as_dict()})
-        keep(output, facts, sorted(kept, key=lambda row: list(CASES).index(row["name"])))
 
 
 @contextmanager
@@ -122,24 +77,6 @@ def _write_page(page: Path, folder: Path) -> None:
     for result in gpu:
         write_between(page, "figures of make bench-gpu", markdown_rows(result))
     print(f"written into {page}: {len(results)} measurements of make bench, {len(gpu)} of make bench-gpu")
-
-
-def _machine() -> dict[str, object]:
-    names = (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name"))
-    return {
-        "date": date(),
-        "cpu": next(names, platform.machine()),
-        "cores": len(os.sched_getaffinity(0)),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "precision": precision_name(resolve_precision("auto", torch.device("cpu"))),
-    }
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 if __name__ == "__main__":

@@ -150,3 +150,20 @@ def test_busy_processes_run_meanwhile_and_end() -> None:
     with busy_processes(2) as processes:
         assert [process.poll() for process in processes] == [None, None]
     assert [process.returncode for process in processes] == [-9, -9]
+
+
+def test_a_case_of_make_bench_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench",
+        "loss-memory",
+        "--repeats",
+        "1",
+        "--output",
+        tmp_path / "bench.json",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (row,) = tables.read(tmp_path / "bench.json")["rows"]
+    assert row["name"] == "loss-memory"
+    assert "MiB" in row["figure"]
