@@ -32,6 +32,7 @@ from yolov7.data.images import read_image
 from yolov7.data.index import ImageIndex
 from yolov7.data.selection import keep_images
 from yolov7.engines.engine_table import engines
+from yolov7.engines.open_vino import has_fast_bfloat16
 from yolov7.engines.opened_model import OpenedModel, open_model
 from yolov7.evaluation.split import evaluate_split
 from yolov7.export.export_model import ExportData, export_model
@@ -215,6 +216,10 @@ def _export(
     """Export the model, which also measures its AP, and yield it in the precisions that the engine has."""
     possible = next(info.precisions for info in engines() if info.name == engine)
     floats = [one for one in _float_precisions(settings, device) if one in possible]
+    if engine == "openvino" and "bfloat16" in floats and not has_fast_bfloat16():
+        floats.remove("bfloat16")
+        text = "OpenVINO does not compute in bfloat16 on this CPU; it is left out"
+        console.print(stage_line("benchmark", exports.name, text))
     is_quantised = "int8" in settings.precisions and "int8" in possible
     wanted = {"float32": floats or ([] if is_quantised else ["float32"]), "int8": ["auto"] if is_quantised else []}
     for stored, precisions in wanted.items():

@@ -47,12 +47,16 @@ def openvino_precisions(metadata: ExportMetadata) -> tuple[str, ...]:
     Returns:
         `bfloat16` if the CPU multiplies it in hardware, then `float32`; only `int8` for a quantised file.
     """
-    import openvino
-
     if metadata.precision == "int8":
         return ("int8",)
-    has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("bfloat16", "float32") if has_bfloat16 else ("float32",)
+    return ("bfloat16", "float32") if has_fast_bfloat16() else ("float32",)
+
+
+def has_fast_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware, so that OpenVINO computes with it."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def resolve_openvino_precision(precision: str, metadata: ExportMetadata) -> str:
