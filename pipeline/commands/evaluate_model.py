@@ -73,14 +73,10 @@ def evaluate_model(options: EvaluateOptions) -> None:
     if (options.weights is None) == (options.predictions is None):
         raise SettingError("--data needs either --weights or --predictions")
     if options.predictions is not None:
-        for name, value, default in (
-            ("--engine", options.engine, "auto"),
-            ("--device", options.device, "auto"),
-            ("--precision", options.precision, "auto"),
-            ("--batch-size", options.batch_size, 16),
-        ):
-            if value != default:
-                raise SettingError(f"{name} {value} concerns a model; leave it out with --predictions")
+        for name in ("engine", "device", "precision", "batch_size"):
+            if (value := getattr(options, name)) != getattr(EvaluateOptions, name):
+                option = f"--{name.replace('_', '-')} {value}"
+                raise SettingError(f"{option} has no effect with --predictions, because no model runs; leave it out")
     result = _measure(options, options.data)
     content = _content(options, result)
     if options.out is not None:

@@ -16,13 +16,12 @@ from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.data.index import load_index
 from yolov7.data.selection import keep_images
 from yolov7.errors import DataError, SettingError
-from yolov7.export.export_model import ExportData, export_model
+from yolov7.export.export_model import MOST_TRAINING_IMAGES, ExportData, export_model
 from yolov7.export.report import ExportReport
 from yolov7.settings import NmsSettings
 from yolov7.weights.weight_files import load_weights
 
 _PREPARED = Path("artifacts") / "prepare"
-_TRAINING_IMAGES = 1000  # on which AP is measured if there is no validation split
 
 
 def export(
@@ -115,7 +114,7 @@ def _prepared(class_names: tuple[str, ...]) -> ExportData:
     if index.class_names != class_names or not len(index):
         return ExportData()
     train = index if split == "train" else load_index(_PREPARED / "train.npz")
-    measured = keep_images(index, _TRAINING_IMAGES) if split == "train" else index
+    measured = keep_images(index, MOST_TRAINING_IMAGES) if split == "train" else index
     return ExportData(measured, calibration=train.paths, name=f"the {split} split of {_PREPARED}")
 
 

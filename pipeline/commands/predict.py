@@ -42,6 +42,9 @@ from yolov7.system.threads import use_free_cpus
 
 _MEMORY = 2**28  # bytes of images that wait to be written
 _DRAWING_THREADS = 2
+_NOT_WITH_RAY = (
+    "json", "json_file", "count", "coco", "yolo", "csv", "crops", "classes", "tta", "tile", "overlap", "every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,23 +147,10 @@ def predict(weights: str, names: Sequence[str], options: PredictOptions) -> bool
 
 def _check_many(options: PredictOptions) -> None:
     """Raise SettingError if an option has no effect with --ray, which writes only detections, in shards."""
-    unused = {
-        "--json": options.json,
-        "--json-file": options.json_file is not None,
-        "--count": options.count,
-        "--coco": options.coco,
-        "--yolo": options.yolo,
-        "--csv": options.csv,
-        "--crops": options.crops,
-        "--classes": options.classes is not None,
-        "--tta": options.tta,
-        "--tile": options.tile is not None,
-        "--overlap": options.overlap is not None,
-        "--every": options.every != 1,
-    }
-    stated = [name for name, is_stated in unused.items() if is_stated]
+    stated = [name for name in _NOT_WITH_RAY if getattr(options, name) != getattr(PredictOptions, name)]
     if stated:
-        raise SettingError(f"{', '.join(stated)} cannot be combined with --ray, which writes all detections")
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in stated)
+        raise SettingError(f"{names} cannot be combined with --ray, which only writes shards; leave out these options")
 
 
 def _predict_many(weights: str, names: Sequence[str], options: PredictOptions) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.commands.model_file import model_file
 from pipeline.console import console, counted, stage_line
 from pipeline.ray.predict_at_scale import predict_at_scale
-from pipeline.ray.shards import Folder, ShardFormat
+from pipeline.ray.shards import ShardFormat
 from yolov7.errors import SettingError
 from yolov7.settings import NmsSettings
 
@@ -53,8 +53,6 @@ def predict_many(
         raise SettingError(f"--format={format} is unknown; use jsonl or parquet")
     if len(sources) != 1:
         raise SettingError(f"--ray takes one SOURCE, a folder or a URI, and not {len(sources)}")
-    if left_out := Folder(sources[0]).describe_left_out():
-        console.print(stage_line("predict", sources[0], left_out))
     summary = predict_at_scale(
         str(model_file(weights)),
         sources[0],
@@ -66,6 +64,7 @@ def predict_many(
         engine=engine,
         device=device,
         precision=precision,
+        say=lambda text: console.print(stage_line("predict", sources[0], text)),
         on_progress=lambda done, total: console.print(
             stage_line("predict", sources[0], f"{done:,} of {counted(total, 'image')}")
         ),

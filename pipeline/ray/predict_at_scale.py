@@ -35,13 +35,13 @@ def predict_at_scale(
     engine: str = "auto",
     device: str = "auto",
     precision: str = "auto",
+    say: Callable[[str], object] = lambda _: None,
     on_progress: Progress = lambda _done, _all: None,
 ) -> Mapping[str, Any]:
     """Detect objects in many images, and write one row per image to shards of JSON lines or Parquet.
 
-    A shard appears complete or not at all. When the same call is repeated after an interruption, shards that are
-    finished are not repeated, and every image is in the result exactly once. Images that cannot be read have a row with
-    an error.
+    A shard appears complete or not at all. When the same call is repeated after an interruption, finished shards are
+    not repeated, and every image is in the result exactly once. An image that cannot be read has a row with an error.
 
     Args:
         weights: A weight file, an exported file, or a folder with an exported model; every node must have it.
@@ -55,6 +55,7 @@ def predict_at_scale(
         engine: Name of the engine; `auto` is the fastest one that is installed and that runs the file.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32`, `bfloat16` or `float16`.
+        say: Receives a sentence about files that are left out when the job starts.
         on_progress: Receives how many images are done, at the start and after each shard.
 
     Returns:
@@ -77,10 +78,9 @@ def predict_at_scale(
         engine=engine,
         device=device,
         precision=precision,
-        cpus=1,
     )
     store = ShardStore(work.out)
-    _finish_shards(work, store, shard_size=shard_size, actors=actors, on_progress=on_progress)
+    _finish_shards(work, store, shard_size=shard_size, actors=actors, say=say, on_progress=on_progress)
     return store.summarise()
 
 
@@ -90,7 +90,15 @@ def _check(**counts: int) -> None:
             raise SettingError(f"{name}={value} must be at least 1")
 
 
-def _finish_shards(work: ShardWork, store: ShardStore, *, shard_size: int, actors: int, on_progress: Progress) -> None:
+def _finish_shards(
+    work: ShardWork,
+    store: ShardStore,
+    *,
+    shard_size: int,
+    actors: int,
+    say: Callable[[str], object],
+    on_progress: Progress,
+) -> None:
     """Detect objects in the images of all shards that are not finished."""
     source = Folder(work.source)
     plan = {
@@ -102,7 +110,7 @@ def _finish_shards(work: ShardWork, store: ShardStore, *, shard_size: int, actor
         "engine": work.engine,
         "precision": work.precision,
     }
-    images = store.start_or_continue(plan, source)
+    images = store.start_or_continue(plan, source, say=say)
     finished = store.finished()
     shards: list[dict[str, Any]] = [
         {"shard": number, "paths": images[start : start + shard_size]}

@@ -50,7 +50,7 @@ class ShardWork:
     engine: str
     device: str
     precision: str
-    cpus: int
+    cpus: int = 1
 
 
 class _Read(NamedTuple):

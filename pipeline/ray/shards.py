@@ -15,7 +15,7 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, final
@@ -56,24 +56,20 @@ class Folder:
                 self._files, root = LocalFileSystem(), str(Path(address).absolute())
         self._root = root.rstrip("/")
 
-    def list_images(self) -> list[str]:
+    def list_images(self, *, say: Callable[[str], object] = lambda _: None) -> list[str]:
         """Return the paths of all image files, relative to the folder and sorted.
 
-        Raises:
-            DataError: If the folder cannot be read.
-        """
-        return sorted(path for path in self._list("") if _is_image(path))
-
-    def describe_left_out(self) -> str:
-        """Count the files that are no images by their suffixes.
-
-        Returns:
-            A sentence; empty if there are none.
+        Args:
+            say: Receives a sentence about files that are no images, if there are any.
 
         Raises:
             DataError: If the folder cannot be read.
         """
-        return describe_left_out(path for path in self._list("") if not _is_image(path))
+        paths = list(self._list(""))
+        images = {path for path in paths if path.lower().endswith(tuple(IMAGE_SUFFIXES))}
+        if left_out := describe_left_out(path for path in paths if path not in images):
+            say(left_out)
+        return sorted(images)
 
     def list_names(self, folder: str) -> list[str]:
         """Return the names of the files below a folder, relative to it; an empty list if there is no such folder.
@@ -154,12 +150,15 @@ class ShardStore:
         """
         self.folder = Folder(out)
 
-    def start_or_continue(self, plan: Mapping[str, Any], source: Folder) -> list[str]:
+    def start_or_continue(
+        self, plan: Mapping[str, Any], source: Folder, *, say: Callable[[str], object] = lambda _: None
+    ) -> list[str]:
         """Return the images of the job, which are listed when it starts and kept when it continues.
 
         Args:
             plan: What is computed.
             source: The folder with the images.
+            say: Receives a sentence about files that are left out when the job starts.
 
         Returns:
             Paths relative to the source.
@@ -176,7 +175,7 @@ class ShardStore:
             if listed is None:
                 raise DataError(f"{self.folder.name}: _images.json.gz is missing; choose another output folder")
             return list(json.loads(gzip.decompress(listed)))
-        images = source.list_images()
+        images = source.list_images(say=say)
         if not images:
             raise DataError(
                 f"{source.name} has no image files ({', '.join(sorted(IMAGE_SUFFIXES))}); name another folder"
@@ -238,10 +237,6 @@ class ShardStore:
                     f"{self.folder.name} holds a job with {name}={shown(known.get(name))}, and this one has "
                     f"{shown(plan.get(name))}; choose another output folder"
                 )
-
-
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
 def _counts(*, images: int, detections: int, bad: Mapping[str, str]) -> dict[str, Any]:

@@ -29,16 +29,15 @@ from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
 from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.images import read_image
-from yolov7.data.index import ImageIndex
 from yolov7.data.selection import keep_images
 from yolov7.engines.engine_table import engines
 from yolov7.engines.open_vino import has_fast_bfloat16
 from yolov7.engines.opened_model import OpenedModel, open_model
-from yolov7.evaluation.split import evaluate_split
-from yolov7.export.export_model import ExportData, export_model
+from yolov7.export.export_model import MOST_TRAINING_IMAGES, ExportData, export_model
+from yolov7.export.verify import measure_ap
 from yolov7.inference.engine import ModelEngine
 from yolov7.inference.nms import non_max_suppression
-from yolov7.settings import COCO_NMS, LetterboxMode, NmsSettings
+from yolov7.settings import LetterboxMode, NmsSettings
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
 from yolov7.system.threads import LoadMeter, Threads, use_free_cpus
 from yolov7.system.timing import Rounds, measure_interleaved, summarise
@@ -48,8 +47,6 @@ FORMS = {"trained": "train", "deployed": "reparam"}  # each form, and the stage 
 _LIBRARIES = ("torch", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "tensorrt")
 _FORMATS = {"onnxruntime": "onnx", "openvino": "openvino", "tensorrt": "tensorrt"}
 _NMS = NmsSettings()
-_MOST_TRAINING_IMAGES = 1000  # on which AP is measured if there is no validation split
-_AP_BATCH = 8
 _BUSY = 0.5  # CPUs that other processes use, from which on the figures say less about the model
 _SLOWER = 1.15  # from the first to the last third of the rounds: the machine was busy, or reduced its clock
 
@@ -159,7 +156,7 @@ def _make_cases(
     split = "val" if has_split("val") else "train"
     index = load_split(split)
     data = ExportData(
-        index=keep_images(index, _MOST_TRAINING_IMAGES) if split == "train" else index,
+        index=keep_images(index, MOST_TRAINING_IMAGES) if split == "train" else index,
         images=index.paths,
         calibration=load_split("train").paths if "int8" in settings.precisions else (),
         name=f"the split {split}",
@@ -191,23 +188,15 @@ def _open_trained(path: Path, settings: BenchmarkSettings, device: torch.device)
 def _open_deployed(
     path: Path, settings: BenchmarkSettings, *, device: torch.device, exports: Path, data: ExportData
 ) -> Iterator[tuple[OpenedModel, float | None]]:
-    """Yield the deployed model with every engine and precision, and its AP with them."""
+    """Yield the deployed model in each engine and precision, each time with its AP."""
     for engine in settings.engines:
         if engine in _FORMATS:
             yield from _export(path, engine, settings, device=device, exports=exports, data=data)
         else:
             for precision in _float_precisions(settings, device):
                 model = open_model(path, engine=engine, device=str(device), precision=precision)
-                yield model, _measure_ap(model, data.index)
-
-
-def _measure_ap(model: OpenedModel, index: ImageIndex | None) -> float | None:
-    """Return AP as an export measures it; None without a split."""
-    if index is None:
-        return None
-    size, mode = model.image_size, model.letterbox
-    result = evaluate_split(model.engine, index, image_size=size, letterbox=mode, batch_size=_AP_BATCH, nms=COCO_NMS)
-    return result.figures.AP
+                size, mode = model.image_size, model.letterbox
+                yield model, measure_ap(model.engine, data.index, image_size=size, letterbox=mode)
 
 
 def _export(

@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_is_its_images_and_videos_without_the_results(folder: Path) -> None:
     said: list[str] = []
     found = find_sources(["images"], ignored=Path("images/out"), say=said.append)
-    assert said == ["images: files without the suffix of an image or a video were left out (.md: 1)"]
+    assert said == ["images: files of other types were left out (.md: 1)"]
     assert [(one.kind, one.location, one.output) for one in found] == [
         ("image", "images/a.JPG", "a"),
         ("image", "images/b.jpg", "b"),

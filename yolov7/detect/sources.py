@@ -65,10 +65,10 @@ def find_sources(
 
 
 def describe_left_out(paths: Iterable[str]) -> str:
-    """Count files by their suffixes.
+    """Describe files that are left out, with the number of each suffix.
 
     Args:
-        paths: Files that are no images and no videos by their suffixes; hidden files do not count.
+        paths: The files; hidden ones do not count.
 
     Returns:
         A sentence; empty if there are no such files.
@@ -79,7 +79,7 @@ def describe_left_out(paths: Iterable[str]) -> str:
     ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     kinds = ", ".join(f"{suffix}: {number}" for suffix, number in ordered[:_MOST_SUFFIXES])
     rest = ", ..." if len(counts) > _MOST_SUFFIXES else ""
-    return f"files without the suffix of an image or a video were left out ({kinds}{rest})"
+    return f"files of other types were left out ({kinds}{rest})"
 
 
 def _find(name: str, *, ignored: Path | None, say: Callable[[str], object]) -> list[Source]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 
@@ -52,6 +53,7 @@ def openvino_precisions(metadata: ExportMetadata) -> tuple[str, ...]:
     return ("bfloat16", "float32") if has_fast_bfloat16() else ("float32",)
 
 
+@cache
 def has_fast_bfloat16() -> bool:
     """Return whether this CPU multiplies bfloat16 in hardware, so that OpenVINO computes with it."""
     import openvino

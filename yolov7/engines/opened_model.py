@@ -201,12 +201,12 @@ def _verified_precision(
     """Return the precision to use; where the fastest one was not verified, one that was, and a note about it."""
     if precision != "auto" or chosen.name != "openvino":
         return precision, ()
-    fastest = resolve_openvino_precision(precision, metadata)
-    known = [computed for name, computed in verified or () if name == chosen.name]
-    if not known or fastest in known or known[0] not in openvino_precisions(metadata):
-        return precision, ()
-    note = f"{chosen.name} runs in {known[0]}, because {fastest} was not verified; export the model on this machine"
-    return known[0], (note,)
+    able = openvino_precisions(metadata)
+    wanted = next((one for one in able if (chosen.name, one) in (verified or ())), able[0])
+    if wanted == able[0]:
+        return wanted, ()
+    note = f"{chosen.name} runs in {wanted}, because {able[0]} was not verified; export the model on this machine"
+    return wanted, (note,)
 
 
 def _start(

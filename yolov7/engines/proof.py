@@ -38,7 +38,7 @@ def read_proof(folder: Path) -> dict[str, Any]:
 
 
 def check_proof(file: Path) -> tuple[tuple[str, str], ...] | None:
-    """Check that an exported file is the one that `export.json` beside it verified.
+    """Check that an exported file is still the one that was verified when `export.json` was written beside it.
 
     Args:
         file: The exported file.

@@ -34,6 +34,9 @@ from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.files import sha256_of
 from yolov7.weights.weight_files import Weights, load_weights
 
+MOST_TRAINING_IMAGES = 1000
+"""The largest number of training images on which AP is measured if a project has no validation split."""
+
 _IMAGES = 16  # on which outputs are compared
 _CALIBRATION_IMAGES = 160
 _SCENES = 8  # that are drawn if there are no images
@@ -117,7 +120,7 @@ def export_model(
 
 
 def _check_data(data: ExportData, weights: Weights, path: Path, *, precision: str) -> None:
-    """Raise SettingError if a file of this precision cannot be verified on the data."""
+    """Raise SettingError if the data do not suffice to verify a file of this precision."""
     if data.index is not None and data.index.class_names != weights.class_names:
         raise SettingError(
             f"data={data.name} has the classes {shown(list(data.index.class_names))}, and {path} has "

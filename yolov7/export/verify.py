@@ -79,13 +79,8 @@ class Reference:
             engine: What runs the model.
             settings: Settings of the suppression.
         """
-        if self.index is None:
-            return None
         size = self.images.shape[-1]
-        result = evaluate_split(
-            engine, self.index, image_size=size, batch_size=_BATCH, letterbox=self.letterbox, nms=settings
-        )
-        return result.figures.AP
+        return measure_ap(engine, self.index, image_size=size, letterbox=self.letterbox, settings=settings)
 
     def reference_ap(self) -> float | None:
         """Return AP of the weights; None if there is no split or it has no objects."""
@@ -113,6 +108,32 @@ class Verified:
     fuse_error: float | None
     images: int
     tolerances: dict[str, Tolerance]
+
+
+def measure_ap(
+    engine: Engine,
+    index: ImageIndex | None,
+    *,
+    image_size: int,
+    letterbox: LetterboxMode,
+    settings: NmsSettings = COCO_NMS,
+) -> float | None:
+    """Return AP of a model on a split.
+
+    Args:
+        engine: What runs the model.
+        index: The split.
+        image_size: Side of the square images, pixels.
+        letterbox: How the model expects images to be brought to a square.
+        settings: Settings of the suppression.
+
+    Returns:
+        AP; None if there is no split or it has no objects.
+    """
+    if index is None:
+        return None
+    result = evaluate_split(engine, index, image_size=image_size, batch_size=_BATCH, letterbox=letterbox, nms=settings)
+    return result.figures.AP
 
 
 def check_fusing(model: DetectionModel, deployed: DetectionModel, images: Tensor) -> float:
