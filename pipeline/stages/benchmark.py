@@ -31,7 +31,6 @@ from yolov7.data.augment.letterbox import letterbox
 from yolov7.data.images import read_image
 from yolov7.data.selection import keep_images
 from yolov7.engines.engine_table import engines
-from yolov7.engines.open_vino import has_fast_bfloat16
 from yolov7.engines.opened_model import OpenedModel, open_model
 from yolov7.export.export_model import MOST_TRAINING_IMAGES, ExportData, export_model
 from yolov7.export.verify import measure_ap
@@ -203,12 +202,12 @@ def _export(
     path: Path, engine: str, settings: BenchmarkSettings, *, device: torch.device, exports: Path, data: ExportData
 ) -> Iterator[tuple[OpenedModel, float | None]]:
     """Export the model, which also measures its AP, and yield it in the precisions that the engine has."""
-    possible = next(info.precisions for info in engines() if info.name == engine)
+    possible = next(info.precisions_here() for info in engines() if info.name == engine)
     floats = [one for one in _float_precisions(settings, device) if one in possible]
-    if engine == "openvino" and "bfloat16" in floats and not has_fast_bfloat16():
-        floats.remove("bfloat16")
-        text = "OpenVINO does not compute in bfloat16 on this CPU; it is left out"
-        console.print(stage_line("benchmark", exports.name, text))
+    for name in _float_precisions(settings, device):
+        if name not in possible:
+            text = f"the engine {engine} does not compute in {name} on this machine; it is left out"
+            console.print(stage_line("benchmark", exports.name, text))
     is_quantised = "int8" in settings.precisions and "int8" in possible
     wanted = {"float32": floats or ([] if is_quantised else ["float32"]), "int8": ["auto"] if is_quantised else []}
     for stored, precisions in wanted.items():

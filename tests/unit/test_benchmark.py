@@ -105,7 +105,9 @@ def test_suppression_and_reading_cost_time(params: BenchmarkSettings) -> None:
 
 @pytest.mark.slow
 @pytest.mark.engines
-def test_exported_models_are_measured_with_the_ap_of_their_file(params: BenchmarkSettings) -> None:
+def test_exported_models_are_measured_with_the_ap_of_their_file(
+    params: BenchmarkSettings, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings = params.model_copy(update={"engines": ("torch", "openvino"), "batch_sizes": (1,)})
     result = benchmark(settings, ("a",), seed=0, device="cpu")
     rows = [row for row in result.rows if row.engine == "openvino"]
@@ -113,6 +115,8 @@ def test_exported_models_are_measured_with_the_ap_of_their_file(params: Benchmar
     assert all(row.form == "deployed" for row in rows)
     assert all((row.AP is None) == (row.form == "trained") for row in result.rows)
     assert result.versions["openvino"]
+    left_out = "openvino does not compute in bfloat16 on this machine; it is left out"
+    assert (left_out in " ".join(capfd.readouterr().out.split())) == (not has_fast_bfloat16())
 
 
 def test_a_machine_that_becomes_slower_is_reported() -> None:

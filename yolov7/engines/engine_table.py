@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from yolov7.engines.onnx_runtime import has_gpu_provider
+from yolov7.engines.open_vino import has_fast_bfloat16
 from yolov7.errors import SettingError, shown, suggest
 
 Kind = Literal["weights", "onnx", "openvino", "torchscript", "tensorrt"]
@@ -53,6 +54,11 @@ class EngineInfo:
     def runs_on_gpu(self) -> bool:
         """Return whether the engine, as it is installed here, can run on GPUs."""
         return "cuda" in self.devices and (self.name != "onnxruntime" or has_gpu_provider())
+
+    def precisions_here(self) -> tuple[str, ...]:
+        """Return the types in which the engine, which is available, computes on this machine."""
+        is_slow = self.name == "openvino" and not has_fast_bfloat16()
+        return tuple(one for one in self.precisions if not (is_slow and one == "bfloat16"))
 
 
 _FLOATS = ("float32", "bfloat16", "float16")
