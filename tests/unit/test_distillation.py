@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.artifacts import NAMES, SMALL
+from yolov7.criterion.anchor_free_loss import U6_GAINS
 from yolov7.criterion.distillation import DistillationLoss, Outputs, binary_divergence, channel_divergence
 from yolov7.errors import ArtifactError, SettingError, UserError
 from yolov7.nn.model import DetectionModel
@@ -174,14 +175,21 @@ def test_a_teacher_is_opened_with_the_classes_of_the_data_and_changes_no_random_
 
 def test_a_teacher_of_other_classes_is_refused_unless_only_maps_are_compared(tmp_path: Path) -> None:
     path = save_teacher(tmp_path / "a.safetensors", names=("red", "green", "purple"))
-    with pytest.raises(ArtifactError, match=r"^distil\.teacher=.*a\.safetensors: the weights do not know 1 of the 3 "):
+    with pytest.raises(
+        ArtifactError,
+        match=r"^distil\.teacher=.*a\.safetensors: the weights do not know 1 of the 3 .*"
+        "or set distil.outputs: 0 and distil.features: 1 to imitate only its maps$",
+    ):
         open_teacher(job_of(tmp_path, path), NAMES)
     assert open_teacher(job_of(tmp_path, path, distil={"outputs": 0.0, "features": 1.0}), NAMES) is not None
 
 
 def test_a_missing_teacher_and_a_teacher_of_larger_strides_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"^distil\.teacher=.*none\.safetensors: .*there is no such weight file"):
+    with pytest.raises(
+        ArtifactError, match=r"^distil\.teacher=.*none\.safetensors: there is no such weight file"
+    ) as error:
         open_teacher(job_of(tmp_path, tmp_path / "none.safetensors"), NAMES)
+    assert str(error.value).count("none.safetensors") == 1
     deep = {"base": "yolov7-w6", "image_size": 64, "scale": {"rule": "width", "width": 0.125}}
     path = save_teacher(tmp_path / "deep.safetensors", deep)
     with pytest.raises(SettingError, match=r"^image_size=96 must be a multiple of 64, the largest stride of distil"):
@@ -216,10 +224,32 @@ def test_a_teacher_whose_outputs_mean_something_else_is_refused(
     assert len(fitted(*models, outputs=0.0, features=1.0).adapters) == 3
 
 
-def test_a_head_with_two_branches_imitates_no_teacher() -> None:
-    model = model_of({**WIDER, "head": "one_to_one"})
-    with pytest.raises(SettingError, match=r"cannot be imitated by the head 'detect_one_to_one'; use another head"):
-        fitted(model, model)
+@pytest.mark.parametrize("teacher", [{**WIDER, "head": "one_to_one"}, HEADS["u6"], WIDER], ids=["same", "u6", "detect"])
+def test_a_head_with_two_branches_imitates_maps_only(teacher: dict[str, Any]) -> None:
+    models = model_of(teacher).requires_grad_(False), model_of({**SMALL, "head": "one_to_one"}).train()
+    reason = "the head 'detect_one_to_one' of the model can imitate maps only; set distil.outputs: 0 and"
+    with pytest.raises(SettingError, match=reason):
+        fitted(*models)
+    distillation, images = fitted(*models, outputs=0.0, features=1.0), torch.rand(2, 3, 64, 64)
+    lead, _, inputs = distillation.wrap(models[1])(images)
+    parts = distillation(images, Outputs(lead, inputs))
+    pairs = zip(inputs, models[0].head_inputs(images), strict=False)
+    expected = U6_GAINS.box * sum(channel_divergence(*pair).detach() for pair in pairs) / 3
+    assert parts.total.item() == pytest.approx(float(expected), rel=1e-4)  # the loss of this head is a sum over images
+
+
+def test_a_teacher_with_the_decoding_of_darknet_is_imitated_in_its_maps_only() -> None:
+    darknet = resolve_spec(WIDER, name="darknet")
+    head = darknet.head.model_copy(update={"scale_xy": (1.05,) * 3})
+    teacher = DetectionModel(
+        darknet.model_copy(update={"rows": darknet.rows | {darknet.head_name: head}}), num_classes=len(NAMES)
+    )
+    student = model_of(WIDER)
+    with pytest.raises(
+        SettingError, match=r"they decode boxes in different ways \(scale_xy .*; set distil\.outputs: 0"
+    ):
+        fitted(teacher, student)
+    assert len(fitted(teacher, student, outputs=0.0, features=1.0).adapters) == 3
 
 
 def test_anchors_decide_what_an_output_means_and_are_those_of_the_teacher_with_auto() -> None:

@@ -25,11 +25,10 @@ from yolov7.criterion.candidates import Anchors, Assignment
 from yolov7.criterion.loss import decode_cells, detection_gains, level_balance
 from yolov7.criterion.loss_parts import SumOverRanks, select
 from yolov7.criterion.simota import decode_yolox
-from yolov7.errors import SettingError
 from yolov7.nn.anchor_free_heads import decode_bins
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.head_rows import DetectRow, DflHeadRow, PpyoloeHeadRow, YoloxHeadRow
+from yolov7.spec.head_rows import DetectRow, DflHeadRow, OneToOneHeadRow, PpyoloeHeadRow, YoloxHeadRow
 from yolov7.system.shapes import Float
 
 _LEAST_CONFIDENCE = 0.05  # boxes and classes of less confident cells of the teacher are noise
@@ -91,10 +90,12 @@ class DistillationLoss:
         """Make the loss.
 
         Args:
-            model: The model that is trained; the teacher has a head of the same kind.
+            model: The model that is trained. If outputs are compared, the teacher has a head of the same kind, which
+                is not `OneToOneHeadRow`.
             settings: The settings of the training.
         """
         self._head = model.spec.head
+        assert not (settings.distil.outputs and isinstance(self._head, OneToOneHeadRow))
         self._anchors = Anchors(model.anchors_px.detach().float(), model.strides)
         self._gains = _choose_gains(model, settings)
         self._weights = settings.distil
@@ -263,11 +264,8 @@ def _choose_gains(model: DetectionModel, settings: TrainSettings) -> _Gains:
             return _Gains(YOLOX_BOX_GAIN, 0.0, (1.0,) * levels, 1.0, share)
         case PpyoloeHeadRow():
             gains = PPYOLOE_GAINS
-        case DflHeadRow():
+        case DflHeadRow() | OneToOneHeadRow():
             gains = U6_GAINS
         case row:
-            raise SettingError(
-                f"distil.teacher={settings.distil.teacher} cannot be imitated by the head {row.block!r}; use "
-                "another head, or no teacher"
-            )
+            raise AssertionError(f"{row.block} has no gains")
     return _Gains(gains.box, gains.distribution, (), gains.classification, 1.0 if gains.sums_images else share)

@@ -17,12 +17,13 @@ from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, infer_shapes, largest_stride, nearest_multiple
-from yolov7.spec.head_rows import DetectRow
+from yolov7.spec.head_rows import DetectRow, OneToOneHeadRow
 from yolov7.system.precision import autocast
 from yolov7.training.job import TrainJob
 from yolov7.weights.adaptation import select_classes
 from yolov7.weights.foreign.reference import open_weights
 
+_ONLY_MAPS = "set distil.outputs: 0 and distil.features: 1"
 StudentOutputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
@@ -47,15 +48,20 @@ def open_teacher(job: TrainJob, class_names: Sequence[str]) -> DetectionModel | 
     path = job.settings.distil.teacher
     if path is None or not job.settings.distil.is_used:
         return None
-    try:
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
+        try:
             weights = open_weights(path, spec=job.spec)
-            model = weights.model
-            if job.settings.distil.outputs:
+        except ArtifactError as error:  # which begins with the path
+            raise ArtifactError(f"distil.teacher={path}: {str(error).removeprefix(f'{path}: ')}") from None
+        model = weights.model
+        if job.settings.distil.outputs:
+            try:
                 model = select_classes(model, weights.class_names, class_names)
-            model = model if model.fused else fuse(model)
-    except ArtifactError as error:
-        raise ArtifactError(f"distil.teacher={path}: {error}") from None
+            except ArtifactError as error:
+                raise ArtifactError(
+                    f"distil.teacher={path}: {error}, or {_ONLY_MAPS} to imitate only its maps"
+                ) from None
+        model = model if model.fused else fuse(model)
     size, stride = job.settings.image_size, largest_stride(model.spec)
     if size % stride:
         raise SettingError(
@@ -224,11 +230,11 @@ def _check_fit(teacher: DetectionModel, student: DetectionModel, settings: Train
     wanted = settings.distil
     strides = [student.strides[own] for own, _ in _common_levels(teacher, student)]
     if wanted.outputs and (difference := _describe_difference(teacher, student)):
-        remedy = (
-            f"set distil.outputs: 0 and distil.features: 1 to imitate only its maps with the strides {_listed(strides)}"
-            if strides
-            else "name a teacher with a head of the same kind and strides"
-        )
+        remedy = "name a teacher with a head of the same kind and strides"
+        if strides:
+            remedy = f"{_ONLY_MAPS} to imitate only its maps with the strides {_listed(strides)}"
+        elif isinstance(student.spec.head, OneToOneHeadRow):
+            remedy = f"{_ONLY_MAPS}, and name a teacher with a common stride"
         raise SettingError(
             f"distil.teacher={wanted.teacher}: its outputs cannot be compared with those of the model, because "
             f"{difference}; {remedy}"
@@ -243,10 +249,14 @@ def _check_fit(teacher: DetectionModel, student: DetectionModel, settings: Train
 def _describe_difference(teacher: DetectionModel, student: DetectionModel) -> str:
     """Say why the outputs of two heads have different meanings; return an empty text if they have the same."""
     theirs, own = teacher.spec.head, student.spec.head
+    if isinstance(own, OneToOneHeadRow):
+        return f"the head {own.block!r} of the model can imitate maps only"
     if theirs.block != own.block:
         return f"its head is {theirs.block!r} and that of the model {own.block!r}"
     if teacher.strides != student.strides:
         return f"it has the strides {_listed(teacher.strides)} and the model {_listed(student.strides)}"
+    if isinstance(theirs, DetectRow) and isinstance(own, DetectRow) and theirs.scale_xy != own.scale_xy:
+        return "they decode boxes in different ways (scale_xy of darknet's YOLOv4)"
     if getattr(theirs, "bins", 0) != getattr(own, "bins", 0):
         return "their distributions of sides have different numbers of bins"
     if teacher.anchors_px.shape != student.anchors_px.shape:
