@@ -85,6 +85,26 @@ def no_image(image: Any, boxes_xyxy: Any, labels: Any, generator: Any) -> Any:
     return None, boxes_xyxy, labels
 
 
+def relabel(image: Any, boxes_xyxy: Any, labels: Any, generator: Any) -> Any:
+    return image, boxes_xyxy, labels + 100
+
+
+def negative(image: Any, boxes_xyxy: Any, labels: Any, generator: Any) -> Any:
+    return image, boxes_xyxy, labels * 0 - 1
+
+
+def floating(image: Any, boxes_xyxy: Any, labels: Any, generator: Any) -> Any:
+    return image, boxes_xyxy, labels + 0.5
+
+
+def infinite(image: Any, boxes_xyxy: Any, labels: Any, generator: Any) -> Any:
+    return image, boxes_xyxy / 0.0, labels
+
+
+def emptied(image: Any, boxes_xyxy: Any, labels: Any, generator: Any) -> Any:
+    return image, [], []
+
+
 def mirror(image: Any, boxes_xyxy: Any, labels: Any, generator: Any) -> Any:
     """Mirrors left and right, and adds a box outside of the image."""
     boxes = boxes_xyxy.copy()

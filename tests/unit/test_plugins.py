@@ -310,17 +310,33 @@ def test_own_augmentations_change_the_sample_and_its_boxes() -> None:
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
     tile = Tile(image, np.array([[0, 1, 2, 3]], np.float32), np.array([1]))
     generator = np.random.default_rng(0)
-    changed = OwnAugmentations(["tests.own_code.mirror"])(tile, generator=generator)
+    changed = augmentations("mirror")(tile, generator=generator)
     assert np.array_equal(changed.image, image[:, ::-1])
     assert changed.boxes_xyxy.tolist() == [[2, 1, 4, 3]]
     assert changed.labels.tolist() == [1]
-    twice = OwnAugmentations(["tests.own_code.mirror"] * 2)(tile, generator=generator)
+    twice = augmentations("mirror", "mirror")(tile, generator=generator)
     assert twice.boxes_xyxy.tolist() == tile.boxes_xyxy.tolist()
-    assert OwnAugmentations([])(tile, generator=generator) is tile
-    with pytest.raises(
-        TrainingError, match=r"the augmentation tests\.own_code\.no_image failed: ValueError: the image"
-    ):
-        OwnAugmentations(["tests.own_code.no_image"])(tile, generator=generator)
+    assert augmentations()(tile, generator=generator) is tile
+    empty = augmentations("emptied")(tile, generator=generator)
+    assert (empty.boxes_xyxy.shape, empty.labels.tolist(), empty.labels.dtype) == ((0, 4), [], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("no_image", "the image must be an array"),
+        ("relabel", "the labels are from 100 to 101, not within 0..1"),
+        ("negative", "the labels are from -1 to -1, not within 0..1"),
+        ("floating", "the labels are float64, not integers"),
+        ("infinite", "a box has a side that is not a finite number"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_what_an_augmentation_returns_is_checked(name: str, fault: str) -> None:
+    tile = Tile(np.zeros((4, 4, 3), np.uint8), np.array([[1, 1, 2, 3]] * 2, np.float32), np.array([0, 1]))
+    with pytest.raises(TrainingError, match=f"the augmentation tests.own_code.{name} failed: ValueError: {fault}") as e:
+        augmentations(name)(tile, generator=np.random.default_rng(0))
+    assert str(e.value) == one_line(e.value)
 
 
 def test_names_in_params_need_no_permission_but_blocks_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +350,10 @@ def test_names_in_params_need_no_permission_but_blocks_do(monkeypatch: pytest.Mo
     digests = hash_own_code(own_spec(), settings)
     assert len(set(digests.values())) == 1
     assert json.dumps(sorted(digests)) == json.dumps([f"tests.own_code.{name}" for name in ("Join", "Slow", "mirror")])
+
+
+def augmentations(*names: str) -> OwnAugmentations:
+    return OwnAugmentations([f"tests.own_code.{name}" for name in names], num_classes=2)
 
 
 def small(base: str) -> ModelSpec:

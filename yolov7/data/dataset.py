@@ -101,7 +101,7 @@ class DetectionDataset:
             for width, height in zip(index.widths, index.heights, strict=True)
         ]
         self._objects = _resized_objects(self._sizes, index)
-        self._own = OwnAugmentations(augment.plugins if augment else ())
+        self._own = OwnAugmentations(augment.plugins if augment else (), num_classes=len(index.class_names))
         self._cache = make_cache(
             index, self._sizes, mode=cache, folder=cache_folder, processes=processes, gather=gather
         )
