@@ -82,7 +82,7 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
     """Re-parameterise each selected variant and seed."""
     from pipeline.stages.reparam import pass_external, reparam
-    from pipeline.stages.train import forget_run
+    from pipeline.stages.run_folders import forget_run
 
     with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:

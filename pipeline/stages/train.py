@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,6 @@ from typing import Any
 
 from pipeline.artifacts.files import (
     WEIGHTS,
-    fresh_folder,
     read_json,
     run_folder,
     stage_folder,
@@ -25,24 +23,21 @@ from pipeline.artifacts.files import (
     write_json,
     write_no_weights,
 )
-from pipeline.artifacts.inputs import code_digest
 from pipeline.artifacts.prepared import fit_to_prepared
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant, check_weights
 from pipeline.external import ExternalVariant, external_fingerprint, require_zoo_library
-from pipeline.ray.mirror import CODE, RunCopy, kept_up_to_date
+from pipeline.ray.mirror import kept_up_to_date
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
+from pipeline.stages.run_folders import claim_run, copy_of_run, with_earlier_run
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training.checkpoint import delete_older_checkpoints
-from yolov7.training.continuation import OWNER, accepted_fingerprints, begin_longer_run, read_owner, with_history
 from yolov7.training.job import TrainJob
 from yolov7.training.record import FIGURES, final_line, read_epochs
-
-log = logging.getLogger(__name__)
 
 
 def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
@@ -75,14 +70,7 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
     )
     if job.settings.batch_size == AUTO_BATCH:
         job = _settle_batch(job, variant)
-    fitted = fit_to_prepared(job.settings)
-    job = job.model_copy(update={"settings": fitted.settings, "notes": fitted.reasons})
-    here = with_history(job, job.run_folder)
-    if read_owner(job.run_folder) in accepted_fingerprints(here):
-        return here
-    last = _last_finished(job.run_folder)
-    longer = with_history(job, last)
-    return longer if read_owner(last) in accepted_fingerprints(longer)[1:] else job
+    return with_earlier_run(job, fit=fit_to_prepared)
 
 
 def _settle_batch(job: TrainJob, variant: ResolvedVariant) -> TrainJob:
@@ -217,132 +205,6 @@ def _untrained(variant: str, seed: int, fingerprint: str, *, given: str = "", ex
         device="none",
         workers=0,
     )
-
-
-def copy_of_run(variant: ResolvedVariant, *, seed: int) -> RunCopy | None:
-    """Return the copy of a run that `ray.storage` asks for; None where it asks for none."""
-    storage = variant.ray.storage
-    return RunCopy(storage, variant=variant.name, seed=seed) if storage else None
-
-
-def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
-    """Put the folder of a finished run aside and remove its copy, so that the same training starts from the beginning.
-
-    Its last checkpoint is kept in a hidden folder beside it, so that a training with more epochs can continue it. A run
-    that is not finished, or that is not the one whose result the stage has written, stays: it may be a training
-    with other settings that goes on at this moment, or that was interrupted.
-
-    Args:
-        variant: The variant that was trained.
-        seed: The seed of its training.
-    """
-    folder = run_folder(variant.name, seed)
-    summary = stage_folder("train", variant.name, seed) / "train.json"
-    if not (folder / WEIGHTS).is_file() or not summary.is_file():
-        return
-    if read_owner(folder) != read_json(summary, TrainSummary, made_by=f"train {variant.name}").fingerprint:
-        return
-    if copy := copy_of_run(variant, seed=seed):
-        try:
-            copy.delete()
-        except OSError as error:
-            log.warning("%s. If the run is trained again, it will be taken from there", error)
-    aside = _last_finished(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)  # in one step: an incomplete folder would look like a run that has just begun
-    delete_older_checkpoints(aside)
-    if not any(aside.glob("checkpoint-*.pt")):
-        shutil.rmtree(aside)
-
-
-def _last_finished(folder: Path) -> Path:
-    """Return the folder in which `forget_run` keeps the last finished run of a run folder."""
-    return folder.with_name(f".{folder.name}.finished")
-
-
-def is_finished(job: TrainJob) -> bool:
-    """Return whether the run folder holds the weights of this job, trained with the same code."""
-    folder = job.run_folder
-    is_same = read_owner(folder) == job.fingerprint and _read(folder / CODE) == code_digest("train")
-    return is_same and (folder / WEIGHTS).is_file()
-
-
-def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
-    """Make the run folder ready for a job, from where an earlier run of it has stopped.
-
-    A folder of other data or settings is emptied, and so is a finished run of other code. If the job continues a
-    finished run, the folder gets its state. A copy that is further than the folder is downloaded.
-
-    Args:
-        job: What to train.
-        copy: The copy of the run; None if there is none.
-
-    Returns:
-        What the user should know about it, or an empty string.
-
-    Raises:
-        ArtifactError: If the copy cannot be read, or a continued run cannot be repeated.
-    """
-    folder, now = job.run_folder, code_digest("train")
-    with job.sole_writer():
-        before = read_owner(folder)
-        if before != job.fingerprint:
-            _make_ready(job)
-        if copy:
-            try:
-                copy.fetch(folder)
-            except OSError as error:
-                raise ArtifactError(str(error)) from None
-        began_with = _read(folder / CODE)
-        is_finished = (folder / WEIGHTS).is_file()
-        if is_finished and began_with != now:
-            _make_ready(job)
-        (folder / CODE).write_text(now, encoding="utf-8")
-    if is_finished and began_with != now:
-        return "an earlier run had other code; training starts from the beginning"
-    if began_with not in (None, now):
-        return "the code changed after this run began; it continues from its last checkpoint with the new code"
-    if job.continued_from and before != job.fingerprint:
-        places = f"{folder} and {_last_finished(folder)}"
-        return f"the last finished run had fewer epochs and is continued; delete {places} to train from the beginning"
-    if before not in (None, job.fingerprint):
-        return "an earlier run had other data or settings; training starts from the beginning"
-    if is_finished:
-        where = f"{folder} and {copy.place}" if copy else folder
-        return (
-            "this training was finished before with the same data, settings and code; its weights are used (delete "
-            f"{where} to train again)"
-        )
-    return ""
-
-
-def _make_ready(job: TrainJob) -> None:
-    """Give the run folder the state of the finished run that the job continues, or empty it."""
-    folder, aside = job.run_folder, _last_finished(job.run_folder)
-    earlier = accepted_fingerprints(job)[1:]
-    if read_owner(folder) not in earlier:
-        if not earlier:
-            _empty(folder, job)
-            return
-        if read_owner(aside) not in earlier:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise ArtifactError(
-                f"the run of {folder} continued a finished run that no longer exists, so it cannot be repeated; run "
-                "the same command again to train from the beginning"
-            )
-        fresh_folder(folder)
-        for path in aside.iterdir():
-            if path.is_file() and path.name not in {OWNER, WEIGHTS}:  # without an owner, the folder counts as empty
-                shutil.copyfile(path, folder / path.name)
-    begin_longer_run(job, folder)
-
-
-def _empty(folder: Path, job: TrainJob) -> None:
-    (fresh_folder(folder) / OWNER).write_text(job.fingerprint, encoding="utf-8")
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _summarise(job: TrainJob, epochs: list[dict[str, Any]], *, variant: str) -> TrainSummary:

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.artifacts.files import run_folder, stage_folder, write_json
 from pipeline.experiment import ResolvedVariant, parse_experiment
-from pipeline.stages.train import build_job, claim_run, forget_run
+from pipeline.stages.run_folders import claim_run, forget_run
+from pipeline.stages.train import build_job
 from tests.artifacts import train_summary
 from tests.integration.runs import QUICK, WORKER, assert_same, make_job, prepared, read_weights, start
 from tests.unit.data_files import write_yolo

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.artifacts.files import run_folder, stage_folder, write_json
 from pipeline.experiment import ResolvedVariant, parse_experiment
 from pipeline.ray.mirror import RunCopy
-from pipeline.stages.train import claim_run, forget_run
+from pipeline.stages.run_folders import claim_run, forget_run, with_earlier_run
 from tests.artifacts import train_summary
 from yolov7.errors import ArtifactError
 from yolov7.settings import TrainSettings
 from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.continuation import with_history
+from yolov7.training.data_recipe import DataFacts, Fitted, fit_to_data
 from yolov7.training.job import TrainJob
 
 
@@ -87,12 +89,83 @@ def test_an_unfinished_run_continues_with_other_code_and_says_so(job: TrainJob) 
     assert claim_run(job, None) == ""
 
 
-def test_a_run_of_other_settings_is_discarded(job: TrainJob) -> None:
+BEGINNING = "an earlier run had other data or settings; training starts from the beginning"
+
+
+@pytest.mark.parametrize("file", ["checkpoint-000000009.pt", "weights.safetensors"])
+def test_a_run_of_other_settings_makes_room_and_is_taken_back(job: TrainJob, file: str) -> None:
     claim_run(job, None)
-    (job.run_folder / "weights.safetensors").write_bytes(b"tensors")
+    (job.run_folder / file).write_bytes(b"tensors")
     other = job.model_copy(update={"seed": 1})
-    assert claim_run(other, None) == "an earlier run had other data or settings; training starts from the beginning"
+    note = claim_run(other, None)
+    assert note.startswith(f"{BEGINNING}; the run with other data or settings is kept in ")
+    assert not (job.run_folder / file).exists()
+    assert claim_run(other, None) == ""
+    assert claim_run(job, None).startswith("the earlier run with these data and settings is used again")
+    assert (job.run_folder / file).read_bytes() == b"tensors"
+    assert len(list(job.run_folder.parent.glob("*0*"))) == 2  # the folder and its lock; the other run had not begun
+
+
+def test_only_the_last_run_that_made_room_is_kept(job: TrainJob) -> None:
+    for seed in (0, 1, 2):
+        claim_run(job.model_copy(update={"seed": seed}), None)
+        (job.run_folder / "checkpoint-000000009.pt").write_text(str(seed))
+    assert claim_run(job, None).startswith(BEGINNING)
+    assert len(list(job.run_folder.parent.glob(".0.*"))) == 1
+    claim_run(job.model_copy(update={"seed": 2}), None)
+    assert (job.run_folder / "checkpoint-000000009.pt").read_text() == "2"
+
+
+def test_a_run_that_has_only_begun_is_discarded(job: TrainJob) -> None:
+    claim_run(job, None)
+    (job.run_folder / "checkpoint-000000000.pt").write_bytes(b"tensors")
+    assert claim_run(job.model_copy(update={"seed": 1}), None) == BEGINNING
+    assert not list(job.run_folder.parent.glob(".0.*"))
+
+
+def test_a_finished_run_that_made_room_can_be_continued(job: TrainJob) -> None:
+    claim_run(job, None)
+    for name in ("checkpoint-000000009.pt", "weights.safetensors"):
+        (job.run_folder / name).write_bytes(b"tensors")
+    (job.run_folder / "epochs.jsonl").write_text('{"epoch": 300, "epochs": 300}\n')
+    claim_run(job.model_copy(update={"settings": TrainSettings(epochs=400, freeze="p33")}), None)
+    longer = with_earlier_run(
+        job.model_copy(update={"settings": TrainSettings(epochs=400)}), fit=lambda settings: Fitted(settings, ())
+    )
+    assert longer.continued_from == (f"{job.fingerprint}@300",)
+    note = claim_run(longer, None)
+    assert "is used again" in note
+    assert "had fewer epochs and is continued" in note
+    assert (job.run_folder / "checkpoint-000000009.pt").exists()
     assert not (job.run_folder / "weights.safetensors").exists()
+
+
+def test_more_epochs_continue_a_run_of_the_recipe_that_follows_from_the_data(job: TrainJob) -> None:
+    facts = DataFacts(200, np.array([0.2]))
+
+    def fit(settings: TrainSettings) -> Fitted:
+        return fit_to_data(settings, facts)
+
+    def stated(**settings: object) -> TrainJob:
+        return job.model_copy(update={"settings": TrainSettings.model_validate({"recipe": "small", **settings})})
+
+    first = with_earlier_run(stated(epochs=40), fit=fit)
+    assert (first.settings.batch_size, first.continued_from) == (4, ())
+    claim_run(first, None)
+    for name in ("checkpoint-000002000.pt", "weights.safetensors"):
+        (job.run_folder / name).write_bytes(b"tensors")
+    (job.run_folder / "epochs.jsonl").write_text('{"epoch": 40, "epochs": 40, "batch_size": 4}\n')
+    assert with_earlier_run(stated(epochs=40), fit=fit) == first
+    longer = with_earlier_run(stated(epochs=100), fit=fit)
+    assert fit(stated(epochs=100).settings).settings.batch_size == 8
+    assert longer.settings.batch_size == 4
+    assert longer.settings.optim.ema_ramp == 500  # a tenth of the steps of the longer run
+    assert longer.continued_from == (f"{first.fingerprint}@40",)
+    assert "recipe small: batch_size=4: as in the earlier run that is continued" in longer.notes
+    assert "had fewer epochs and is continued" in claim_run(longer, None)
+    assert with_earlier_run(stated(epochs=100), fit=fit) == longer
+    assert with_earlier_run(stated(epochs=100, batch_size=8), fit=fit).continued_from == ()
+    assert with_earlier_run(stated(epochs=100, optim={"lr0": 0.1}), fit=fit).continued_from == ()
 
 
 def test_a_continued_run_of_other_code_is_not_repeated_from_the_beginning_under_its_name(job: TrainJob) -> None:

@@ -25,6 +25,7 @@ from yolov7.training.auto_batch import choose_batch, settle_batch
 from yolov7.training.callbacks import Callback, hash_callbacks
 from yolov7.training.continuation import (
     OWNER,
+    Fit,
     accepted_fingerprints,
     begin_longer_run,
     describe_longer_run,
@@ -94,9 +95,9 @@ def train(
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
     job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
-    fitted = fit_to_data(job.settings, describe_data(load_training_split(job)))
-    notes = tuple(filter(None, (batch_note, *fitted.reasons)))
-    job = _claim(job.model_copy(update={"settings": fitted.settings, "notes": notes}))
+    facts = describe_data(load_training_split(job))
+    job = job.model_copy(update={"notes": tuple(filter(None, (batch_note,)))})
+    job = _claim(job, complete=lambda stated: fit_to_data(stated, facts))
     if not (folder / WEIGHTS).is_file():
         fit(job, _worker(device, chosen), callbacks=callbacks)
     return folder / WEIGHTS
@@ -136,13 +137,13 @@ def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> 
     return " ".join(hashes)
 
 
-def _claim(job: TrainJob) -> TrainJob:
+def _claim(job: TrainJob, *, complete: Fit) -> TrainJob:
     """Make the run folder that of the job, which may continue a finished run there.
 
     Raise SettingError if the folder belongs to another training.
     """
     folder = job.run_folder
-    job, owner = with_history(job, folder), read_owner(folder)
+    job, owner = with_history(job, folder, fit=complete), read_owner(folder)
     if owner is not None and owner not in accepted_fingerprints(job):
         raise SettingError(
             f"{folder} has a training with other data or settings; name another output folder, or remove this one"

@@ -114,6 +114,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(f"checkpoint {path} is damaged ({one_line(reason, limit=120)})") from None
 
 
+def has_trained(folder: Path) -> bool:
+    """Return whether a run folder has a checkpoint other than that of the beginning.
+
+    Args:
+        folder: The run folder, which need not exist.
+    """
+    return any(path.name != _NAME.format(0) for path in folder.glob("checkpoint-*.pt"))
+
+
 def delete_older_checkpoints(folder: Path) -> None:
     """Delete all checkpoints of a run that has ended but the last one, because they are large.
 

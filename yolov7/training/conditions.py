@@ -1,8 +1,14 @@
-"""The conditions of a run that affect the last digits of its result: floating-point type and number of threads."""
+"""The conditions of a run that affect the last digits of its result, and sentences about the course of a run.
+
+The conditions are the floating-point type and the number of threads.
+"""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -59,6 +65,49 @@ def describe_continuation(job: TrainJob, found: Checkpoint, worker: Worker, *, t
     )
 
 
+def describe_early_end(line: Mapping[str, Any], settings: TrainSettings) -> tuple[str, int]:
+    """Say that a run ends because of its patience.
+
+    If patience had ended the run before more epochs were asked for, no epoch is added, and a warning says so.
+
+    Args:
+        line: The record of the last epoch.
+        settings: The settings of the run.
+
+    Returns:
+        The note and its level of logging.
+    """
+    epoch, patience, epochs = line["epoch"], settings.patience, line.get("epochs", settings.epochs)
+    text = f"ends after epoch {epoch}: AP on the validation split has not improved for {patience} epochs"
+    if epochs == settings.epochs:
+        return text, logging.INFO
+    return (
+        f"{text}. This had ended the finished run of at most {epochs} epochs, so epochs={settings.epochs} adds none; "
+        "with a larger patience, training starts from the beginning",
+        logging.WARNING,
+    )
+
+
+def describe_skipped_steps(progress: Progress) -> str | None:
+    """Say how many steps of a run were skipped.
+
+    Args:
+        progress: How far the run is.
+
+    Returns:
+        The note; None if no step was skipped.
+    """
+    skipped = progress.skipped_steps
+    if not skipped:
+        return None
+    why = "because the loss or the gradient was not finite"
+    if progress.rollbacks:  # the number of steps does not include those that were repeated
+        return f"{skipped} step{'s were' if skipped > 1 else ' was'} skipped, {why}"
+    if skipped == progress.step:
+        return f"all {skipped} steps were skipped, {why}, so the weights are those from which training began"
+    return f"{skipped} of {progress.step} steps were skipped, {why}"
+
+
 def describe_epoch(
     progress: Progress, settings: TrainSettings, worker: Worker, *, precision: str
 ) -> dict[str, float | str]:
@@ -73,6 +122,7 @@ def describe_epoch(
     return {
         "epoch": progress.epoch + 1,
         "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
         **progress.mean_losses(),
         "skipped_steps": progress.skipped_steps,
         "rollbacks": progress.rollbacks,

@@ -9,9 +9,11 @@ of a run of 12. From then on, it is a run like any other: after an interruption,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from yolov7.settings import TrainSettings
 from yolov7.system.files import write_whole
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
 from yolov7.training.job import TrainJob
@@ -24,37 +26,49 @@ HISTORY = "continued.json"
 """The file of a run folder that lists the runs that it continues, as `TrainJob.continued_from`."""
 
 _WEIGHTS = "weights.safetensors"
+Fit = Callable[[TrainSettings], tuple[TrainSettings, tuple[str, ...]]]
+"""Completes settings that follow from the data, and says why; see `data_recipe.fit_to_data`."""
 
 
-def with_history(job: TrainJob, folder: Path) -> TrainJob:
-    """Return a job together with the earlier runs that it continues, which are read from a run folder.
+def _as_stated(settings: TrainSettings) -> tuple[TrainSettings, tuple[str, ...]]:
+    return settings, ()
+
+
+def with_history(job: TrainJob, folder: Path | None, *, fit: Fit = _as_stated) -> TrainJob:
+    """Return a job with complete settings and with the earlier runs that it continues, which a run folder tells.
 
     Args:
-        job: A job that continues nothing.
-        folder: The folder of a run.
+        job: A job that continues nothing, with the settings as they are stated.
+        folder: The folder of a run; None for no run.
+        fit: Completes settings that follow from the data and from the number of epochs (the recipe `small`). A run that
+            continues another one keeps its batch size, because the number of its steps depends on it.
 
     Returns:
         The job with `continued_from`: that of the run if the run is of this job; the run itself in addition, if it is
-        finished and differs from the job only by fewer epochs. Otherwise the job as it is.
+        finished and differs from the job only by fewer epochs. Otherwise the job continues nothing. Its notes also have
+        the reasons for the settings that were completed.
     """
-    owner, history = read_owner(folder), _read_history(folder)
-    if owner is None:
-        return job
+    plain = _complete(job, fit)
+    owner = read_owner(folder) if folder else None
+    if folder is None or owner is None:
+        return plain
+    history, lines = _read_history(folder), read_epochs(folder)
     has_begun = bool(history) and _fingerprint_of(history[-1]) == owner  # `begin_longer_run` was interrupted
     past = history[:-1] if has_begun else history
-    same = job.model_copy(update={"continued_from": past})
-    if same.fingerprint == owner:
-        return same
+    kept = job if plain.settings == job.settings else _keep_batch(job, lines)
+    for candidate in (job, kept):
+        same = _complete(candidate, fit, continued_from=past)
+        if same.fingerprint == owner:
+            return same
     if not any(folder.glob("checkpoint-*.pt")) or not (has_begun or (folder / _WEIGHTS).is_file()):
-        return job
-    lines = read_epochs(folder)
+        return plain
     before = lines[-1].get("epochs") if lines else None
-    if not isinstance(before, int) or not 0 < before < job.settings.epochs:
-        return job
-    shorter = job.settings.model_copy(update={"epochs": before})
-    if same.model_copy(update={"settings": shorter}).fingerprint != owner:
-        return job
-    return job.model_copy(update={"continued_from": (*past, f"{owner}@{lines[-1]['epoch']}")})
+    if not isinstance(before, int) or not 0 < before < plain.settings.epochs:
+        return plain
+    earlier = (_complete(one, fit, continued_from=past) for one in _with_fewer_epochs((job, kept), before))
+    if all(one.settings.epochs != before or one.fingerprint != owner for one in earlier):
+        return plain
+    return _complete(kept, fit, continued_from=(*past, f"{owner}@{lines[-1]['epoch']}"))
 
 
 def begin_longer_run(job: TrainJob, folder: Path) -> None:
@@ -125,6 +139,31 @@ def describe_longer_run(job: TrainJob) -> str:
         f"continues the finished run {fingerprint} after epoch {epoch}, with the learning rates of a run of {last} "
         f"epochs; the result differs from that of a run of {last} epochs from the beginning, and its record says so"
     )
+
+
+def _complete(job: TrainJob, fit: Fit, *, continued_from: tuple[str, ...] = ()) -> TrainJob:
+    settings, reasons = fit(job.settings)
+    notes = (*job.notes, *reasons)
+    return job.model_copy(update={"settings": settings, "notes": notes, "continued_from": continued_from})
+
+
+def _keep_batch(job: TrainJob, lines: Sequence[Mapping[str, Any]]) -> TrainJob:
+    """State the batch size of a run's record in a job whose recipe would choose it."""
+    size = lines[-1].get("batch_size") if lines else None
+    if "batch_size" in job.settings.model_fields_set or not isinstance(size, int):
+        return job
+    note = f"recipe {job.settings.recipe}: batch_size={size}: as in the earlier run that is continued"
+    settings = job.settings.model_copy(update={"batch_size": size})
+    return job.model_copy(update={"settings": settings, "notes": (*job.notes, note)})
+
+
+def _with_fewer_epochs(jobs: Sequence[TrainJob], epochs: int) -> Iterator[TrainJob]:
+    """Yield the jobs with this number of epochs stated, and without a stated number."""
+    for job in jobs:
+        stated = job.settings.model_dump(exclude_unset=True)
+        free = TrainSettings.model_validate({key: value for key, value in stated.items() if key != "epochs"})
+        yield job.model_copy(update={"settings": job.settings.model_copy(update={"epochs": epochs})})
+        yield job.model_copy(update={"settings": free})
 
 
 def _fingerprint_of(entry: str) -> str:
