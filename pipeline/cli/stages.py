@@ -159,7 +159,7 @@ def tune(
     ] = None,
     base: Annotated[str | None, typer.Option(metavar="NAME", help="The variant or spec to start from.")] = None,
     vary: Annotated[
-        str | None, typer.Option(metavar="KEYS", help="With space train: settings or groups, as optim,loss.box.")
+        str | None, typer.Option(metavar="KEYS", help="With space train: settings or groups, as optim,augment.")
     ] = None,
     max_gflops: Annotated[float | None, typer.Option(metavar="G", help="Largest GFLOPs of a deployed model.")] = None,
     max_params: Annotated[float | None, typer.Option(metavar="M", help="Largest parameter count in millions.")] = None,

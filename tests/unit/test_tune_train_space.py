@@ -92,8 +92,45 @@ def test_settings_without_an_effect_are_left_out_or_refused() -> None:
     corrected = TrainSettings.model_validate({"optim": {"ema": "corrected"}})
     assert "optim.ema_ramp" not in ranges_of(corrected)
     assert not any(key.startswith("loss.") for key in ranges_of(spec="yolov7-u6"))
-    with pytest.raises(SettingError, match=r"loss\.box has no effect on head .*whose gains are fixed; leave it out"):
+    with pytest.raises(
+        SettingError, match=r"loss\.box has no effect on the head 'detect_dfl', .*; leave it out of vary"
+    ):
         ranges_of(spec="yolov7-u6", vary=["loss.box"])
+
+
+@pytest.mark.parametrize(
+    ("key", "spec", "optim"),
+    [
+        ("loss.label_smoothing", "yolov7-u6", {}),
+        ("loss.focal_gamma", "ppyoloe-s", {}),
+        ("loss.anchor_threshold", "yolox-s", {}),
+        ("loss.auxiliary_gain", "yolov7-u6", {}),
+        ("loss.auxiliary_gain", "nano", {}),
+        ("optim.flat_share", "nano", {}),
+        ("optim.warmup_bias_lr", "nano", {"optimizer": "muon"}),
+        ("optim.warmup_momentum", "nano", {"schedule": "yolox"}),
+        ("optim.warmup_share", "nano", {"schedule": "reference"}),
+        ("optim.lr_final", "nano", {"schedule": "ppyoloe"}),
+    ],
+)
+def test_a_stated_range_without_an_effect_is_refused(key: str, spec: str, optim: dict[str, Any]) -> None:
+    train = TrainSettings.model_validate({"optim": optim})
+    low = 2.0 if key == "loss.anchor_threshold" else 0.1
+    with pytest.raises(SettingError, match=re.escape(f"tune: {key} has no effect ")):
+        ranges_of(train, spec, train_space={key: {"low": low, "high": 2 * low}})
+
+
+def test_a_group_without_an_effect_is_refused_with_what_has_one() -> None:
+    with pytest.raises(
+        SettingError, match=r"no setting of loss .* effect on the head 'detect_dfl', .*; leave loss out of vary"
+    ):
+        ranges_of(spec="yolov7-u6", vary=["optim", "loss"])
+    with pytest.raises(SettingError, match=r"or state a range of loss\.atss_epochs in tune\.train_space$"):
+        ranges_of(spec="yolov7-u6", vary=["loss"])
+    atss = {"loss.atss_epochs": {"low": 0, "high": 4}}
+    assert ranges_of(spec="yolov7-u6", vary=["loss"], train_space=atss).keys() == atss.keys()
+    with pytest.raises(SettingError, match=r"leave loss out of vary$"):
+        ranges_of(spec="yolox-s", vary=["loss"])
 
 
 def test_the_space_can_be_changed_and_narrowed() -> None:

@@ -37,7 +37,7 @@ def plan_lines(setup: Setup, search: Search, account: BudgetAccount, *, seconds:
         yield f"{len(varied)} settings of the training are varied: {', '.join(varied)}"
         if number < len(varied):
             few = "these are few trials for so many settings"
-            yield f"{few}; name the most important ones with --vary, such as optim.lr0,loss, or give a larger budget"
+            yield f"{few}; name the most important ones with --vary, such as optim.lr0,augment, or give a larger budget"
         return
     low, high = (pick(candidate.gflops for candidate in candidates) for pick in (min, max))
     yield (

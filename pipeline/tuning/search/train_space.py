@@ -15,7 +15,7 @@ from yolov7.errors import SettingError
 from yolov7.recipes import merge
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
-from yolov7.spec.head_rows import DetectRow
+from yolov7.training.unused_settings import settings_without_effect
 
 STATED = "stated"  # what a candidate with the stated settings has in place of scaling rules
 MOST_CANDIDATES = 1000  # settings that are drawn; the sampler chooses among them
@@ -63,7 +63,7 @@ def resolve_ranges(settings: TuneSettings, train: TrainSettings, spec: ModelSpec
     Raises:
         SettingError: If no setting is left, or if `tune` names a setting without an effect.
     """
-    useless = _find_useless(train, spec)
+    useless = settings_without_effect(spec.head, train)
     named = {*settings.vary, *(key for key, values in settings.train_space.items() if values)} & useless.keys()
     if named:
         key = min(named)
@@ -81,6 +81,7 @@ def resolve_ranges(settings: TuneSettings, train: TrainSettings, spec: ModelSpec
             )
         if found is not None and key not in useless and (not settings.vary or {key, group} & set(settings.vary)):
             ranges[key] = found
+    _check_groups(settings, ranges, useless)
     if not ranges:
         raise SettingError("tune: no setting of the training is left to vary; name fewer as null in tune.train_space")
     return ranges
@@ -168,19 +169,18 @@ def _range_around(stated: float, *, factor: float) -> SettingRange | None:
     return SettingRange(low=stated / factor, high=stated * factor, scale="log") if stated > 0 else None
 
 
-def _find_useless(train: TrainSettings, spec: ModelSpec) -> dict[str, str]:
-    """Return the settings without an effect on a training, with the reason."""
-    found: dict[str, str] = {}
-    if not isinstance(spec.head, DetectRow):
-        gains = ("loss.box", "loss.objectness", "loss.classification")
-        found |= dict.fromkeys(gains, f"on head {spec.head.block}, whose gains are fixed")
-    if train.optim.ema == "corrected":
-        found["optim.ema_ramp"] = "with optim.ema: corrected"
-    if train.optim.schedule == "reference":
-        found["optim.warmup_share"] = "with optim.schedule: reference"
-    if train.optim.schedule == "ppyoloe":
-        found["optim.lr_final"] = "with optim.schedule: ppyoloe"
-    return found
+def _check_groups(settings: TuneSettings, ranges: Mapping[str, SettingRange], useless: Mapping[str, str]) -> None:
+    """Raise SettingError if `vary` names a group in which no setting with a range has an effect."""
+    for group in settings.vary:
+        keys = [key for key in list_numbers() if key.startswith(f"{group}.")]
+        left_out = [key for key in keys if key in useless and key in DEFAULT_RANGES]
+        if left_out and not any(key in ranges for key in keys):
+            others = [key for key in keys if key not in useless and key not in settings.train_space]
+            remedy = f", or state a range of {' or '.join(others)} in tune.train_space" if others else ""
+            raise SettingError(
+                f"tune.vary: no setting of {group} that has a range has an effect {useless[left_out[0]]}; leave "
+                f"{group} out of vary{remedy}"
+            )
 
 
 def _label(ranges: Mapping[str, SettingRange], stated: Mapping[str, float], values: Mapping[str, float]) -> str:
