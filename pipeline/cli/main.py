@@ -17,7 +17,7 @@ _INTERRUPTED = 130  # the exit code after Ctrl-C
 _FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _HOW_TO_CONTINUE = {
     "train": "; run the same command again to continue from the last checkpoint",
-    "tune": "; run `yolov7 tune --resume` to continue the search",
+    "tune": "; run the same command with --resume to continue the search",
     "predict": "; the results so far are kept",
     "export": "; no file was written",
 }

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 import psutil
 
 from pipeline.artifacts.files import stage_folder, stage_lock, whole_folder
-from pipeline.console import console, stage_line
+from pipeline.console import console, counted, stage_line
 from pipeline.experiment import Experiment
 from pipeline.params import RaySettings
 from pipeline.ray.cluster import connect
@@ -197,7 +197,7 @@ def _train(
     try:
         ray_tune.run_trials(driver, resources, folder=FOLDER, max_failures=max_failures, on_tick=on_tick)
     except KeyboardInterrupt:
-        _say(setup, f"{len(driver.trials)} trials so far; continue with `yolov7 tune --resume`")
+        _say(setup, f"{counted(len(driver.trials), 'trial')} so far; continue with `{setup.resume_command()}`")
         raise
     driver.check()
 

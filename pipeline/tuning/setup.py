@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +33,20 @@ FOLDER = RUNS / ".search"  # the state of a search; a variant's name cannot star
 _NO_EFFECT = {"budget", "trials", "epochs", "trials_per_gpu"}
 
 
+OPTIONS = {  # options of the command by the setting that they replace
+    **{name: f"--{name.replace('_', '-')}" for name in ("space", "base", "vary", "budget", "trials_per_gpu", "seed")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("max_gflops", "max_params", "max_latency_ms")},
+    "rules": "--rule",
+}
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a search varies, before it starts.
 
     Attributes:
         settings: The settings `tune` with the options of the command.
+        stated: The same settings as params.yaml states them, without options.
         budget: The budget of the settings.
         base_name: The variant or the spec that is scaled, or whose training is varied.
         base_job: The training of the base itself; trials train in the same way, except for what is varied.
@@ -50,6 +59,7 @@ class Setup:
     """
 
     settings: TuneSettings
+    stated: TuneSettings
     budget: Budget
     base_name: str
     base_job: TrainJob
@@ -76,6 +86,20 @@ class Setup:
         job = self.base_job
         content = {"base": self.base_name, "data": job.data_hash, "weights": job.weights_hash}
         return {**settings, **content, "fingerprint": self.fingerprint}
+
+    def resume_command(self, before: Mapping[str, Any] | None = None) -> str:
+        """Return the command that continues a search, with all options that it needs.
+
+        Args:
+            before: What `describe` returned for the search; None for this one.
+        """
+        known = {name: value for name, value in (before or {}).items() if name in TuneSettings.model_fields}
+        settings = TuneSettings.model_validate(self.settings.model_dump() | known)
+        words = ["yolov7", "tune"]
+        for name, option in OPTIONS.items():
+            if (value := getattr(settings, name)) != getattr(self.stated, name):
+                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
+        return shlex.join([*words, "--resume"])
 
     def trial_job(self, candidate: Candidate, plan: TrialPlan, *, loader_workers: int) -> TrainJob:
         """Return the training of one candidate.
@@ -111,7 +135,11 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         UserError: If a setting, the base, the data or the weights cannot be used.
     """
     budget = parse_budget(settings.budget)
-    base_name = settings.base or next(iter(experiment.variants))
+    settings, stated = (
+        each.model_copy(update={"base": each.base or next(iter(experiment.variants))})
+        for each in (settings, experiment.tune)
+    )
+    base_name = str(settings.base)
     variant = experiment.base(base_name)
     base, train = variant.spec, variant.train
     _check_sizes(base, settings.image_sizes)
@@ -138,7 +166,7 @@ def make_setup(experiment: Experiment, settings: TuneSettings) -> Setup:
         own_code=dict(variant.own_code),
     )
     kept, excluded = _draw(settings, job, num_classes=len(data.class_names))
-    return Setup(settings, budget, base_name, job, data, variant.declared, variant.overrides, kept, excluded)
+    return Setup(settings, stated, budget, base_name, job, data, variant.declared, variant.overrides, kept, excluded)
 
 
 def _draw(settings: TuneSettings, base_job: TrainJob, *, num_classes: int) -> tuple[tuple[Candidate, ...], int]:
@@ -175,18 +203,21 @@ def check_resume(setup: Setup, journal: Journal, *, resume: bool) -> None:
     """
     if not journal.exists():
         return
+    before, now = journal.header()["search"], setup.describe()
+    command = setup.resume_command(before)
     if not resume:
         raise SettingError(
             f"a search was interrupted after {show_amount('seconds', journal.seconds())}; continue it with "
-            f"`yolov7 tune --resume`, or discard it with `rm -r {FOLDER}`"
+            f"`{command}`, or discard it with `rm -r {FOLDER}`"
         )
-    before, now = journal.header()["search"], setup.describe()
     if before != now:
         changed = [name for name in now if before.get(name) != now[name] and name != "fingerprint"]
         what = f"its {changed[0]} was {before.get(changed[0])}" if changed else "its base or its training was different"
+        remedy = "give the same settings and options to continue it"
+        if changed and set(changed) <= OPTIONS.keys():
+            remedy = f"continue it with `{command}`"
         raise SettingError(
-            f"the interrupted search differs from this one: {what}; give the same settings and options to continue "
-            f"it, or discard it with `rm -r {FOLDER}`"
+            f"the interrupted search differs from this one: {what}; {remedy}, or discard it with `rm -r {FOLDER}`"
         )
 
 

@@ -232,7 +232,7 @@ def test_the_environment_asks_for_the_traceback_of_any_error(monkeypatch: pytest
     ("command", "expected"),
     [
         ("train", "continue from the last checkpoint"),
-        ("tune", "`yolov7 tune --resume`"),
+        ("tune", "run the same command with --resume"),
         ("models", "yolov7: interrupted\n"),
     ],
 )

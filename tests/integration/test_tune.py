@@ -86,8 +86,9 @@ def test_a_killed_search_continues_and_loses_no_trial(project: Project) -> None:
     before = events(project)
     refused = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "continue it with `yolov7 tune --resume`" in refused.stderr
-    project.run("yolov7", "tune", "--space", "train", "--budget", "5trials", "--resume")
+    resume = ["tune", "--space", "train", "--budget", "5trials", "--resume"]
+    assert f"continue it with `yolov7 {' '.join(resume)}`" in refused.stderr
+    project.run("yolov7", *resume)
     after = events(project)
     assert after[: len(before)] == before
     for kind in ("start", "end"):

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.artifacts.reports import PreparedData
+from pipeline.cli.main import app
 from pipeline.experiment import Experiment, parse_experiment, tune_settings
 from pipeline.tune_settings import TuneSettings
 from pipeline.tuning.budget.plan import TrialPlan
 from pipeline.tuning.search.train_space import read_setting
-from pipeline.tuning.setup import Setup, check_resume, make_setup
+from pipeline.tuning.setup import OPTIONS, Setup, check_resume, make_setup
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import ArtifactError, SettingError
 
@@ -25,6 +27,7 @@ VARIANTS: dict[str, Any] = {
 }
 PARAMS = parse_experiment({"variants": VARIANTS, "train": {"image_size": 96}})
 PLAN = TrialPlan(epochs=3, train_images=10, val_images=4, batch_size=8, concurrent_trials=1)
+COMMAND = typer.main.get_command(app).commands["tune"]  # type: ignore[attr-defined]
 FEW = {"candidates": 2, "rules": ["width"]}
 
 
@@ -105,11 +108,36 @@ def test_only_the_same_search_is_resumed_with_any_budget(tmp_path: Path) -> None
     journal = Journal(tmp_path)
     check_resume(set_up(), journal, resume=True)  # there is no interrupted search
     journal.begin({"search": set_up().describe()})
-    with pytest.raises(SettingError, match="continue it with `yolov7 tune --resume`"):
+    with pytest.raises(SettingError, match="continue it with `yolov7 tune --rule width --resume`"):
         check_resume(set_up(), journal, resume=False)
     check_resume(set_up(budget="9trials"), journal, resume=True)
     with pytest.raises(SettingError, match="differs from this one: its seed was 0"):
         check_resume(set_up(seed=1), journal, resume=True)
+    with pytest.raises(SettingError, match="its candidates was 2; give the same settings and options to continue it"):
+        check_resume(set_up(candidates=3), journal, resume=True)
+
+
+def test_the_whole_command_that_continues_a_search_is_printed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    options = {"base": "nano", "space": "train", "vary": ["optim.lr0", "loss"], "seed": 4, "max_gflops": 9.5}
+    before = make_setup(PARAMS, TuneSettings.model_validate(options))
+    journal.begin({"search": before.describe()})
+    command = "yolov7 tune --space train --base nano --vary optim.lr0,loss --seed 4 --max-gflops 9.5 --resume"
+    assert before.resume_command() == command
+    now = make_setup(PARAMS, TuneSettings(budget="9trials"))
+    with_budget = command.replace("--seed", "--budget 9trials --seed")
+    for resume in (False, True):
+        with pytest.raises(SettingError, match=f"continue it with `{with_budget}`, or discard it"):
+            check_resume(now, journal, resume=resume)
+    check_resume(make_setup(PARAMS, TuneSettings.model_validate(options)), journal, resume=True)
+    assert make_setup(PARAMS, PARAMS.tune).resume_command() == "yolov7 tune --resume"
+    assert make_setup(PARAMS, TuneSettings(base="small")).fingerprint == make_setup(PARAMS, PARAMS.tune).fingerprint
+
+
+def test_every_option_of_the_command_can_be_printed() -> None:
+    options = {option for parameter in COMMAND.params for option in parameter.opts if option.startswith("--")}
+    assert set(OPTIONS.values()) == options - {"--resume", "--adopt", "--help"}
+    assert OPTIONS.keys() <= TuneSettings.model_fields.keys()
 
 
 def test_weights_are_resolved_and_their_content_belongs_to_the_search(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def run_trials(
     if wait([done], timeout=_CLEANUP_SECONDS).done and (error := done.exception()) is not None:
         if not type(error).__module__.startswith("ray."):
             raise error
-        raise TrainingError(f"Ray Tune failed: {one_line(error)}; continue with `yolov7 tune --resume`") from error
+        raise TrainingError(f"Ray Tune failed: {one_line(error)}; run the same command with --resume") from error
     driver.end_all()
 
 
