@@ -9,15 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.artifacts import SMALL
+from tests.artifacts import NAMES, SMALL
 from yolov7.errors import SettingError
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.spec.spec_files import resolve_spec, spec_to_json
 from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training import auto_batch
-from yolov7.training.auto_batch import BatchChoice, Trial, find_batch, largest_that_fits, settle_batch, with_batch
+from yolov7.training.auto_batch import (
+    BatchChoice,
+    Trial,
+    _Steps,
+    find_batch,
+    largest_that_fits,
+    settle_batch,
+    with_batch,
+)
 from yolov7.training.job import TrainJob
+from yolov7.weights.weight_files import save_weights
 
 SIZES = [1, 2, 4, 8, 16]
 
@@ -68,7 +79,7 @@ def test_a_device_without_room_for_one_image_is_a_fault_of_one_line(
     with pytest.raises(
         SettingError, match=r"one image of 64 pixels needs 2\.0 GiB, more than the 1\.0 GiB that may be"
     ):
-        find_batch(make_job(tmp_path), images=40, num_classes=2)
+        find_batch(make_job(tmp_path), images=40, class_names=NAMES)
 
 
 @pytest.mark.parametrize("code", ["os.kill(os.getpid(), 9)", "raise RuntimeError('no memory')"])
@@ -80,9 +91,43 @@ def test_a_batch_that_ends_the_process_is_too_large(tmp_path: Path, monkeypatch:
     program.write_text(f"#!{sys.executable}\nimport os\n{prints}{code}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    choice = find_batch(make_job(tmp_path), images=80, num_classes=2)
+    choice = find_batch(make_job(tmp_path), images=80, class_names=NAMES)
     assert choice.batch_size == 2
     assert "and 4 images need more" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [({}, 64), ({"low_resolution_share": 0.5}, 64), ({"low_resolution_share": 1.0, "multi_scale": 0.5}, 96)],
+)
+def test_the_measured_images_have_the_largest_size_of_the_run(
+    tmp_path: Path, changes: dict[str, float], side: int
+) -> None:
+    steps, sides = _Steps(make_job(tmp_path, **changes), NAMES, torch.device("cpu")), set[int]()
+    steps._model.register_forward_pre_hook(lambda _, images: sides.add(images[0].shape[-1]))
+    steps.take(1)
+    assert sides == {side}
+
+
+@pytest.mark.parametrize("anchors", ["auto", "fit"])
+def test_the_measured_steps_have_the_teacher_of_the_run(tmp_path: Path, anchors: str) -> None:
+    """The teacher is wider, has other anchors, and knows the classes in another order."""
+    teacher = DetectionModel(resolve_spec({"base": "nano", "image_size": 64}, name="wide"), num_classes=len(NAMES))
+    teacher.anchors_px = teacher.anchors_px * 1.25
+    path = tmp_path / "teacher.safetensors"
+    save_weights(path, teacher, class_names=NAMES[::-1], image_size=64, training={})
+    job = make_job(tmp_path, distil={"teacher": path, "outputs": 1.0, "features": 1.0}, anchors=anchors)
+    steps = _Steps(job, NAMES, torch.device("cpu"))
+    steps.take(2)
+    assert steps._distillation is not None
+    assert steps._distillation.seconds > 0
+
+
+def test_a_teacher_that_does_not_fit_is_a_fault_of_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "none.safetensors"
+    job = make_job(tmp_path, distil={"teacher": path, "outputs": 1.0})
+    with pytest.raises(SettingError, match=r"distil\.teacher=.*none\.safetensors: "):
+        find_batch(job, images=40, class_names=NAMES)
 
 
 def test_a_number_is_chosen_once_for_a_training(tmp_path: Path) -> None:

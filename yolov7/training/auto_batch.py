@@ -28,6 +28,8 @@ from yolov7.system.memory import keep_memory
 from yolov7.system.plugins import allow_plugins
 from yolov7.system.precision import precision_name, resolve_device, resolve_precision
 from yolov7.system.settings_base import AUTO_BATCH
+from yolov7.training.anchors import with_anchors
+from yolov7.training.distillation import Distillation, anchors_to_share, open_teacher
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import build_schedule
 from yolov7.training.state import TrainState
@@ -89,23 +91,29 @@ def choose_batch(job: TrainJob, *, device: str = "auto", workers: int = 1, shari
         The batch over all workers and the reason for it.
 
     Raises:
-        SettingError: Not even one image fits.
+        SettingError: Not even one image fits, or the teacher of the run cannot be used.
         TrainingError: The steps fail for another reason.
     """
     index = load_training_split(job)
-    classes = len(index.class_names)
-    return find_batch(job, images=len(index), num_classes=classes, device=device, workers=workers, sharing=sharing)
+    names = index.class_names
+    return find_batch(job, images=len(index), class_names=names, device=device, workers=workers, sharing=sharing)
 
 
 def find_batch(
-    job: TrainJob, *, images: int, num_classes: int, device: str = "auto", workers: int = 1, sharing: int = 1
+    job: TrainJob,
+    *,
+    images: int,
+    class_names: Sequence[str],
+    device: str = "auto",
+    workers: int = 1,
+    sharing: int = 1,
 ) -> BatchChoice:
     """Find the largest power of two that fits a device, for data that need not be prepared.
 
     Args:
         job: The run; neither its batch size nor its folders have an effect.
         images: Number of training images.
-        num_classes: Number of classes.
+        class_names: The names of the classes.
         device: See `choose_batch`.
         workers: See `choose_batch`.
         sharing: See `choose_batch`.
@@ -114,12 +122,12 @@ def find_batch(
         The batch over all workers and the reason for it.
 
     Raises:
-        SettingError: Not even one image fits.
+        SettingError: Not even one image fits, or the teacher of the run cannot be used.
         TrainingError: The steps fail for another reason.
     """
     most = min(LARGEST_USEFUL, max(workers, images // FEWEST_STEPS)) // workers
     sizes = [1 << power for power in range(most.bit_length())]
-    budget, trials = _measure(job, sizes, num_classes=num_classes, device=device, sharing=sharing)
+    budget, trials = _measure(job, sizes, class_names=class_names, device=device, sharing=sharing)
     each = largest_that_fits(trials, sizes, budget=budget)
     if each == 0:
         raise SettingError(
@@ -227,10 +235,10 @@ def _describe(
 
 
 def _measure(
-    job: TrainJob, sizes: Sequence[int], *, num_classes: int, device: str, sharing: int
+    job: TrainJob, sizes: Sequence[int], *, class_names: Sequence[str], device: str, sharing: int
 ) -> tuple[int, list[Trial]]:
     """Run the steps in a process of their own; return the memory that may be used, and what was measured."""
-    task = {"job": job.model_dump(mode="json"), "sizes": list(sizes), "num_classes": num_classes}
+    task = {"job": job.model_dump(mode="json"), "sizes": list(sizes), "class_names": list(class_names)}
     given = json.dumps(task | {"device": device, "sharing": sharing}).encode()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "yolov7.training.auto_batch"]
@@ -266,7 +274,7 @@ def _run_steps(task: Mapping[str, Any]) -> None:
     budget = int(_free_memory(device) * _SHARE[device.type] / task["sharing"])
     print(json.dumps({"budget": budget}), flush=True)
     began, trials = time.monotonic(), list[Trial]()
-    steps = _Steps(job, task["num_classes"], device)
+    steps = _Steps(job, task["class_names"], device)
     for size in task["sizes"]:
         if len(trials) > 1 and (predict_memory(trials, size) > budget or time.monotonic() - began > _MEASURED_SECONDS):
             return
@@ -283,29 +291,36 @@ def _run_steps(task: Mapping[str, Any]) -> None:
 
 @final
 class _Steps:
-    """Real training steps with random images."""
+    """Real training steps with random images of the largest size of the run, and with its teacher if it has one."""
 
-    def __init__(self, job: TrainJob, num_classes: int, device: torch.device) -> None:
-        settings, self._device, self._classes = job.settings, device, num_classes
+    def __init__(self, job: TrainJob, class_names: Sequence[str], device: torch.device) -> None:
+        settings, self._device, self._classes = job.settings, device, len(class_names)
         precision = precision_name(resolve_precision(settings.precision, device))
-        self._settings = settings.model_copy(update={"precision": precision, "multi_scale": 0.0})
-        self._job = job
-        model = DetectionModel(job.spec, num_classes=num_classes).to(device).train()
-        stride = max(model.strides)
-        self._side = round(settings.image_size * (1 + settings.multi_scale) / stride) * stride
+        same_size = {"multi_scale": 0.0, "low_resolution_share": 0.0}
+        self._settings = settings.model_copy(update={"precision": precision, **same_size})
+        self._job, self._dtype, spec = job, resolve_precision(precision, device), job.spec
+        teacher = open_teacher(job, class_names)
+        fitted = settings.model_copy(update={"anchors": "auto"})  # those of the run may be fitted to its data
+        if (anchors_px := anchors_to_share(teacher, spec, fitted)) is not None:
+            spec = with_anchors(spec, anchors_px.numpy())
+        model = DetectionModel(spec, num_classes=self._classes).to(device).train()
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._model = model
+        self._distillation = Distillation(teacher, model, self._settings, dtype=self._dtype) if teacher else None
+        stride = max(*model.strides, self._distillation.stride if self._distillation else 0)
+        self._side = round(settings.image_size * (1 + settings.multi_scale) / stride) * stride
 
     def take(self, size: int) -> None:
         """Take two steps of the optimizer; the first one makes its buffers."""
         optim = self._settings.optim.model_copy(update={"nominal_batch": size})
         settings = self._settings.model_copy(update={"batch_size": size, "optim": optim})
         schedule = build_schedule(optim, batch_size=size, steps_per_epoch=FEWEST_STEPS, epochs=settings.epochs)
-        state = TrainState(self._model, settings=settings, schedule=schedule, device=self._device)
-        worker, dtype = Worker(device=self._device), resolve_precision(settings.precision, self._device)
-        job = self._job.model_copy(update={"settings": settings})
-        stepper = Stepper(job, worker, state, schedule=schedule, dtype=dtype)
+        distillation, device = self._distillation, self._device
+        adapters = distillation.adapters if distillation else None
+        state = TrainState(self._model, settings=settings, schedule=schedule, device=device, adapters=adapters)
+        job, worker = self._job.model_copy(update={"settings": settings}), Worker(device=device)
+        stepper = Stepper(job, worker, state, schedule=schedule, dtype=self._dtype, distillation=distillation)
         images = torch.randint(0, 256, (size, 3, self._side, self._side), dtype=torch.uint8)
         count = size * _OBJECTS
         boxes = torch.rand(count, 4) * 0.3 + 0.1
