@@ -86,6 +86,13 @@ def test_patience_ends_after_so_many_epochs_without_a_better_one(tmp_path: Path)
     assert not weights_of(tmp_path).is_out_of_patience(lines_of(0.3, 0.1, 0.1, 0.1))
 
 
+def test_patience_does_not_end_where_ap_was_not_measured(tmp_path: Path) -> None:
+    kept_weights = weights_of(tmp_path, patience=2)
+    assert not kept_weights.is_out_of_patience(lines_of(None, None, None, 0.3, None, None, None))
+    assert kept_weights.is_out_of_patience(lines_of(None, None, None, 0.3, None, None, None, 0.3))
+    assert kept_weights.is_out_of_patience(lines_of(0.3, None, None, 0.3, None))
+
+
 def test_the_mean_is_of_the_weights_of_the_last_epochs(tmp_path: Path) -> None:
     kept_weights = weights_of(tmp_path, epochs=4, swa_epochs=2)
     keep_all(kept_weights, lines_of(0.1, 0.2, 0.3, 0.4))
@@ -116,6 +123,21 @@ def test_a_mean_gets_new_statistics_but_for_frozen_rows(tmp_path: Path) -> None:
     assert not any(name.startswith(("rows.s1.", "rows.p2.", "rows.p3.")) for name in changed)
     assert any(name.startswith("rows.p4.") for name in changed)
     assert all(torch.equal(value, before[name]) for name, value in MODEL.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("unfreeze_epochs", "kept"), [(1, set()), (4, {"s1", "s2", "p2"}), (99, {"s1", "s2", "p2", "p3"})]
+)
+def test_rows_that_were_released_get_new_statistics(tmp_path: Path, unfreeze_epochs: int, kept: set[str]) -> None:
+    """The third of four epochs is the last one whose average is used; the row d3 has no batch norm."""
+    settings: dict[str, Any] = {"average_best": 2, "epochs": 4, "freeze": "p3", "unfreeze_epochs": unfreeze_epochs}
+    kept_weights, before = weights_of(tmp_path, **settings), MODEL.state_dict()
+    lines = lines_of(0.1, 0.3, 0.4, 0.1)
+    for i, line in enumerate(lines):
+        kept_weights.store_epoch(line, earlier=lines[:i], model=MODEL, ema=MODEL)
+    model, _ = make(kept_weights, lines)
+    changed = {name.split(".")[1] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"s1", "s2", "p2", "p3"} - changed == kept
 
 
 def test_a_kept_epoch_is_that_models_weights(tmp_path: Path) -> None:

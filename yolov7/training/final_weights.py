@@ -12,8 +12,8 @@ from torch import Tensor
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.training.averaging import average_models, recount_batch_norm
-from yolov7.training.record import best_line, best_lines
-from yolov7.training.start import frozen_rows
+from yolov7.training.record import best_line, best_lines, last_measured_line
+from yolov7.training.start import count_frozen_rows, frozen_rows
 from yolov7.weights.weight_files import load_weights, save_weights
 
 _STORED = "epoch-{:06d}.safetensors"
@@ -78,13 +78,16 @@ class FinalWeights:
                 path.unlink(missing_ok=True)
 
     def is_out_of_patience(self, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Return whether `patience` epochs have passed since the best one.
+        """Return whether AP was measured at least `patience` epochs after the best epoch, without being better.
+
+        Epochs without a measurement, as with `validate_every`, do not end a run.
 
         Args:
             lines: The records of all epochs so far.
         """
         best = best_line(lines) if self._settings.patience else None
-        return best is not None and lines[-1]["epoch"] - best["epoch"] >= self._settings.patience
+        last = last_measured_line(lines)
+        return best is not None and last is not None and last["epoch"] - best["epoch"] >= self._settings.patience
 
     def make(
         self,
@@ -117,7 +120,8 @@ class FinalWeights:
             return FinalModel(models[0], "")
         model = average_models(models)
         if not settings.freeze_batch_norm:
-            recount_batch_norm(model, images, kept=frozen_rows(model, last=settings.freeze))
+            num_kept = count_frozen_rows(model, settings, epoch=stored[-1] - 1)  # rows that were frozen in all epochs
+            recount_batch_norm(model, images, kept=frozen_rows(model, last=settings.freeze)[:num_kept])
         return FinalModel(model, self._describe_mean(stored))
 
     def _choose(self, lines: Sequence[Mapping[str, Any]]) -> list[int]:

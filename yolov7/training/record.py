@@ -157,6 +157,18 @@ def best_line(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next(iter(best_lines(lines, 1)), None)
 
 
+def last_measured_line(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Find the last epoch in which AP was measured.
+
+    Args:
+        lines: The lines of a record.
+
+    Returns:
+        Its line; None if AP was never measured.
+    """
+    return next((line for line in reversed(lines) if _average_ap(line) is not None), None)
+
+
 def final_line(lines: Sequence[Mapping[str, Any]], *, best: bool) -> Mapping[str, Any]:
     """Find the line whose AP is that of the final weights.
 
