@@ -13,6 +13,9 @@ from torch import Tensor
 
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
 from yolov7.errors import TrainingError
+from yolov7.structures import Batch
+from yolov7.training.callbacks import Callback, RunState
+from yolov7.training.checkpoint import load_checkpoint
 from yolov7.training.loop import Trainer, fit
 from yolov7.training.optim import build_schedule
 from yolov7.training.record import read_epochs, read_notes
@@ -99,7 +102,40 @@ def test_skipped_steps_are_counted_in_the_record(data: Path, tmp_path: Path, mon
     fit(make_job(data, tmp_path, optim=ONE_BY_ONE, **SPARING), WORKER)
     assert [line["skipped_steps"] for line in read_epochs(tmp_path)] == [1, 2, 2]
     assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())
-    assert read_notes(tmp_path) == []
+    why = "because the loss or the gradient was not finite"
+    assert read_notes(tmp_path) == [f"2 of 12 steps were skipped, {why}"]
+    spoil_images(monkeypatch, lambda _: True)
+    fit(make_job(data, tmp_path / "all", epochs=1, optim=ONE_BY_ONE, **SPARING), WORKER)
+    (note,) = read_notes(tmp_path / "all")
+    assert note == f"all 4 steps were skipped, {why}, so the weights are those from which training began"
+
+
+class Steps(Callback):
+    """Counts steps of the optimizer."""
+
+    count = 0
+
+    def on_step_end(self, run: RunState) -> None:
+        self.count += 1
+
+
+def test_callbacks_are_not_called_after_a_skipped_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_images(monkeypatch, lambda progress: progress.step == 1)
+    real, steps = Stepper._add_gradients, Steps()
+
+    def add_gradients(stepper: Stepper, batch: Batch) -> None:
+        real(stepper, batch)
+        if stepper._state.progress.step == 3:  # the last one of the first epoch
+            gradient = next(stepper._state.model.parameters()).grad
+            assert gradient is not None
+            gradient.fill_(torch.inf)
+
+    monkeypatch.setattr(Stepper, "_add_gradients", add_gradients)
+    fit(make_job(data, tmp_path, epochs=2, optim=ONE_BY_ONE, **SPARING), WORKER, callbacks=[steps])
+    updates = load_checkpoint(max(tmp_path.glob("checkpoint-*.pt"))).ema_updates
+    assert steps.count == updates == 6
 
 
 def test_after_many_skipped_steps_training_goes_back_and_on_with_half_the_rate(
@@ -110,7 +146,8 @@ def test_after_many_skipped_steps_training_goes_back_and_on_with_half_the_rate(
     fit(job, dataclasses.replace(WORKER, loader_workers=1))  # which has batches ready that are not wanted any more
     assert read_notes(tmp_path) == [
         "the loss was not finite in 20 steps in a row: training returns to the checkpoint of step 8, "
-        "with half the learning rate"
+        "with half the learning rate",
+        "20 steps were skipped, because the loss or the gradient was not finite",
     ]
     lines = read_epochs(tmp_path)
     assert [line["epoch"] for line in lines] == list(range(1, 10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from yolov7.training.continuation import begin_longer_run, read_owner, with_hist
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import WEIGHTS, fit
 from yolov7.training.record import read_epochs, read_notes
+from yolov7.training.validation import Validator
 from yolov7.weights.weight_files import load_weights
 
 
@@ -85,6 +87,31 @@ def test_the_beginning_of_a_continuation_can_be_interrupted(data: Path, finished
     job = continued(data, finished, tmp_path / "run")
     (tmp_path / "run/fingerprint").write_text(read_owner(finished) or "")
     assert with_history(make_job(data, tmp_path / "run", epochs=4), tmp_path / "run") == job
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 9])
+def test_more_epochs_add_none_to_a_run_that_patience_ended(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
+) -> None:
+    monkeypatch.setattr(Validator, "measure_average", lambda *_: {"AP": 0.5, "AP50": 0.5})
+    settings = {"patience": 1, "checkpoint_every": checkpoint_every}
+    first = make_job(data, tmp_path, epochs=3, **settings)
+    (tmp_path / "fingerprint").write_text(first.fingerprint)
+    assert fit(first, WORKER)
+    lines, weights = read_epochs(tmp_path), read_weights(tmp_path)
+    longer = with_history(make_job(data, tmp_path, epochs=6, **settings), tmp_path)
+    begin_longer_run(longer, tmp_path)
+    assert fit(longer, WORKER)
+    assert len(lines) == 2
+    assert read_epochs(tmp_path) == lines
+    assert_same(read_weights(tmp_path), weights)
+    training = load_weights(tmp_path / WEIGHTS).training
+    assert (training["epochs"], training["continued_from"]) == (2, [f"{first.fingerprint}@2"])
+    assert re.fullmatch(
+        r"ends after epoch 2: AP .* not improved for 1 epochs\. This had ended the finished run of at most 3 epochs, "
+        r"so epochs=6 adds none; with a larger patience, training starts from the beginning",
+        read_notes(tmp_path)[-1],
+    )
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 1}, {"epochs": 2}, {"epochs": 4, "patience": 3}])

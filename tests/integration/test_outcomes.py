@@ -16,8 +16,10 @@ from yolov7.errors import ArtifactError, SettingError
 from yolov7.evaluation.split import evaluate_split
 from yolov7.inference.engine import ModelEngine
 from yolov7.settings import COCO_NMS
+from yolov7.training.callbacks import Callback, RunState
 from yolov7.training.loop import WEIGHTS, Trainer, fit
 from yolov7.training.record import best_line, read_epochs, read_notes
+from yolov7.training.validation import Validator
 from yolov7.weights.weight_files import load_weights
 
 
@@ -25,6 +27,23 @@ from yolov7.weights.weight_files import load_weights
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     return prepared(root, train_images=8, val_images=3, image_size=64)
+
+
+class Epochs(Callback):
+    """Remembers the epochs that have ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+
+    def on_epoch_end(self, run: RunState, figures: Any) -> None:
+        assert figures["epoch"] == run.epoch
+        self.ended.append(run.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended": self.ended}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.ended = list(state["ended"])
 
 
 def measure(data: Path, folder: Path) -> float | None:
@@ -52,6 +71,33 @@ def test_a_run_out_of_patience_is_not_trained_on(data: Path, tmp_path: Path) -> 
     again = Trainer(job, WORKER)
     again.resume()
     assert again.is_complete
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 9])
+def test_a_run_that_patience_ended_is_completed_after_a_kill(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
+) -> None:
+    """The process is killed before the weights are written."""
+    monkeypatch.setattr(Validator, "measure_average", lambda *_: {"AP": 0.5, "AP50": 0.5})
+    job = make_job(data, tmp_path, epochs=9, patience=1, checkpoint_every=checkpoint_every)
+    fit(job, WORKER, callbacks=[Epochs()])
+    weights, lines = read_weights(tmp_path), read_epochs(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    again = Epochs()
+    assert fit(job, WORKER, callbacks=[again])
+    assert_same(read_weights(tmp_path), weights)
+    assert load_weights(tmp_path / WEIGHTS).training["epochs"] == 2
+    assert read_epochs(tmp_path) == lines
+    assert again.ended == [1, 2]
+    assert read_notes(tmp_path)[-1].startswith("ends after epoch 2: AP on the validation split has not improved for 1 ")
+
+
+def test_patience_counts_from_measurement_to_measurement(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validator, "measure_average", lambda *_: {"AP": 0.5, "AP50": 0.5})
+    fit(make_job(data, tmp_path, epochs=9, patience=2, validate_every=3, batch_size=8), WORKER)
+    assert [line.get("AP") for line in read_epochs(tmp_path)] == [None, None, 0.5, None, None, 0.5]
 
 
 def test_patience_and_best_epochs_need_something_to_watch(data: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.training.job import TrainJob
 from yolov7.training.loop import Trainer, fit
 from yolov7.training.record import read_epochs, read_notes
+from yolov7.training.start import frozen_rows
 from yolov7.training.worker import Worker
 
 QUICK = {"epochs": 3, "batch_size": 4, "image_size": 96, "precision": "float32", "optim": {"nominal_batch": 8}}
@@ -68,6 +69,29 @@ def test_the_norm_of_the_gradient_of_a_step_is_limited(data: Path, tmp_path: Pat
     assert moved[0.1] <= 1.01 * steps * 0.01 * 0.1 < moved[0.0]
 
 
+def test_frozen_rows_do_not_count_for_the_norm(data: Path, tmp_path: Path) -> None:
+    """Rows that will be released have gradients, which are limited apart, because they enter the momentum."""
+    optim = {"nominal_batch": 4, "clip_norm": 0.1}
+    trainer = Trainer(job(data, tmp_path, spec=small_spec(), freeze="p3", unfreeze_epochs=2, optim=optim), WORKER)
+    state, norms = trainer._state, list[tuple[float, float]]()
+    released = {id(parameter) for row in frozen_rows(state.model, last="p3") for parameter in row.parameters()}
+
+    def note_norms(*_: object) -> None:
+        parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        for parameter in state.parameters():
+            if parameter.grad is not None:
+                parts[id(parameter) in released].append(parameter.grad)
+        moving, frozen = (float(torch.nn.utils.get_total_norm(part)) for part in parts)
+        norms.append((moving, frozen))
+
+    state.optimizer.register_step_pre_hook(note_norms)
+    trainer.resume()
+    trainer.run_epoch()
+    assert len(norms) == 3
+    assert all(moving == pytest.approx(0.1, rel=1e-3) for moving, _ in norms)
+    assert all(0.0 < frozen < 0.1001 for _, frozen in norms)
+
+
 def test_the_same_seed_gives_the_same_weights_with_or_without_loader_processes(data: Path, tmp_path: Path) -> None:
     fit(job(data, tmp_path / "a", epochs=2), WORKER)
     fit(job(data, tmp_path / "b", epochs=2), Worker(device=torch.device("cpu"), loader_workers=2))
@@ -92,7 +116,8 @@ def test_a_finished_run_is_not_trained_again(data: Path, tmp_path: Path) -> None
     before = read_epochs(tmp_path)
     last = Trainer(job(data, tmp_path, epochs=1), WORKER)
     last.resume()
-    assert last.progress.step == last.progress.batch == 3
+    assert last.is_complete
+    assert (last.progress.epoch, last.progress.batch, last.progress.step) == (1, 0, 3)
     assert fit(job(data, tmp_path, epochs=1), WORKER)
     assert checkpoint_steps(tmp_path) == [0, 3]
     assert read_epochs(tmp_path) == before

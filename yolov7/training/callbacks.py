@@ -70,6 +70,8 @@ class Callback(ABC):  # noqa: B024  # every method has a default
     def on_step_end(self, run: RunState) -> None:  # noqa: B027
         """Do something after each step of the optimizer, for which the gradients of several batches may be summed.
 
+        It is not called after a step that was skipped because its loss or gradient was not finite.
+
         Args:
             run: The run.
         """

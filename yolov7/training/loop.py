@@ -23,8 +23,10 @@ from yolov7.training.callbacks import Callback, Callbacks
 from yolov7.training.checkpoint import Checkpoint, Checkpoints
 from yolov7.training.conditions import (
     describe_continuation,
+    describe_early_end,
     describe_epoch,
     describe_progress,
+    describe_skipped_steps,
     settle_threads,
     with_lasting_precision,
 )
@@ -178,8 +180,11 @@ class Trainer:
         elif checkpoint.step:
             text = describe_continuation(self._job, checkpoint, self._worker, total_steps=self._total_steps)
             self._report(text, level=logging.INFO)
-        self._check_completion()
         self._clock = time.monotonic()
+        if self._epochs_trained > self.progress.epoch:
+            self.run_epoch()  # complete the epoch, whose steps are all taken
+        else:
+            self._check_completion()
 
     def run_epoch(self) -> None:
         """Train the rest of an epoch, save and validate if that is due, and record what was measured.
@@ -187,22 +192,23 @@ class Trainer:
         Raises:
             DivergedError: Training cannot continue from the current state.
         """
-        set_training(self._state.model, self._job.settings, epoch=self.progress.epoch)
-        mosaic = self.progress.epoch < self._job.settings.first_closing_epoch
-        for batch in timed_batches(self._loader, self.progress, mosaic=mosaic):
+        settings, before = self._job.settings, self.progress.epoch
+        set_training(self._state.model, settings, epoch=before)
+        for batch in timed_batches(self._loader, self.progress, mosaic=before < settings.first_closing_epoch):
             self._stepper.step(batch)
             self._end_optimizer_step()
             self._after_step()
-        if self._stepper.end_epoch():
-            self._end_optimizer_step()
-        epoch, last = self.progress.epoch + 1, self._job.settings.epochs
-        if epoch % self._job.settings.checkpoint_every == 0 or epoch == last:
+        self._stepper.end_epoch()
+        self._end_optimizer_step()
+        if is_due := ((before + 1) % settings.checkpoint_every == 0 or before + 1 == settings.epochs):
             self._save()  # it is written while the model is validated
-        self._validate_and_record(epoch)
+        self._validate_and_record(before + 1)
         self.progress.end_epoch()
         self._callbacks.end_epoch()
         self._set_restore_point()
         self._check_completion()
+        if self.is_complete and not is_due:  # a longer run may continue from here
+            self._save()
 
     def roll_back(self, reason: DivergedError) -> None:
         """Return to the last checkpoint and halve the learning rate.
@@ -228,6 +234,7 @@ class Trainer:
             raise TrainingError(f"{reason}, and there is no checkpoint to return to in {self._job.run_folder}")
         self._restore(checkpoint)
         self._stepper.reset()
+        self.is_complete = False
         self.progress.rollbacks, self.progress.skipped_steps = rollbacks, skipped
         self._stepper.set_restore_point()
         if self._record:
@@ -244,6 +251,8 @@ class Trainer:
             ArtifactError: Stored weights of an epoch are damaged.
         """
         self._callbacks.end()
+        if note := describe_skipped_steps(self.progress):
+            self._report(note)
         if self._record:
             training = {**self._job.origin, "epochs": self.progress.epoch}
             training |= {"precision": self._precision, "ancestors": list(self._start.ancestors)}
@@ -272,8 +281,8 @@ class Trainer:
         return model
 
     def _end_optimizer_step(self) -> None:
-        """Call the callbacks, unless gradients are pending, because weights may change at restore points only."""
-        if self._callbacks and self._stepper.set_restore_point():
+        """Call the callbacks if the optimizer took a step, because weights may change at restore points only."""
+        if self._callbacks and self._stepper.has_moved:
             self._callbacks.end_step()
             self._set_restore_point()
 
@@ -294,12 +303,11 @@ class Trainer:
     def _check_completion(self) -> None:
         """End the run if all epochs are trained, or if AP on the validation split has not improved for too long."""
         epoch, settings = self.progress.epoch, self._job.settings
-        ends_early = self._worker.is_lead and self._final_weights.is_out_of_patience(read_epochs(self._job.run_folder))
+        lines = read_epochs(self._job.run_folder) if self._worker.is_lead else []
+        ends_early = self._final_weights.is_out_of_patience(lines)
         if ends_early and epoch < settings.epochs:
-            self._report(
-                f"ends after epoch {epoch}: AP on the validation split has not improved for {settings.patience} epochs",
-                level=logging.INFO,
-            )
+            text, level = describe_early_end(lines[-1], settings)
+            self._report(text, level=level)
         (self.is_complete,) = self._worker.any_of(ends_early or epoch >= settings.epochs)
 
     def _save_beginning(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import final
 
@@ -22,7 +22,7 @@ from yolov7.system.precision import autocast
 from yolov7.training.distillation import Distillation
 from yolov7.training.job import TrainJob
 from yolov7.training.optim import Schedule, apply_plan
-from yolov7.training.start import count_frozen_rows
+from yolov7.training.start import count_frozen_rows, frozen_rows
 from yolov7.training.state import TrainState
 from yolov7.training.worker import Worker
 
@@ -76,6 +76,7 @@ class Stepper:
         self._pending = 0  # steps whose gradients wait for the optimizer
         self._is_summed = True  # whether the pending gradients are summed over all workers
         self._skipped_in_a_row = 0
+        self._has_moved = False
         self._seconds = 0.0
 
     def rates(self) -> dict[str, float]:
@@ -88,6 +89,11 @@ class Stepper:
     def last_step_succeeded(self) -> bool:
         """Whether the last step was not skipped."""
         return self._skipped_in_a_row == 0
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the optimizer took a step in the last call of `step` or `end_epoch`."""
+        return self._has_moved
 
     def lr(self, step: int) -> float:
         """Return the learning rate of all parameters but the biases.
@@ -107,6 +113,7 @@ class Stepper:
             DivergedError: Many steps in a row had to be skipped.
         """
         progress, begun = self._state.progress, time.perf_counter()
+        self._has_moved = False
         plan = self._schedule.at(progress.step)
         _, num_frozen = self._epoch(progress.epoch)
         apply_plan(self._state.optimizer, plan, share=self._rate_share, num_frozen=num_frozen)
@@ -119,20 +126,16 @@ class Stepper:
         self.set_restore_point()
         self._seconds += time.perf_counter() - begun
 
-    def end_epoch(self) -> bool:
+    def end_epoch(self) -> None:
         """Use the pending gradients at the end of an epoch, unless the schedule carries them over.
-
-        Returns:
-            Whether there were any to use.
 
         Raises:
             DivergedError: Many steps in a row had to be skipped.
         """
-        is_due = self._schedule.steps_at_epoch_end and self._pending > 0
-        if is_due:
+        self._has_moved = False
+        if self._schedule.steps_at_epoch_end and self._pending > 0:
             self._step_optimizer()
             self.set_restore_point()
-        return is_due
 
     def set_restore_point(self) -> bool:
         """Make the current state the restore point unless gradients are pending, and return whether it was made."""
@@ -219,17 +222,17 @@ class Stepper:
         if self._pending == 0:
             return
         state, pending, self._pending = self._state, self._pending, 0
-        parameters = state.parameters()
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not self._is_summed:  # because the last step of the sum was skipped
-            self._worker.average_in_place(gradients)
+            self._worker.average_in_place(_gradients(state.parameters()))
             self._is_summed = True
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.get_total_norm(gradients)
-        is_finite = bool(torch.isfinite(norm))  # the same on all workers
+        moving, resting = self._moving_and_resting()
+        norm, norm_of_resting = (nn.utils.get_total_norm(_gradients(group)) for group in (moving, resting))
+        self._has_moved = is_finite = bool(torch.isfinite(norm + norm_of_resting))  # the same on all workers
         if is_finite:
             if self._largest_norm:
-                nn.utils.clip_grads_with_norm_(parameters, self._largest_norm, norm)
+                nn.utils.clip_grads_with_norm_(moving, self._largest_norm, norm)
+                nn.utils.clip_grads_with_norm_(resting, self._largest_norm, norm_of_resting)  # for their momentum
             state.scaler.step(state.optimizer)
             state.ema.update(state.model)
         state.scaler.update()
@@ -238,6 +241,19 @@ class Stepper:
             self._skipped_in_a_row = 0
         else:
             self._skip("the gradient", steps=pending)
+
+    def _moving_and_resting(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the parameters that move, and those of rows that are still frozen.
+
+        Rows that will be released have gradients too, and a learning rate of 0.
+        """
+        model, freeze = self._state.model, self._job.settings.freeze
+        _, num_frozen = self._epoch(self._state.progress.epoch)
+        frozen = {parameter for row in frozen_rows(model, last=freeze)[:num_frozen] for parameter in row.parameters()}
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for parameter in self._state.parameters():
+            groups[parameter in frozen].append(parameter)
+        return groups
 
     def _skip(self, what: str, *, steps: int) -> None:
         progress = self._state.progress
@@ -273,6 +289,10 @@ class Stepper:
 
     def _whole_strides(self, size: float) -> int:
         return max(self._stride, round(size / self._stride) * self._stride)
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 @contextmanager
