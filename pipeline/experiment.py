@@ -30,7 +30,7 @@ from pipeline.params import (
 )
 from pipeline.tune_settings import OPTIONS_OF, TuneSettings
 from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
-from yolov7.recipes import resolve_settings
+from yolov7.recipes import leaves, resolve_settings
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
 from yolov7.spec.spec_files import list_specs, resolve_spec
@@ -38,6 +38,7 @@ from yolov7.system.files import is_file, sha256_of
 from yolov7.system.plugins import allow_plugins
 from yolov7.system.settings_base import Settings
 from yolov7.training.job import hash_own_code
+from yolov7.training.unused_settings import stated_without_effect
 from yolov7.weights.description import Description, describe_weights
 from yolov7.weights.published import published_weights
 
@@ -259,6 +260,8 @@ def _resolve_variant(
         if "image_size" not in merged:
             merged["image_size"] = spec.image_size
         settings = _validate_train(merged, key=f"{key}.train")
+        stated = {".".join(path): None for part in (train, variant.train or {}) for path, _ in leaves(part)}
+        notes += stated_without_effect(spec.head, settings, stated)
     else:
         notes = ()
         settings = TrainSettings(

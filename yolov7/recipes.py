@@ -283,9 +283,9 @@ def resolve_settings(train: Mapping[str, Any], variant: Mapping[str, Any]) -> tu
     merged = merge(keys, stated)
     if name is None or "recipe" not in variant:
         return merged, tuple(notes)
-    stated_for_all = {path: value for path, value in _leaves(train) if path != ("recipe",)}
-    stated_for_one = dict(_leaves(variant))
-    for path, value in _leaves(keys):
+    stated_for_all = {path: value for path, value in leaves(train) if path != ("recipe",)}
+    stated_for_one = dict(leaves(variant))
+    for path, value in leaves(keys):
         other = stated_for_all.get(path, value)
         if other != value and path not in stated_for_one:
             key = ".".join(path)
@@ -344,10 +344,15 @@ def _keys_of(name: object, stated: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**keys, "optim": _FINE_ADAPTIVE} if name == "finetune" and optimizer != "sgd" else keys
 
 
-def _leaves(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the values of a nested mapping that are not mappings, with the keys that lead to them."""
+def leaves(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the values of a nested mapping that are not mappings, with the keys that lead to them.
+
+    Args:
+        settings: The mapping.
+        path: The keys that lead to the mapping itself.
+    """
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, key))
+            yield from leaves(value, (*path, key))
         else:
             yield (*path, key), value

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.experiment import parse_experiment
 from yolov7.criterion.choice import make_loss
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import LossSettings, OptimSettings, TrainSettings
@@ -127,3 +128,39 @@ def test_the_optimizer_depends_on_exactly_the_other_settings(optimizer: str, sch
     unused = settings_without_effect(head, TrainSettings.model_validate({"optim": stated}))
     same = {name for name, value in OPTIM_OTHER.items() if behaviour_of(model, {**stated, name: value}) == before}
     assert same == {name.removeprefix("optim.") for name in unused if name.startswith("optim.")}
+
+
+@pytest.mark.parametrize(
+    ("stated", "sentence"),
+    [
+        ({"loss": {"box": 0.1}}, "loss.box=0.1 has no effect on the head 'detect_dfl'"),
+        ({"optim": {"flat_share": 0.1}}, "optim.flat_share=0.1 has no effect with optim.schedule: scaled"),
+        ({"distil": {"outputs": 0.5}}, "distil.outputs=0.5 has no effect without distil.teacher"),
+        (
+            {"distil": {"teacher": "teacher.safetensors", "outputs": 0.0}},
+            "distil.teacher=teacher.safetensors has no effect with distil.outputs: 0 and distil.features: 0",
+        ),
+        ({"low_resolution": 0.25}, "low_resolution=0.25 has no effect with low_resolution_share: 0"),
+        (
+            {"low_resolution_share": 0.2, "epochs": 2},
+            "low_resolution_share=0.2 has no effect because that is less than half an epoch with epochs: 2",
+        ),
+        (
+            {"freeze": "p3", "unfreeze_epochs": 50, "epochs": 2},
+            "unfreeze_epochs=50 has no effect on rows that would be released after the last epoch, with epochs: 2",
+        ),
+        ({"loss": {"box": 0.05, "four_cells": True}, "low_resolution_share": 0.3, "epochs": 2}, ""),
+    ],
+)
+def test_a_stated_setting_without_effect_is_said_for_each_variant(stated: dict[str, Any], sentence: str) -> None:
+    variants = {"a": {"spec": "nano", "head": "anchor_free", "train": stated}, "b": {"spec": "nano"}}
+    notes = parse_experiment({"variants": variants}).notes
+    assert len(notes) == bool(sentence)
+    assert all(note.startswith(f"variants.a.train: {sentence}") for note in notes)
+
+
+def test_a_setting_that_is_stated_for_all_variants_is_said_where_it_has_no_effect() -> None:
+    variants = {"a": {"spec": "nano", "head": "anchor_free"}, "b": {"spec": "nano"}}
+    notes = parse_experiment({"train": {"loss": {"box_loss": "siou"}}, "variants": variants}).notes
+    assert len(notes) == 1
+    assert notes[0].startswith("variants.a.train: loss.box_loss=siou has no effect on the head 'detect_dfl'")

@@ -5,7 +5,8 @@ The functions `make_loss` and `build_schedule` decide it; a test compares this l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import reduce
 
 from yolov7.settings import LossSettings, OptimSettings, TrainSettings
 from yolov7.spec.head_rows import DetectRow, HeadRow, OneToOneHeadRow, YoloxHeadRow
@@ -29,6 +30,41 @@ def settings_without_effect(head: HeadRow, train: TrainSettings) -> dict[str, st
     """
     loss = {f"loss.{name}": reason for name, reason in _of_loss(head, train.loss)}
     return loss | {f"optim.{name}": reason for name, reason in _of_optimizer(train.optim)}
+
+
+def stated_without_effect(head: HeadRow, train: TrainSettings, stated: Iterable[str]) -> tuple[str, ...]:
+    """Return one sentence for each stated setting that has no effect and is not at its default.
+
+    Args:
+        head: The head of the model.
+        train: The settings of the training.
+        stated: The names of the settings that are stated, such as `loss.box`.
+
+    Returns:
+        Sentences such as `loss.box=0.1 has no effect on the head 'detect_dfl', whose loss has constants of its own`.
+    """
+    reasons = settings_without_effect(head, train) | dict(_of_pairs(train))
+    default = TrainSettings()
+    values = {name: (_value(train, name), _value(default, name)) for name in stated if name in reasons}
+    return tuple(f"{name}={now} has no effect {reasons[name]}" for name, (now, usual) in values.items() if now != usual)
+
+
+def _value(train: TrainSettings, name: str) -> object:
+    return reduce(getattr, name.split("."), train)
+
+
+def _of_pairs(train: TrainSettings) -> Iterator[tuple[str, str]]:
+    """Yield the settings that have an effect only if another setting has a value that it has not."""
+    if train.distil.teacher is None:
+        yield from ((f"distil.{name}", "without distil.teacher") for name in ("outputs", "features"))
+    elif not train.distil.is_used:
+        yield "distil.teacher", "with distil.outputs: 0 and distil.features: 0"
+    if not train.low_resolution_share:
+        yield "low_resolution", "with low_resolution_share: 0"
+    elif not round(train.low_resolution_share * train.epochs):
+        yield "low_resolution_share", f"because that is less than half an epoch with epochs: {train.epochs}"
+    if train.unfreeze_epochs > train.epochs:
+        yield "unfreeze_epochs", f"on rows that would be released after the last epoch, with epochs: {train.epochs}"
 
 
 def _of_loss(head: HeadRow, loss: LossSettings) -> Iterator[tuple[str, str]]:
