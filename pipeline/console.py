@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from yolov7.errors import counted as counted
+
 _NOTABLE_WAIT = 0.05  # share of the time
 
 # Names from files may contain square brackets and colons, which are text here and not markup.
@@ -28,19 +30,6 @@ def stage_line(stage: str, name: str, text: str) -> str:
         The line, with stage and name in columns of ten characters.
     """
     return f"{stage:<10} {name:<10} {text}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural.
-
-    Args:
-        number: How many there are.
-        noun: The noun in the singular; its plural must end in "s".
-
-    Returns:
-        For example `1 epoch` or `1,024 images`.
-    """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

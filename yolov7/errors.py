@@ -91,6 +91,19 @@ def shown(value: object) -> str:
     return one_line(_SHORT.repr(value), limit=80)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural.
+
+    Args:
+        number: How many there are.
+        noun: The noun in the singular; its plural must end in "s".
+
+    Returns:
+        For example `1 epoch` or `1,024 images`.
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 _REMEDIES = {

@@ -33,6 +33,7 @@ _SIZES = (320, 416, 512, 640, 960, 1280)
 _SMALLEST = 16  # pixels: two cells of the finest maps, whose stride is 8
 _SMALL_SHARE = 0.1  # of the boxes that may be smaller
 _VAL_SHARE = 0.2  # of the training images, if there is no validation split
+_FEWEST_TO_DIVIDE = 2  # images with boxes: one for training and one for validation
 _SAMPLE = 500  # images whose headers are read
 _MEMORY_SHARE = 0.5
 _HEADS = {"detect_dfl": "anchor_free", "detect_one_to_one": "one_to_one"}  # blocks of heads and the values of `head`
@@ -46,6 +47,7 @@ class _Facts:
     Attributes:
         images: The number of training images.
         objects: The number of their objects.
+        annotated: The number of training images with a box that can be learned.
         classes: The number of classes.
         longer_side: The median of the longer sides of the images.
         shares: (m,) the shorter side of each box as a share of the longer side of its image.
@@ -53,6 +55,7 @@ class _Facts:
 
     images: int
     objects: int
+    annotated: int
     classes: int
     longer_side: int
     shares: np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -113,6 +116,7 @@ def describe_experiment(found: FoundData, *, named: Path, weights: Path | None, 
     """
     settings = _data_settings(found, named)
     facts = _look_at(found, str(yaml.safe_load(settings["train"].value)))
+    _check_boxes(facts, found, is_divided="split" in settings)
     spec, model = _choose_model(weights)
     image_size = _choose_size(facts, spec, size)
     train = {
@@ -185,7 +189,25 @@ def _look_at(found: FoundData, source: str) -> _Facts:
     shares = sides / sizes[annotations.image].max(axis=1, initial=0)
     shares = shares[np.isfinite(shares) & (shares > 0) & ~annotations.crowd]
     longer = int(np.median(sizes[known].max(axis=1)))
-    return _Facts(count, len(annotations.labels), len(parsed.class_names), longer, shares)
+    usable = (annotations.boxes_xywh[:, 2:] > 0).all(axis=1) & ~annotations.crowd
+    annotated = len(np.unique(annotations.image[usable]))
+    return _Facts(count, len(annotations.labels), annotated, len(parsed.class_names), longer, shares)
+
+
+def _check_boxes(facts: _Facts, found: FoundData, *, is_divided: bool) -> None:
+    """Raise DataError if there is nothing to learn, or too little to divide into training and validation."""
+    if not facts.annotated:
+        what = f"{counted(facts.images, 'training image')} with {counted(facts.objects, 'object')}"
+        reason = "; boxes need an area and must not be crowd regions" if facts.objects else ""
+        raise DataError(
+            f"there is no box to learn in {found.description} ({what}{reason}); annotate objects, or name other data"
+        )
+    if is_divided and facts.annotated < _FEWEST_TO_DIVIDE:
+        raise DataError(
+            f"only {counted(facts.annotated, 'image')} of {found.description} has a box, but {_FEWEST_TO_DIVIDE} are "
+            "needed without a validation split: one to train with and one to measure AP; add images with boxes, or a "
+            "validation split"
+        )
 
 
 def _choose_model(weights: Path | None) -> tuple[ModelSpec, _Choice]:

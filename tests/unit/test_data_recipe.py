@@ -52,6 +52,13 @@ def test_stated_keys_stay_and_the_others_follow_from_them() -> None:
     assert fit(205).settings.optim.lr0 == pytest.approx(FROM_SCRATCH.learning_rates["muon"] * (8 / 16) ** 0.5, rel=0.01)
 
 
+def test_few_images_are_told_in_the_singular_and_plural() -> None:
+    (one, *_, length), (three, *_) = fit(1, epochs=1).reasons, fit(3).reasons
+    assert one == "recipe small: batch_size=1: an epoch has only 1 image"
+    assert three == "recipe small: batch_size=3: an epoch has only 3 images"
+    assert length == "recipe small: the run has 1 step and processes 1 image"
+
+
 def test_every_choice_has_a_reason_with_its_value() -> None:
     found, reasons = fit()
     chosen = {line.partition(": ")[2].partition("=")[0] for line in reasons[:-1]}

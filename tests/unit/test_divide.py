@@ -98,8 +98,15 @@ def test_near_duplicates_and_copies_are_in_one_split() -> None:
 
 
 def test_groups_that_cannot_be_divided_are_refused() -> None:
-    with pytest.raises(DataError, match="the split val would have none of the 200 images, which are 1 sets that"):
+    wanted = "200 images, which form 1 set by group='data', cannot fill 3 splits; choose another group, or add images$"
+    with pytest.raises(DataError, match="the split val would have no image, because " + wanted):
         names_of(make(), group="data")
+    one = select_images(make(), np.arange(1))
+    with pytest.raises(DataError, match=r"because 1 image cannot fill 3 splits; add images$"):
+        names_of(one, group="near-duplicates")
+    copies = replace(make(), hashes=("0" * 16,) * COUNT)
+    with pytest.raises(DataError, match=r"which form 1 set because copies of a file stay together, .*; add images$"):
+        names_of(copies, group="folder")
     with pytest.raises(DataError, match=r"group '\(' is not a regular expression"):
         names_of(make(), group="(")
     with pytest.raises(DataError, match=r"group 'nothing' matches no path, e\.g\. /data/x/scene0_0\.jpg"):

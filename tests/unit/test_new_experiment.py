@@ -43,10 +43,11 @@ def use(name: str) -> Experiment:
 
 
 def write_large(root: Path, *, side: int) -> Path:
-    """Write a COCO data set of one image of 1920 x 1080 whose boxes have the same side."""
-    rows = [{"image_id": 1, "bbox": [50 * n, 10, side, 2 * side]} for n in range(5)]
-    path = write_coco(root, images=[{"skip": True}], annotations=rows)
+    """Write a COCO data set of two images of 1920 x 1080 whose boxes have the same side."""
+    rows = [{"image_id": image, "bbox": [50 * n, 10, side, 2 * side]} for image in (1, 2) for n in range(5)]
+    path = write_coco(root, images=[{"skip": True}] * 2, annotations=rows)
     write_image(root / "images/0.jpg", width=1920, height=1080)
+    shutil.copy(root / "images/0.jpg", root / "images/1.jpg")
     return path
 
 
@@ -158,6 +159,32 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "val: images/val\n")
     with pytest.raises(DataError, match=r"split 'val' of .*images/val does not exist"):
         new_experiment("mine", data=path)
+
+
+def test_data_with_nothing_to_learn_or_too_little_to_divide_are_refused(tmp_path: Path) -> None:
+    none = write_coco(tmp_path / "none", images=[{}, {}], annotations=[])
+    with pytest.raises(
+        DataError, match=r"there is no box to learn in .* \(2 training images with 0 objects\); annotate"
+    ):
+        new_experiment("x", data=none)
+    crowd = {"image_id": 1, "bbox": [5, 5, 9, 9], "iscrowd": 1}
+    flat = {"image_id": 2, "bbox": [5, 5, 9, 0]}
+    flawed = write_coco(tmp_path / "flawed", images=[{}, {}], annotations=[crowd, flat])
+    with pytest.raises(DataError, match="with 2 objects; boxes need an area and must not be crowd regions"):
+        new_experiment("x", data=flawed)
+    box = {"image_id": 1, "bbox": [5, 5, 9, 9]}
+    one = write_coco(tmp_path / "one", images=[{}, {}], annotations=[box])
+    with pytest.raises(
+        DataError, match=r"only 1 image of .* has a box, but 2 are needed without a validation split: one"
+    ):
+        new_experiment("x", data=one)
+    assert not Path("experiments").exists()
+    own_val = write_yolo(tmp_path / "yolo", {"a": "0 0.5 0.5 0.5 0.5\n"})
+    own_val.write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
+    new_experiment("x", data=own_val)
+    text = Path("experiments/x.yaml").read_text()
+    assert "#   recipe small: batch_size=1: an epoch has only 1 image\n" in text
+    assert "#   recipe small: the run has 400 steps and processes 400 images\n" in text
 
 
 def test_files_of_a_project_are_those_of_the_repository() -> None:

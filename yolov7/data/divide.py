@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from yolov7.data.flaws import Flaw
 from yolov7.data.index import ImageIndex
 from yolov7.data.near_duplicates import join_pairs, near_pairs
-from yolov7.errors import DataError, shown
+from yolov7.errors import DataError, counted, shown
 
 FOLDER, NEAR_DUPLICATES = "folder", "near-duplicates"
 
@@ -49,11 +49,7 @@ def divide_images(
     places = {split: np.flatnonzero(assigned[groups] == k) for k, split in enumerate(shares)}
     for split, images in places.items():
         if not len(images):
-            kept = "" if group is None else f" that stay together by group={group!r}"
-            raise DataError(
-                f"the split {split} would have none of the {len(index):,} images, which are {len(presence):,} sets"
-                f"{kept}; raise its fraction, or choose another group"
-            )
+            raise DataError(_describe_lack(index, split, group, sets=len(presence), splits=len(shares)))
     return places
 
 
@@ -95,6 +91,16 @@ def divide_flaws(
     for flaw in flaws:
         divided[split_of.get(flaw.file, "train")].append(flaw)
     return {split: (index, tuple(divided[split])) for split, index in splits.items()}
+
+
+def _describe_lack(index: ImageIndex, split: str, group: str | None, *, sets: int, splits: int) -> str:
+    """Say why a split would be empty, which is so if there are fewer sets of images than splits, and the remedy."""
+    files = len(set(index.hashes))  # copies of one file always stay together
+    by = "because copies of a file stay together" if files < splits or group is None else f"by group={group!r}"
+    formed = f", which form {counted(sets, 'set')} {by}," if len(index) >= splits else ""
+    remedy = "choose another group, or add images" if files >= splits else "add images"
+    images = f"{counted(len(index), 'image')}{formed}"
+    return f"the split {split} would have no image, because {images} cannot fill {splits} splits; {remedy}"
 
 
 def _keys(index: ImageIndex, group: str) -> NDArray[np.int64]:

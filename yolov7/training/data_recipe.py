@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from yolov7.data.box_sizes import fitted_sides
 from yolov7.data.index import ImageIndex
+from yolov7.errors import counted
 from yolov7.recipes import RECIPES, merge
 from yolov7.settings import TrainSettings
 
@@ -186,7 +187,9 @@ class _Choices:
             batch, why = rules.batches[-1], f"there are fewer than {rules.few_images} images"
         else:
             batch, why = rules.usual_batch, "small batches give many steps for the same compute"
-        batch = self._choose("batch_size", max(1, min(batch, images)), why)
+        if images < batch:
+            batch, why = max(1, images), f"an epoch has only {counted(images, 'image')}"
+        batch = self._choose("batch_size", batch, why)
         each = steps_of_epoch(images, batch)
         epochs = self._choose(
             "epochs",
@@ -244,7 +247,7 @@ class _Choices:
         if not self._reasons:
             return ()
         total, each = epochs * self._facts.images, steps_of_epoch(self._facts.images, batch)
-        length = f"the run has {epochs * each:,} steps and processes {total:,} images"
+        length = f"the run has {counted(epochs * each, 'step')} and processes {counted(total, 'image')}"
         return tuple(f"recipe {NAME}: {line}" for line in (*self._reasons, length))
 
     def _choose(self, path: str, value: Any, reason: str) -> Any:

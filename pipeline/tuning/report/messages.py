@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
+from pipeline.console import counted
 from pipeline.tuning.budget.amount import show_amount
 from pipeline.tuning.budget.plan import BudgetAccount
 from pipeline.tuning.report.fit import LineFit
@@ -27,14 +28,14 @@ def plan_lines(setup: Setup, search: Search, account: BudgetAccount, *, seconds:
     plan, candidates = account.plan, setup.candidates
     number = account.expected_trials(search.strata, seconds=seconds)
     trials = (
-        f"budget {setup.budget}: about {number} trial{'s' * (number != 1)} of {plan.epochs} "
-        f"epoch{'s' * (plan.epochs != 1)}, {plan.concurrent_trials} at a time"
+        f"budget {setup.budget}: about {counted(number, 'trial')} of {counted(plan.epochs, 'epoch')}, "
+        f"{plan.concurrent_trials} at a time"
     )
     if setup.settings.space == "train":
         varied = [name for name, _ in candidates[0].train]
         timed = f", {show_amount('seconds', plan.seconds(candidates[0]))}" if plan.speed else ""
         yield f"{trials}; a trial takes {plan.compute(candidates[0]):.2g} flop{timed}"
-        yield f"{len(varied)} settings of the training are varied: {', '.join(varied)}"
+        yield f"{counted(len(varied), 'varied setting')} of the training: {', '.join(varied)}"
         if number < len(varied):
             few = "these are few trials for so many settings"
             yield f"{few}; name the most important ones with --vary, such as optim.lr0,augment, or give a larger budget"
@@ -72,8 +73,8 @@ def trial_line(trial: Trial, *, ended: int, used: str) -> str:
     measured = "AP -    " if trial.AP is None else f"AP {trial.AP:.3f}"
     error = f": {trial.error}" if trial.error else ""
     return (
-        f"{ended:>3}  {what}  {measured}  {trial.status} after {trial.epochs} "
-        f"epoch{'s' * (trial.epochs != 1)}, {show_amount('seconds', trial.seconds)}{error}  ({used})"
+        f"{ended:>3}  {what}  {measured}  {trial.status} after {counted(trial.epochs, 'epoch')}, "
+        f"{show_amount('seconds', trial.seconds)}{error}  ({used})"
     )
 
 
@@ -101,7 +102,8 @@ def result_lines(
         used: What is used of the budget, see `used_text`.
     """
     counts = count_by_status(trials)
-    yield f"{len(trials)} trials ({', '.join(f'{n} {name}' for name, n in counts.items() if n)}); {used} used"
+    ended = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    yield f"{counted(len(trials), 'trial')} ({ended}); {used} used"
     for name, line in fits.items():
         error = f" +- {line.slope_error:.3f}" if line.slope_error is not None else ""
         yield f"AP per doubling of GFLOPs, {name}: {line.slope:+.3f}{error} ({line.points} models)"
