@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.cli.main import app
 from tests.artifacts import SMALL
 from tests.unit.data_files import write_coco, write_voc
 from yolov7.api import train as api_train
-from yolov7.errors import DataError, SettingError
+from yolov7.errors import ArtifactError, DataError, SettingError
 from yolov7.evaluation.class_mapping import map_classes
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import resolve_spec
@@ -156,6 +157,21 @@ def test_the_command_writes_what_it_prints(
     again = yolov7.evaluate_results("out/predictions.json", truth)
     assert written["AP"] == again.figures.AP
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none.safetensors", "No such file or directory"), ("", "Is a directory")]
+)
+@pytest.mark.parametrize("key", ["weights", "distil.teacher"])
+def test_weights_that_cannot_be_read_are_named_before_a_training(
+    truth: Path, tmp_path: Path, key: str, name: str, reason: str
+) -> None:
+    path = tmp_path / name
+    settings = {"weights": path} if key == "weights" else {"distil": {"teacher": path}}
+    expected = f"{key}={path} cannot be read ({reason}); name a weight file (.safetensors)"
+    with pytest.raises(ArtifactError, match=f"^{re.escape(expected)}$"):
+        yolov7.train(resolve_spec(SMALL, name="small"), truth, tmp_path / "run", settings=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from yolov7.data.find_data import FoundData, find_data, read_split
 from yolov7.data.index import save_index
 from yolov7.data.loader import count_workers
-from yolov7.errors import DataError, SettingError, one_line
+from yolov7.errors import ArtifactError, DataError, SettingError, one_line
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
@@ -79,18 +79,18 @@ def train(
         SettingError: If a setting is wrong or does not fit the data, or the output folder belongs to another training.
         SpecError: If the specification is wrong.
         TrainingError: If training diverges.
-        ArtifactError: If a file in the output folder is damaged.
+        ArtifactError: If named weights cannot be read, or a file in the output folder is damaged.
     """
     model, folder = load_spec(spec) if isinstance(spec, str) else spec, Path(output).resolve()
     chosen = _settings(settings, image_size=model.image_size)
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
+        weights_hash=_hash_file("weights", chosen.weights),
+        teacher_hash=_hash_file("distil.teacher", chosen.distil.teacher),
         seed=seed,
         data_folder=folder / "data",
         data_hash=_prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split),
-        weights_hash=_hash_file(chosen.weights),
-        teacher_hash=_hash_file(chosen.distil.teacher),
         run_folder=folder,
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
@@ -108,8 +108,13 @@ def _worker(device: str, settings: TrainSettings) -> Worker:
     return Worker(device=resolve_device(device), loader_workers=processes)
 
 
-def _hash_file(file: Path | None) -> str:
-    return "" if file is None else sha256_of(file)
+def _hash_file(key: str, file: Path | None) -> str:
+    try:
+        return "" if file is None else sha256_of(file)
+    except OSError as error:
+        raise ArtifactError(
+            one_line(f"{key}={file} cannot be read ({error.strerror or error}); name a weight file (.safetensors)")
+        ) from None
 
 
 def _settings(given: TrainSettings | Mapping[str, Any] | None, *, image_size: int) -> TrainSettings:
