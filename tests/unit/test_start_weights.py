@@ -14,11 +14,13 @@ from torch import Tensor
 from tests.artifacts import SMALL
 from tests.foreign_files import write_darknet
 from tests.unit.test_start import ORDINARY, job
+from yolov7.errors import ArtifactError
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import ModelSpec, resolve_spec
+from yolov7.training.checkpoint import Checkpoint, save_checkpoint
 from yolov7.training.start import build_start
 from yolov7.weights.foreign.module_names import PPYOLOE, YOLOX, Scheme, names_in
-from yolov7.weights.foreign.reference import export_checkpoint, reference_state
+from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint, open_weights, reference_state
 from yolov7.weights.foreign.reference_names import reference_names
 from yolov7.weights.weight_files import save_weights
 
@@ -98,3 +100,38 @@ def test_training_starts_from_a_file_of_every_kind(tmp_path: Path, kind: str) ->
 
 def kernels(model: DetectionModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.rows.state_dict().items() if tensor.dim() == 4}
+
+
+SPEC = resolve_spec(SMALL, name="small")
+
+
+def test_a_checkpoint_of_a_training_is_refused_by_the_name_of_the_file_to_give(tmp_path: Path) -> None:
+    state = DetectionModel(SPEC, num_classes=3).state_dict()
+    checkpoint = Checkpoint("f", {"step": 4}, model=state, ema=state, ema_updates=4, optimizer={}, scaler={})
+    path = tmp_path / "checkpoint-000000004.pt"
+    save_checkpoint(path, checkpoint)
+    expected = f"{path}: is a checkpoint from which an interrupted training continues; give the weights.safetensors"
+    for read in (lambda: build_start(job(SPEC, weights=path), ORDINARY), lambda: import_checkpoint(path, spec=SPEC)):
+        with pytest.raises(ArtifactError) as raised:
+            read()
+        assert str(raised.value).startswith(expected)
+
+
+def test_safetensors_files_are_told_from_pickles_whatever_the_length_of_their_header(tmp_path: Path) -> None:
+    path, model = tmp_path / "x.safetensors", DetectionModel(SPEC, num_classes=2)
+    state = {key: tensor.clone() for key, tensor in reference_state(model).items()}
+
+    def save_own(text: str) -> None:
+        save_weights(path, model, class_names=TWO, image_size=64, training={"text": text})
+
+    def save_foreign(text: str) -> None:
+        safetensors.torch.save_file(state, path, {"text": text})
+
+    for save, names in ((save_own, TWO), (save_foreign, ("0", "1"))):
+        for length in range(256):
+            save("x" * length)
+            if path.read_bytes()[:1] == b"\x80":  # as a pickle begins
+                break
+        else:
+            raise AssertionError("no length of the header begins like a pickle")
+        assert open_weights(path, spec=SPEC).class_names == names

@@ -15,6 +15,7 @@ _MAX_DEPTH = 32  # of modules within modules
 _MAX_PARTS = 20_000  # modules, parameters and buffers
 _MAX_ENTRIES = 200_000  # of the mappings that hold them, counted each time that they are visited
 _MAX_NAME = 200  # characters
+_OF_OWN_TRAINING = {"fingerprint", "progress", "ema_updates", "optimizer"}  # keys that no other program writes together
 _WRAPPER = "module."  # the prefix of a model that was saved within DataParallel
 
 
@@ -46,8 +47,14 @@ def read_checkpoint(file: TorchFile) -> ForeignCheckpoint:
         The names and notes of the model's tensors; their values are not read.
 
     Raises:
-        ArtifactError: The file holds no model, or something far larger than a model.
+        ArtifactError: The file holds no model, or something far larger than a model, or is a checkpoint with which
+            this library continues a training.
     """
+    if isinstance(file.content, dict) and file.content.keys() >= _OF_OWN_TRAINING:
+        raise ArtifactError(
+            f"{file.path}: is a checkpoint from which an interrupted training continues; give the weights.safetensors "
+            "that the run writes at its end"
+        )
     with naming_file(file.path):
         part, named = _choose_part(file.content)
         tensors = {name: value for name, value in named.items() if isinstance(value, TensorNote)}

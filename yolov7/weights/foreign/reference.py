@@ -174,10 +174,10 @@ def _import(
         )
     if format_ == FORMAT:
         raise ArtifactError(f"{path}: is a weight file of this program already; use it as it is")
-    if start.startswith(_TORCH_STARTS):
-        return _import_named(open_torch_model(path), spec, fallback, choose_names, rgb=rgb)
     if format_ is not None:
         return _import_named(open_safetensors_model(path), spec, fallback, choose_names, rgb=rgb)
+    if start.startswith(_TORCH_STARTS):
+        return _import_named(open_torch_model(path), spec, fallback, choose_names, rgb=rgb)
     if is_darknet(start) or (start and path.suffix == ".weights"):
         return _import_darknet(path, spec, fallback, choose_names)
     # The reader says what is wrong with the file.
@@ -186,7 +186,9 @@ def _import(
 
 def _is_foreign(path: Path) -> bool:
     start, format_ = _read_start(path), stated_format(path)
-    return start.startswith(_TORCH_STARTS) or format_ == "" or (format_ is None and is_darknet(start))
+    if format_ is not None:  # the length of its header may look like the start of another kind of file
+        return format_ == ""
+    return start.startswith(_TORCH_STARTS) or is_darknet(start)
 
 
 def _read_start(path: Path) -> bytes:
