@@ -35,7 +35,7 @@ from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec
 from yolov7.system.files import write_whole
 from yolov7.training.anchors import WANTED_RECALL, box_sizes, measure_anchors
-from yolov7.training.start import describe_missing_anchors
+from yolov7.training.start_anchors import describe_missing_anchors
 
 Format = DataFormat | Literal["auto"]
 _SPEC = "yolov7"  # whose anchors are measured if there are no weights

@@ -12,7 +12,7 @@ from pipeline.artifacts.files import WEIGHTS, fresh_folder, stage_folder
 from pipeline.artifacts.prepared import fit_to_prepared, load_training_images
 from pipeline.artifacts.stage_weights import stage_weights
 from pipeline.console import console, stage_line
-from pipeline.experiment import ResolvedVariant
+from pipeline.experiment import ResolvedVariant, check_weights
 from yolov7.criterion.candidates import Assignment
 from yolov7.criterion.choice import make_loss
 from yolov7.data.augment.geometry import Boxes
@@ -35,11 +35,11 @@ from yolov7.detect.drawing import (
 from yolov7.detect.text import drawable_names
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec
 from yolov7.system.files import is_file
 from yolov7.system.precision import resolve_device
-from yolov7.training.anchors import choose_anchors
-from yolov7.training.start import describe_missing_anchors, describe_small_boxes
+from yolov7.training.start import describe_small_boxes
+from yolov7.training.start_anchors import choose_start_anchors
+from yolov7.weights.foreign.reference import open_weights
 
 _SAMPLES, _COLUMNS = 12, 4
 _IMAGES = 4  # number of images whose cells are drawn
@@ -50,6 +50,9 @@ _ONE_ANCHOR, _EACH_FURTHER = 0.3, 0.17  # opacity of a cell with one assigned an
 def inspect(resolved: ResolvedVariant, seed: int) -> None:
     """Draw pictures into `artifacts/inspect/<variant>/<seed>`, and print how well the anchors fit the boxes.
 
+    The anchors are those that a training uses: those of the spec, of the weights that it starts from, or of its
+    teacher, or fitted ones.
+
     `samples.jpg` shows training samples with the augmentation of the variant. `assignment.jpg`, which needs a trained
     variant, shows objects, and the cells from which the lead head and the auxiliary head learn them.
 
@@ -58,14 +61,16 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
         seed: The seed of the samples and of the trained weights.
 
     Raises:
-        ArtifactError: The data are not prepared, or the weights do not fit them.
+        ArtifactError: The data are not prepared, or the weights do not fit them; or the weights that training starts
+            from, or those of its teacher, are missing or damaged.
         OSError: A picture cannot be written.
     """
     variant = resolved.name
     settings, reasons = fit_to_prepared(resolved.train)
     index = load_training_images(settings)
+    notes = (*reasons, *describe_small_boxes(index, settings), *_describe_anchors(resolved, index, settings))
     folder = fresh_folder(stage_folder("inspect", variant, seed))
-    for note in (*reasons, *describe_small_boxes(index, settings), _describe_anchors(resolved.spec, index, settings)):
+    for note in notes:
         console.print(stage_line("inspect", variant, note))
     write_picture(folder / "samples.jpg", _sample_sheet(index, settings, seed=seed))
     if not is_file(stage_folder("train", variant, seed) / WEIGHTS):
@@ -77,12 +82,18 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
     console.print(stage_line("inspect", variant, f"{folder}/samples.jpg and assignment.jpg"))
 
 
-def _describe_anchors(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> str:
-    if spec.head.anchor_free:
-        return describe_missing_anchors(spec)
-    threshold = settings.loss.anchor_threshold
-    choice = choose_anchors(spec, index, image_size=settings.image_size, threshold=threshold, mode=settings.anchors)
-    return str(choice)
+def _describe_anchors(resolved: ResolvedVariant, index: ImageIndex, settings: TrainSettings) -> list[str]:
+    """Say which anchors a training uses, and how well they fit the boxes."""
+    if resolved.given is None:
+        check_weights(resolved)
+    weights, teacher = (
+        None if path is None else open_weights(path, spec=resolved.spec).model
+        for path in (settings.weights, settings.distil.teacher if settings.distil.is_used else None)
+    )
+    anchors = choose_start_anchors(
+        resolved.spec, index, settings, weights=weights and weights.spec, teacher=teacher, always_measure=True
+    )
+    return list(dict.fromkeys((anchors.fit, *anchors.notes)))
 
 
 def _sample_sheet(index: ImageIndex, settings: TrainSettings, *, seed: int) -> Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +12,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tests.artifacts import SMALL
+from tests.artifacts import NAMES, SMALL
 from tests.foreign_files import write_darknet
+from tests.unit.test_start import NARROW as NARROW_BOXES
 from tests.unit.test_start import ORDINARY, job
+from yolov7.data.index import ImageIndex
 from yolov7.errors import ArtifactError
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.spec_files import ModelSpec, resolve_spec
+from yolov7.training.anchors import with_anchors
 from yolov7.training.checkpoint import Checkpoint, save_checkpoint
-from yolov7.training.start import build_start
+from yolov7.training.start import Start, build_start
 from yolov7.weights.foreign.module_names import PPYOLOE, YOLOX, Scheme, names_in
 from yolov7.weights.foreign.reference import export_checkpoint, import_checkpoint, open_weights, reference_state
 from yolov7.weights.foreign.reference_names import reference_names
-from yolov7.weights.weight_files import save_weights
+from yolov7.weights.weight_files import load_weights, save_weights
 
 NARROW = {"rule": "both", "depth": 0.2, "width": 0.125}
 TWO = ("a", "b")
@@ -103,6 +107,87 @@ def kernels(model: DetectionModel) -> dict[str, Tensor]:
 
 
 SPEC = resolve_spec(SMALL, name="small")
+OTHER = with_anchors(SPEC, np.array(SPEC.head.anchors).reshape(3, -1, 2) * 1.6)  # type: ignore[union-attr]
+TRAINED_FOR_OTHERS = "the outputs of the head of the weights were trained for other anchors than those of this run"
+
+
+def started(
+    folder: Path, spec: ModelSpec, names: tuple[str, ...], *, boxes: ImageIndex = ORDINARY, **keys: Any
+) -> Start:
+    """Start from weights of a spec with random values."""
+    torch.manual_seed(5)
+    source = DetectionModel(spec, num_classes=len(names))
+    save_weights(folder / "w.safetensors", source, class_names=names, image_size=64, training={})
+    return build_start(job(SPEC, weights=folder / "w.safetensors", **keys), boxes)
+
+
+def test_equal_classes_start_exactly_as_the_weights_without_a_note(tmp_path: Path) -> None:
+    start = started(tmp_path, SPEC, NAMES)
+    assert start.notes == ()
+    given = load_weights(tmp_path / "w.safetensors").model.state_dict()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in start.model.state_dict().items())
+
+
+def test_the_random_numbers_of_a_start_do_not_depend_on_the_anchors_of_the_weights(tmp_path: Path) -> None:
+    def drawn(spec: ModelSpec) -> tuple[Tensor, Tensor]:
+        start = started(tmp_path, spec, ("x", "red"))
+        return start.model.head.convs[0].weight, torch.rand(3)
+
+    for first, second in zip(drawn(SPEC), drawn(OTHER), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_classes_in_another_order_start_by_name_and_that_is_said(tmp_path: Path) -> None:
+    start = started(tmp_path, SPEC, ("blue", "red", "grey"))
+    (note,) = start.notes
+    assert note == "of 3 class outputs, 2 are taken from the weights by name and 1 start anew, e.g. that of 'green'"
+    given, own = load_weights(tmp_path / "w.safetensors").model.head, start.model.head
+    for ours, theirs in zip(own.convs, given.convs, strict=True):
+        ours, theirs = (conv.weight.detach().view(3, 8, -1) for conv in (ours, theirs))
+        assert torch.equal(ours[:, [*range(5), 5, 7]], theirs[:, [*range(5), 6, 5]])
+        assert not torch.isclose(ours[:, 6], theirs[:, 7]).all()
+
+
+def test_a_file_without_class_names_is_matched_by_number_and_that_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    write_plain_safetensors(tmp_path / "x.safetensors", DetectionModel(SPEC, num_classes=3))
+    start = build_start(job(SPEC, weights=tmp_path / "x.safetensors"), ORDINARY)
+    assert start.notes == ("the weights have no class names; their 3 class outputs are taken by number",)
+
+
+def test_the_anchors_of_the_weights_are_taken_over_and_that_is_said(tmp_path: Path) -> None:
+    start = started(tmp_path, OTHER, NAMES)
+    assert start.model.spec.head.anchors == OTHER.head.anchors  # type: ignore[union-attr]
+    assert torch.equal(start.model.anchors_px, DetectionModel(OTHER, num_classes=3).anchors_px)
+    (note,) = start.notes
+    assert note.startswith("anchors of the weights: recall 1.0000")
+    assert note.endswith("those of the weights are used")
+
+
+@pytest.mark.parametrize(("mode", "of"), [("spec", OTHER), ("fit", OTHER), ("fit", SPEC)])
+def test_other_anchors_than_those_of_the_weights_are_said(tmp_path: Path, mode: str, of: ModelSpec) -> None:
+    start = started(tmp_path, of, NAMES, anchors=mode)
+    assert start.model.spec.head.anchors != of.head.anchors  # type: ignore[union-attr]
+    assert start.notes[-1] == f"{TRAINED_FOR_OTHERS}; anchors: auto takes over those of the weights if they fit"
+
+
+def test_anchors_of_weights_that_miss_boxes_are_replaced_and_that_is_said(tmp_path: Path) -> None:
+    start = started(tmp_path, OTHER, NAMES, boxes=NARROW_BOXES)
+    first, second = start.notes
+    assert first.startswith("anchors of the weights: recall 0.")
+    assert first.endswith("the fitted anchors are used")
+    assert second == TRAINED_FOR_OTHERS
+    assert started(tmp_path, SPEC, NAMES, anchors="spec").notes == ()
+
+
+def test_a_teacher_whose_anchors_are_not_those_of_the_weights_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    teacher = DetectionModel(OTHER, num_classes=3)
+    write_own(tmp_path / "w.safetensors", DetectionModel(SPEC, num_classes=2))
+    settings = job(SPEC, weights=tmp_path / "w.safetensors", distil={"teacher": "t.safetensors"})
+    start = build_start(settings, ORDINARY, teacher=teacher)
+    assert torch.equal(start.model.anchors_px, teacher.anchors_px)
+    assert start.notes[-2:] == ("the anchors are those of the teacher", TRAINED_FOR_OTHERS)
 
 
 def test_a_checkpoint_of_a_training_is_refused_by_the_name_of_the_file_to_give(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ class Head(nn.Module, ABC):
         """
         return name.startswith(self.by_class)
 
+    def by_anchor(self, name: str, tensor: Tensor) -> Tensor:
+        """View a tensor that has class outputs by anchor and output.
+
+        Args:
+            name: The name of the tensor in the head, such as `convs.0.weight`.
+            tensor: A weight (outputs, C, k, k), a bias (outputs,) or a scale (1, outputs, 1, 1).
+
+        Returns:
+            A view (anchors, outputs of an anchor, ...), in which `num_box_outputs` outputs precede those of the
+            classes.
+        """
+        outputs = tensor if name.endswith((".weight", ".bias")) else tensor[0]
+        return outputs.view(self.num_anchors, -1, *outputs.shape[1:])
+
     @abstractmethod
     def forward(self, *maps: Tensor) -> HeadMaps:
         """Compute the raw maps.

@@ -51,24 +51,26 @@ class AnchorFit:
 
 @dataclass(frozen=True)
 class AnchorChoice:
-    """The comparison of a spec's anchors with fitted ones.
+    """The comparison of given anchors with fitted ones.
 
     Attributes:
-        own: How well the spec's anchors fit.
+        own: How well the given anchors fit.
         fitted: How well the fitted anchors fit.
         fitted_px: The fitted anchors (levels, anchors, 2) in pixels.
         uses_fitted: Whether the fitted anchors are used.
+        owner: What has the anchors that are compared with fitted ones: `spec` or `weights`.
     """
 
     own: AnchorFit
     fitted: AnchorFit
     fitted_px: Sides
     uses_fitted: bool
+    owner: str = "spec"
 
     def __str__(self) -> str:
         """Return the comparison and the choice in words."""
-        used = "the fitted anchors are used" if self.uses_fitted else "the spec's anchors are used"
-        return f"anchors of the spec: {self.own}; anchors fitted to the boxes: {self.fitted}; {used}"
+        used = "the fitted anchors are used" if self.uses_fitted else f"those of the {self.owner} are used"
+        return f"anchors of the {self.owner}: {self.own}; anchors fitted to the boxes: {self.fitted}; {used}"
 
 
 def box_sizes(index: ImageIndex, *, image_size: int) -> Sides:

@@ -14,14 +14,14 @@ from yolov7.data.index import ImageIndex
 from yolov7.errors import SpecError, suggest
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, infer_shapes
-from yolov7.training.anchors import choose_anchors, with_anchors
+from yolov7.spec.graph import infer_shapes
 from yolov7.training.averaging import lineage, weights_id
-from yolov7.training.distillation import anchors_to_share
 from yolov7.training.job import TrainJob
+from yolov7.training.start_anchors import choose_start_anchors, set_anchors
 from yolov7.training.training_split import describe_images
+from yolov7.weights.adaptation import match_classes
 from yolov7.weights.foreign.reference import open_weights
-from yolov7.weights.transfer import transfer
+from yolov7.weights.transfer import describe_new_head, transfer
 
 _LEVEL = re.compile(r"p([1-9])")
 
@@ -33,7 +33,7 @@ class Start:
     Attributes:
         model: The initial model, on the CPU.
         ancestors: The ids of the weights that the model comes from, oldest first (see `averaging.lineage`).
-        notes: What the user should know about the settings, the data and the anchors.
+        notes: What the user should know about the settings, the data, the classes of the weights and the anchors.
     """
 
     model: DetectionModel
@@ -59,20 +59,24 @@ def build_start(job: TrainJob, index: ImageIndex, *, teacher: DetectionModel | N
         SpecError: The last row to freeze does not exist.
     """
     settings = job.settings
-    spec, anchor_notes = _choose_spec(job.spec, index, settings)
-    if (anchors_px := anchors_to_share(teacher, job.spec, settings)) is not None:
-        spec, anchor_notes = with_anchors(spec, anchors_px.numpy()), ("the anchors are those of the teacher",)
-    model = DetectionModel(spec, num_classes=len(index.class_names))
-    if settings.weights is None:
+    model = DetectionModel(job.spec, num_classes=len(index.class_names))  # anchors do not affect its random weights
+    source = None if settings.weights is None else open_weights(settings.weights, spec=job.spec)
+    given = None if source is None else source.model.spec
+    anchors = choose_start_anchors(job.spec, index, settings, weights=given, teacher=teacher)
+    set_anchors(model, anchors.spec)
+    about_classes = ""
+    if source is None or settings.weights is None:
         ancestors: tuple[str, ...] = (weights_id(model),)
     else:
-        source = open_weights(settings.weights, spec=spec)
         ancestors = lineage(source.model, source.training)
-        transfer(model, source.model, weights=settings.weights)
+        match = match_classes(index.class_names, source.class_names)
+        about_classes = describe_new_head(model, source.model) or match.note
+        transfer(model, source.model, weights=settings.weights, places=match.places)
     if not settings.unfreeze_epochs:
         freeze(model, last=settings.freeze)
     about_data = (*describe_images(index, settings), *describe_small_boxes(index, settings))
-    return Start(model, ancestors, (*job.notes, *about_data, *anchor_notes))
+    notes = (*job.notes, *about_data, about_classes, *anchors.notes)
+    return Start(model, ancestors, tuple(filter(None, notes)))
 
 
 def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[str, ...]:
@@ -93,18 +97,6 @@ def describe_small_boxes(index: ImageIndex, settings: TrainSettings) -> tuple[st
         f"{small} of {total} boxes{share} have a side of at most {MIN_SIDE:g} pixels at "
         f"image_size={settings.image_size} and are not learned; raise image_size",
     )
-
-
-def describe_missing_anchors(spec: ModelSpec) -> str:
-    """Say that a model has no anchors that could fit the data or be fitted to them.
-
-    Args:
-        spec: A specification with an anchor-free head.
-
-    Returns:
-        The sentence.
-    """
-    return f"the head {spec.head.block!r} of spec {spec.name!r} has no anchors"
 
 
 def freeze(model: DetectionModel, *, last: str | None) -> None:
@@ -188,16 +180,3 @@ def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:
         f"freeze={last!r} is not a row of spec {model.spec.name!r}{suggest(last, names)}; name one of its rows, or p2, "
         "p3, ... for all rows up to that stride"
     )
-
-
-def _choose_spec(spec: ModelSpec, index: ImageIndex, settings: TrainSettings) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Return the spec with the anchors that are trained, and a note about them."""
-    if settings.anchors == "spec":
-        return spec, ()
-    if spec.head.anchor_free:
-        return spec, (describe_missing_anchors(spec),) if settings.anchors == "fit" else ()
-    threshold = settings.loss.anchor_threshold
-    choice = choose_anchors(spec, index, image_size=settings.image_size, threshold=threshold, mode=settings.anchors)
-    if choice.uses_fitted:
-        return with_anchors(spec, choice.fitted_px), (str(choice),)
-    return spec, () if choice.own.is_sufficient else (str(choice),)

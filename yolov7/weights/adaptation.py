@@ -1,11 +1,11 @@
-"""Weights that are used as they are: the check that they are of a spec, and the order of their classes."""
+"""Weights that meet other data or another spec: the check that they are of a spec, and the match of their classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from yolov7.data.class_names import match_names
 from yolov7.errors import ArtifactError, shown
@@ -64,7 +64,8 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
     state = model.state_dict()
     for key, tensor in head.state_dict().items():
         if head.has_class_outputs(key):
-            state[_HEAD + key] = _take_outputs(tensor, chosen, num_anchors=head.num_anchors)
+            taken = head.by_anchor(key, tensor)[:, chosen].flatten(0, 1)
+            state[_HEAD + key] = taken if taken.dim() == tensor.dim() else taken[None]
     with torch.device("meta"):
         new = DetectionModel(model.spec, num_classes=len(wanted))
         new = fuse(new) if model.fused else new
@@ -73,9 +74,44 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
     return new.train(model.training)
 
 
-def _take_outputs(tensor: Tensor, chosen: list[int], *, num_anchors: int) -> Tensor:
-    """Select outputs of every anchor in a weight (outputs, C, 1, 1), bias (outputs,) or scale (1, outputs, 1, 1)."""
-    if tensor.dim() == 4 and tensor.shape[0] == 1:
-        return _take_outputs(tensor[0], chosen, num_anchors=num_anchors)[None]
-    by_anchor = tensor.view(num_anchors, -1, *tensor.shape[1:])
-    return by_anchor[:, chosen].flatten(0, 1)
+@dataclass(frozen=True)
+class ClassMatch:
+    """The classes of weights for the classes of data on which the weights are trained further.
+
+    Attributes:
+        places: For each class of the data the class of the weights whose outputs it takes; -1 if its outputs start
+            anew.
+        note: One sentence about the match; empty if the classes are the same in the same order.
+    """
+
+    places: tuple[int, ...]
+    note: str
+
+
+def match_classes(names: Sequence[str], known: Sequence[str]) -> ClassMatch:
+    """Match the classes of data with those of weights by their names.
+
+    A file without class names has numbers in their place (see `open_weights`). If none of them is the name of a class
+    of the data, the classes are matched by number, provided that there are equally many.
+
+    Args:
+        names: The names of the classes of the data.
+        known: The names of the classes of the weights. `yolov7.data.class_names` states which names are equal.
+
+    Returns:
+        The match.
+    """
+    count = len(names)
+    if tuple(names) == tuple(known):
+        return ClassMatch(tuple(range(count)), "")
+    places = match_names(names, known)
+    new = [name for name, place in zip(names, places, strict=True) if place < 0]
+    if len(new) == count and tuple(known) == tuple(map(str, range(len(known)))):
+        if len(known) == count:
+            note = f"the weights have no class names; their {count} class outputs are taken by number"
+            return ClassMatch(tuple(range(count)), note)
+        reason = f" (the weights have {len(known)} classes and no class names)"
+    else:
+        reason = f", e.g. that of {shown(new[0])}" if new else ""
+    taken = f"of {count} class outputs, {count - len(new)} are taken from the weights by name"
+    return ClassMatch(places, f"{taken} and {len(new)} start anew{reason}")
