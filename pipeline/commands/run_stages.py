@@ -81,8 +81,8 @@ def run_train(experiment: Experiment, selection: Selection) -> None:
 
 def run_reparam(experiment: Experiment, selection: Selection) -> None:
     """Re-parameterise each selected variant and seed."""
+    from pipeline.ray.run_folders import forget_run
     from pipeline.stages.reparam import pass_external, reparam
-    from pipeline.stages.run_folders import forget_run
 
     with _tracker(experiment.tracking) as tracker:
         for variant, seed in selection:

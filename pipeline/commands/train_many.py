@@ -32,8 +32,8 @@ from pipeline.ray.cluster import interrupt_on_sigterm
 from pipeline.ray.environment import cluster_address
 from pipeline.ray.local import preload, process_context
 from pipeline.ray.parent_process import end_with_command
+from pipeline.ray.run_folders import is_finished
 from pipeline.ray.slots import FreeRoom, Slot, divide, find_nodes
-from pipeline.stages.run_folders import is_finished
 from pipeline.stages.train import build_job
 from yolov7.errors import ArtifactError, TrainingError, UserError, is_mendable, one_line, told
 from yolov7.training.job import TrainJob

@@ -1,1 +1,1 @@
-"""Ray Train: cluster, placement of workers, trainer, copies of unfinished runs."""
+"""Ray Train: cluster, placement of workers, trainer, folders and copies of unfinished runs."""

@@ -29,9 +29,9 @@ from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant, check_weights
 from pipeline.external import ExternalVariant, external_fingerprint, require_zoo_library
 from pipeline.ray.mirror import kept_up_to_date
+from pipeline.ray.run_folders import claim_run, copy_of_run, with_earlier_run
 from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
-from pipeline.stages.run_folders import claim_run, copy_of_run, with_earlier_run
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.settings_base import AUTO_BATCH

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.artifacts.files import run_folder, stage_folder, write_json
 from pipeline.experiment import ResolvedVariant, parse_experiment
-from pipeline.stages.run_folders import claim_run, forget_run
+from pipeline.ray.run_folders import claim_run, forget_run
 from pipeline.stages.train import build_job
 from tests.artifacts import train_summary
 from tests.integration.runs import QUICK, WORKER, assert_same, make_job, prepared, read_weights, start

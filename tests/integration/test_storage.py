@@ -14,7 +14,7 @@ import pytest
 from pipeline.artifacts.files import stage_folder, write_json
 from pipeline.experiment import parse_experiment
 from pipeline.ray.mirror import RunCopy, kept_up_to_date
-from pipeline.stages.run_folders import forget_run
+from pipeline.ray.run_folders import forget_run
 from tests.artifacts import train_summary
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
 from tests.integration.servers import free_port, object_store

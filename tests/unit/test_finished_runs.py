@@ -10,7 +10,7 @@ import pytest
 from pipeline.artifacts.files import run_folder, stage_folder, write_json
 from pipeline.experiment import ResolvedVariant, parse_experiment
 from pipeline.ray.mirror import RunCopy
-from pipeline.stages.run_folders import claim_run, forget_run, with_earlier_run
+from pipeline.ray.run_folders import claim_run, forget_run, with_earlier_run
 from tests.artifacts import train_summary
 from yolov7.errors import ArtifactError
 from yolov7.settings import TrainSettings
