@@ -183,4 +183,4 @@ def test_a_call_with_more_epochs_continues(tmp_path: Path, caplog: pytest.LogCap
         call(epochs=1)
     small = {"recipe": "small", "epochs": 1, "image_size": 64, "loader_workers": 0}
     train("nano", root, tmp_path / "small", settings=small, val_split=None)
-    assert read_notes(tmp_path / "small")[0] == "recipe small: batch_size=2: epochs=1 should have at least 2,000 steps"
+    assert read_notes(tmp_path / "small")[0] == "recipe small: batch_size=2: an epoch has only 2 images"
