@@ -32,7 +32,7 @@ from pipeline.tune_settings import OPTIONS_OF, TuneSettings
 from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
 from yolov7.recipes import leaves, resolve_settings
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
+from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple, rows_up_to
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file, sha256_of
 from yolov7.system.plugins import allow_plugins
@@ -256,12 +256,7 @@ def _resolve_variant(
     described = None if given is None else describe_weights(given)
     spec = _resolve_spec(variant, described, key=key)
     if given is None:
-        merged, notes = resolve_settings(train, variant.train or {})
-        if "image_size" not in merged:
-            merged["image_size"] = spec.image_size
-        settings = _validate_train(merged, key=f"{key}.train")
-        stated = {".".join(path): None for part in (train, variant.train or {}) for path, _ in leaves(part)}
-        notes += stated_without_effect(spec.head, settings, stated)
+        settings, notes = _resolve_train(spec, train, variant.train or {}, key=f"{key}.train")
     else:
         notes = ()
         settings = TrainSettings(
@@ -287,6 +282,21 @@ def _resolve_variant(
         own_code=_hash_own_code(spec, settings, key=key),
     )
     return resolved, tuple(f"variants.{name}.train: {note}" for note in notes)
+
+
+def _resolve_train(
+    spec: ModelSpec, train: Mapping[str, Any], own: Mapping[str, Any], *, key: str
+) -> tuple[TrainSettings, tuple[str, ...]]:
+    """Return the settings of the training of a variant, and notes on them."""
+    merged, notes = resolve_settings(train, own)
+    settings = _validate_train({"image_size": spec.image_size, **merged}, key=key)
+    stated = {".".join(path): None for part in (train, own) for path, _ in leaves(part)}
+    try:
+        if settings.freeze is not None:
+            rows_up_to(spec, settings.freeze)
+    except SpecError as error:
+        raise SettingError(f"{key}: {error}") from None
+    return settings, (*notes, *stated_without_effect(spec.head, settings, stated))
 
 
 def check_weights(variant: ResolvedVariant) -> None:

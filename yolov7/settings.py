@@ -203,7 +203,7 @@ class OptimSettings(Settings):
     warmup_share: Probability = Field(0.1, description="longest warm-up as a share of the run")
     warmup_momentum: Probability = Field(0.8, description="momentum at the first step")
     warmup_bias_lr: NonNegative = Field(
-        0.1, le=1000.0, description="learning rate of biases at the first step of SGD; with AdamW and Muon it is 0"
+        0.1, le=1000.0, description="learning rate of biases at the first step of SGD, or of schedule: reference"
     )
     ema_decay: float = Field(0.9999, gt=0.0, lt=1.0, description="decay of the moving average in the long run")
     ema_ramp: Positive = Field(2000.0, le=1e9, description="number of updates over which the decay grows to ema_decay")
@@ -253,7 +253,8 @@ class TrainSettings(Settings):
     )
     anchors: AnchorMode = Field(
         "auto",
-        description="spec: the spec's own; fit: fitted to the boxes; auto: fitted if the spec's recall is under 0.98",
+        description="spec: the spec's own; fit: fitted to the boxes; auto: those of the weights or of the spec, and "
+        "fitted ones if the recall of these is under 0.98",
     )
     weights: Path | None = Field(None, description="weight file to start from; its classes may differ")
     freeze: str | None = Field(
@@ -281,7 +282,7 @@ class TrainSettings(Settings):
         0,
         ge=0,
         le=1_000_000,
-        description="epochs without a better AP on the validation split after which the run ends; 0: no early end",
+        description="epochs from the best AP on the validation split to a measurement that ends the run; 0: none",
     )
     swa_epochs: int = Field(
         0,

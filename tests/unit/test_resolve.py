@@ -177,3 +177,8 @@ def test_a_mistake_in_train_is_named_with_its_key() -> None:
         experiment(variants={"nano": {"spec": "nano", "train": {"optim": {"lr": 1}}}})
     with pytest.raises(SettingError, match=r"variants\.nano\.ray\.worker: unknown key; did you mean 'workers'\?"):
         experiment(variants={"nano": {"spec": "nano", "ray": {"worker": 1}}})
+
+
+def test_a_row_to_freeze_that_does_not_exist_is_named_before_a_training_begins() -> None:
+    with pytest.raises(SettingError, match=r"variants\.a\.train: freeze='p33' is not a row of spec 'nano'"):
+        parse_experiment({"variants": {"a": {"spec": "nano", "train": {"freeze": "p33"}}}})

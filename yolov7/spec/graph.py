@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Annotated, Any, NamedTuple, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +23,7 @@ MAX_ROWS = 500
 MAX_CONVOLUTIONS = 5_000  # the largest packaged model has about 250
 MAX_PARAMETERS = 2_000_000_000  # 8 GB in float32
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_LEVEL = re.compile(r"p([1-9])")
 
 
 @final
@@ -137,6 +139,32 @@ def infer_shapes(spec: ModelSpec) -> dict[str, MapShape]:
         if row.num_branches > 1:
             shapes |= {f"{name}.{i}": shapes[name] for i in range(1, row.num_branches + 1)}
     return shapes
+
+
+def rows_up_to(spec: ModelSpec, last: str) -> list[str]:
+    """List the names of the first rows of a spec, without the head.
+
+    Args:
+        spec: The spec.
+        last: The last of them. `p3` means the last row before maps with a stride above 2^3 if no row has this name, and
+            so on.
+
+    Returns:
+        The names in the order of the spec.
+
+    Raises:
+        SpecError: The spec has no such row.
+    """
+    names = list(spec.rows)[:-1]
+    if last in names:
+        return names[: names.index(last) + 1]
+    if level := _LEVEL.fullmatch(last):
+        shapes = infer_shapes(spec)
+        return list(takewhile(lambda name: shapes[name].stride <= 2 ** int(level[1]), names))
+    raise SpecError(
+        f"freeze={last!r} is not a row of spec {spec.name!r}{suggest(last, names)}; name one of its rows, or p2, "
+        "p3, ... for all rows up to that stride"
+    )
 
 
 def row_of(source: str) -> str:

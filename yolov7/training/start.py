@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from itertools import takewhile
 
 from torch import nn
 
 from yolov7.data.box_sizes import MIN_SIDE, count_small_boxes
 from yolov7.data.index import ImageIndex
-from yolov7.errors import SpecError, suggest
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import infer_shapes
+from yolov7.spec.graph import rows_up_to
 from yolov7.training.averaging import lineage, weights_id
 from yolov7.training.job import TrainJob
 from yolov7.training.start_anchors import choose_start_anchors, set_anchors
@@ -22,8 +19,6 @@ from yolov7.training.training_split import describe_images
 from yolov7.weights.adaptation import match_classes
 from yolov7.weights.foreign.reference import open_weights
 from yolov7.weights.transfer import describe_new_head, transfer
-
-_LEVEL = re.compile(r"p([1-9])")
 
 
 @dataclass(frozen=True)
@@ -158,8 +153,7 @@ def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:
 
     Args:
         model: The model.
-        last: The last row that is frozen; None if none is. `p3` means the last row before maps with a stride above
-            2^3 if no row has this name, and so on.
+        last: The last row that is frozen, see `rows_up_to`; None if none is.
 
     Returns:
         The modules from the first row to this one.
@@ -167,16 +161,4 @@ def frozen_rows(model: DetectionModel, *, last: str | None) -> list[nn.Module]:
     Raises:
         SpecError: The model has no such row.
     """
-    if last is None:
-        return []
-    names = list(model.rows)
-    if last in names:
-        return [model.rows[name] for name in names[: names.index(last) + 1]]
-    if level := _LEVEL.fullmatch(last):
-        shapes = infer_shapes(model.spec)
-        fine = takewhile(lambda name: shapes[name].stride <= 2 ** int(level[1]), names)
-        return [model.rows[name] for name in fine]
-    raise SpecError(
-        f"freeze={last!r} is not a row of spec {model.spec.name!r}{suggest(last, names)}; name one of its rows, or p2, "
-        "p3, ... for all rows up to that stride"
-    )
+    return [] if last is None else [model.rows[name] for name in rows_up_to(model.spec, last)]
