@@ -55,8 +55,13 @@ def told(error: BaseException) -> str:
     """Describe an error in one line.
 
     Args:
-        error: Any error. For a full disk or missing permissions, the line names the file and the remedy.
+        error: Any error. For a full disk or missing permissions, the line names the file and the remedy. An
+            error that torch passes on from a loader worker has the whole traceback of that process as its text, of
+            which the last line is used.
     """
+    lines = str(error).splitlines()
+    if lines and lines[0].startswith("Caught "):  # torch's first line
+        return one_line(lines[-1].partition(": ")[2] or lines[-1])
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         return one_line(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}")
     return one_line(error)

@@ -72,10 +72,10 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if not is_mendable(error):
             raise  # another attempt may help
-        (job.run_folder / ERROR_FILE).write_text(first_cause(error), encoding="utf-8")
+        (job.run_folder / ERROR_FILE).write_text(told(error), encoding="utf-8")
         if worker.world_size > 1:
             raise  # otherwise the other workers would wait for this one
-        return {"complete": False, "refusal": first_cause(error)}
+        return {"complete": False, "refusal": told(error)}
     stop_file.unlink(missing_ok=True)
     return {"complete": complete, "refusal": None}
 
@@ -147,21 +147,6 @@ def find_invisible(job: TrainJob, token: str, *, is_one_machine: bool) -> str | 
         f"the node {socket.gethostname()} cannot access {invisible[0]} of the machine that started the training; the "
         "project and its images must be on storage that all nodes share (such as NFS), under the same path"
     )
-
-
-def first_cause(error: Exception) -> str:
-    """Return the message of an error in one line.
-
-    Args:
-        error: Any error. If a loader worker raised it, its text is the whole traceback of that process.
-
-    Returns:
-        The message, without a traceback.
-    """
-    lines = str(error).splitlines()
-    if not lines or not lines[0].startswith("Caught "):  # torch's first line
-        return told(error)
-    return lines[-1].partition(": ")[2] or lines[-1]
 
 
 def _read_error(job: TrainJob) -> str | None:

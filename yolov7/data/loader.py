@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from yolov7.data.augment.tile import Sample
 from yolov7.data.balance import balanced_order, repeat_factors
 from yolov7.data.dataset import DetectionDataset
 from yolov7.data.index import ImageIndex
-from yolov7.errors import DataError, SettingError
+from yolov7.errors import DataError, SettingError, UserError, told
 from yolov7.settings import LetterboxMode
 from yolov7.structures import Batch, Targets
 from yolov7.system.memory import keep_memory
@@ -31,6 +31,7 @@ PREFETCH = 2  # batches that each worker process prepares ahead
 _MOST_WORKERS = 8  # processes that `auto` starts at most
 _SHUFFLE = 1 << 32  # separates the generator of the order from those of the samples
 _PR_SET_PDEATHSIG = 1
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class TrainLoader:
             An iterator over this rank's share of each step.
         """
         self._keys.keys = [BatchKey(epoch, mosaic, indices) for indices in self._shares(epoch)][start:]
-        return iter(self._batches)
+        return _passed_on(iter(self._batches))
 
     def _shares(self, epoch: int) -> Iterator[tuple[int, ...]]:
         generator = default_rng((self._seed, epoch, _SHUFFLE))
@@ -196,7 +197,7 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[ValBatch]:
         """Iterate over this rank's batches."""
-        return iter(self._batches)
+        return _passed_on(iter(self._batches))
 
 
 def make_batch(dataset: DetectionDataset, indices: Sequence[int], *, epoch: int = 0, mosaic: bool = True) -> Batch:
@@ -298,6 +299,14 @@ def _make_loader(batches: Dataset[Any], keys: _Keys, num_workers: int, *, persis
         prefetch_factor=PREFETCH if workers else None,
         persistent_workers=persistent and workers > 0,
     )
+
+
+def _passed_on(batches: Iterator[Content]) -> Iterator[Content]:
+    """Yield batches; raise errors of the user from worker processes without the traceback of these processes."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise type(error)(told(error)) from None
 
 
 def _begin_worker(_: int) -> None:

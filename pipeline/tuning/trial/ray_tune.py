@@ -18,13 +18,12 @@ from typing import Any
 import torch
 
 from pipeline.ray.placement import Node
-from pipeline.ray.worker import first_cause
 from pipeline.tuning.budget.latency import device_name, measure_latency
 from pipeline.tuning.budget.plan import SpeedSample
 from pipeline.tuning.trial.driver import ERROR_FILE, STOP_SECONDS, Driver
 from pipeline.tuning.trial.resources import TrialResources, choose_resources
 from pipeline.tuning.trial.training import TrialTask, measure_speed, train_trial
-from yolov7.errors import TrainingError, is_mendable, one_line
+from yolov7.errors import TrainingError, is_mendable, one_line, told
 from yolov7.training.job import TrainJob
 from yolov7.training.worker import Worker
 
@@ -204,4 +203,4 @@ def _train(config: dict[str, Any]) -> None:
         if not is_mendable(error):
             raise  # a restart may help
         task.job.run_folder.mkdir(parents=True, exist_ok=True)
-        (task.job.run_folder / ERROR_FILE).write_text(first_cause(error), encoding="utf-8")
+        (task.job.run_folder / ERROR_FILE).write_text(told(error), encoding="utf-8")
