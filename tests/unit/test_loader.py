@@ -162,13 +162,14 @@ def test_without_augmentation_a_sample_is_letterboxed(tmp_path: Path) -> None:
 def test_validation_batches_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
     index = make_index(tmp_path, count=7)
     loaders = [ValLoader(index, image_size=64, batch_size=2, num_workers=workers) for workers in (0, 1, 2)]
+    processes = set(multiprocessing.active_children())
     for _ in range(2):  # a loader may be iterated several times
         alone, *others = [list(loader) for loader in loaders]
         for batches in others:
             assert [batch.index for batch in batches] == [batch.index for batch in alone]
             assert [batch.geometry for batch in batches] == [batch.geometry for batch in alone]
             assert all(torch.equal(a.images, b.images) for a, b in zip(alone, batches, strict=True))
-    assert multiprocessing.active_children() == []  # workers run only during an iteration
+    assert set(multiprocessing.active_children()) <= processes  # workers run only during an iteration
 
 
 def test_validation_boxes_return_to_the_pixels_of_the_image(tmp_path: Path) -> None:

@@ -306,7 +306,8 @@ def _passed_on(batches: Iterator[Content]) -> Iterator[Content]:
     try:
         yield from batches
     except UserError as error:
-        raise type(error)(told(error)) from None
+        error.args = (told(error),)
+        raise
 
 
 def _begin_worker(_: int) -> None:
