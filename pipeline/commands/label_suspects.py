@@ -50,7 +50,7 @@ class LabelSuspects:
     _found: dict[str, list[_Suspect]] | None = field(default=None, init=False)
 
     def check_classes(self) -> None:
-        """Raise an error if the model knows none of the classes of the data.
+        """Raise an error if the model and the data have no class in common.
 
         Raises:
             SettingError: If no class name is common to both.
@@ -59,7 +59,7 @@ class LabelSuspects:
         if max(match_names(names, self.model.class_names), default=-1) < 0:
             ours, theirs = (", ".join(some[:5]) for some in (names, self.model.class_names))
             raise SettingError(
-                f"weights={self.model.path} know none of the classes of the data ({ours}); they know: {theirs}; "
+                f"weights={self.model.path} have none of the classes of the data ({ours}), but {theirs}; "
                 "name weights that were trained with these classes"
             )
 

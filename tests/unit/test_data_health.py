@@ -295,7 +295,7 @@ def test_weights_run_the_label_checks(clean: Coco, tmp_path: Path) -> None:
     code, found = checked(data.root, weights=tmp_path / "two.safetensors")
     assert code == 0
     assert found["label-unfound"]["count"] == 4 * COUNT
-    with pytest.raises(SettingError, match=r"know none of the classes of the data \(cat, dog\); they know: car, bus"):
+    with pytest.raises(SettingError, match=r"have none of the classes of the data \(cat, dog\), but car, bus"):
         checked(data.root, weights=tmp_path / "other.safetensors")
 
 

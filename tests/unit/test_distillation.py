@@ -177,7 +177,7 @@ def test_a_teacher_of_other_classes_is_refused_unless_only_maps_are_compared(tmp
     path = save_teacher(tmp_path / "a.safetensors", names=("red", "green", "purple"))
     with pytest.raises(
         ArtifactError,
-        match=r"^distil\.teacher=.*a\.safetensors: the weights do not know 1 of the 3 .*"
+        match=r"^distil\.teacher=.*a\.safetensors: the weights lack 1 of the 3 .*"
         "or set distil.outputs: 0 and distil.features: 1 to imitate only its maps$",
     ):
         open_teacher(job_of(tmp_path, path), NAMES)

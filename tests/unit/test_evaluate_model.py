@@ -125,7 +125,7 @@ def test_classes_are_matched_by_name() -> None:
     assert mapped.scores.tolist() == pytest.approx([0.9, 0.7])
     assert mapping.notes() == (
         "detections of 'zebra' are left out, because the data have no such class",
-        "the model does not know 'dog', so it finds no such object",
+        "the model has no class 'dog', so it finds no such object",
     )
     assert map_classes(("car", "Car"), ("Car", "car", "CAR")).labels == (1, 0)  # exactly equal names come first
     with pytest.raises(DataError, match="no class in common"):

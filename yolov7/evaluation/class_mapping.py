@@ -34,7 +34,7 @@ class ClassMapping:
                 f"detections of {_listed(self.only_in_model)} are left out, because the data have no such class"
             )
         if self.only_in_data:
-            found.append(f"the model does not know {_listed(self.only_in_data)}, so it finds no such object")
+            found.append(f"the model has no class {_listed(self.only_in_data)}, so it finds no such object")
         return tuple(found)
 
     def apply(self, detections: Detections) -> Detections:
@@ -69,7 +69,7 @@ def map_classes(model: Sequence[str], data: Sequence[str]) -> ClassMapping:
     labels = match_names(model, data)
     if max(labels, default=-1) < 0:
         raise DataError(
-            f"the model and the data have no class in common: the model knows {_listed(model)}, and the data contain "
+            f"the model and the data have no class in common: the model has {_listed(model)}, and the data have "
             f"{_listed(data)}"
         )
     missing = tuple(name for label, name in enumerate(data) if label not in labels)

@@ -54,8 +54,8 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
     missing = [name for name, place in zip(wanted, places, strict=True) if place < 0]
     if missing:
         raise ArtifactError(
-            f"the weights do not know {len(missing)} of the {len(wanted)} classes of the data, e.g. "
-            f"{shown(missing[0])}; they know {shown(list(names))}; use data with these class names"
+            f"the weights lack {len(missing)} of the {len(wanted)} classes of the data, e.g. "
+            f"{shown(missing[0])}; their classes are {shown(list(names))}; use data with these class names"
         )
     if places == tuple(range(len(names))):
         return model
