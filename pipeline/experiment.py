@@ -28,7 +28,7 @@ from pipeline.params import (
     load_params,
     parse_params,
 )
-from pipeline.tune_settings import OPTIONS_OF, TuneSettings
+from pipeline.tune_settings import OPTIONS_OF, TuneSettings, tune_option
 from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
 from yolov7.recipes import leaves, resolve_settings
 from yolov7.settings import TrainSettings
@@ -217,16 +217,12 @@ def tune_settings(experiment: Experiment, options: Mapping[str, Any]) -> TuneSet
         settings = TuneSettings.model_validate(experiment.tune.model_dump() | given)
     except ValidationError as error:
         key, _, fault = first_error(error, model=TuneSettings).partition(":")
-        raise SettingError(f"{_tune_option(key)}:{fault}") from None
+        raise SettingError(f"{tune_option(key)}:{fault}") from None
     for space, names in OPTIONS_OF.items():
         useless = [name for name in given if name in names]
         if useless and space != settings.space:
-            raise SettingError(f"{_tune_option(useless[0])} has an effect with --space {space} only; leave it out")
+            raise SettingError(f"{tune_option(useless[0])} has an effect with --space {space} only; leave it out")
     return settings
-
-
-def _tune_option(key: str) -> str:
-    return "--rule" if key.startswith("rules") else f"--{key.replace('_', '-')}"
 
 
 def _resolve_variants(params: Params) -> list[tuple[ResolvedVariant, tuple[str, ...]]]:
@@ -287,7 +283,7 @@ def _resolve_variant(
 def _resolve_train(
     spec: ModelSpec, train: Mapping[str, Any], own: Mapping[str, Any], *, key: str
 ) -> tuple[TrainSettings, tuple[str, ...]]:
-    """Return the settings of the training of a variant, and notes on them."""
+    """Resolve the training settings of one variant, and describe what the user should know about them."""
     merged, notes = resolve_settings(train, own)
     settings = _validate_train({"image_size": spec.image_size, **merged}, key=key)
     stated = {".".join(path): None for part in (train, own) for path, _ in leaves(part)}

@@ -26,6 +26,15 @@ _ALONE = ("class_balance", "close_mosaic", "multi_scale")  # settings outside th
 _OFF_SHARE = 0.25  # of the draws of a probability: exactly the lower end
 
 
+def tune_option(name: str) -> str:
+    """Return the option of `yolov7 tune` that replaces a setting.
+
+    Args:
+        name: The name of the setting, or of one of its items, such as `rules.0`.
+    """
+    return "--rule" if name.startswith("rules") else f"--{name.replace('_', '-')}"
+
+
 class SettingRange(Settings):
     """The values that `yolov7 tune --space train` tries for one setting of the training.
 

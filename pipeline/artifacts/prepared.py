@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pipeline.artifacts.files import existing, stage_folder
 from yolov7.data.index import ImageIndex, load_index
 from yolov7.data.selection import keep_images
@@ -56,6 +58,19 @@ def fit_to_prepared(settings: TrainSettings) -> Fitted:
     Raises:
         ArtifactError: If the data are not prepared.
     """
+    return prepared_fit(settings)(settings)
+
+
+def prepared_fit(settings: TrainSettings) -> Callable[[TrainSettings], Fitted]:
+    """Return `fit_to_prepared` for several variations of the settings of one training, which reads the data once.
+
+    Args:
+        settings: The settings, whose recipe and training images the variations share.
+
+    Raises:
+        ArtifactError: If the data are not prepared.
+    """
     if settings.recipe != NAME:
-        return Fitted(settings, ())
-    return fit_to_data(settings, describe_data(load_training_images(settings)))
+        return lambda stated: Fitted(stated, ())
+    facts = describe_data(load_training_images(settings))
+    return lambda stated: fit_to_data(stated, facts)

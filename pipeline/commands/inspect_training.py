@@ -83,7 +83,7 @@ def inspect(resolved: ResolvedVariant, seed: int) -> None:
 
 
 def _describe_anchors(resolved: ResolvedVariant, index: ImageIndex, settings: TrainSettings) -> list[str]:
-    """Say which anchors a training uses, and how well they fit the boxes."""
+    """Describe the anchors that a training uses, and how well they fit the boxes."""
     if resolved.given is None:
         check_weights(resolved)
     weights, teacher = (

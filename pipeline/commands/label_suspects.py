@@ -50,7 +50,7 @@ class LabelSuspects:
     _found: dict[str, list[_Suspect]] | None = field(default=None, init=False)
 
     def check_classes(self) -> None:
-        """Raise an error if the model and the data have no class in common.
+        """Check that the model and the data have at least one class in common.
 
         Raises:
             SettingError: If no class name is common to both.

@@ -79,10 +79,9 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
     """
     folder, now = job.run_folder, code_digest("train")
     with job.sole_writer():
-        notes = [_take_back(job)]
-        before = read_owner(folder)
-        if before != job.fingerprint:
-            notes.append(_make_ready(job))
+        notes = _take_back(job)
+        if read_owner(folder) != job.fingerprint:
+            notes += _make_ready(job)
         if copy:
             try:
                 copy.fetch(folder)
@@ -104,11 +103,11 @@ def claim_run(job: TrainJob, copy: RunCopy | None) -> str:
             "this training was finished before with the same data, settings and code; its weights are used (delete "
             f"{where} to train again)"
         )
-    return "; ".join(filter(None, notes))
+    return "; ".join(notes)
 
 
 def forget_run(variant: ResolvedVariant, *, seed: int) -> None:
-    """Put the folder of a finished run aside and remove its copy, so that the same training starts from the beginning.
+    """Move a finished run out of its folder and remove its copy, so that the same training starts from the beginning.
 
     Its last checkpoint is kept in a hidden folder beside it, so that a training with more epochs can continue it. A run
     that is not finished, or that is not the one whose result the stage has written, stays: it may be a training
@@ -147,37 +146,37 @@ def _put_aside(folder: Path) -> list[Path]:
     return [path for path in found if path != _last_finished(folder) and path.is_dir()]
 
 
-def _take_back(job: TrainJob) -> str:
-    """Put the run that was put aside back into the run folder if it is that of the job; return a note on it."""
+def _take_back(job: TrainJob) -> list[str]:
+    """Move the run that was put aside back into the run folder if it is that of the job; return notes on it."""
     accepted = accepted_fingerprints(job)
     aside = next((path for path in _put_aside(job.run_folder) if read_owner(path) in accepted), None)
     if aside is None or read_owner(job.run_folder) in accepted:
-        return ""
-    note = _make_room(job.run_folder, keep=aside)
+        return []
+    notes = _make_room(job.run_folder, keep=aside)
     _move(aside, job.run_folder)
-    return "; ".join(filter(None, (note, "the earlier run with these data and settings is used again")))
+    return [*notes, "the earlier run with these data and settings is used again"]
 
 
-def _make_room(folder: Path, *, keep: Path | None = None) -> str:
-    """Remove the run folder; put it aside, in the place of the run before, if it has trained something.
+def _make_room(folder: Path, *, keep: Path | None = None) -> list[str]:
+    """Clear the run folder. A run that has trained something is put aside and replaces the one put aside before.
 
     Args:
         folder: The run folder.
         keep: A folder of a run that was put aside and stays.
 
     Returns:
-        Where the run is now; empty if there was nothing to keep.
+        A note that says where the run is now; empty if there was nothing to keep.
     """
     if not has_trained(folder) and not (folder / WEIGHTS).is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        return ""
+        return []
     aside = folder.with_name(f".{folder.name}.{read_owner(folder)}")
     for path in _put_aside(folder):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)
     _move(folder, aside)
     delete_older_checkpoints(aside)
-    return f"the run with other data or settings is kept in {aside} and continues if they are as before"
+    return [f"the run with other data or settings is kept in {aside} and continues if they are as before"]
 
 
 def _move(folder: Path, target: Path) -> None:
@@ -186,18 +185,17 @@ def _move(folder: Path, target: Path) -> None:
     folder.rename(target)
 
 
-def _make_ready(job: TrainJob) -> str:
-    """Give the run folder the state of the finished run that the job continues, or empty it; return a note on it."""
+def _make_ready(job: TrainJob) -> list[str]:
+    """Give the run folder the state of the finished run that the job continues, or empty it; return notes on it."""
     folder, aside = job.run_folder, _last_finished(job.run_folder)
     earlier = accepted_fingerprints(job)[1:]
-    note = ""
-    if read_owner(folder) not in earlier:
-        had_run = read_owner(folder) is not None
-        note = _make_room(folder)
+    notes: list[str] = []
+    if (owner := read_owner(folder)) not in earlier:
+        notes = _make_room(folder)
         if not earlier:
             (fresh_folder(folder) / OWNER).write_text(job.fingerprint, encoding="utf-8")
             started = "an earlier run had other data or settings; training starts from the beginning"
-            return "; ".join(filter(None, (started if had_run else "", note)))
+            return [*([] if owner is None else [started]), *notes]
         if read_owner(aside) not in earlier:
             raise ArtifactError(
                 f"the run of {folder} continued a finished run that no longer exists, so it cannot be repeated; run "
@@ -209,8 +207,10 @@ def _make_ready(job: TrainJob) -> str:
                 shutil.copyfile(path, folder / path.name)
     begin_longer_run(job, folder)
     places = f"{folder} and {aside}"
-    longer = f"the last finished run had fewer epochs and is continued; delete {places} to train from the beginning"
-    return "; ".join(filter(None, (longer, note)))
+    return [
+        f"the last finished run had fewer epochs and is continued; delete {places} to train from the beginning",
+        *notes,
+    ]
 
 
 def _read(path: Path) -> str | None:

@@ -187,7 +187,7 @@ def _open_trained(path: Path, settings: BenchmarkSettings, device: torch.device)
 def _open_deployed(
     path: Path, settings: BenchmarkSettings, *, device: torch.device, exports: Path, data: ExportData
 ) -> Iterator[tuple[OpenedModel, float | None]]:
-    """Yield the deployed model in each engine and precision, each time with its AP."""
+    """Yield the deployed model for each engine and precision, together with its AP."""
     for engine in settings.engines:
         if engine in _FORMATS:
             yield from _export(path, engine, settings, device=device, exports=exports, data=data)
@@ -203,8 +203,9 @@ def _export(
 ) -> Iterator[tuple[OpenedModel, float | None]]:
     """Export the model, which also measures its AP, and yield it in the precisions that the engine has."""
     possible = next(info.precisions_here() for info in engines() if info.name == engine)
-    floats = [one for one in _float_precisions(settings, device) if one in possible]
-    for name in _float_precisions(settings, device):
+    asked = _float_precisions(settings, device)
+    floats = [name for name in asked if name in possible]
+    for name in asked:
         if name not in possible:
             text = f"the engine {engine} does not compute in {name} on this machine; it is left out"
             console.print(stage_line("benchmark", exports.name, text))

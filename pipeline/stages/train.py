@@ -23,7 +23,7 @@ from pipeline.artifacts.files import (
     write_json,
     write_no_weights,
 )
-from pipeline.artifacts.prepared import fit_to_prepared
+from pipeline.artifacts.prepared import prepared_fit
 from pipeline.artifacts.reports import PreparedData, TrainSummary
 from pipeline.console import console, stage_line
 from pipeline.experiment import ResolvedVariant, check_weights
@@ -70,7 +70,7 @@ def build_job(variant: ResolvedVariant, *, seed: int) -> TrainJob:
     )
     if job.settings.batch_size == AUTO_BATCH:
         job = _settle_batch(job, variant)
-    return with_earlier_run(job, fit=fit_to_prepared)
+    return with_earlier_run(job, fit=prepared_fit(job.settings))
 
 
 def _settle_batch(job: TrainJob, variant: ResolvedVariant) -> TrainJob:

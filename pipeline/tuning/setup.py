@@ -13,7 +13,7 @@ from pipeline.artifacts.files import RUNS, read_json, stage_folder
 from pipeline.artifacts.prepared import fit_to_prepared
 from pipeline.artifacts.reports import PreparedData
 from pipeline.experiment import Experiment, check_weights
-from pipeline.tune_settings import SettingRange, TuneSettings
+from pipeline.tune_settings import SettingRange, TuneSettings, tune_option
 from pipeline.tuning.budget.amount import Budget, parse_budget, show_amount
 from pipeline.tuning.budget.costs import counted_costs, within_caps
 from pipeline.tuning.budget.plan import TrialPlan
@@ -34,9 +34,11 @@ _NO_EFFECT = {"budget", "trials", "epochs", "trials_per_gpu"}
 
 
 OPTIONS = {  # options of the command by the setting that they replace
-    **{name: f"--{name.replace('_', '-')}" for name in ("space", "base", "vary", "budget", "trials_per_gpu", "seed")},
-    **{name: f"--{name.replace('_', '-')}" for name in ("max_gflops", "max_params", "max_latency_ms")},
-    "rules": "--rule",
+    name: tune_option(name)
+    for name in (
+        *("space", "base", "vary", "budget", "trials_per_gpu", "seed"),
+        *("max_gflops", "max_params", "max_latency_ms", "rules"),
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""The cases of the benchmark, each of which is measured in a process of its own.
+"""The cases of the benchmark. Each is measured in a separate process.
 
 A process that is spawned imports this module; it cannot import `__main__`.
 """
@@ -50,7 +50,7 @@ CASES: dict[str, Callable[[Stopwatch], Iterator[Row]]] = {
 
 
 def measure(name: str, options: argparse.Namespace, output: Path) -> None:
-    """Measure one case; keep each row in the place of those of an earlier measurement of the case.
+    """Measure one case, and replace the rows of its earlier measurement in the output file.
 
     Args:
         name: The name of the case.

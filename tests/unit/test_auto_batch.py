@@ -111,7 +111,7 @@ def test_the_measured_images_have_the_largest_size_of_the_run(
 
 @pytest.mark.parametrize("anchors", ["auto", "fit"])
 def test_the_measured_steps_have_the_teacher_of_the_run(tmp_path: Path, anchors: str) -> None:
-    """The teacher is wider, has other anchors, and knows the classes in another order."""
+    """The teacher is wider, has other anchors, and has the classes in another order."""
     teacher = DetectionModel(resolve_spec({"base": "nano", "image_size": 64}, name="wide"), num_classes=len(NAMES))
     teacher.anchors_px = teacher.anchors_px * 1.25
     path = tmp_path / "teacher.safetensors"

@@ -114,7 +114,7 @@ TRAINED_FOR_OTHERS = "the outputs of the head of the weights were trained for ot
 def started(
     folder: Path, spec: ModelSpec, names: tuple[str, ...], *, boxes: ImageIndex = ORDINARY, **keys: Any
 ) -> Start:
-    """Start from weights of a spec with random values."""
+    """Build the start of a run that begins with random weights of a spec."""
     torch.manual_seed(5)
     source = DetectionModel(spec, num_classes=len(names))
     save_weights(folder / "w.safetensors", source, class_names=names, image_size=64, training={})
@@ -218,5 +218,5 @@ def test_safetensors_files_are_told_from_pickles_whatever_the_length_of_their_he
             if path.read_bytes()[:1] == b"\x80":  # as a pickle begins
                 break
         else:
-            raise AssertionError("no length of the header begins like a pickle")
+            raise AssertionError("no length of the header has the first byte of a pickle")
         assert open_weights(path, spec=SPEC).class_names == names

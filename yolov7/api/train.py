@@ -96,7 +96,7 @@ def train(
     )
     job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
     facts = describe_data(load_training_split(job))
-    job = job.model_copy(update={"notes": tuple(filter(None, (batch_note,)))})
+    job = job.model_copy(update={"notes": (batch_note,) if batch_note else ()})
     job = _claim(job, complete=lambda stated: fit_to_data(stated, facts))
     if not (folder / WEIGHTS).is_file():
         fit(job, _worker(device, chosen), callbacks=callbacks)

@@ -302,7 +302,7 @@ def _make_loader(batches: Dataset[Any], keys: _Keys, num_workers: int, *, persis
 
 
 def _passed_on(batches: Iterator[Content]) -> Iterator[Content]:
-    """Yield batches; raise errors of the user from worker processes without the traceback of these processes."""
+    """Yield batches, and reduce the text of a user error from a worker process to the message of the error."""
     try:
         yield from batches
     except UserError as error:

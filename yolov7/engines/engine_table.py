@@ -56,7 +56,7 @@ class EngineInfo:
         return "cuda" in self.devices and (self.name != "onnxruntime" or has_gpu_provider())
 
     def precisions_here(self) -> tuple[str, ...]:
-        """Return the types in which the engine, which is available, computes on this machine."""
+        """Return the types in which the engine computes on this machine, where it must be available."""
         is_slow = self.name == "openvino" and not has_fast_bfloat16()
         return tuple(one for one in self.precisions if not (is_slow and one == "bfloat16"))
 

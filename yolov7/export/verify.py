@@ -118,11 +118,11 @@ def measure_ap(
     letterbox: LetterboxMode,
     settings: NmsSettings = COCO_NMS,
 ) -> float | None:
-    """Return AP of a model on a split.
+    """Measure the AP of a model on a split.
 
     Args:
         engine: What runs the model.
-        index: The split.
+        index: The split; None if there is none.
         image_size: Side of the square images, pixels.
         letterbox: How the model expects images to be brought to a square.
         settings: Settings of the suppression.

@@ -291,7 +291,7 @@ def _run_steps(task: Mapping[str, Any]) -> None:
 
 @final
 class _Steps:
-    """Real training steps with random images of the largest size of the run, and with its teacher if it has one."""
+    """Takes real training steps on random images of the largest size of the run, with its teacher if it has one."""
 
     def __init__(self, job: TrainJob, class_names: Sequence[str], device: torch.device) -> None:
         settings, self._device, self._classes = job.settings, device, len(class_names)

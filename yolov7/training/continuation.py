@@ -158,7 +158,7 @@ def _keep_batch(job: TrainJob, lines: Sequence[Mapping[str, Any]]) -> TrainJob:
 
 
 def _with_fewer_epochs(jobs: Sequence[TrainJob], epochs: int) -> Iterator[TrainJob]:
-    """Yield the jobs with this number of epochs stated, and without a stated number."""
+    """Yield each job twice: with this number of epochs stated, and with no number stated."""
     for job in jobs:
         stated = job.settings.model_dump(exclude_unset=True)
         free = TrainSettings.model_validate({key: value for key, value in stated.items() if key != "epochs"})

@@ -20,7 +20,7 @@ _SAME = 1e-3  # relative difference below which anchors are the same: the roundi
 
 @dataclass(frozen=True)
 class StartAnchors:
-    """The anchors of a run.
+    """The anchors with which a run starts.
 
     Attributes:
         spec: The spec with these anchors.
@@ -94,7 +94,7 @@ def describe_missing_anchors(spec: ModelSpec) -> str:
 
 
 def set_anchors(model: DetectionModel, spec: ModelSpec) -> None:
-    """Give a model the anchors of a spec.
+    """Replace the anchors of a model by those of a spec.
 
     Args:
         model: The model, whose weights stay the same.

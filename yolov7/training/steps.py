@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from yolov7.training.worker import Worker
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20
+_Parameters = list[nn.Parameter]
 _RATE_AFTER_ROLLBACK = 0.5  # an unchanged rate would diverge at the same step again
 
 
@@ -72,7 +73,7 @@ class Stepper:
         self._runner: nn.Module = torch.compile(runner) if settings.compile else runner  # type: ignore[assignment]
         self._stride = max(*state.model.strides, distillation.stride if distillation else 0)
         self._largest_norm = job.largest_norm
-        self._of_epoch: tuple[int, Loss, int] | None = None  # see `_epoch`
+        self._of_epoch: _OfEpoch | None = None  # see `_epoch`
         self._pending = 0  # steps whose gradients wait for the optimizer
         self._is_summed = True  # whether the pending gradients are summed over all workers
         self._skipped_in_a_row = 0
@@ -115,7 +116,7 @@ class Stepper:
         progress, begun = self._state.progress, time.perf_counter()
         self._has_moved = False
         plan = self._schedule.at(progress.step)
-        _, num_frozen = self._epoch(progress.epoch)
+        num_frozen = self._epoch(progress.epoch).num_frozen
         apply_plan(self._state.optimizer, plan, share=self._rate_share, num_frozen=num_frozen)
         self._add_gradients(batch)
         is_due = self._schedule.is_optimizer_step(progress.step, pending=self._pending)
@@ -172,21 +173,21 @@ class Stepper:
         sum_over_ranks = worker.sum_over_workers if worker.world_size > 1 else None
         images, maps, inputs = self._forward(batch)
         targets = batch.targets.to(worker.device)
-        loss, _ = self._epoch(self._state.progress.epoch)
-        parts = loss(maps, targets, sum_over_ranks=sum_over_ranks)
+        parts = self._epoch(self._state.progress.epoch).loss(maps, targets, sum_over_ranks=sum_over_ranks)
         own = [parts.box, parts.objectness, parts.classification]
         if self._distillation is None:
             return parts.total, own
         imitated = self._distillation(images, Outputs(maps.lead, inputs), sum_over_ranks=sum_over_ranks)
         return parts.total + imitated.total, [*own, imitated.mean]
 
-    def _epoch(self, epoch: int) -> tuple[Loss, int]:
-        """Return what may change with the epoch only: the loss, and the number of frozen rows."""
-        if self._of_epoch is None or self._of_epoch[0] != epoch:
+    def _epoch(self, epoch: int) -> _OfEpoch:
+        """Return what may change with the epoch only, which is computed once in each epoch."""
+        if self._of_epoch is None or self._of_epoch.number != epoch:
             model, settings = self._state.model, self._job.settings
             loss = make_loss(model, settings, epoch=epoch)
-            self._of_epoch = epoch, loss, count_frozen_rows(model, settings, epoch=epoch)
-        return self._of_epoch[1:]
+            num_frozen = count_frozen_rows(model, settings, epoch=epoch)
+            self._of_epoch = _OfEpoch(epoch, loss, num_frozen, *self._split_parameters(num_frozen))
+        return self._of_epoch
 
     def _is_last_of_sum(self) -> bool:
         """Return whether the optimizer is due after this step."""
@@ -226,7 +227,8 @@ class Stepper:
             self._worker.average_in_place(_gradients(state.parameters()))
             self._is_summed = True
         state.scaler.unscale_(state.optimizer)
-        moving, resting = self._moving_and_resting()
+        epoch = self._epoch(state.progress.epoch)
+        moving, resting = epoch.moving, epoch.resting
         norm, norm_of_resting = (nn.utils.get_total_norm(_gradients(group)) for group in (moving, resting))
         self._has_moved = is_finite = bool(torch.isfinite(norm + norm_of_resting))  # the same on all workers
         if is_finite:
@@ -242,15 +244,14 @@ class Stepper:
         else:
             self._skip("the gradient", steps=pending)
 
-    def _moving_and_resting(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Return the parameters that move, and those of rows that are still frozen.
+    def _split_parameters(self, num_frozen: int) -> tuple[_Parameters, _Parameters]:
+        """Split the parameters into those that are updated and those of the first, frozen rows.
 
         Rows that will be released have gradients too, and a learning rate of 0.
         """
         model, freeze = self._state.model, self._job.settings.freeze
-        _, num_frozen = self._epoch(self._state.progress.epoch)
         frozen = {parameter for row in frozen_rows(model, last=freeze)[:num_frozen] for parameter in row.parameters()}
-        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        groups: tuple[_Parameters, _Parameters] = ([], [])
         for parameter in self._state.parameters():
             groups[parameter in frozen].append(parameter)
         return groups
@@ -289,6 +290,24 @@ class Stepper:
 
     def _whole_strides(self, size: float) -> int:
         return max(self._stride, round(size / self._stride) * self._stride)
+
+
+class _OfEpoch(NamedTuple):
+    """What may change with the epoch only.
+
+    Attributes:
+        number: The epoch, counted from 0.
+        loss: The loss of the model.
+        num_frozen: The number of first rows that are frozen.
+        moving: The parameters that are updated.
+        resting: The parameters of the frozen rows.
+    """
+
+    number: int
+    loss: Loss
+    num_frozen: int
+    moving: _Parameters
+    resting: _Parameters
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -16,7 +16,7 @@ _AUXILIARY = ("auxiliary", "auxiliary_gain", "auxiliary_constraint")
 
 
 def settings_without_effect(head: HeadRow, train: TrainSettings) -> dict[str, str]:
-    """Return the settings of the loss and of the optimizer that do not affect a training.
+    """Find the settings of the loss and of the optimizer that have no effect on a training.
 
     It depends on the head, and on settings that are a choice among names. A number with which another setting has no
     effect, such as a warm-up of 0 epochs, does not count, because a search may vary it.
@@ -33,7 +33,7 @@ def settings_without_effect(head: HeadRow, train: TrainSettings) -> dict[str, st
 
 
 def stated_without_effect(head: HeadRow, train: TrainSettings, stated: Iterable[str]) -> tuple[str, ...]:
-    """Return one sentence for each stated setting that has no effect and is not at its default.
+    """Describe, in one sentence each, the stated settings that have no effect and differ from their defaults.
 
     Args:
         head: The head of the model.

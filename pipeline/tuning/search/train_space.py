@@ -170,7 +170,7 @@ def _range_around(stated: float, *, factor: float) -> SettingRange | None:
 
 
 def _check_groups(settings: TuneSettings, ranges: Mapping[str, SettingRange], useless: Mapping[str, str]) -> None:
-    """Raise SettingError if `vary` names a group in which no setting with a range has an effect."""
+    """Check that each group in `vary` has a setting with an effect, if its settings have ranges at all."""
     for group in settings.vary:
         keys = [key for key in list_numbers() if key.startswith(f"{group}.")]
         left_out = [key for key in keys if key in useless and key in DEFAULT_RANGES]
