@@ -10,9 +10,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-# Each of these files runs in a process of its own: after OpenVINO was used in a process, the end of a child process was
-# seen to crash it.
-ENGINES := tests/unit/test_engines.py tests/unit/test_export.py tests/unit/test_quantise.py
+# Each file with tests of engines has a worker of its own: after OpenVINO was used in a process, the end of a child
+# process was seen to crash it.
+ENGINES := -n 3 --dist loadfile tests/unit/test_engines.py tests/unit/test_export.py tests/unit/test_quantise.py
+SLOW_ENGINES := -n 3 --dist loadfile tests/unit/test_benchmark.py tests/unit/test_engines.py tests/unit/test_export.py
 
 .PHONY: help repro test test-slow check bench bench-gpu clean
 
@@ -47,12 +48,12 @@ repro: $(READY) | .dvc/tmp
 test: $(READY)
 	@echo "== pytest"
 	@python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not engines"
-	@for file in $(ENGINES); do python -m pytest -m "engines and not slow and not gpu" $$file; done
+	@python -m pytest -m "engines and not slow and not gpu" $(ENGINES)
 
 test-slow: $(READY)
 	@echo "== pytest, slow tests"
 	@python -m pytest -n auto --dist loadfile -m "slow and not engines"
-	@for file in tests/unit/test_{benchmark,engines,export}.py; do python -m pytest -m "slow and engines" $$file; done
+	@python -m pytest -m "slow and engines" $(SLOW_ENGINES)
 
 check: $(READY)
 	@echo "== ruff"

@@ -1,8 +1,8 @@
 """MLflow: one run per variant, seed and fingerprint, to which every stage adds.
 
-Tracking never stops a training: nothing that a stage calls here raises, and an unreachable store costs seconds. Every
-record is written to disk first (`outbox.py`), sent when the store answers, by this command or a later one, and removed
-when the store has it.
+Tracking never stops a training: once a tracker exists, nothing that a stage calls here raises, and an unreachable store
+costs seconds. Every record is written to disk first (`outbox.py`), sent when the store answers, by this command or a
+later one, and removed when the store has it.
 """
 
 from pipeline.tracking.addresses import project_folder, tracking_server, tracking_uri, without_secrets

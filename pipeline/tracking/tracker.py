@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -35,7 +36,12 @@ class Tracker:
             experiment: The name of the experiment.
             model: The registered model of which detectors become versions; None for no versions.
             say: Receives what the user should know, in one line.
+
+        Raises:
+            ModuleNotFoundError: If MLflow is not installed. A stage then fails before it begins.
         """
+        if find_spec("mlflow") is None:
+            raise ModuleNotFoundError("MLflow is not installed", name="mlflow")
         address = store_address()
         self.model = model
         self._experiment, self._server = experiment, address.name

@@ -31,7 +31,7 @@ BASE = {
     "import-weights": "weights.pt -o again.safetensors",
     "resolve": "",
 }
-NEEDS_PIPELINE = ("train nano", "reparam", "tables", "tune --budget 1m", "ui")
+NEEDS_PIPELINE = ("train nano", "reparam", "evaluate nano", "tables", "tune --budget 1m", "ui")
 RUNNER = """
 import contextlib, io, json, sys
 from pathlib import Path
