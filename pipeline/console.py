@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from yolov7.errors import counted as counted
+from yolov7.errors import counted
 
 _NOTABLE_WAIT = 0.05  # share of the time
 

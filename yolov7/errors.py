@@ -96,17 +96,18 @@ def shown(value: object) -> str:
     return one_line(_SHORT.repr(value), limit=80)
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun in the singular or plural.
 
     Args:
         number: How many there are.
-        noun: The noun in the singular; its plural must end in "s".
+        noun: The noun in the singular.
+        plural: Its plural; the noun with an "s" by default.
 
     Returns:
         For example `1 epoch` or `1,024 images`.
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 _SHORT = reprlib.Repr()

@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import get_args
 
-from pipeline.console import counted
 from yolov7.data.find_data import DataFormat, find_data
 from yolov7.data.flaws import FlawKind
 from yolov7.data.write.convert import Conversion, Placement, convert_data
-from yolov7.errors import SettingError, shown, suggest
+from yolov7.errors import SettingError, counted, shown, suggest
 
 _REMARKS = {FlawKind.BACKGROUND, FlawKind.NO_LABEL_FILE}  # which lose nothing
 

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from pipeline.console import console, counted
-from yolov7.errors import DataError, SettingError, shown, suggest
+from pipeline.console import console
+from yolov7.errors import DataError, SettingError, counted, shown, suggest
 from yolov7.system.downloads.http_download import Retries, check_url, download
 from yolov7.system.downloads.unpack import unpack
 from yolov7.system.files import write_whole

@@ -13,9 +13,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.commands.model_file import model_file
-from pipeline.console import counted
 from yolov7.api import evaluate as evaluation
-from yolov7.errors import SettingError
+from yolov7.errors import SettingError, counted
 from yolov7.evaluation.figures import coco_results
 from yolov7.system.files import write_whole
 from yolov7.system.threads import use_free_cpus

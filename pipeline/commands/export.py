@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline.commands.model_file import model_file
-from pipeline.console import console, counted, stage_line
+from pipeline.console import console, stage_line
 from yolov7.data.find_data import find_data, parse_split, read_split
 from yolov7.data.images import IMAGE_SUFFIXES
 from yolov7.data.index import load_index
 from yolov7.data.selection import keep_images
-from yolov7.errors import DataError, SettingError
+from yolov7.errors import DataError, SettingError, counted
 from yolov7.export.export_model import MOST_TRAINING_IMAGES, ExportData, export_model
 from yolov7.export.report import ExportReport
 from yolov7.settings import NmsSettings

@@ -12,13 +12,12 @@ import numpy as np
 import yaml
 
 from pipeline.commands.experiments import FOLDER
-from pipeline.console import counted
 from pipeline.experiment import find_weights, parse_experiment
 from yolov7.data.annotations import is_in_shares
 from yolov7.data.find_data import FoundData, files_of_split, find_data, parse_split
 from yolov7.data.image_headers import read_header
 from yolov7.data.images import read_content
-from yolov7.errors import ArtifactError, DataError, SettingError, shown
+from yolov7.errors import ArtifactError, DataError, SettingError, counted, shown
 from yolov7.settings import TrainSettings
 from yolov7.spec.anchor_free import with_anchor_free_head
 from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple

@@ -29,7 +29,7 @@ from pipeline.commands.prediction_files import (
     json_line,
 )
 from pipeline.console import console as standard_console
-from pipeline.console import counted, duration, stage_line
+from pipeline.console import duration, stage_line
 from yolov7.detect.detections import class_labels
 from yolov7.detect.detector import Detector, nms_settings
 from yolov7.detect.drawing import draw_detections
@@ -37,7 +37,7 @@ from yolov7.detect.outcomes import DetectionOptions, Outcome, detect_sources
 from yolov7.detect.sources import Source, find_sources
 from yolov7.detect.threads import in_background, map_in_order
 from yolov7.detect.tiles import Tiling
-from yolov7.errors import SettingError
+from yolov7.errors import SettingError, counted
 from yolov7.system.threads import use_free_cpus
 
 _MEMORY = 2**28  # bytes of images that wait to be written

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.commands.model_file import model_file
-from pipeline.console import console, counted, stage_line
+from pipeline.console import console, stage_line
 from pipeline.ray.predict_at_scale import predict_at_scale
 from pipeline.ray.shards import ShardFormat
-from yolov7.errors import SettingError
+from yolov7.errors import SettingError, counted
 from yolov7.settings import NmsSettings
 
 _SHOWN = 10  # unreadable images that are printed; _summary.json lists all of them

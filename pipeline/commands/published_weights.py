@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.console import console
-from yolov7.errors import ArtifactError, SettingError, suggest
+from yolov7.errors import ArtifactError, SettingError, counted, suggest
 from yolov7.system.downloads.http_download import Retries, download
 from yolov7.system.files import write_whole
 from yolov7.weights.published import PublishedWeights, cache_folder, published_weights
@@ -117,7 +117,7 @@ def _convert(entry: PublishedWeights, file: Path) -> list[str]:
         letterbox=weights.letterbox,
         training=weights.training | {"licence": entry.licence, "address": entry.address},
     )
-    described = f"{entry.path}: {weights.model.spec.name}, {weights.model.num_classes} classes"
+    described = f"{entry.path}: {weights.model.spec.name}, {counted(weights.model.num_classes, 'class', 'classes')}"
     return [described, *(f"{entry.name}: {remark}" for remark in remarks)]
 
 

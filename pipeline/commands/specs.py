@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipeline.console import counted
+from yolov7.errors import counted
 from yolov7.nn.blocks import ConvBnAct
 from yolov7.nn.cost import spec_cost
 from yolov7.nn.heads import Head

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.artifacts.reports import Metrics, ReparamReport, TrainSummary
-from pipeline.console import counted, duration, waiting
+from pipeline.console import duration, waiting
+from yolov7.errors import counted
 
 
 def reparam_text(report: ReparamReport) -> str:

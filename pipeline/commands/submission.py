@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.artifacts.files import WEIGHTS, existing, stage_folder
-from pipeline.console import console, counted, stage_line
+from pipeline.console import console, stage_line
 from pipeline.experiment import Experiment, ResolvedVariant
 from yolov7.data.read.coco import find_coco_file
 from yolov7.data.read.coco_images import read_image_list
-from yolov7.errors import SettingError
+from yolov7.errors import SettingError, counted
 from yolov7.evaluation.submission import write_submission
 from yolov7.inference.engine import ModelEngine
 from yolov7.system.precision import resolve_device, resolve_precision

@@ -25,7 +25,7 @@ from typing import Any
 from pipeline.artifacts.files import read_json, stage_folder
 from pipeline.artifacts.reports import TrainSummary
 from pipeline.commands.run_stages import run_train
-from pipeline.console import console, counted, duration, stage_line
+from pipeline.console import console, duration, stage_line
 from pipeline.experiment import Experiment, ResolvedVariant
 from pipeline.params import RaySettings
 from pipeline.ray.cluster import interrupt_on_sigterm
@@ -35,7 +35,7 @@ from pipeline.ray.parent_process import end_with_command
 from pipeline.ray.run_folders import is_finished
 from pipeline.ray.slots import FreeRoom, Slot, divide, find_nodes
 from pipeline.stages.train import build_job
-from yolov7.errors import ArtifactError, TrainingError, UserError, is_mendable, one_line, told
+from yolov7.errors import ArtifactError, TrainingError, UserError, counted, is_mendable, one_line, told
 from yolov7.training.job import TrainJob
 
 _EXIT_SECONDS = 60.0  # for a training that was asked to end, with its checkpoint

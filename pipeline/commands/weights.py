@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from yolov7.errors import ArtifactError, DataError, SettingError, one_line, told
+from yolov7.errors import ArtifactError, DataError, SettingError, counted, one_line, told
 from yolov7.system.text_files import decode_text, read_bytes
 
 _WEIGHTS, _CHECKPOINT = ".safetensors", ".pt"
@@ -50,7 +50,8 @@ def import_weights(file: Path, *, spec: str | None, names: Path | None, output: 
         training=weights.training,
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    line = f"{output}: {model.spec.name}, {num_parameters:,} parameters, {model.num_classes} classes"
+    classes = counted(model.num_classes, "class", "classes")
+    line = f"{output}: {model.spec.name}, {num_parameters:,} parameters, {classes}"
     return "\n".join([line, *(f"{output}: {remark}" for remark in remarks)])
 
 
@@ -78,8 +79,8 @@ def export_weights(file: Path, *, output: Path) -> str:
         export_checkpoint(output, weights.model, class_names=weights.class_names)
     except ArtifactError as error:
         raise ArtifactError(f"{file}: {error}") from None
-    num_classes = len(weights.class_names)
-    return f"{output}: {weights.model.spec.name}, {num_classes} classes, as {{'model': state_dict, 'names': ...}}"
+    classes = counted(len(weights.class_names), "class", "classes")
+    return f"{output}: {weights.model.spec.name}, {classes}, as {{'model': state_dict, 'names': ...}}"
 
 
 def read_names(path: Path) -> tuple[str, ...]:

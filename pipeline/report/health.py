@@ -16,6 +16,7 @@ from yolov7.data.images import Image, read_image
 from yolov7.data.index import ImageIndex
 from yolov7.detect.drawing import class_colour, contact_sheet, draw_boxes, draw_outlines
 from yolov7.detect.text import drawable_names
+from yolov7.errors import counted
 from yolov7.system.settings_base import Settings
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels, COCO's bounds
@@ -173,7 +174,7 @@ def describe_flaws(flaws: Sequence[Flaw]) -> str:
     remarks = {kind: counts.pop(kind) for kind in list(counts) if kind.group is None}
     total = sum(counts.values())
     kinds = ", ".join(f"{kind}: {count:,}" for kind, count in counts.most_common(3))
-    texts = [f"{total:,} flaw{'' if total == 1 else 's'}" + (f" ({kinds})" if total else "")]
+    texts = [counted(total, "flaw") + (f" ({kinds})" if total else "")]
     texts.extend(f"{count:,} {_REMARKS[kind][count != 1]}" for kind, count in remarks.items())
     return ", ".join(texts)
 

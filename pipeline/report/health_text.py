@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.console import counted
 from pipeline.report.check_report import CheckReport, worst_first
 from pipeline.report.health import HealthReport
 from yolov7.data.health.checks import SPLIT_CHECKS, Severity
-from yolov7.errors import one_line
+from yolov7.errors import counted, one_line
 
 _EXAMPLES = 3  # of a check
 _LONGEST = 1000  # characters of an example
@@ -42,7 +41,7 @@ def _contents(report: HealthReport, split: str) -> str:
     health = report.splits[split]
     boxes = f"{health.boxes:,} {'box' if health.boxes == 1 else 'boxes'}"
     classes = len(report.class_names)
-    return f"{counted(health.images, 'image')}, {boxes}, {classes:,} {'class' if classes == 1 else 'classes'}"
+    return f"{counted(health.images, 'image')}, {boxes}, {counted(classes, 'class', 'classes')}"
 
 
 def _table(found: Sequence[CheckReport], splits: Sequence[str]) -> Iterator[str]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.console import counted
 from pipeline.report.paper.check import QUANTITIES, listed_errata
 from pipeline.report.paper.counting import PaperModel, count_as_paper, deployed_note, paper_models
 from pipeline.report.paper.improvement import Improvement, improvements
@@ -18,6 +17,7 @@ from pipeline.report.paper.zoo import zoo_note
 from pipeline.report.results import StageResults, VariantModel, VariantResults
 from pipeline.report.summary import headline_row, mean_and_spread
 from yolov7.data.coco_names import COCO_NAMES
+from yolov7.errors import counted
 from yolov7.system.settings_base import Settings
 
 COCO_VAL_IMAGES = 5000

@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.artifacts.files import WEIGHTS, existing, stage_folder, whole_folder, write_json
 from pipeline.artifacts.prepared import has_split, load_split
 from pipeline.artifacts.reports import Benchmark, BenchmarkRow
-from pipeline.console import console, counted, stage_line
+from pipeline.console import console, stage_line
 from pipeline.params import BenchmarkSettings
 from pipeline.report.summary import headline_row
 from yolov7.data.augment.letterbox import letterbox
@@ -32,6 +32,7 @@ from yolov7.data.images import read_image
 from yolov7.data.selection import keep_images
 from yolov7.engines.engine_table import engines
 from yolov7.engines.opened_model import OpenedModel, open_model
+from yolov7.errors import counted
 from yolov7.export.export_model import MOST_TRAINING_IMAGES, ExportData, export_model
 from yolov7.export.verify import measure_ap
 from yolov7.inference.engine import ModelEngine

@@ -30,7 +30,7 @@ from yolov7.data.selection import select_images
 from yolov7.data.sources import JoinedSources, Source
 from yolov7.data.split_store import SplitStore
 from yolov7.data.synthetic.scene import shuffle_labels, write_synthetic
-from yolov7.errors import DataError
+from yolov7.errors import DataError, counted
 
 Splits = Mapping[str, tuple[ImageIndex, tuple[Flaw, ...]]]
 _CACHE = RUNS / "prepare"  # outside DVC's outputs, which DVC deletes before a stage runs
@@ -167,7 +167,7 @@ def _check(splits: Splits, settings: FlawSettings) -> None:
         for group in settings.fatal:
             found = _of_group(flaws, FlawGroup(group))
             if found:
-                count = f"{_counted(len(found), 'flaw', 'flaws')} in {split}"
+                count = f"{counted(len(found), 'flaw')} in {split}"
                 remedy = f"correct them, or remove {group} from data.flaws.fatal"
                 raise DataError(f"{count}, e.g. {_told(found[0])}; {remedy}")
         _check_boxes(split, index, flaws)
@@ -197,7 +197,9 @@ def _check_boxes(split: str, index: ImageIndex, flaws: Sequence[Flaw]) -> None:
         raise DataError(f"all {total:,} boxes of {split} were left out {reasons}; correct the annotations")
     if index.num_boxes:
         raise DataError(f"all {index.num_boxes:,} boxes of {split} are crowd regions; annotate single objects too")
-    raise DataError(f"no image of {split} has a box ({len(index)} images); annotate some or name another split")
+    raise DataError(
+        f"no image of {split} has a box ({counted(len(index), 'image')}); annotate some or name another split"
+    )
 
 
 def _of_group(flaws: Sequence[Flaw], group: FlawGroup) -> list[Flaw]:
@@ -244,17 +246,13 @@ def _save(split: str, index: ImageIndex, folder: Path, project_root: Path, *, is
 def _summary(splits: Splits, settings: DataSettings, source: str, report: Path) -> str:
     images = " + ".join(f"{len(index):,}" for index, _ in splits.values())
     boxes = sum(index.num_boxes for index, _ in splits.values())
-    classes = _counted(len(splits["train"][0].class_names), "class", "classes")
+    classes = counted(len(splits["train"][0].class_names), "class", "classes")
     flaws = [flaw for _, found in splits.values() for flaw in found]
     shuffled = ", labels shuffled" if settings.format == "synthetic" and settings.synthetic.shuffle_labels else ""
     told = describe_flaws(flaws) + (f"; see {_shown(report)}" if flaws else "")
-    counts = f"{images} images, {classes}, {_counted(boxes, 'box', 'boxes')}{shuffled}"
+    counts = f"{images} images, {classes}, {counted(boxes, 'box', 'boxes')}{shuffled}"
     origin = source if settings.sources else source.partition(":")[0]
     return f"{'prepare':<10} {origin}: {counts}, {told}"
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def _shown(path: Path) -> str:

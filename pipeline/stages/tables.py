@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from pipeline.artifacts.files import stage_folder, whole_folder, write_json
 from pipeline.artifacts.reports import Benchmark, PreparedData
-from pipeline.console import counted
 from pipeline.experiment import Experiment
 from pipeline.external import ExternalVariant
 from pipeline.report.details import read_details
@@ -30,6 +29,7 @@ from pipeline.report.text_tables import (
     table_csv,
     table_markdown,
 )
+from yolov7.errors import counted
 from yolov7.system.settings_base import Settings
 
 SUMMARY = "summary.txt"  # as a terminal shows it

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 from pipeline.tracking.records import RecordKind, TrackingRecord, is_large
-from yolov7.errors import ArtifactError, one_line
+from yolov7.errors import ArtifactError, counted, one_line
 from yolov7.system.files import write_whole
 from yolov7.system.locks import exclusive
 
@@ -184,7 +184,7 @@ def describe(waiting: Iterable[WaitingRecord]) -> str:
         else:
             others += 1
     counts = ((len(points), "point"), (files, "file"), (others, "other record"))
-    texts = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count]
+    texts = [counted(count, name) for count, name in counts if count]
     return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 import psutil
 
 from pipeline.artifacts.files import stage_folder, stage_lock, whole_folder
-from pipeline.console import console, counted, stage_line
+from pipeline.console import console, stage_line
 from pipeline.experiment import Experiment
 from pipeline.params import RaySettings
 from pipeline.ray.cluster import connect
@@ -37,6 +37,7 @@ from pipeline.tuning.trial import ray_tune
 from pipeline.tuning.trial.driver import Clock, Driver, delete_search
 from pipeline.tuning.trial.journal import Journal
 from pipeline.tuning.trial.resources import TrialResources
+from yolov7.errors import counted
 
 
 def run_tune(experiment: Experiment, settings: TuneSettings, *, resume: bool) -> None:

@@ -108,7 +108,7 @@ def test_more_epochs_add_none_to_a_run_that_patience_ended(
     training = load_weights(tmp_path / WEIGHTS).training
     assert (training["epochs"], training["continued_from"]) == (2, [f"{first.fingerprint}@2"])
     assert re.fullmatch(
-        r"ends after epoch 2: AP .* not improved for 1 epochs\. This had ended the finished run of at most 3 epochs, "
+        r"ends after epoch 2: AP .* not improved for 1 epoch\. This had ended the finished run of at most 3 epochs, "
         r"so epochs=6 adds none; with a larger patience, training starts from the beginning",
         read_notes(tmp_path)[-1],
     )

@@ -24,7 +24,7 @@ from yolov7.data.other_tools import tell_other_tool
 from yolov7.data.read.coco import coco_folders, find_coco_file, parse_coco
 from yolov7.data.read.voc import ALL, annotation_files, image_folder, parse_voc, voc_class_names
 from yolov7.data.read.yolo import find_images, find_yolo_file, label_path, load_yolo, parse_yolo
-from yolov7.errors import DataError
+from yolov7.errors import DataError, counted
 from yolov7.system.files import is_file
 
 DataFormat = Literal["coco", "voc", "yolo"]
@@ -342,5 +342,5 @@ def _contents(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     images = sum(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
     if images:
-        return f", which has {images:,} image{'' if images == 1 else 's'}"
+        return f", which has {counted(images, 'image')}"
     return f", which has: {', '.join(names[:8]) or 'nothing'}"

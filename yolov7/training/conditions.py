@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from yolov7.errors import counted
 from yolov7.settings import TrainSettings
 from yolov7.system.precision import precision_name, resolve_precision
 from yolov7.system.threads import states_threads, use_free_cpus
@@ -78,7 +79,7 @@ def describe_early_end(line: Mapping[str, Any], settings: TrainSettings) -> tupl
         The note and its level of logging.
     """
     epoch, patience, epochs = line["epoch"], settings.patience, line.get("epochs", settings.epochs)
-    text = f"ends after epoch {epoch}: AP on the validation split has not improved for {patience} epochs"
+    text = f"ends after epoch {epoch}: AP on the validation split has not improved for {counted(patience, 'epoch')}"
     if epochs == settings.epochs:
         return text, logging.INFO
     return (

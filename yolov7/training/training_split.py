@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from yolov7.data.index import ImageIndex, load_index
 from yolov7.data.selection import keep_images
+from yolov7.errors import counted
 from yolov7.settings import TrainSettings
 from yolov7.training.job import TrainJob
 
@@ -30,5 +31,7 @@ def describe_images(index: ImageIndex, settings: TrainSettings) -> tuple[str, ..
         index: The images that the run is trained on.
         settings: The settings of the run.
     """
-    limit = settings.max_images
-    return (f"training uses {len(index):,} images of the training split (max_images={limit})",) if limit else ()
+    if not settings.max_images:
+        return ()
+    images = counted(len(index), "image")
+    return (f"training uses {images} of the training split (max_images={settings.max_images})",)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
-from pipeline.console import counted
 from pipeline.tuning.budget.amount import show_amount
 from pipeline.tuning.budget.plan import BudgetAccount
 from pipeline.tuning.report.fit import LineFit
@@ -14,6 +13,7 @@ from pipeline.tuning.report.results import choose
 from pipeline.tuning.report.train_results import choose_settings, stated_trial
 from pipeline.tuning.search.search import Search, Status, Trial
 from pipeline.tuning.setup import Setup
+from yolov7.errors import counted
 
 
 def plan_lines(setup: Setup, search: Search, account: BudgetAccount, *, seconds: float) -> Iterator[str]:
