@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from pipeline.artifacts.files import stage_folder, write_json
+from pipeline.artifacts.inputs import code_digest
 from pipeline.experiment import parse_experiment
-from pipeline.ray.mirror import RunCopy, kept_up_to_date
-from pipeline.ray.run_folders import forget_run
+from pipeline.ray.mirror import CODE, RunCopy, kept_up_to_date
+from pipeline.ray.run_folders import claim_run, forget_run
 from tests.artifacts import train_summary
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, make_job, prepared, read_weights
 from tests.integration.servers import free_port, object_store
@@ -175,3 +176,14 @@ def test_a_finished_run_leaves_no_copy(
     forget_run(variant, seed=3)
     assert copies(bucket) == ["of/runs/wide/3/fingerprint"]
     assert not Path("runs/small/3").exists()
+
+
+@pytest.mark.usefixtures("bucket")
+def test_the_note_on_a_finished_run_names_its_copy_without_the_secret(data: Path, tmp_path: Path) -> None:
+    job = claimed(data, tmp_path / "run")
+    (job.run_folder / "weights.safetensors").write_bytes(b"tensors")
+    (job.run_folder / CODE).write_text(code_digest("train"), encoding="utf-8")
+    copy = RunCopy("s3://KEY:secret@copies/of/runs", variant="small", seed=3)
+    copy.send(job.run_folder)
+    note = claim_run(job, copy)
+    assert note.endswith(f"(delete {job.run_folder} and s3://copies/of/runs/small/3 to train again)")
