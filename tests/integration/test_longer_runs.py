@@ -99,19 +99,22 @@ def test_more_epochs_add_none_to_a_run_that_patience_ended(
     (tmp_path / "fingerprint").write_text(first.fingerprint)
     assert fit(first, WORKER)
     lines, weights = read_epochs(tmp_path), read_weights(tmp_path)
-    longer = with_history(make_job(data, tmp_path, epochs=6, **settings), tmp_path)
-    begin_longer_run(longer, tmp_path)
-    assert fit(longer, WORKER)
     assert len(lines) == 2
-    assert read_epochs(tmp_path) == lines
-    assert_same(read_weights(tmp_path), weights)
-    training = load_weights(tmp_path / WEIGHTS).training
-    assert (training["epochs"], training["continued_from"]) == (2, [f"{first.fingerprint}@2"])
-    assert re.fullmatch(
-        r"ends after epoch 2: AP .* not improved for 1 epoch\. This had ended the finished run of at most 3 epochs, "
-        r"so epochs=6 adds none; with a larger patience, training starts from the beginning",
-        read_notes(tmp_path)[-1],
-    )
+    continued_from = [f"{first.fingerprint}@2"]
+    for epochs in (6, 9):
+        longer = with_history(make_job(data, tmp_path, epochs=epochs, **settings), tmp_path)
+        begin_longer_run(longer, tmp_path)
+        assert fit(longer, WORKER)
+        assert read_epochs(tmp_path) == [lines[0], lines[1] | {"epochs": epochs, "epochs_before": 3}]
+        assert_same(read_weights(tmp_path), weights)
+        training = load_weights(tmp_path / WEIGHTS).training
+        assert (training["epochs"], training["continued_from"]) == (2, continued_from)
+        assert re.fullmatch(
+            r"ends after epoch 2: AP .* not improved for 1 epoch\. This had ended the finished run of at most 3 "
+            rf"epochs, so epochs={epochs} adds none; with a larger patience, training starts from the beginning",
+            read_notes(tmp_path)[-1],
+        )
+        continued_from.append(f"{longer.fingerprint}@2")
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 1}, {"epochs": 2}, {"epochs": 4, "patience": 3}])

@@ -78,7 +78,8 @@ def describe_early_end(line: Mapping[str, Any], settings: TrainSettings) -> tupl
     Returns:
         The note and its level of logging.
     """
-    epoch, patience, epochs = line["epoch"], settings.patience, line.get("epochs", settings.epochs)
+    epoch, patience = line["epoch"], settings.patience
+    epochs = line.get("epochs_before", line.get("epochs", settings.epochs))
     text = f"ends after epoch {epoch}: AP on the validation split has not improved for {counted(patience, 'epoch')}"
     if epochs == settings.epochs:
         return text, logging.INFO

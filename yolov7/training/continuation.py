@@ -94,10 +94,15 @@ def read_owner(folder: Path) -> str | None:
 def accepted_fingerprints(job: TrainJob) -> tuple[str, ...]:
     """Return the fingerprints of the checkpoints that a run may start from: its own, and that of the run it continues.
 
+    If that run added no epoch to an earlier one, because patience had ended it, its checkpoint is that of the earlier
+    one.
+
     Args:
         job: The run.
     """
-    return (job.fingerprint, *map(_fingerprint_of, job.continued_from[-1:]))
+    last = [_epoch_of(entry) for entry in job.continued_from[-1:]]
+    same = (entry for entry in reversed(job.continued_from) if _epoch_of(entry) in last)
+    return (job.fingerprint, *map(_fingerprint_of, same))
 
 
 def newest_checkpoint(job: TrainJob, checkpoints: Checkpoints, *, report: Callable[[str], None]) -> Checkpoint | None:
@@ -168,6 +173,10 @@ def _with_fewer_epochs(jobs: Sequence[TrainJob], epochs: int) -> Iterator[TrainJ
 
 def _fingerprint_of(entry: str) -> str:
     return entry.partition("@")[0]
+
+
+def _epoch_of(entry: str) -> str:
+    return entry.partition("@")[2]
 
 
 def _read_history(folder: Path) -> tuple[str, ...]:

@@ -130,7 +130,7 @@ class Trainer:
         self._found = self._last_checkpoint()
         settings = with_lasting_precision(job.settings, self._found, worker)
         if note := settle_threads(self._found, worker):
-            self._report(note, level=logging.INFO)
+            self._report(note, logging.INFO)
         self._should_stop, self._should_hurry = should_stop, should_hurry
         self._train_index = load_training_split(job)
         self._validator = Validator(job.data_folder, settings)
@@ -179,7 +179,7 @@ class Trainer:
             self._save_beginning()
         elif checkpoint.step:
             text = describe_continuation(self._job, checkpoint, self._worker, total_steps=self._total_steps)
-            self._report(text, level=logging.INFO)
+            self._report(text, logging.INFO)
         self._clock = time.monotonic()
         if self._epochs_trained > self.progress.epoch:
             self.run_epoch()  # complete the epoch, whose steps are all taken
@@ -305,9 +305,9 @@ class Trainer:
         epoch, settings = self.progress.epoch, self._job.settings
         lines = read_epochs(self._job.run_folder) if self._worker.is_lead else []
         ends_early = self._final_weights.is_out_of_patience(lines)
-        if ends_early and epoch < settings.epochs:
-            text, level = describe_early_end(lines[-1], settings)
-            self._report(text, level=level)
+        if self._record and ends_early and epoch < settings.epochs:
+            self._report(*describe_early_end(lines[-1], settings))
+            self._record.state_epochs(settings.epochs)
         (self.is_complete,) = self._worker.any_of(ends_early or epoch >= settings.epochs)
 
     def _save_beginning(self) -> None:
@@ -380,7 +380,7 @@ class Trainer:
             self._record.show(describe_progress(self.progress, total_steps=self._total_steps), now=True)
         self._worker.wait_for_all()
 
-    def _report(self, text: str, *, level: int = logging.WARNING) -> None:
+    def _report(self, text: str, level: int = logging.WARNING) -> None:
         log.log(level, "%s", text)
         if self._record:
             self._record.add_note(text)

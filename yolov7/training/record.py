@@ -71,9 +71,9 @@ class RunRecord:
         self.last_epoch = line["epoch"]
 
     def amend(self, figures: Mapping[str, Any]) -> None:
-        """Replace figures of the last epoch's line by those of the final weights.
+        """Replace figures of the last epoch's line, usually by those of the final weights.
 
-        The old value of a figure stays under its name and `_before`.
+        The first value of a figure stays under its name and `_before`.
 
         Args:
             figures: The new values.
@@ -82,6 +82,15 @@ class RunRecord:
         before = {f"{name}_before": lines[-1].get(name) for name in figures}
         lines[-1] = {**before, **lines[-1], **figures}
         self._write_epochs(lines)
+
+    def state_epochs(self, epochs: int) -> None:
+        """State in the last line how many epochs the run has at most, if it adds none to those of an earlier run.
+
+        Args:
+            epochs: The number in the settings.
+        """
+        if read_epochs(self._folder)[-1].get("epochs", epochs) != epochs:
+            self.amend({"epochs": epochs})
 
     def add_note(self, text: str) -> None:
         """Append a line that the user should see.
