@@ -362,10 +362,9 @@ class TrainSettings(Settings):
     def _check_whole(self) -> TrainSettings:
         if self.recipe == "finetune" and self.weights is None:
             raise ValueError("recipe='finetune' starts from trained weights; name a weight file in weights")
-        if self.freeze_batch_norm and self.weights is None:
-            raise ValueError(
-                "freeze_batch_norm=True keeps the statistics of trained weights; name a weight file in weights"
-            )
+        for name, kept in (("freeze", "rows"), ("freeze_batch_norm", "the statistics")):
+            if (value := getattr(self, name)) and self.weights is None:
+                raise ValueError(f"{name}={value!r} keeps {kept} of trained weights; name a weight file in weights")
         if self.unfreeze_epochs and self.freeze is None:
             raise ValueError(
                 f"unfreeze_epochs={self.unfreeze_epochs} releases frozen rows; name the last one in freeze"

@@ -42,7 +42,8 @@ def keep_all(kept_weights: FinalWeights, lines: list[dict[str, Any]]) -> None:
 
 
 def weights_of(folder: Path, **settings: Any) -> FinalWeights:
-    return FinalWeights(folder, TrainSettings.model_validate({"image_size": 64, **settings}), class_names=NAMES)
+    stated = {"image_size": 64, "weights": "given.safetensors", **settings}
+    return FinalWeights(folder, TrainSettings.model_validate(stated), class_names=NAMES)
 
 
 def make(kept_weights: FinalWeights, lines: list[dict[str, Any]]) -> FinalModel:

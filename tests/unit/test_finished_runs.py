@@ -13,7 +13,7 @@ from pipeline.ray.mirror import RunCopy
 from pipeline.ray.run_folders import claim_run, forget_run, with_earlier_run
 from tests.artifacts import train_summary
 from yolov7.errors import ArtifactError
-from yolov7.settings import TrainSettings
+from yolov7.settings import OptimSettings, TrainSettings
 from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.continuation import with_history
 from yolov7.training.data_recipe import DataFacts, Fitted, fit_to_data
@@ -128,7 +128,7 @@ def test_a_finished_run_that_made_room_can_be_continued(job: TrainJob) -> None:
     for name in ("checkpoint-000000009.pt", "weights.safetensors"):
         (job.run_folder / name).write_bytes(b"tensors")
     (job.run_folder / "epochs.jsonl").write_text('{"epoch": 300, "epochs": 300}\n')
-    claim_run(job.model_copy(update={"settings": TrainSettings(epochs=400, freeze="p33")}), None)
+    claim_run(job.model_copy(update={"settings": TrainSettings(epochs=400, optim=OptimSettings(lr0=1.0))}), None)
     longer = with_earlier_run(
         job.model_copy(update={"settings": TrainSettings(epochs=400)}), fit=lambda settings: Fitted(settings, ())
     )

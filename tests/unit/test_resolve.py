@@ -180,5 +180,7 @@ def test_a_mistake_in_train_is_named_with_its_key() -> None:
 
 
 def test_a_row_to_freeze_that_does_not_exist_is_named_before_a_training_begins() -> None:
-    with pytest.raises(SettingError, match=r"variants\.a\.train: freeze='p33' is not a row of spec 'nano'"):
-        parse_experiment({"variants": {"a": {"spec": "nano", "train": {"freeze": "p33"}}}})
+    for row, fault in (("p33", "is not a row of spec 'nano'"), ("p6", "the largest stride of spec 'nano' is 32")):
+        train = {"freeze": row, "weights": "w.safetensors"}
+        with pytest.raises(SettingError, match=rf"variants\.a\.train: freeze='{row}':? {fault}"):
+            parse_experiment({"variants": {"a": {"spec": "nano", "train": train}}})

@@ -57,6 +57,14 @@ def job(spec: ModelSpec = SPEC, **settings: Any) -> TrainJob:
     )
 
 
+@pytest.fixture
+def given(tmp_path: Path) -> str:
+    path = tmp_path / "given.safetensors"
+    model = DetectionModel(SPEC, num_classes=len(NAMES))
+    save_weights(path, model, class_names=NAMES, image_size=64, training={})
+    return str(path)
+
+
 def test_the_specs_anchors_stay_where_they_fit() -> None:
     start = build_start(job(), ORDINARY)
     assert start.model.spec == SPEC
@@ -103,9 +111,9 @@ def test_a_training_starts_from_a_checkpoint_of_another_implementation(tmp_path:
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
 
 
-def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn() -> None:
-    settings = job(freeze="p3").settings
-    model = build_start(job(freeze="p3"), ORDINARY).model
+def test_frozen_rows_keep_weights_and_statistics_while_the_others_learn(given: str) -> None:
+    settings = job(freeze="p3", weights=given).settings
+    model = build_start(job(freeze="p3", weights=given), ORDINARY).model
     set_training(model, settings, epoch=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     schedule = build_schedule(settings.optim, batch_size=2, steps_per_epoch=1, epochs=1)
@@ -129,9 +137,9 @@ def test_without_a_frozen_row_everything_trains() -> None:
     assert all(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-def test_frozen_rows_are_released_from_the_last_one() -> None:
-    settings = job(freeze="p3", unfreeze_epochs=4).settings
-    model = build_start(job(freeze="p3", unfreeze_epochs=4), ORDINARY).model
+def test_frozen_rows_are_released_from_the_last_one(given: str) -> None:
+    settings = job(freeze="p3", unfreeze_epochs=4, weights=given).settings
+    model = build_start(job(freeze="p3", unfreeze_epochs=4, weights=given), ORDINARY).model
     assert [count_frozen_rows(model, settings, epoch=epoch) for epoch in range(6)] == [5, 4, 3, 2, 0, 0]
     set_training(model, settings, epoch=1)
     evaluated = [name for name, row in model.rows.items() if not row.training]
@@ -151,16 +159,20 @@ def test_batch_norm_keeps_its_statistics_and_learns_its_weights_if_wanted() -> N
 
 @pytest.mark.parametrize(
     ("settings", "remedy"),
-    [({"freeze_batch_norm": True}, "name a weight file"), ({"unfreeze_epochs": 2}, "name the last one in freeze")],
+    [
+        ({"freeze": "p3"}, "freeze='p3' keeps rows of trained weights; name a weight file"),
+        ({"freeze_batch_norm": True}, "keeps the statistics of trained weights; name a weight file"),
+        ({"unfreeze_epochs": 2}, "name the last one in freeze"),
+    ],
 )
 def test_settings_that_need_another_one_name_it(settings: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):
         job(**settings)
 
 
-def test_an_unknown_row_names_the_nearest() -> None:
+def test_an_unknown_row_names_the_nearest(given: str) -> None:
     with pytest.raises(SpecError, match=r"^freeze='pp3'.*did you mean 'p3'"):
-        build_start(job(freeze="pp3"), ORDINARY)
+        build_start(job(freeze="pp3", weights=given), ORDINARY)
 
 
 def test_boxes_that_are_too_small_are_counted_before_training() -> None:

@@ -153,13 +153,15 @@ def rows_up_to(spec: ModelSpec, last: str) -> list[str]:
         The names in the order of the spec.
 
     Raises:
-        SpecError: The spec has no such row.
+        SpecError: The spec has no such row, or no map with such a stride.
     """
     names = list(spec.rows)[:-1]
     if last in names:
         return names[: names.index(last) + 1]
     if level := _LEVEL.fullmatch(last):
-        shapes = infer_shapes(spec)
+        shapes, largest = infer_shapes(spec), largest_stride(spec)
+        if 2 ** int(level[1]) > largest:
+            raise SpecError(f"freeze={last!r}: the largest stride of spec {spec.name!r} is {largest}")
         return list(takewhile(lambda name: shapes[name].stride <= 2 ** int(level[1]), names))
     raise SpecError(
         f"freeze={last!r} is not a row of spec {spec.name!r}{suggest(last, names)}; name one of its rows, or p2, "
