@@ -1,9 +1,10 @@
 """The folder of a training run from one training to the next: which run it is, and what happens to the run before.
 
-No run that has trained something is deleted when settings change, because a mistake in the settings must not cost a
-training. Beside the folder `<seed>` of a run, there may be two hidden ones: `.<seed>.finished` is the last finished run
-that DVC has recorded, which a training with more epochs continues, and `.<seed>.<fingerprint>` is the last run that had
-to make room for one with other data or settings, which continues as soon as these are as before.
+A change of settings does not delete a run that has trained something, because a mistake in the settings must not cost a
+training. Beside the folder `<seed>` of a run, there may be hidden ones: `.<seed>.finished` is the last finished run
+that DVC has recorded, which a training with more epochs continues. Each `.<seed>.<fingerprint>` is a run that had to
+make room for one with other data or settings, and that continues as soon as these are as before. Of the latter, the
+three with the most steps are kept.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from pipeline.artifacts.reports import TrainSummary
 from pipeline.experiment import ResolvedVariant
 from pipeline.ray.mirror import CODE, RunCopy
 from yolov7.errors import ArtifactError
-from yolov7.training.checkpoint import delete_older_checkpoints, has_trained
+from yolov7.training.checkpoint import delete_older_checkpoints, trained_steps
 from yolov7.training.continuation import OWNER, Fit, accepted_fingerprints, begin_longer_run, read_owner, with_history
 from yolov7.training.job import TrainJob
 
 log = logging.getLogger(__name__)
+
+_KEPT_ASIDE = 3  # runs of a variant and seed that had to make room
 
 
 def with_earlier_run(job: TrainJob, *, fit: Fit) -> TrainJob:
@@ -141,7 +144,7 @@ def _last_finished(folder: Path) -> Path:
 
 
 def _put_aside(folder: Path) -> list[Path]:
-    """Return the folder of the run that had to make room for another one, if there is any."""
+    """Return the folders of the runs that had to make room for others."""
     found = folder.parent.glob(f".{folder.name}.*")
     return [path for path in found if path != _last_finished(folder) and path.is_dir()]
 
@@ -158,25 +161,29 @@ def _take_back(job: TrainJob) -> list[str]:
 
 
 def _make_room(folder: Path, *, keep: Path | None = None) -> list[str]:
-    """Clear the run folder. A run that has trained something is put aside and replaces the one put aside before.
+    """Clear the run folder. A run that has trained something is put aside; the shortest of more than three is deleted.
 
     Args:
         folder: The run folder.
         keep: A folder of a run that was put aside and stays.
 
     Returns:
-        A note that says where the run is now; empty if there was nothing to keep.
+        Notes that say where the run is now, and which run is deleted; empty if there was nothing to keep.
     """
-    if not has_trained(folder) and not (folder / WEIGHTS).is_file():
+    if not trained_steps(folder) and not (folder / WEIGHTS).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         return []
     aside = folder.with_name(f".{folder.name}.{read_owner(folder)}")
-    for path in _put_aside(folder):
-        if path != keep:
-            shutil.rmtree(path, ignore_errors=True)
     _move(folder, aside)
     delete_older_checkpoints(aside)
-    return [f"the run with other data or settings is kept in {aside} and continues if they are as before"]
+    note = f"the run with other data or settings is kept in {aside} and continues if they are as before"
+    others = [path for path in _put_aside(folder) if path not in (keep, aside)]
+    for path in sorted([aside, *others], key=trained_steps, reverse=True)[_KEPT_ASIDE:]:
+        shutil.rmtree(path, ignore_errors=True)
+        if path == aside:
+            return [f"the run with other data or settings is deleted; {_KEPT_ASIDE} others with more steps are kept"]
+        note += f"; the run in {path} is deleted; {_KEPT_ASIDE} others with as many steps or more are kept"
+    return [note]
 
 
 def _move(folder: Path, target: Path) -> None:

@@ -106,14 +106,19 @@ def test_a_run_of_other_settings_makes_room_and_is_taken_back(job: TrainJob, fil
     assert len(list(job.run_folder.parent.glob("*0*"))) == 2  # the folder and its lock; the other run had not begun
 
 
-def test_only_the_last_run_that_made_room_is_kept(job: TrainJob) -> None:
-    for seed in (0, 1, 2):
-        claim_run(job.model_copy(update={"seed": seed}), None)
-        (job.run_folder / "checkpoint-000000009.pt").write_text(str(seed))
-    assert claim_run(job, None).startswith(BEGINNING)
-    assert len(list(job.run_folder.parent.glob(".0.*"))) == 1
-    claim_run(job.model_copy(update={"seed": 2}), None)
-    assert (job.run_folder / "checkpoint-000000009.pt").read_text() == "2"
+def test_the_longest_three_runs_that_made_room_are_kept_and_the_note_says_which_is_deleted(job: TrainJob) -> None:
+    jobs = [job.model_copy(update={"seed": seed}) for seed in range(6)]
+    aside = [job.run_folder.with_name(f".0.{one.fingerprint}") for one in jobs]
+    notes = []
+    for one, steps in zip(jobs, (90, 2, 30, 9, 1, 0), strict=True):
+        notes.append(claim_run(one, None))
+        (job.run_folder / f"checkpoint-{steps:09d}.pt").write_text(str(steps))
+    assert not any("deleted" in note for note in notes[:4])
+    assert notes[4].endswith(f"; the run in {aside[1]} is deleted; 3 others with as many steps or more are kept")
+    assert notes[5] == f"{BEGINNING}; the run with other data or settings is deleted; 3 others with more steps are kept"
+    assert [path.is_dir() for path in aside] == [True, False, True, True, False, False]
+    claim_run(jobs[0], None)
+    assert (job.run_folder / "checkpoint-000000090.pt").read_text() == "90"
 
 
 def test_a_run_that_has_only_begun_is_discarded(job: TrainJob) -> None:

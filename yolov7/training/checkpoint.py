@@ -114,13 +114,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(f"checkpoint {path} is damaged ({one_line(reason, limit=120)})") from None
 
 
-def has_trained(folder: Path) -> bool:
-    """Return whether a run folder has a checkpoint other than that of the beginning.
+def trained_steps(folder: Path) -> int:
+    """Return the number of completed steps in the last checkpoint of a run folder; 0 if there is none.
 
     Args:
         folder: The run folder, which need not exist.
     """
-    return any(path.name != _NAME.format(0) for path in folder.glob("checkpoint-*.pt"))
+    steps = (path.stem.partition("-")[2] for path in _newest_first(folder))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def delete_older_checkpoints(folder: Path) -> None:
