@@ -181,6 +181,7 @@ def test_what_is_said_about_the_classes_of_weights() -> None:
     assert note(("a", "b"), ("a", "c", "d")) == taken.format(1, 1) + ", e.g. that of 'b'"
     assert note(("a", "b"), ("0", "1")) == "the weights have no class names; their 2 class outputs are taken by number"
     assert match_classes(("a", "b"), ("0", "1")).places == (0, 1)
+    assert match_classes(("1", "2", "3"), ("0", "1", "2")).places == (0, 1, 2)  # numbers from 1 are names like others
     unnamed = taken.format(0, 2) + " (the weights have 3 classes and no class names)"
     assert note(("a", "b"), ("0", "1", "2")) == unnamed
     assert match_classes(("9", "1"), tuple(map(str, range(10)))).places == (9, 1)  # digits are names here

@@ -91,7 +91,7 @@ class ClassMatch:
 def match_classes(names: Sequence[str], known: Sequence[str]) -> ClassMatch:
     """Match the classes of data with those of weights by their names.
 
-    A file without class names has numbers in their place (see `open_weights`). If none of them is the name of a class
+    A file without class names has numbers in their place (see `open_weights`). Unless these are the names of all classes
     of the data, the classes are matched by number, provided that there are equally many.
 
     Args:
@@ -106,10 +106,11 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> ClassMatch:
         return ClassMatch(tuple(range(count)), "")
     places = match_names(names, known)
     new = [name for name, place in zip(names, places, strict=True) if place < 0]
-    if len(new) == count and tuple(known) == tuple(map(str, range(len(known)))):
-        if len(known) == count:
-            note = f"the weights have no class names; their {count} class outputs are taken by number"
-            return ClassMatch(tuple(range(count)), note)
+    has_numbers = tuple(known) == tuple(map(str, range(len(known))))
+    if new and has_numbers and len(known) == count:
+        note = f"the weights have no class names; their {count} class outputs are taken by number"
+        return ClassMatch(tuple(range(count)), note)
+    if len(new) == count and has_numbers:
         reason = f" (the weights have {len(known)} classes and no class names)"
     else:
         reason = f", e.g. that of {shown(new[0])}" if new else ""
