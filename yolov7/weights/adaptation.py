@@ -91,8 +91,8 @@ class ClassMatch:
 def match_classes(names: Sequence[str], known: Sequence[str]) -> ClassMatch:
     """Match the classes of data with those of weights by their names.
 
-    A file without class names has numbers in their place (see `open_weights`). Unless these are the names of all classes
-    of the data, the classes are matched by number, provided that there are equally many.
+    A file without class names has numbers in their place (see `open_weights`). Unless these are the names of all
+    classes of the data, the classes are matched by number, provided that there are equally many.
 
     Args:
         names: The names of the classes of the data.
