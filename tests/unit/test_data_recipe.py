@@ -52,6 +52,26 @@ def test_stated_keys_stay_and_the_others_follow_from_them() -> None:
     assert fit(205).settings.optim.lr0 == pytest.approx(FROM_SCRATCH.learning_rates["muon"] * (8 / 16) ** 0.5, rel=0.01)
 
 
+def test_stated_keys_without_effect_beside_the_chosen_ones_are_told() -> None:
+    stated = {
+        "weights": "w",
+        "freeze": "p3",
+        "unfreeze_epochs": 200,
+        "optim": {"nesterov": False},
+        "loss": {"box": 0.1},
+    }
+    found, reasons = fit(200, **stated)
+    assert found.epochs < 200
+    assert [line for line in reasons if not line.startswith("recipe small: ")] == [
+        f"unfreeze_epochs=200 has no effect on rows that would be released after the last epoch, with epochs: "
+        f"{found.epochs}",
+        "optim.nesterov=False has no effect with optim.optimizer: muon",
+    ]
+    train = {"recipe": "small", **stated}
+    (note,) = parse_experiment({"variants": {"a": {"spec": "nano", "head": "anchor_free", "train": train}}}).notes
+    assert note.startswith("variants.a.train: loss.box=0.1 has no effect on the head 'detect_dfl'")
+
+
 def test_few_images_are_told_in_the_singular_and_plural() -> None:
     (one, *_, length), (three, *_) = fit(1, epochs=1).reasons, fit(3).reasons
     assert one == "recipe small: batch_size=1: an epoch has only 1 image"

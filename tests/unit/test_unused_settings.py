@@ -146,7 +146,7 @@ def test_the_optimizer_depends_on_exactly_the_other_settings(optimizer: str, sch
             "low_resolution_share=0.2 has no effect because that is less than half an epoch with epochs: 2",
         ),
         (
-            {"freeze": "p3", "unfreeze_epochs": 50, "epochs": 2},
+            {"weights": "w.safetensors", "freeze": "p3", "unfreeze_epochs": 50, "epochs": 2},
             "unfreeze_epochs=50 has no effect on rows that would be released after the last epoch, with epochs: 2",
         ),
         ({"loss": {"box": 0.05, "four_cells": True}, "low_resolution_share": 0.3, "epochs": 2}, ""),

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from yolov7.data.box_sizes import fitted_sides
 from yolov7.data.index import ImageIndex
 from yolov7.errors import counted
-from yolov7.recipes import RECIPES, merge
+from yolov7.recipes import RECIPES, leaves, merge
 from yolov7.settings import TrainSettings
+from yolov7.training.unused_settings import depends_on_recipe, stated_without_effect
 
 NAME = "small"
 
@@ -148,7 +149,9 @@ def fit_to_data(settings: TrainSettings, facts: DataFacts) -> Fitted:
     choices.choose_steps()
     choices.choose_samples(settings.image_size)
     fitted = TrainSettings.model_validate(merge(choices.chosen, stated))
-    return Fitted(fitted, choices.describe())
+    names = (".".join(path) for path, _ in leaves(stated))
+    useless = stated_without_effect(None, fitted, filter(depends_on_recipe, names))
+    return Fitted(fitted, (*choices.describe(), *useless))
 
 
 def steps_of_epoch(images: int, batch_size: int) -> int:

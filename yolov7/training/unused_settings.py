@@ -15,28 +15,38 @@ from yolov7.system.plugins import is_dotted
 _AUXILIARY = ("auxiliary", "auxiliary_gain", "auxiliary_constraint")
 
 
-def settings_without_effect(head: HeadRow, train: TrainSettings) -> dict[str, str]:
+def settings_without_effect(head: HeadRow | None, train: TrainSettings) -> dict[str, str]:
     """Find the settings of the loss and of the optimizer that have no effect on a training.
 
     It depends on the head, and on settings that are a choice among names. A number with which another setting has no
     effect, such as a warm-up of 0 epochs, does not count, because a search may vary it.
 
     Args:
-        head: The head of the model.
+        head: The head of the model; None leaves out the settings of the loss.
         train: The settings of the training.
 
     Returns:
         The reason by the name of the setting: `{"loss.box": "on the head 'detect_dfl', whose loss does not use it"}`.
     """
-    loss = {f"loss.{name}": reason for name, reason in _of_loss(head, train.loss)}
+    of_loss = () if head is None else _of_loss(head, train.loss)
+    loss = {f"loss.{name}": reason for name, reason in of_loss}
     return loss | {f"optim.{name}": reason for name, reason in _of_optimizer(train.optim)}
 
 
-def stated_without_effect(head: HeadRow, train: TrainSettings, stated: Iterable[str]) -> tuple[str, ...]:
+def depends_on_recipe(name: str) -> bool:
+    """Return whether settings that the recipe `small` computes from the data decide if a setting has an effect.
+
+    Args:
+        name: The name of the setting, such as `optim.nesterov`.
+    """
+    return name.startswith("optim.") or name in ("low_resolution_share", "unfreeze_epochs")
+
+
+def stated_without_effect(head: HeadRow | None, train: TrainSettings, stated: Iterable[str]) -> tuple[str, ...]:
     """Describe, in one sentence each, the stated settings that have no effect and differ from their defaults.
 
     Args:
-        head: The head of the model.
+        head: The head of the model; None leaves out the settings of the loss.
         train: The settings of the training.
         stated: The names of the settings that are stated, such as `loss.box`.
 
