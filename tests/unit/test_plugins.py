@@ -19,6 +19,7 @@ from pipeline.experiment import parse_experiment
 from pipeline.stages.resolve import training_inputs
 from tests.own_code import Fast
 from yolov7.criterion.choice import make_loss
+from yolov7.criterion.own_code import similarity_of
 from yolov7.data.augment.own_code import OwnAugmentations
 from yolov7.data.augment.tile import Tile
 from yolov7.detect.detector import Detector
@@ -30,7 +31,7 @@ from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import resolve_spec, spec_from_json, spec_to_json, spec_to_yaml
 from yolov7.structures import Targets
-from yolov7.system.plugins import VARIABLE, allow_plugins
+from yolov7.system.plugins import VARIABLE, allow_plugins, naming
 from yolov7.system.settings_base import describe_fault
 from yolov7.training.job import TrainJob, check_own_code, hash_own_code
 from yolov7.weights.weight_files import load_weights, save_weights
@@ -196,7 +197,8 @@ def test_own_blocks_are_built_counted_and_fused(allowed: None) -> None:
             {"block": "tests.own_code.no_module", "out": 8},
             "no_module is not derived from torch.nn.modules.module.Mod",
         ),
-        ({"block": "tests.own_code.Failing", "out": 8}, "tests.own_code.Failing failed: RuntimeError: no room ("),
+        ({"block": "tests.own_code.Failing", "out": 8}, "tests.own_code.Failing failed: RuntimeError: no room (/"),
+        ({"block": "tests.own_code.Slow", "from": ["stem", "joined"]}, "but 3 were given; correct it"),
         ({"block": "tests.own_code.Slow", "scal": 1}, "must take (channels, out, stride, scal=...), but its signature"),
     ],
 )
@@ -337,6 +339,26 @@ def test_what_an_augmentation_returns_is_checked(name: str, fault: str) -> None:
     with pytest.raises(TrainingError, match=f"the augmentation tests.own_code.{name} failed: ValueError: {fault}") as e:
         augmentations(name)(tile, generator=np.random.default_rng(0))
     assert str(e.value) == one_line(e.value)
+    assert ".py, line" not in str(e.value)  # the check is a line of this library
+
+
+def test_an_error_names_the_last_line_of_the_package_and_no_line_of_a_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "placed_package"
+    package.mkdir()
+    imports = "import torch.nn.functional as F\n\n"
+    (package / "helpers.py").write_text(f"{imports}def compare(a, b):\n    return F.cross_entropy(a, b[:1])\n")
+    loss = "def loss(predicted, wanted):\n    return compare(predicted, wanted)\n"
+    (package / "losses.py").write_text(f"from placed_package.helpers import compare\n\n{loss}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TrainingError) as raised:
+        similarity_of("placed_package.losses.loss")(torch.zeros(2, 4), torch.zeros(2, 4))
+    assert str(raised.value).endswith(f" ({package / 'helpers.py'}, line 4); correct it")
+    assert "functional.py" not in str(raised.value)
+    expected = r"a{50}\.\.\. \(.*test_plugins\.py, line \d+\); correct it$"
+    with pytest.raises(TrainingError, match=expected), naming("the callback", "tests.unit.Long"):
+        raise ValueError("a" * 1000)
 
 
 def test_names_in_params_need_no_permission_but_blocks_do(monkeypatch: pytest.MonkeyPatch) -> None:

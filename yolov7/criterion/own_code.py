@@ -50,7 +50,7 @@ def similarity_of(name: str) -> Similarity:
     own = load_plugin(name, BOX_LOSS)
 
     def checked(predicted: Tensor, wanted: Tensor) -> Tensor:
-        with naming(f"the box loss {name}"):
+        with naming("the box loss", name):
             found: Tensor = own(predicted, wanted)
             if found.shape != predicted.shape[:1]:
                 raise ValueError(f"it returned {tuple(found.shape)}, not a similarity for each of {len(wanted)} pairs")
@@ -70,12 +70,12 @@ class _Own:
             head: The head that it serves.
         """
         self._name, self._needs_scores, self._is_checked = name, head.bins > 0, False
-        with naming(f"the assigner {name}"):
+        with naming("the assigner", name):
             self._own: Callable[..., Any] = load_plugin(name, ASSIGNER)(head)
 
     @torch.no_grad()
     def _assign(self, maps: Sequence[Tensor], targets: Targets) -> Scored:
-        with naming(f"the assigner {self._name}"):
+        with naming("the assigner", self._name):
             found = self._own(maps, targets)
         wanted = "Scored" if self._needs_scores else "Assignment"
         if not isinstance(found, Scored if self._needs_scores else Assignment):

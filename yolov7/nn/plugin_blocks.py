@@ -43,7 +43,7 @@ def build_plugin(row: PluginRow, inputs: Sequence[MapShape]) -> nn.Module:
     sides = [_SIDE * inputs[0].stride // source.stride for source in inputs]
     maps = [torch.empty(1, c, side, side, device="meta") for c, side in zip(channels, sides, strict=True)]
     try:
-        with naming(f"the block {row.of}"):
+        with naming("the block", row.of):
             module: nn.Module = make(channels, shape.channels, row.stride, **row.options)
             with torch.device("meta"):
                 probe = make(channels, shape.channels, row.stride, **row.options)

@@ -166,11 +166,13 @@ def hash_of_source(found: object, *, module: str = "") -> str:
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Turn an error of own code into one line that names it and the place of the error.
+def naming(what: str, name: str) -> Iterator[None]:
+    """Turn an error of own code into one line that names it and the place in its package.
 
     Args:
-        what: What runs in the body, such as `on_start of the callback 'mypkg.callbacks.Log'`.
+        what: What runs in the body, such as `on_start of the callback`.
+        name: The dotted name of the own code. Its first part is the package, whose last line that ran is stated; none
+            is if no line of the package raised the error.
 
     Raises:
         TrainingError: The body raised an error that is not one of this library's own.
@@ -180,11 +182,11 @@ def naming(what: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{last.filename}, line {last.lineno}"
-        raise TrainingError(
-            one_line(f"{what} failed: {type(error).__name__}: {error} ({place}); correct it")
-        ) from error
+        place = _place(error, package=name.partition(".")[0])
+        fault = one_line(
+            f"{what} {name} failed: {type(error).__name__}: {error}", limit=280
+        )  # leave room for the place
+        raise TrainingError(one_line(f"{fault}{place}; correct it")) from error
 
 
 def named_choice(kind: Kind, *own: str) -> AfterValidator:
@@ -220,6 +222,16 @@ def _dotted_name(kind: Kind) -> AfterValidator:
 
 AugmentationName = Annotated[str, _dotted_name(AUGMENTATION)]
 CallbackName = Annotated[str, _dotted_name(CALLBACK)]
+
+
+def _place(error: Exception, *, package: str) -> str:
+    """Return the last line of a package in the traceback of an error, in brackets; an empty string if there is none."""
+    places = [
+        f" ({frame.f_code.co_filename}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+    ]
+    return places[-1] if places else ""
 
 
 def _allowed() -> list[str]:

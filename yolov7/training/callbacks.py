@@ -126,7 +126,7 @@ class Callbacks:
         named = [(name, load_plugin(name, CALLBACK)) for name in job.settings.callbacks]
         made: list[tuple[str, Any]] = []
         for name, make in named:
-            with naming(f"the callback {name}"):
+            with naming("the callback", name):
                 made.append((name, make()))
         made += [(_name_of(other), other) for other in others]
         for name, callback in made:
@@ -164,7 +164,7 @@ class Callbacks:
         """Copy the states, so that the next checkpoint has them."""
         states: dict[str, Any] = {}
         for number, (name, callback) in enumerate(self._callbacks):
-            with naming(f"state_dict of the callback {name}"):
+            with naming("state_dict of the callback", name):
                 states[f"{number} {name}"] = _plain(callback.state_dict(), name=name)
         self._saved = states
 
@@ -181,7 +181,7 @@ class Callbacks:
         """
         for number, (name, callback) in enumerate(self._callbacks):
             if (state := states.get(f"{number} {name}")) is not None:
-                with naming(f"load_state_dict of the callback {name}"):
+                with naming("load_state_dict of the callback", name):
                     callback.load_state_dict(_plain(state, name=name))
         self.set_restore_point()
 
@@ -198,7 +198,7 @@ class Callbacks:
                 step=progress.step,
                 total_steps=self._total_steps,
             )
-            with naming(f"{method} of the callback {name}"):
+            with naming(f"{method} of the callback", name):
                 call(callback, run)
 
 

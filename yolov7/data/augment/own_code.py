@@ -46,7 +46,7 @@ class OwnAugmentations:
             TrainingError: An augmentation raises an error or returns something else than it must.
         """
         for name, own in self._own:
-            with naming(f"the augmentation {name}"):
+            with naming("the augmentation", name):
                 found = own(tile.image, tile.boxes_xyxy, tile.labels, generator)
                 tile = _checked(tile, found, num_classes=self._num_classes)
         return tile
