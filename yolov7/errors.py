@@ -110,6 +110,19 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def wanted_list(given: object) -> str:
+    """Return the rule of a setting that is a list, in the words of YAML, where pydantic says "a valid tuple".
+
+    Args:
+        given: What was given in its place.
+
+    Returns:
+        For example `must be a list, such as [mypkg]`; without an example if the value cannot be the only item.
+    """
+    is_item = isinstance(given, (str, int, float)) and not isinstance(given, bool) and str(given).strip()
+    return "must be a list" + (f", such as [{one_line(given, limit=60)}]" if is_item else "")
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 _REMEDIES = {

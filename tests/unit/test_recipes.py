@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.experiment import Experiment, parse_experiment
+from yolov7.errors import SettingError
 from yolov7.recipes import PRESETS, RECIPES, resolve_settings
 from yolov7.settings import AugmentSettings, TrainSettings
 
@@ -84,6 +85,23 @@ def test_a_variants_recipe_overrides_what_train_says_and_its_keys_the_recipe() -
 def test_an_unknown_recipe_is_told_with_those_there_are(name: object) -> None:
     with pytest.raises(ValueError, match=r"train\.recipe: input should be 'p5', 'p6'"):
         parse_experiment({"train": {"recipe": name}, "variants": {"a": {"spec": "nano"}}}, source="here")
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"plugins": "mypkg"}, "plugins: must be a list, such as [mypkg], got 'mypkg'"),
+        ({"seeds": 3}, "seeds: must be a list, such as [3], got 3"),
+        ({"data": {"sources": {"path": "x"}}}, "data.sources: must be a list, got {'path': 'x'}"),
+        ({"train": {"callbacks": "history"}}, "train.callbacks: must be a list, such as [history], got 'history'"),
+        ({"train": {"augment": {"plugins": None}}}, "train.augment.plugins: must be a list, got None"),
+        ({"tune": {"vary": "lr0"}}, "tune.vary: must be a list, such as [lr0], got 'lr0'"),
+    ],
+)
+def test_a_value_in_the_place_of_a_list_is_told_in_the_words_of_yaml(stated: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        parse_experiment({"variants": {"a": {"spec": "nano"}}, **stated})
+    assert str(raised.value).endswith(message)
 
 
 def test_a_variant_swaps_scales_and_gets_an_auxiliary_head() -> None:

@@ -160,6 +160,7 @@ def test_a_head_on_the_image_itself() -> None:
         ("base: nano\nimage_size: 100\n", "image_size=100 must be a multiple of 32"),
         ("base: nano\nrows: {}\n", "give either `rows` or `base`"),
         ("rows: {a: {block: conv, out: 8}, a: {block: conv, out: 8}}\n", "'a' is written twice"),
+        ("rows: {a: {block: conv, out: 8, from: image}}\n", "a.conv.from: must be a list, such as [image], not 'im"),
         ("rows: [1, 2\n", "is not usable YAML"),
         ("- 1\n", "must contain a mapping"),
     ],

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from yolov7.errors import SpecError, one_line, shown, suggest
+from yolov7.errors import SpecError, one_line, shown, suggest, wanted_list
 from yolov7.spec.block_schema import DetectRow, HeadRow, Row, keys_of_block, list_blocks
 from yolov7.spec.plugin_rows import PluginRow, expand_plugin
 from yolov7.spec.row import Activation, Count, MapShape, PlannedRepConv, RowBase
@@ -278,6 +278,8 @@ def _describe(first: ErrorDetails, keys: Iterable[str]) -> str:
             fault = _describe_block(first)
         case "value_error":
             fault = str(first["ctx"]["error"])
+        case "tuple_type":
+            fault = f"{wanted_list(first['input'])}, not {shown(first['input'])}"
         case _:
             fault = f"{first['msg']}, not {shown(first['input'])}"
     return f"{place}: {fault}" if place else fault

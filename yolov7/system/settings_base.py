@@ -15,7 +15,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from yolov7.errors import shown, suggest
+from yolov7.errors import shown, suggest, wanted_list
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -93,6 +93,8 @@ def describe_fault(
         return f"{key}: {message}{more}" if key else message + more
     got = "" if details["type"] == "missing" else f", got {shown(details['input'])}"
     message = details["msg"][0].lower() + details["msg"][1:]
+    if details["type"] == "tuple_type":
+        message = wanted_list(details["input"])
     return f"{key}: {message}{got}{more}"
 
 
