@@ -23,6 +23,9 @@ def fit(images: int = 200, shares: tuple[float, ...] = (0.1, 0.5), **stated: Any
     return fit_to_data(settings, DataFacts(images, np.array(shares)))
 
 
+FEWEST = "the fewest epochs, although 30 of them have"
+
+
 @pytest.mark.parametrize("images", [1, 25, 100, 200, 1000, 20_000])
 @pytest.mark.parametrize("stated", [{}, {"epochs": 30}, {"weights": "w"}, {"batch_size": 32}])
 def test_the_settings_are_valid_and_fit_the_length_of_the_run(images: int, stated: dict[str, Any]) -> None:
@@ -77,6 +80,62 @@ def test_few_images_are_told_in_the_singular_and_plural() -> None:
     assert one == "recipe small: batch_size=1: an epoch has only 1 image"
     assert three == "recipe small: batch_size=3: an epoch has only 3 images"
     assert length == "recipe small: the run has 1 step and processes 1 image"
+
+
+@pytest.mark.parametrize(
+    ("images", "stated", "expected"),
+    [
+        (
+            10,
+            {"epochs": 2},
+            {
+                "batch_size=4": "the smallest batch, because even with it 2 epochs have only 6 of 2,000 steps",
+                "close_mosaic=0": "12% of 2 epochs is less than half an epoch",
+                "optim.ema_decay=0.9": "averages over 10 updates, the fewest, and not 5% of 6 updates",
+            },
+        ),
+        (
+            10,
+            {"epochs": 1, "optim": {"nominal_batch": 64}},
+            {
+                "batch_size=4": "the smallest batch, because even with it 1 epoch has only 3 of 2,000 steps",
+                "optim.ema_decay=0.9": "averages over 10 updates, the fewest, and not 5% of 1 update",
+                "optim.ema_ramp=1.0": "10% of the run, at least 1 update",
+            },
+        ),
+        (
+            10,
+            {"weights": "w"},
+            {
+                "epochs=100": "the most epochs, although 100 of them have only 300 of about 1,500 steps",
+                "optim.ema_decay=0.9333": "averages over 5% of 300 updates",
+            },
+        ),
+        (
+            20_000,
+            {},
+            {"epochs=30": f"{FEWEST} 37,500 and not about 2,000 steps"},
+        ),
+        (
+            1000,
+            {"epochs": 9000},
+            {
+                "batch_size=16": "epochs=9000 should have at least 2,000 steps",
+                "optim.ema_decay=0.9999": "averages over 10,000 updates, the most, and not 5% of 567,000 updates",
+            },
+        ),
+        (20, {}, {"epochs=400": "about 2,000 steps, of which an epoch has 5, within 30 to 400 epochs"}),
+        (1104, {"batch_size": 16}, {"epochs=30": f"{FEWEST} 2,070 and not about 2,000 steps"}),
+        (
+            1088,
+            {"batch_size": 16},
+            {"epochs=30": "about 2,000 steps, of which an epoch has 68, within 30 to 400 epochs"},
+        ),
+    ],
+)
+def test_the_reasons_say_where_a_limit_decides(images: int, stated: dict[str, Any], expected: dict[str, str]) -> None:
+    reasons = dict(line.removeprefix("recipe small: ").split(": ", 1) for line in fit(images, **stated).reasons[:-1])
+    assert expected.items() <= reasons.items()
 
 
 def test_every_choice_has_a_reason_with_its_value() -> None:

@@ -42,6 +42,7 @@ class Rules:
         warmup_share: The length of the warm-up as a share of the run.
         most_warmup_epochs: The longest warm-up in epochs.
         ema_share: The share of the run over which the moving average extends.
+        ema_decays: The smallest and largest decay of the moving average.
         ema_ramp_share: The share of the run in which the decay of the moving average grows.
         closing_share: The share of the epochs without mosaic at the end.
         mosaic: The probability of a mosaic.
@@ -64,6 +65,7 @@ class Rules:
     warmup_share: float = 0.05
     most_warmup_epochs: float = 3.0
     ema_share: float = 0.05
+    ema_decays: tuple[float, float] = (0.9, 0.9999)
     ema_ramp_share: float = 0.1
     closing_share: float = 0.12
     fewest_pixels: float = 8.0
@@ -159,6 +161,37 @@ def steps_of_epoch(images: int, batch_size: int) -> int:
     return -(-images // batch_size)
 
 
+def _why_batch(epochs: int, each: int, rules: Rules) -> str:
+    """Return why a batch was chosen with which each of a stated number of epochs has so many steps."""
+    if epochs * each >= rules.steps:
+        return f"epochs={epochs} should have at least {rules.steps:,} steps"
+    length = f"{counted(epochs, 'epoch')} {'has' if epochs == 1 else 'have'} only {epochs * each:,}"
+    return f"the smallest batch, because even with it {length} of {rules.steps:,} steps"
+
+
+def _why_epochs(each: int, rules: Rules) -> str:
+    """Return why a number of epochs was chosen, each of which has so many steps."""
+    fewest, most = rules.epochs
+    if most * each < rules.steps:
+        return f"the most epochs, although {most} of them have only {most * each:,} of about {rules.steps:,} steps"
+    if (fewest - 1) * each >= rules.steps:
+        return (
+            f"the fewest epochs, although {fewest} of them have {fewest * each:,} and not about {rules.steps:,} steps"
+        )
+    return f"about {rules.steps:,} steps, of which an epoch has {each:,}, within {fewest} to {most} epochs"
+
+
+def _why_decay(updates: float, rules: Rules) -> str:
+    """Return why a decay of the moving average was chosen for so many updates of it."""
+    share = f"{rules.ema_share:.0%} of {counted(round(updates), 'update')}"
+    fewest, most = (round(1 / (1 - decay)) for decay in rules.ema_decays)
+    if rules.ema_share * updates < fewest:
+        return f"averages over {fewest} updates, the fewest, and not {share}"
+    if rules.ema_share * updates > most:
+        return f"averages over {most:,} updates, the most, and not {share}"
+    return f"averages over {share}"
+
+
 @final
 class _Choices:
     """The choices of the recipe, one after the other; each depends on those before it and on the stated keys."""
@@ -183,9 +216,9 @@ class _Choices:
         largest = next((size for size in rules.batches if drawn >= size * rules.steps), None)
         if epochs is not None:
             batch = largest or rules.batches[-1]
-            why = f"epochs={epochs} should have at least {rules.steps:,} steps"
+            why = _why_batch(epochs, steps_of_epoch(images, batch), rules)
         elif largest is not None and largest > rules.usual_batch:
-            batch, why = largest, f"{images:,} images give more than {rules.steps:,} steps in any case"
+            batch, why = largest, f"{images:,} images give at least {rules.steps:,} steps in any case"
         elif images < rules.few_images:
             batch, why = rules.batches[-1], f"there are fewer than {rules.few_images} images"
         else:
@@ -197,13 +230,15 @@ class _Choices:
         epochs = self._choose(
             "epochs",
             min(max(math.ceil(rules.steps / each), fewest), most),
-            f"about {rules.steps:,} steps, of which an epoch has {each:,}, within {fewest} to {most} epochs",
+            _why_epochs(each, rules),
         )
-        self._choose(
-            "validate_every", max(1, epochs // rules.validations), f"about {rules.validations} validations or fewer"
-        )
-        closing = round(rules.closing_share * epochs)
-        self._choose("close_mosaic", closing, f"the last {rules.closing_share:.0%} of the epochs show whole images")
+        validations = f"fewer than {2 * rules.validations} validations"
+        self._choose("validate_every", max(1, epochs // rules.validations), validations)
+        share, closing = f"{rules.closing_share:.0%}", round(rules.closing_share * epochs)
+        why = f"the last {share} of the epochs show whole images"
+        if not closing:
+            why = f"{share} of {counted(epochs, 'epoch')} is less than half an epoch"
+        self._choose("close_mosaic", closing, why)
 
     def choose_steps(self) -> None:
         """Choose the optimizer, its learning rate, the warm-up and the moving average."""
@@ -222,11 +257,12 @@ class _Choices:
         warmup = round(min(rules.warmup_share * epochs, rules.most_warmup_epochs), 2)
         longest = f"{rules.most_warmup_epochs:g} epochs"
         self._choose("optim.warmup_epochs", warmup, f"{rules.warmup_share:.0%} of the run, at most {longest}")
-        updates = epochs * steps_of_epoch(self._facts.images, batch) / max(1, round(nominal / batch))
-        decay = round(min(max(1 - 1 / max(1.0, rules.ema_share * updates), 0.9), 0.9999), 4)
-        self._choose("optim.ema_decay", decay, f"averages over {rules.ema_share:.0%} of {updates:,.0f} updates")
+        updates = max(1.0, epochs * steps_of_epoch(self._facts.images, batch) / max(1, round(nominal / batch)))
+        lowest, highest = rules.ema_decays
+        decay = round(min(max(1 - 1 / max(1.0, rules.ema_share * updates), lowest), highest), 4)
+        self._choose("optim.ema_decay", decay, _why_decay(updates, rules))
         ramp = float(max(1, round(rules.ema_ramp_share * updates)))
-        self._choose("optim.ema_ramp", ramp, f"{rules.ema_ramp_share:.0%} of the run")
+        self._choose("optim.ema_ramp", ramp, f"{rules.ema_ramp_share:.0%} of the run, at least 1 update")
 
     def choose_samples(self, image_size: int) -> None:
         """Choose the augmentation that depends on the data, and the anchors."""
