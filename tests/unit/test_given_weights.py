@@ -148,8 +148,10 @@ def test_weights_that_do_not_fit_are_refused(project: Path) -> None:
         load_given(experiment(spec="nano", weights="lost.pt").variants["own"], class_names=CLASS_NAMES)
     with pytest.raises(ArtifactError, match=r"is of spec 'nano', which is not 'yolov7-tiny' as params\.yaml states it"):
         load_given(experiment(spec="yolov7-tiny").variants["own"], class_names=CLASS_NAMES)
-    with pytest.raises(ArtifactError, match=r"lack 1 of the 2 classes of the data, e\.g\. 'blob'"):
+    with pytest.raises(ArtifactError, match=r"lack 1 of the 2 classes of the data: 'blob'; their"):
         load_given(experiment().variants["own"], class_names=("disc", "blob"))
+    with pytest.raises(ArtifactError, match=r"lack 2 of the 3 classes of the data, e\.g\. 'blob'; their"):
+        load_given(experiment().variants["own"], class_names=("disc", "blob", "blot"))
 
 
 def test_a_search_cannot_start_from_given_weights(project: Path) -> None:

@@ -140,7 +140,7 @@ def test_the_random_numbers_of_a_start_do_not_depend_on_the_anchors_of_the_weigh
 def test_classes_in_another_order_start_by_name_and_that_is_said(tmp_path: Path) -> None:
     start = started(tmp_path, SPEC, ("blue", "red", "grey"))
     (note,) = start.notes
-    assert note == "of 3 class outputs, 2 are taken from the weights by name and 1 start anew, e.g. that of 'green'"
+    assert note == "of 3 class outputs, 2 are taken from the weights by name and 1 starts anew: that of 'green'"
     given, own = load_weights(tmp_path / "w.safetensors").model.head, start.model.head
     for ours, theirs in zip(own.convs, given.convs, strict=True):
         ours, theirs = (conv.weight.detach().view(3, 8, -1) for conv in (ours, theirs))

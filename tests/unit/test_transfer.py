@@ -178,7 +178,12 @@ def test_what_is_said_about_the_classes_of_weights() -> None:
     assert note(("a", "a"), ("a", "a")) == ""
     taken = "of 2 class outputs, {} are taken from the weights by name and {} start anew"
     assert note(("a", "b"), ("b", "a")) == taken.format(2, 0)
-    assert note(("a", "b"), ("a", "c", "d")) == taken.format(1, 1) + ", e.g. that of 'b'"
+    one = "of 2 class outputs, 1 is taken from the weights by name and 1 starts anew: that of 'b'"
+    assert note(("a", "b"), ("a", "c", "d")) == one
+    assert note(("a", "b"), ("c", "d")) == taken.format(0, 2) + ", e.g. that of 'a'"
+    assert (
+        note(("a",), ("b",)) == "of 1 class output, 0 are taken from the weights by name and 1 starts anew: that of 'a'"
+    )
     assert note(("a", "b"), ("0", "1")) == "the weights have no class names; their 2 class outputs are taken by number"
     assert match_classes(("a", "b"), ("0", "1")).places == (0, 1)
     assert match_classes(("1", "2", "3"), ("0", "1", "2")).places == (0, 1, 2)  # numbers from 1 are names like others

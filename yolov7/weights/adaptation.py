@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from yolov7.data.class_names import match_names
-from yolov7.errors import ArtifactError, shown
+from yolov7.errors import ArtifactError, counted, shown
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.spec.graph import ModelSpec
@@ -54,8 +54,8 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
     missing = [name for name, place in zip(wanted, places, strict=True) if place < 0]
     if missing:
         raise ArtifactError(
-            f"the weights lack {len(missing)} of the {len(wanted)} classes of the data, e.g. "
-            f"{shown(missing[0])}; their classes are {shown(list(names))}; use data with these class names"
+            f"the weights lack {len(missing)} of the {len(wanted)} classes of the data"
+            f"{', e.g.' if len(missing) > 1 else ':'} {shown(missing[0])}; their classes are {shown(list(names))}; use data with these class names"
         )
     if places == tuple(range(len(names))):
         return model
@@ -113,6 +113,7 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> ClassMatch:
     if len(new) == count and has_numbers:
         reason = f" (the weights have {len(known)} classes and no class names)"
     else:
-        reason = f", e.g. that of {shown(new[0])}" if new else ""
-    taken = f"of {count} class outputs, {count - len(new)} are taken from the weights by name"
-    return ClassMatch(places, f"{taken} and {len(new)} start anew{reason}")
+        reason = f"{', e.g.' if len(new) > 1 else ':'} that of {shown(new[0])}" if new else ""
+    taken = f"{count - len(new)} {'is' if count - len(new) == 1 else 'are'} taken from the weights by name"
+    anew = f"{len(new)} {'starts' if len(new) == 1 else 'start'} anew"
+    return ClassMatch(places, f"of {counted(count, 'class output')}, {taken} and {anew}{reason}")
