@@ -183,9 +183,7 @@ def naming(what: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:
         place = _place(error, package=name.partition(".")[0])
-        fault = one_line(
-            f"{what} {name} failed: {type(error).__name__}: {error}", limit=280
-        )  # leave room for the place
+        fault = one_line(f"{what} {name} failed: {type(error).__name__}: {error}", limit=280)  # the place must fit too
         raise TrainingError(one_line(f"{fault}{place}; correct it")) from error
 
 
