@@ -53,9 +53,10 @@ def select_classes(model: DetectionModel, names: Sequence[str], wanted: Sequence
     places = match_names(wanted, names)
     missing = [name for name, place in zip(wanted, places, strict=True) if place < 0]
     if missing:
+        which = f"{', e.g.' if len(missing) > 1 else ':'} {shown(missing[0])}"
         raise ArtifactError(
-            f"the weights lack {len(missing)} of the {len(wanted)} classes of the data"
-            f"{', e.g.' if len(missing) > 1 else ':'} {shown(missing[0])}; their classes are {shown(list(names))}; use data with these class names"
+            f"the weights lack {len(missing)} of the {len(wanted)} classes of the data{which}; their classes are "
+            f"{shown(list(names))}; use data with these class names"
         )
     if places == tuple(range(len(names))):
         return model
