@@ -24,8 +24,10 @@ from yolov7.api import train as api_train
 from yolov7.errors import ArtifactError, DataError, SettingError
 from yolov7.evaluation.class_mapping import map_classes
 from yolov7.nn.model import DetectionModel
+from yolov7.settings import OptimSettings, TrainSettings
 from yolov7.spec.spec_files import resolve_spec
 from yolov7.structures import Detections
+from yolov7.training.job import TrainJob
 from yolov7.training.loop import fit
 from yolov7.weights.weight_files import save_weights
 
@@ -189,3 +191,22 @@ def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path, monkeypatch
         yolov7.train(spec, truth, tmp_path / "run", settings={**settings, "batch_size": 2}, val_split=None)
     with pytest.raises(SettingError, match="epoch"):
         yolov7.train(spec, truth, tmp_path / "other", settings={"epoch": 2})
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
+    """Collect the jobs that `train` describes, and train nothing."""
+    found: list[TrainJob] = []
+    monkeypatch.setattr(api_train, "fit", lambda job, *_, **__: found.append(job))
+    return found
+
+
+def test_settings_have_the_image_size_of_the_specification(truth: Path, tmp_path: Path, jobs: list[TrainJob]) -> None:
+    stated = {"epochs": 3, "recipe": "small", "optim": {"lr0": 0.02}}
+    given = TrainSettings(epochs=3, recipe="small", optim=OptimSettings(lr0=0.02))
+    spec = resolve_spec(SMALL, name="small")
+    for name, settings in (("a", stated), ("b", given), ("c", given.model_copy(update={"image_size": 96}))):
+        yolov7.train(spec, truth, tmp_path / name, settings=settings, val_split=None)
+    assert [job.settings.image_size for job in jobs] == [64, 64, 96]
+    assert jobs[0].settings == jobs[1].settings
+    assert jobs[0].notes == jobs[1].notes

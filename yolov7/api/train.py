@@ -118,8 +118,11 @@ def _hash_file(key: str, file: Path | None) -> str:
 
 
 def _settings(given: TrainSettings | Mapping[str, Any] | None, *, image_size: int) -> TrainSettings:
+    """Return complete settings, with this image size if none is stated."""
     if isinstance(given, TrainSettings):
-        return given
+        if "image_size" in given.model_fields_set:
+            return given
+        given = given.model_dump(exclude_unset=True)
     try:
         return TrainSettings.model_validate({"image_size": image_size, **(given or {})})
     except ValidationError as error:
