@@ -32,7 +32,7 @@ from pipeline.tune_settings import OPTIONS_OF, TuneSettings, tune_option
 from yolov7.errors import ArtifactError, SettingError, SpecError, one_line, suggest
 from yolov7.recipes import leaves, resolve_settings
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple, rows_up_to
+from yolov7.spec.graph import ModelSpec, check_image_size, rows_up_to
 from yolov7.spec.spec_files import list_specs, resolve_spec
 from yolov7.system.files import is_file, sha256_of
 from yolov7.system.plugins import allow_plugins
@@ -258,7 +258,8 @@ def _resolve_variant(
         settings = TrainSettings(
             image_size=variant.image_size or (described.image_size if described else spec.image_size)
         )
-    _check_size(name, spec, settings.image_size, key="train.image_size" if given is None else "image_size")
+    what = f"{'train.image_size' if given is None else 'image_size'}={settings.image_size} of variant {name!r}"
+    check_image_size(spec, settings.image_size, what=what, stride_of="its largest stride")
     if settings.weights is not None:
         settings = settings.model_copy(update={"weights": find_weights(str(settings.weights))})
     teacher = settings.distil.teacher and find_weights(str(settings.distil.teacher))
@@ -374,15 +375,6 @@ def _hash_own_code(spec: ModelSpec, settings: TrainSettings, *, key: str) -> dic
         return hash_own_code(spec, settings)
     except SettingError as error:
         raise SettingError(f"{key}: {error}") from None
-
-
-def _check_size(name: str, spec: ModelSpec, image_size: int, *, key: str) -> None:
-    stride = largest_stride(spec)
-    if image_size % stride:
-        raise SettingError(
-            f"{key}={image_size} of variant {name!r} must be a multiple of {stride}, its largest stride; try "
-            f"{nearest_multiple(image_size, stride)}"
-        )
 
 
 def _hash_file(path: Path) -> str:

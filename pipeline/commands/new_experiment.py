@@ -20,7 +20,7 @@ from yolov7.data.images import read_content
 from yolov7.errors import ArtifactError, DataError, SettingError, counted, shown
 from yolov7.settings import TrainSettings
 from yolov7.spec.anchor_free import with_anchor_free_head
-from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
+from yolov7.spec.graph import ModelSpec, check_image_size, largest_stride
 from yolov7.spec.spec_files import list_specs, load_spec
 from yolov7.system.files import write_whole
 from yolov7.training.data_recipe import NAME, DataFacts, fit_to_data
@@ -242,9 +242,7 @@ def _model_of(weights: Path) -> tuple[ModelSpec, _Choice]:
 def _choose_size(facts: _Facts, spec: ModelSpec, size: int | None) -> _Choice:
     stride = largest_stride(spec)
     if size is not None:
-        if size < stride or size % stride:
-            nearest = nearest_multiple(size, stride)
-            raise SettingError(f"--size={size} must be a multiple of {stride}, the largest stride; try {nearest}")
+        check_image_size(spec, size, what=f"--size={size}")
         return _Choice(str(size), "as --size states")
     sizes = [one for one in _SIZES if one % stride == 0]
     own = math.ceil(facts.longer_side / stride) * stride

@@ -22,7 +22,7 @@ from pipeline.tuning.search.train_space import draw_settings, resolve_ranges, wi
 from pipeline.tuning.trial.driver import trial_folder
 from pipeline.tuning.trial.journal import Journal
 from yolov7.errors import SettingError
-from yolov7.spec.graph import ModelSpec, largest_stride, nearest_multiple
+from yolov7.spec.graph import ModelSpec, check_image_size
 from yolov7.spec.spec_files import spec_to_json
 from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training.job import TrainJob
@@ -224,10 +224,5 @@ def check_resume(setup: Setup, journal: Journal, *, resume: bool) -> None:
 
 
 def _check_sizes(base: ModelSpec, sizes: tuple[int, ...]) -> None:
-    stride = largest_stride(base)
     for size in sizes:
-        if size % stride:
-            raise SettingError(
-                f"tune.image_sizes: {size} must be a multiple of {stride}, the base's largest stride; try "
-                f"{nearest_multiple(size, stride)}"
-            )
+        check_image_size(base, size, what=f"tune.image_sizes: {size}", stride_of="the base's largest stride")

@@ -210,3 +210,22 @@ def test_settings_have_the_image_size_of_the_specification(truth: Path, tmp_path
     assert [job.settings.image_size for job in jobs] == [64, 64, 96]
     assert jobs[0].settings == jobs[1].settings
     assert jobs[0].notes == jobs[1].notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({"settings": {"image_size": 100}}, "image_size=100 must be a multiple of 32, the largest stride; try 96"),
+        ({"settings": TrainSettings(image_size=33)}, "image_size=33 must be a multiple of 32, the largest stride; try"),
+        ({"seed": -1}, "seed=-1 must be a whole number from 0 to 18446744073709551615"),
+        ({"seed": "a"}, "seed='a' must be a whole number from 0 to "),
+        ({"seed": 2**64}, "seed=18446744073709551616 must be a whole number from 0 to "),
+    ],
+)
+def test_a_wrong_argument_is_named_before_a_training(
+    truth: Path, tmp_path: Path, jobs: list[TrainJob], arguments: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(SettingError, match=f"^{re.escape(fault)}"):
+        yolov7.train(resolve_spec(SMALL, name="small"), truth, tmp_path / "run", **arguments)
+    assert not jobs
+    assert not (tmp_path / "run").exists()

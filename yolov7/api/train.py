@@ -6,17 +6,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from yolov7.data.find_data import FoundData, find_data, read_split
 from yolov7.data.index import save_index
 from yolov7.data.loader import count_workers
-from yolov7.errors import ArtifactError, DataError, SettingError, one_line
+from yolov7.errors import ArtifactError, DataError, SettingError, one_line, shown
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec
+from yolov7.spec.graph import ModelSpec, check_image_size
 from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.system.files import sha256_of, write_whole
 from yolov7.system.precision import resolve_device
@@ -39,6 +39,9 @@ from yolov7.training.training_split import load_training_split
 from yolov7.training.worker import Worker
 
 log = logging.getLogger(__name__)
+
+_MAX_SEED = 2**64 - 1  # the largest that torch accepts
+_SEED = TypeAdapter(Annotated[int, Field(ge=0, le=_MAX_SEED)])
 
 
 def train(
@@ -65,7 +68,7 @@ def train(
         output: The folder for the weights, the record of the epochs and the checkpoints.
         settings: Settings of the training; keys that are left out have their defaults. Without an image size, that of
             the specification is used. With `recipe: small`, settings that are left out follow from the data.
-        seed: The seed of all random numbers.
+        seed: The seed of all random numbers, from 0 to 2**64 - 1.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         train_split: The name of the training split.
         val_split: The name of the split on which AP is measured; without such a split, nothing is measured.
@@ -82,13 +85,13 @@ def train(
         ArtifactError: If named weights cannot be read, or a file in the output folder is damaged.
     """
     model, folder = load_spec(spec) if isinstance(spec, str) else spec, Path(output).resolve()
-    chosen = _settings(settings, image_size=model.image_size)
+    chosen = _settings(settings, spec=model)
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
         weights_hash=_hash_file("weights", chosen.weights),
         teacher_hash=_hash_file("distil.teacher", chosen.distil.teacher),
-        seed=seed,
+        seed=_check_seed(seed),
         data_folder=folder / "data",
         data_hash=_prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split),
         run_folder=folder,
@@ -117,16 +120,25 @@ def _hash_file(key: str, file: Path | None) -> str:
         ) from None
 
 
-def _settings(given: TrainSettings | Mapping[str, Any] | None, *, image_size: int) -> TrainSettings:
-    """Return complete settings, with this image size if none is stated."""
-    if isinstance(given, TrainSettings):
-        if "image_size" in given.model_fields_set:
-            return given
-        given = given.model_dump(exclude_unset=True)
+def _check_seed(seed: int) -> int:
     try:
-        return TrainSettings.model_validate({"image_size": image_size, **(given or {})})
-    except ValidationError as error:
-        raise SettingError(one_line(describe_fault(error, TrainSettings))) from None
+        return _SEED.validate_python(seed)
+    except ValidationError:
+        raise SettingError(f"seed={shown(seed)} must be a whole number from 0 to {_MAX_SEED}") from None
+
+
+def _settings(given: TrainSettings | Mapping[str, Any] | None, *, spec: ModelSpec) -> TrainSettings:
+    """Return complete settings, with the image size of the spec if none is stated."""
+    if isinstance(given, TrainSettings) and "image_size" in given.model_fields_set:
+        chosen = given
+    else:
+        stated = given.model_dump(exclude_unset=True) if isinstance(given, TrainSettings) else given or {}
+        try:
+            chosen = TrainSettings.model_validate({"image_size": spec.image_size, **stated})
+        except ValidationError as error:
+            raise SettingError(one_line(describe_fault(error, TrainSettings))) from None
+    check_image_size(spec, chosen.image_size, what=f"image_size={chosen.image_size}")
+    return chosen
 
 
 def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from yolov7.errors import SpecError, one_line, shown, suggest, wanted_list
+from yolov7.errors import SettingError, SpecError, one_line, shown, suggest, wanted_list
 from yolov7.spec.block_schema import DetectRow, HeadRow, Row, keys_of_block, list_blocks
 from yolov7.spec.plugin_rows import PluginRow, expand_plugin
 from yolov7.spec.row import Activation, Count, MapShape, PlannedRepConv, RowBase
@@ -111,6 +111,24 @@ def nearest_multiple(size: int, stride: int) -> int:
         stride: The stride in pixels.
     """
     return max(1, round(size / stride)) * stride
+
+
+def check_image_size(spec: ModelSpec, size: int, *, what: str, stride_of: str = "the largest stride") -> None:
+    """Check that images of a size fit a model.
+
+    Args:
+        spec: The specification of the model.
+        size: The side of the images in pixels.
+        what: How an error names the size, such as `image_size=100`.
+        stride_of: How an error names the stride.
+
+    Raises:
+        SettingError: The size is not a multiple of the largest stride.
+    """
+    stride = largest_stride(spec)
+    if size < stride or size % stride:
+        nearest = nearest_multiple(size, stride)
+        raise SettingError(f"{what} must be a multiple of {stride}, {stride_of}; try {nearest}")
 
 
 def infer_shapes(spec: ModelSpec) -> dict[str, MapShape]:

@@ -16,7 +16,7 @@ from yolov7.errors import ArtifactError, SettingError
 from yolov7.nn.fuse import fuse
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
-from yolov7.spec.graph import ModelSpec, infer_shapes, largest_stride, nearest_multiple
+from yolov7.spec.graph import ModelSpec, check_image_size, infer_shapes
 from yolov7.spec.head_rows import DetectRow, OneToOneHeadRow
 from yolov7.system.precision import autocast
 from yolov7.training.job import TrainJob
@@ -62,12 +62,9 @@ def open_teacher(job: TrainJob, class_names: Sequence[str]) -> DetectionModel | 
                     f"distil.teacher={path}: {error}, or {_ONLY_MAPS} to imitate only its maps"
                 ) from None
         model = model if model.fused else fuse(model)
-    size, stride = job.settings.image_size, largest_stride(model.spec)
-    if size % stride:
-        raise SettingError(
-            f"image_size={size} must be a multiple of {stride}, the largest stride of distil.teacher={path}; try "
-            f"{nearest_multiple(size, stride)}"
-        )
+    size = job.settings.image_size
+    stride_of = f"the largest stride of distil.teacher={path}"
+    check_image_size(model.spec, size, what=f"image_size={size}", stride_of=stride_of)
     return model.requires_grad_(False)
 
 
