@@ -34,7 +34,7 @@ from yolov7.recipes import leaves, resolve_settings
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, check_image_size, rows_up_to
 from yolov7.spec.spec_files import list_specs, resolve_spec
-from yolov7.system.files import is_file, sha256_of
+from yolov7.system.files import is_file, sha256_of, why_no_file
 from yolov7.system.plugins import allow_plugins
 from yolov7.system.settings_base import Settings
 from yolov7.training.job import hash_own_code
@@ -311,8 +311,8 @@ def check_weights(variant: ResolvedVariant) -> None:
         ("weights", variant.train.weights, variant.weights_hash),
         ("distil.teacher", variant.train.distil.teacher, variant.teacher_hash),
     ):
-        if digest == "missing":
-            raise ArtifactError(f"train.{key}={path} does not exist; name a weight file (.safetensors)")
+        if path is not None and digest == "missing":
+            raise ArtifactError(f"train.{key}={path} {why_no_file(path)}; name a weight file (.safetensors)")
 
 
 def find_weights(name_or_path: str) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pipeline.experiment import ResolvedVariant
 from yolov7.errors import ArtifactError
+from yolov7.system.files import why_no_file
 from yolov7.weights.adaptation import is_of_spec, select_classes
 from yolov7.weights.description import describe_weights
 from yolov7.weights.foreign.reference import open_weights
@@ -27,7 +28,8 @@ def load_given(variant: ResolvedVariant, *, class_names: tuple[str, ...]) -> Wei
     """
     assert variant.given is not None
     if variant.weights_hash == "missing":
-        raise ArtifactError(f"weights={variant.given} of variant {variant.name!r} does not exist; name a weight file")
+        why = why_no_file(variant.given)
+        raise ArtifactError(f"weights={variant.given} of variant {variant.name!r} {why}; name a weight file")
     weights = open_weights(variant.given, spec=variant.spec)
     described = describe_weights(variant.given)  # of another format, reading has checked that it fits the spec
     if described is not None and not is_of_spec(described.spec, variant.spec):

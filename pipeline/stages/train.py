@@ -34,6 +34,7 @@ from pipeline.ray.trainer import train_with_ray
 from pipeline.report.plots import draw_training
 from yolov7.errors import ArtifactError
 from yolov7.spec.spec_files import spec_to_json
+from yolov7.system.files import why_no_file
 from yolov7.system.settings_base import AUTO_BATCH
 from yolov7.training.checkpoint import delete_older_checkpoints
 from yolov7.training.job import TrainJob
@@ -165,10 +166,10 @@ def use_external_results(variant: ExternalVariant, *, seed: int) -> TrainSummary
     """
     require_zoo_library(variant)  # `tables` counts the model
     prepared = read_json(stage_folder("prepare") / "dataset.json", PreparedData, made_by="prepare")
-    if variant.predictions_hash == "missing":
+    if variant.predictions is not None and variant.predictions_hash == "missing":
+        why = why_no_file(variant.predictions)
         raise ArtifactError(
-            f"external.predictions={variant.predictions} of variant {variant.name!r} does not exist; name a COCO "
-            "results file"
+            f"external.predictions={variant.predictions} of variant {variant.name!r} {why}; name a COCO results file"
         )
     fingerprint = external_fingerprint(variant, seed=seed, content_hash=prepared.content_hash)
     summary = _untrained(variant.name, seed, fingerprint, external=variant.source)

@@ -116,6 +116,7 @@ def test_detections_of_other_images_are_left_out_with_a_note(results: Path) -> N
     ("content", "error", "message"),
     [
         (None, ArtifactError, r"results\.json of variant 'other' does not exist; name a COCO results file"),
+        ("folder", ArtifactError, r"results\.json of variant 'other' is a folder; name a COCO results file"),
         (detections(image_id=77), DataError, "none of its 3 detections belongs to an image and class of the data"),
         (detections(category_id=9), DataError, "none of its 3 detections belongs"),
         ({"annotations": []}, DataError, "must contain a list of detections"),
@@ -126,7 +127,9 @@ def test_a_file_that_cannot_be_used_is_an_error(
     content: Any, error: type[Exception], message: str, results: Path
 ) -> None:
     results.unlink()
-    if content is not None:
+    if content == "folder":
+        results.mkdir()
+    elif content is not None:
         results.write_text(json.dumps(content))
     with pytest.raises(error, match=message):
         run(resolve({"predictions": "results.json"}))

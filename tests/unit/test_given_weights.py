@@ -146,6 +146,11 @@ def test_weights_that_do_not_fit_are_refused(project: Path) -> None:
     write()
     with pytest.raises(ArtifactError, match=r"lost\.pt of variant 'own' does not exist"):
         load_given(experiment(spec="nano", weights="lost.pt").variants["own"], class_names=CLASS_NAMES)
+    Path("cells").mkdir()
+    with pytest.raises(ArtifactError, match=r"weights=.*cells of variant 'own' is a folder; name a weight file"):
+        load_given(experiment(spec="nano", weights="cells").variants["own"], class_names=CLASS_NAMES)
+    with pytest.raises(ArtifactError, match="cells: is a folder, not a weight file; train again, or name another"):
+        load_weights("cells")
     with pytest.raises(ArtifactError, match=r"is of spec 'nano', which is not 'yolov7-tiny' as params\.yaml states it"):
         load_given(experiment(spec="yolov7-tiny").variants["own"], class_names=CLASS_NAMES)
     with pytest.raises(ArtifactError, match=r"lack 1 of the 2 classes of the data: 'blob'; their"):

@@ -105,3 +105,6 @@ def test_weights_that_are_missing_are_named(key: str) -> None:
     named = {"weights": "w.safetensors"} if key == "weights" else {"distil": {"teacher": "w.safetensors"}}
     with pytest.raises(ArtifactError, match=rf"train\.{key}=.*w\.safetensors does not exist"):
         inspect(params(**named), 0)
+    Path("w.safetensors").mkdir()
+    with pytest.raises(ArtifactError, match=rf"train\.{key}=.*w\.safetensors is a folder; name a weight file"):
+        inspect(params(**named), 0)

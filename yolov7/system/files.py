@@ -22,6 +22,21 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def why_no_file(path: Path) -> str:
+    """Return why a path is not a regular file, as the end of a sentence.
+
+    Args:
+        path: A path for which `is_file` is false.
+
+    Returns:
+        For example `is a folder` or `does not exist`.
+    """
+    try:
+        return "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+    except OSError:
+        return "does not exist"
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 

@@ -26,7 +26,7 @@ from yolov7.settings import LetterboxMode
 from yolov7.spec.block_schema import BottleneckRow, CspRepRow, CspRow, ElanRow
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import spec_from_json, spec_to_json
-from yolov7.system.files import is_file, write_whole
+from yolov7.system.files import is_file, why_no_file, write_whole
 
 FORMAT = "yolov7-pipeline weights 1"
 """What the metadata of a weight file state as its format."""
@@ -204,7 +204,9 @@ def _sort_header(content: bytes) -> bytes:
 def _check_kind(path: Path) -> None:
     """Raise ArtifactError for files that are known to be something else."""
     if not is_file(path):
-        raise ArtifactError(f"{path}: there is no such weight file; {_REMEDY}")
+        is_folder = why_no_file(path) == "is a folder"
+        fault = "is a folder, not a weight file" if is_folder else "there is no such weight file"
+        raise ArtifactError(f"{path}: {fault}; {_REMEDY}")
     with path.open("rb") as file:
         if file.read(2) in _TORCH_STARTS:
             raise ArtifactError(
