@@ -176,6 +176,13 @@ def test_weights_that_cannot_be_read_are_named_before_a_training(
     assert not (tmp_path / "run").exists()
 
 
+def other_truth(folder: Path) -> Path:
+    """Data with another box than `truth`."""
+    (folder / "other data").mkdir()
+    box = {"image_id": 1, "category_id": 7, "bbox": [2, 2, 9, 9], "area": 81}
+    return write_coco(folder / "other data", images=[{"id": 1}], annotations=[box])
+
+
 def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = []
     monkeypatch.setattr(
@@ -189,6 +196,10 @@ def test_a_model_is_trained_from_python(truth: Path, tmp_path: Path, monkeypatch
     assert yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None) == path  # nothing to do
     with pytest.raises(SettingError, match="other data or settings"):
         yolov7.train(spec, truth, tmp_path / "run", settings={**settings, "batch_size": 2}, val_split=None)
+    prepared = {file.name: file.read_bytes() for file in (tmp_path / "run" / "data").iterdir()}
+    with pytest.raises(SettingError, match="other data or settings"):
+        yolov7.train(spec, other_truth(tmp_path), tmp_path / "run", settings=settings, val_split="train")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run" / "data").iterdir()} == prepared
     with pytest.raises(SettingError, match="epoch"):
         yolov7.train(spec, truth, tmp_path / "other", settings={"epoch": 2})
 

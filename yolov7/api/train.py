@@ -12,8 +12,9 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from yolov7.data.find_data import FoundData, find_data, read_split
-from yolov7.data.index import save_index
+from yolov7.data.index import ImageIndex, save_index
 from yolov7.data.loader import count_workers
+from yolov7.data.selection import keep_images
 from yolov7.errors import ArtifactError, DataError, SettingError, one_line, shown
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, check_image_size
@@ -21,7 +22,7 @@ from yolov7.spec.spec_files import load_spec, spec_to_json
 from yolov7.system.files import sha256_of, write_whole
 from yolov7.system.precision import resolve_device
 from yolov7.system.settings_base import describe_fault
-from yolov7.training.auto_batch import choose_batch, settle_batch
+from yolov7.training.auto_batch import BatchChoice, find_batch, settle_batch
 from yolov7.training.callbacks import Callback, hash_callbacks
 from yolov7.training.continuation import (
     OWNER,
@@ -35,7 +36,6 @@ from yolov7.training.continuation import (
 from yolov7.training.data_recipe import describe_data, fit_to_data
 from yolov7.training.job import TrainJob, hash_own_code
 from yolov7.training.loop import WEIGHTS, fit
-from yolov7.training.training_split import load_training_split
 from yolov7.training.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def train(
     """
     model, folder = load_spec(spec) if isinstance(spec, str) else spec, Path(output).resolve()
     chosen = _settings(settings, spec=model)
+    splits = _read_splits(find_data(Path(data)), train=train_split, val=val_split)
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
@@ -93,17 +94,31 @@ def train(
         teacher_hash=_hash_file("distil.teacher", chosen.distil.teacher),
         seed=_check_seed(seed),
         data_folder=folder / "data",
-        data_hash=_prepare(find_data(Path(data)), folder / "data", train=train_split, val=val_split),
+        data_hash=" ".join(index.content_hash() for index in splits.values()),
         run_folder=folder,
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
-    job, batch_note = settle_batch(job, lambda described: choose_batch(described, device=device))
-    facts = describe_data(load_training_split(job))
-    job = job.model_copy(update={"notes": (batch_note,) if batch_note else ()})
-    job = _claim(job, complete=lambda stated: fit_to_data(stated, facts))
+    used = keep_images(splits["train"], chosen.max_images)
+    job = _claim(_with_batch(job, used, device=device), splits, complete=_completion(used))
     if not (folder / WEIGHTS).is_file():
         fit(job, _worker(device, chosen), callbacks=callbacks)
     return folder / WEIGHTS
+
+
+def _with_batch(job: TrainJob, used: ImageIndex, *, device: str) -> TrainJob:
+    """Return a job with a number as its batch size, and with a note on a number that was chosen now."""
+
+    def choose(described: TrainJob) -> BatchChoice:
+        return find_batch(described, images=len(used), class_names=used.class_names, device=device)
+
+    job, note = settle_batch(job, choose)
+    return job.model_copy(update={"notes": (note,) if note else ()})
+
+
+def _completion(used: ImageIndex) -> Fit:
+    """Return what completes settings for these training images."""
+    facts = describe_data(used)
+    return lambda stated: fit_to_data(stated, facts)
 
 
 def _worker(device: str, settings: TrainSettings) -> Worker:
@@ -141,26 +156,23 @@ def _settings(given: TrainSettings | Mapping[str, Any] | None, *, spec: ModelSpe
     return chosen
 
 
-def _prepare(found: FoundData, folder: Path, *, train: str, val: str | None) -> str:
-    """Write the indices of the splits, and return a hash of their content."""
+def _read_splits(found: FoundData, *, train: str, val: str | None) -> dict[str, ImageIndex]:
+    """Return the index of `train`, and that of `val` if there is such a split."""
     if train not in found.splits:
         raise DataError(f"{found.description}: there is no split {train!r} to train on")
     splits = {"train": train} | ({"val": val} if val is not None and val in found.splits else {})
-    folder.mkdir(parents=True, exist_ok=True)
-    hashes = []
+    indices = {}
     for name, split in splits.items():
-        index, _ = read_split(found, split, class_names=found.class_names)
-        if not len(index):
+        indices[name], _ = read_split(found, split, class_names=found.class_names)
+        if not len(indices[name]):
             raise DataError(f"{found.description}: the split {split!r} has no images that can be read")
-        save_index(folder / f"{name}.npz", index)
-        hashes.append(index.content_hash())
-    return " ".join(hashes)
+    return indices
 
 
-def _claim(job: TrainJob, *, complete: Fit) -> TrainJob:
-    """Make the run folder that of the job, which may continue a finished run there.
+def _claim(job: TrainJob, splits: Mapping[str, ImageIndex], *, complete: Fit) -> TrainJob:
+    """Make the run folder that of the job, which may continue a finished run there, and write the data into it.
 
-    Raise SettingError if the folder belongs to another training.
+    Raise SettingError if the folder belongs to another training, of which nothing is changed.
     """
     folder = job.run_folder
     job, owner = with_history(job, folder, fit=complete), read_owner(folder)
@@ -174,4 +186,6 @@ def _claim(job: TrainJob, *, complete: Fit) -> TrainJob:
         log.warning("%s %s", folder, describe_longer_run(job))
         with job.sole_writer():
             begin_longer_run(job, folder)
+    for name, index in splits.items():
+        save_index(job.data_folder / f"{name}.npz", index)
     return job
