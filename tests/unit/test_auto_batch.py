@@ -144,13 +144,29 @@ def test_a_number_is_chosen_once_for_a_training(tmp_path: Path) -> None:
     assert first == again
     assert first.fingerprint == make_job(tmp_path, batch_size=8).fingerprint  # as if the number had been stated
     assert first.fingerprint != job.fingerprint
-    other, _ = settle_batch(make_job(tmp_path, epochs=3), choose)
+    other, _ = settle_batch(make_job(tmp_path, image_size=96), choose)
     assert (other.settings.batch_size, len(asked)) == (16, 2)
     assert settle_batch(job, choose) == (first, "")  # another training in the same folder changes nothing
     record = json.loads((tmp_path / "run.batch.json").read_text())
-    assert record[job.fingerprint] == {"batch_size": 8, "reason": "as a test says"}
+    assert [entry["batch_size"] for entry in record.values()] == [8, 16]
+    assert set(record).isdisjoint({first.fingerprint, other.fingerprint})
     stated, _ = settle_batch(first, choose)
     assert stated is first
+
+
+def test_more_epochs_keep_the_number(tmp_path: Path) -> None:
+    first, _ = settle_batch(make_job(tmp_path), lambda _: BatchChoice(8, "as a test says"))
+    longer, note = settle_batch(make_job(tmp_path, epochs=3), lambda _: BatchChoice(4, "of another moment"))
+    assert (longer.settings.epochs, longer.settings.batch_size, note) == (3, first.settings.batch_size, "")
+    assert longer.fingerprint == make_job(tmp_path, epochs=3, batch_size=8).fingerprint
+
+
+def test_a_number_of_an_earlier_version_is_found_and_kept_for_more_epochs(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    (tmp_path / "run.batch.json").write_text(json.dumps({job.fingerprint: {"batch_size": 8, "reason": "of old"}}))
+    for again in (job, make_job(tmp_path, epochs=3)):
+        settled, note = settle_batch(again, lambda _: BatchChoice(4, "of another moment"))
+        assert (settled.settings.batch_size, note) == (8, "")
 
 
 def test_auto_is_written_as_a_word_and_read_again() -> None:

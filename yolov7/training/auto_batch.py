@@ -176,8 +176,9 @@ def predict_memory(trials: Sequence[Trial], batch: int) -> float:
 def settle_batch(job: TrainJob, choose: Callable[[TrainJob], BatchChoice]) -> tuple[TrainJob, str]:
     """Replace the batch size `auto` of a job by a number, which stays the same when the job is described again.
 
-    The number is kept in a file beside the run folder, for the same settings, data and seed. A finished run therefore
-    stays the same run, and an interrupted one continues with its batch, on whatever device.
+    The number is kept in a file beside the run folder, for the same data, seed and settings except `epochs`. A finished
+    run therefore stays the same run, with more epochs it is continued with its batch, and so is an interrupted one, on
+    whatever device.
 
     Args:
         job: The run.
@@ -189,14 +190,15 @@ def settle_batch(job: TrainJob, choose: Callable[[TrainJob], BatchChoice]) -> tu
     if job.settings.batch_size != AUTO_BATCH:
         return job, ""
     path = job.run_folder.with_name(f"{job.run_folder.name}.batch.json")
-    choices, note = _read_choices(path), ""
-    if job.fingerprint not in choices:
+    choices, note, key = _read_choices(path), "", _fingerprint_of_any_length(job)
+    entry = choices.get(job.fingerprint) or choices.get(key)  # earlier versions wrote the fingerprint with the epochs
+    if entry is None:
         choice = choose(job)
         note = f"batch_size=auto is {choice.batch_size}: {choice.reason}"
-        choices[job.fingerprint] = {"batch_size": choice.batch_size, "reason": choice.reason}
-        write_whole(path, json.dumps(choices, indent=2).encode())
-    number = choices[job.fingerprint]["batch_size"]
-    return job.model_copy(update={"settings": with_batch(job.settings, number)}), note
+        entry = {"batch_size": choice.batch_size, "reason": choice.reason}
+    if key not in choices:
+        write_whole(path, json.dumps(choices | {key: entry}, indent=2).encode())
+    return job.model_copy(update={"settings": with_batch(job.settings, entry["batch_size"])}), note
 
 
 def with_batch(settings: TrainSettings, batch_size: int) -> TrainSettings:
@@ -209,8 +211,13 @@ def with_batch(settings: TrainSettings, batch_size: int) -> TrainSettings:
     return settings.model_copy(update={"batch_size": batch_size})
 
 
+def _fingerprint_of_any_length(job: TrainJob) -> str:
+    """Return a fingerprint that is the same for every number of epochs, on which the memory of a step never depends."""
+    return job.model_copy(update={"settings": job.settings.model_copy(update={"epochs": 1})}).fingerprint
+
+
 def _read_choices(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the choices so far by the fingerprint with `auto`; none if the file is missing or damaged."""
+    """Return the choices so far by their fingerprints; none if the file is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
         return {key: one for key, one in content.items() if type(one["batch_size"]) is int and one["batch_size"] > 0}
