@@ -82,6 +82,13 @@ def test_a_device_without_room_for_one_image_is_a_fault_of_one_line(
         find_batch(make_job(tmp_path), images=40, class_names=NAMES)
 
 
+def test_a_reason_for_one_image_is_in_the_singular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_batch, "_measure", lambda *_, **__: (2**31, [Trial(1, 2**30)]))
+    assert find_batch(make_job(tmp_path), images=1, class_names=NAMES).reason == (
+        "a step of 1 image needs 1.0 of the 2.0 GiB that may be used; an epoch of 1 image should have at least 8 steps"
+    )
+
+
 @pytest.mark.parametrize("code", ["os.kill(os.getpid(), 9)", "raise RuntimeError('no memory')"])
 def test_a_batch_that_ends_the_process_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """The interpreter that is started reports two batches, and then fails as if the system had ended it."""

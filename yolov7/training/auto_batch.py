@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, final
 import torch
 
 from yolov7.data.cache import available_memory
-from yolov7.errors import SettingError, TrainingError, UserError, one_line
+from yolov7.errors import SettingError, TrainingError, UserError, counted, one_line
 from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.structures import Batch, Targets
@@ -231,13 +231,15 @@ def _describe(
     measured = {trial.batch: trial.memory for trial in trials}
     memory = measured.get(each) or predict_memory(trials, each)
     how = "needs" if each in measured else f"needs, extrapolated from {trials[-2].batch} and {trials[-1].batch} images,"
-    text = f"a step of {each} images {how} {memory / _GIB:.1f} of the {budget / _GIB:.1f} GiB that may be used"
+    text = (
+        f"a step of {counted(each, 'image')} {how} {memory / _GIB:.1f} of the {budget / _GIB:.1f} GiB that may be used"
+    )
     if each < sizes[-1]:
         text += f", and {2 * each} images need more"
     elif 2 * each * workers > LARGEST_USEFUL:
         text += "; larger batches are not more useful"
     else:
-        text += f"; an epoch of {images} images should have at least {FEWEST_STEPS} steps"
+        text += f"; an epoch of {counted(images, 'image')} should have at least {FEWEST_STEPS} steps"
     return text + (f". There are {workers} workers" if workers > 1 else "")
 
 
