@@ -24,7 +24,7 @@ from yolov7.api import train as api_train
 from yolov7.errors import ArtifactError, DataError, SettingError
 from yolov7.evaluation.class_mapping import map_classes
 from yolov7.nn.model import DetectionModel
-from yolov7.settings import OptimSettings, TrainSettings
+from yolov7.settings import LossSettings, OptimSettings, TrainSettings
 from yolov7.spec.spec_files import resolve_spec
 from yolov7.structures import Detections
 from yolov7.training.job import TrainJob
@@ -240,3 +240,33 @@ def test_a_wrong_argument_is_named_before_a_training(
         yolov7.train(resolve_spec(SMALL, name="small"), truth, tmp_path / "run", **arguments)
     assert not jobs
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "notes"),
+    [
+        ({"epochs": 1, "distil": {"outputs": 2.0}}, ("distil.outputs=2.0 has no effect without distil.teacher",)),
+        (
+            TrainSettings(recipe="p5", loss=LossSettings(box=0.2)),  # the recipe's other gains are not stated
+            ("loss.box=0.2 has no effect on the head 'detect_dfl', whose loss does not use it",),
+        ),
+        ({"recipe": "p5"}, ()),
+    ],
+)
+def test_stated_settings_without_effect_are_noted(
+    truth: Path, tmp_path: Path, jobs: list[TrainJob], settings: TrainSettings | dict[str, Any], notes: tuple[str, ...]
+) -> None:
+    spec = resolve_spec({**SMALL, "head": "anchor_free"}, name="small")
+    yolov7.train(spec, truth, tmp_path / "run", settings=settings, val_split=None)
+    assert jobs[0].notes == notes
+
+
+def test_notes_on_settings_follow_from_the_fitted_number_of_epochs(
+    truth: Path, tmp_path: Path, jobs: list[TrainJob]
+) -> None:
+    settings = {"recipe": "small", "low_resolution_share": 0.001}
+    yolov7.train(resolve_spec(SMALL, name="small"), truth, tmp_path / "run", settings=settings, val_split=None)
+    epochs = jobs[0].settings.epochs
+    assert epochs != TrainSettings().epochs
+    expected = f"low_resolution_share=0.001 has no effect because that is less than half an epoch with epochs: {epochs}"
+    assert jobs[0].notes[-1] == expected

@@ -16,6 +16,7 @@ from yolov7.data.index import ImageIndex, save_index
 from yolov7.data.loader import count_workers
 from yolov7.data.selection import keep_images
 from yolov7.errors import ArtifactError, DataError, SettingError, one_line, shown
+from yolov7.recipes import expand_recipe, leaves
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec, check_image_size
 from yolov7.spec.spec_files import load_spec, spec_to_json
@@ -36,6 +37,7 @@ from yolov7.training.continuation import (
 from yolov7.training.data_recipe import describe_data, fit_to_data
 from yolov7.training.job import TrainJob, hash_own_code
 from yolov7.training.loop import WEIGHTS, fit
+from yolov7.training.unused_settings import stated_without_effect
 from yolov7.training.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,8 @@ def train(
         callbacks: Called beside those of the settings; an edit of their file makes another training.
 
     Returns:
-        The weight file. `epochs.jsonl` beside it has the figures of each epoch, and `notes.txt` says what was chosen.
+        The weight file. `epochs.jsonl` beside it has the figures of each epoch, and `notes.txt` says what was chosen,
+            and which of the stated settings have no effect.
 
     Raises:
         DataError: If the data cannot be read.
@@ -99,7 +102,7 @@ def train(
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
     used = keep_images(splits["train"], chosen.max_images)
-    job = _claim(_with_batch(job, used, device=device), splits, complete=_completion(used))
+    job = _claim(_with_batch(job, used, device=device), splits, complete=_completion(model, chosen, used))
     if not (folder / WEIGHTS).is_file():
         fit(job, _worker(device, chosen), callbacks=callbacks)
     return folder / WEIGHTS
@@ -115,10 +118,23 @@ def _with_batch(job: TrainJob, used: ImageIndex, *, device: str) -> TrainJob:
     return job.model_copy(update={"notes": (note,) if note else ()})
 
 
-def _completion(used: ImageIndex) -> Fit:
-    """Return what completes settings for these training images."""
-    facts = describe_data(used)
-    return lambda stated: fit_to_data(stated, facts)
+def _completion(spec: ModelSpec, chosen: TrainSettings, used: ImageIndex) -> Fit:
+    """Return what completes settings for these training images, and describes stated ones that have no effect."""
+    facts, names = describe_data(used), _stated(chosen)
+
+    def complete(settings: TrainSettings) -> tuple[TrainSettings, tuple[str, ...]]:
+        fitted, reasons = fit_to_data(settings, facts)
+        return fitted, (*reasons, *stated_without_effect(spec.head, fitted, names))
+
+    return complete
+
+
+def _stated(settings: TrainSettings) -> list[str]:
+    """Return the names of the settings that are stated and that are not keys of their recipe."""
+    named = {"recipe": settings.recipe, "optim": {"optimizer": settings.optim.optimizer}}
+    of_recipe = dict(leaves(expand_recipe(named)))
+    stated = leaves(settings.model_dump(exclude_unset=True))
+    return [".".join(path) for path, value in stated if of_recipe.get(path) != value]
 
 
 def _worker(device: str, settings: TrainSettings) -> Worker:
