@@ -38,7 +38,7 @@ from yolov7.system.files import is_file, sha256_of, why_no_file
 from yolov7.system.plugins import allow_plugins
 from yolov7.system.settings_base import Settings
 from yolov7.training.job import hash_own_code
-from yolov7.training.unused_settings import depends_on_recipe, stated_without_effect
+from yolov7.training.unused_settings import depends_on_data, stated_without_effect
 from yolov7.weights.description import Description, describe_weights
 from yolov7.weights.published import published_weights
 
@@ -287,9 +287,8 @@ def _resolve_train(
     """Resolve the training settings of one variant, and describe what the user should know about them."""
     merged, notes = resolve_settings(train, own)
     settings = _validate_train({"image_size": spec.image_size, **merged}, key=key)
-    stated = dict.fromkeys(".".join(path) for part in (train, own) for path, _ in leaves(part))
-    if settings.recipe == "small":  # `fit_to_data` describes the other ones
-        stated = {name: None for name in stated if not depends_on_recipe(name)}
+    names = (".".join(path) for part in (train, own) for path, _ in leaves(part))
+    stated = dict.fromkeys(name for name in names if not depends_on_data(name, recipe=settings.recipe))
     try:
         if settings.freeze is not None:
             rows_up_to(spec, settings.freeze)

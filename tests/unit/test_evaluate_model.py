@@ -264,9 +264,10 @@ def test_stated_settings_without_effect_are_noted(
 def test_notes_on_settings_follow_from_the_fitted_number_of_epochs(
     truth: Path, tmp_path: Path, jobs: list[TrainJob]
 ) -> None:
-    settings = {"recipe": "small", "low_resolution_share": 0.001}
+    settings = {"recipe": "small", "low_resolution_share": 0.001, "distil": {"outputs": 2.0}}
     yolov7.train(resolve_spec(SMALL, name="small"), truth, tmp_path / "run", settings=settings, val_split=None)
     epochs = jobs[0].settings.epochs
     assert epochs != TrainSettings().epochs
     expected = f"low_resolution_share=0.001 has no effect because that is less than half an epoch with epochs: {epochs}"
-    assert jobs[0].notes[-1] == expected
+    assert jobs[0].notes[-2:] == (expected, "distil.outputs=2.0 has no effect without distil.teacher")
+    assert jobs[0].notes.count(expected) == 1

@@ -37,7 +37,7 @@ from yolov7.training.continuation import (
 from yolov7.training.data_recipe import describe_data, fit_to_data
 from yolov7.training.job import TrainJob, hash_own_code
 from yolov7.training.loop import WEIGHTS, fit
-from yolov7.training.unused_settings import stated_without_effect
+from yolov7.training.unused_settings import depends_on_data, stated_without_effect
 from yolov7.training.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -130,11 +130,12 @@ def _completion(spec: ModelSpec, chosen: TrainSettings, used: ImageIndex) -> Fit
 
 
 def _stated(settings: TrainSettings) -> list[str]:
-    """Return the names of the settings that are stated and that are not keys of their recipe."""
+    """Return the names of stated settings that `fit_to_data` does not describe, without the keys of their recipe."""
     named = {"recipe": settings.recipe, "optim": {"optimizer": settings.optim.optimizer}}
     of_recipe = dict(leaves(expand_recipe(named)))
     stated = leaves(settings.model_dump(exclude_unset=True))
-    return [".".join(path) for path, value in stated if of_recipe.get(path) != value]
+    names = (".".join(path) for path, value in stated if of_recipe.get(path) != value)
+    return [name for name in names if not depends_on_data(name, recipe=settings.recipe)]
 
 
 def _worker(device: str, settings: TrainSettings) -> Worker:

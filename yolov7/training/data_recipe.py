@@ -19,7 +19,7 @@ from yolov7.data.index import ImageIndex
 from yolov7.errors import counted
 from yolov7.recipes import RECIPES, leaves, merge
 from yolov7.settings import TrainSettings
-from yolov7.training.unused_settings import depends_on_recipe, stated_without_effect
+from yolov7.training.unused_settings import depends_on_data, stated_without_effect
 
 NAME = "small"
 
@@ -152,7 +152,7 @@ def fit_to_data(settings: TrainSettings, facts: DataFacts) -> Fitted:
     choices.choose_samples(settings.image_size)
     fitted = TrainSettings.model_validate(merge(choices.chosen, stated))
     names = (".".join(path) for path, _ in leaves(stated))
-    useless = stated_without_effect(None, fitted, filter(depends_on_recipe, names))
+    useless = stated_without_effect(None, fitted, (name for name in names if depends_on_data(name, recipe=NAME)))
     return Fitted(fitted, (*choices.describe(), *useless))
 
 

@@ -33,13 +33,14 @@ def settings_without_effect(head: HeadRow | None, train: TrainSettings) -> dict[
     return loss | {f"optim.{name}": reason for name, reason in _of_optimizer(train.optim)}
 
 
-def depends_on_recipe(name: str) -> bool:
-    """Return whether settings that the recipe `small` computes from the data decide if a setting has an effect.
+def depends_on_data(name: str, *, recipe: str | None) -> bool:
+    """Return whether it depends on the data if a setting has an effect. If so, `fit_to_data` describes it.
 
     Args:
         name: The name of the setting, such as `optim.nesterov`.
+        recipe: The recipe; that is so only with `small`, which chooses the optimizer and the number of epochs.
     """
-    return name.startswith("optim.") or name in ("low_resolution_share", "unfreeze_epochs")
+    return recipe == "small" and (name.startswith("optim.") or name in ("low_resolution_share", "unfreeze_epochs"))
 
 
 def stated_without_effect(head: HeadRow | None, train: TrainSettings, stated: Iterable[str]) -> tuple[str, ...]:
