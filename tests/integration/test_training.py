@@ -10,6 +10,7 @@ import torch
 
 from tests.integration.runs import WORKER, assert_same, checkpoint_steps, prepared, read_weights
 from tests.unit.exported import small_spec
+from yolov7.nn.model import DetectionModel
 from yolov7.settings import TrainSettings
 from yolov7.spec.graph import ModelSpec
 from yolov7.spec.spec_files import load_spec, spec_to_json
@@ -18,6 +19,7 @@ from yolov7.training.loop import Trainer, fit
 from yolov7.training.record import read_epochs, read_notes
 from yolov7.training.start import frozen_rows
 from yolov7.training.worker import Worker
+from yolov7.weights.weight_files import save_weights
 
 QUICK = {"epochs": 3, "batch_size": 4, "image_size": 96, "precision": "float32", "optim": {"nominal_batch": 8}}
 
@@ -71,8 +73,13 @@ def test_the_norm_of_the_gradient_of_a_step_is_limited(data: Path, tmp_path: Pat
 
 def test_frozen_rows_do_not_count_for_the_norm(data: Path, tmp_path: Path) -> None:
     """Rows that will be released have gradients, which are limited apart, because they enter the momentum."""
+    weights, spec = tmp_path / "given.safetensors", small_spec()
+    torch.manual_seed(3)
+    model = DetectionModel(spec, num_classes=3)
+    save_weights(weights, model, class_names=("a", "b", "c"), image_size=96, training={})
+    options = {"freeze": "p3", "unfreeze_epochs": 2, "weights": weights}
     optim = {"nominal_batch": 4, "clip_norm": 0.1}
-    trainer = Trainer(job(data, tmp_path, spec=small_spec(), freeze="p3", unfreeze_epochs=2, optim=optim), WORKER)
+    trainer = Trainer(job(data, tmp_path / "run", spec=spec, optim=optim, **options), WORKER)
     state, norms = trainer._state, list[tuple[float, float]]()
     released = {id(parameter) for row in frozen_rows(state.model, last="p3") for parameter in row.parameters()}
 
