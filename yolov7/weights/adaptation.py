@@ -112,7 +112,7 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> ClassMatch:
         note = f"the weights have no class names; their {count} class outputs are taken by number"
         return ClassMatch(tuple(range(count)), note)
     if len(new) == count and has_numbers:
-        reason = f" (the weights have {len(known)} classes and no class names)"
+        reason = f" (the weights have {counted(len(known), 'class', 'classes')} and no class names)"
     else:
         reason = f"{', e.g.' if len(new) > 1 else ':'} that of {shown(new[0])}" if new else ""
     taken = f"{count - len(new)} {'is' if count - len(new) == 1 else 'are'} taken from the weights by name"
