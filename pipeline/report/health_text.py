@@ -39,7 +39,7 @@ def report_text(report: HealthReport, *, root: Path) -> str:
 
 def _contents(report: HealthReport, split: str) -> str:
     health = report.splits[split]
-    boxes = f"{health.boxes:,} {'box' if health.boxes == 1 else 'boxes'}"
+    boxes = counted(health.boxes, "box", "boxes")
     classes = len(report.class_names)
     return f"{counted(health.images, 'image')}, {boxes}, {counted(classes, 'class', 'classes')}"
 

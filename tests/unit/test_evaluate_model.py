@@ -177,7 +177,7 @@ def test_weights_that_cannot_be_read_are_named_before_a_training(
 
 
 def other_truth(folder: Path) -> Path:
-    """Data with another box than `truth`."""
+    """Write data whose box differs from that of `truth`."""
     (folder / "other data").mkdir()
     box = {"image_id": 1, "category_id": 7, "bbox": [2, 2, 9, 9], "area": 81}
     return write_coco(folder / "other data", images=[{"id": 1}], annotations=[box])

@@ -89,7 +89,6 @@ def train(
     """
     model, folder = load_spec(spec) if isinstance(spec, str) else spec, Path(output).resolve()
     chosen = _settings(settings, spec=model)
-    splits = _read_splits(find_data(Path(data)), train=train_split, val=val_split)
     job = TrainJob(
         spec_json=spec_to_json(model),
         settings=chosen,
@@ -97,10 +96,12 @@ def train(
         teacher_hash=_hash_file("distil.teacher", chosen.distil.teacher),
         seed=_check_seed(seed),
         data_folder=folder / "data",
-        data_hash=" ".join(index.content_hash() for index in splits.values()),
+        data_hash="",  # the data are read after everything else was checked, because that takes longest
         run_folder=folder,
         own_code=hash_own_code(model, chosen) | hash_callbacks(callbacks),
     )
+    splits = _read_splits(find_data(Path(data)), train=train_split, val=val_split)
+    job = job.model_copy(update={"data_hash": " ".join(index.content_hash() for index in splits.values())})
     used = keep_images(splits["train"], chosen.max_images)
     job = _claim(_with_batch(job, used, device=device), splits, complete=_completion(model, chosen, used))
     if not (folder / WEIGHTS).is_file():
@@ -109,7 +110,7 @@ def train(
 
 
 def _with_batch(job: TrainJob, used: ImageIndex, *, device: str) -> TrainJob:
-    """Return a job with a number as its batch size, and with a note on a number that was chosen now."""
+    """Replace the batch size `auto` of a job by a number, and add a note if the number was measured now."""
 
     def choose(described: TrainJob) -> BatchChoice:
         return find_batch(described, images=len(used), class_names=used.class_names, device=device)
@@ -130,7 +131,7 @@ def _completion(spec: ModelSpec, chosen: TrainSettings, used: ImageIndex) -> Fit
 
 
 def _stated(settings: TrainSettings) -> list[str]:
-    """Return the names of stated settings that `fit_to_data` does not describe, without the keys of their recipe."""
+    """List the stated settings that `fit_to_data` does not describe, apart from those with the recipe's value."""
     named = {"recipe": settings.recipe, "optim": {"optimizer": settings.optim.optimizer}}
     of_recipe = dict(leaves(expand_recipe(named)))
     stated = leaves(settings.model_dump(exclude_unset=True))
@@ -174,7 +175,7 @@ def _settings(given: TrainSettings | Mapping[str, Any] | None, *, spec: ModelSpe
 
 
 def _read_splits(found: FoundData, *, train: str, val: str | None) -> dict[str, ImageIndex]:
-    """Return the index of `train`, and that of `val` if there is such a split."""
+    """Read the index of the training split, and that of the validation split if the data have one."""
     if train not in found.splits:
         raise DataError(f"{found.description}: there is no split {train!r} to train on")
     splits = {"train": train} | ({"val": val} if val is not None and val in found.splits else {})

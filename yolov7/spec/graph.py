@@ -179,7 +179,10 @@ def rows_up_to(spec: ModelSpec, last: str) -> list[str]:
     if level := _LEVEL.fullmatch(last):
         shapes, largest = infer_shapes(spec), largest_stride(spec)
         if 2 ** int(level[1]) > largest:
-            raise SpecError(f"freeze={last!r}: the largest stride of spec {spec.name!r} is {largest}")
+            raise SpecError(
+                f"freeze={last!r}: the largest stride of spec {spec.name!r} is {largest}; name a row, or a level "
+                "with at most this stride"
+            )
         return list(takewhile(lambda name: shapes[name].stride <= 2 ** int(level[1]), names))
     raise SpecError(
         f"freeze={last!r} is not a row of spec {spec.name!r}{suggest(last, names)}; name one of its rows, or p2, "

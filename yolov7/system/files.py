@@ -23,7 +23,7 @@ def is_file(path: Path) -> bool:
 
 
 def why_no_file(path: Path) -> str:
-    """Return why a path is not a regular file, as the end of a sentence.
+    """Describe what a path is instead of a regular file, as the end of a sentence.
 
     Args:
         path: A path for which `is_file` is false.

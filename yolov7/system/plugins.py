@@ -167,7 +167,7 @@ def hash_of_source(found: object, *, module: str = "") -> str:
 
 @contextmanager
 def naming(what: str, name: str) -> Iterator[None]:
-    """Turn an error of own code into one line that names it and the place in its package.
+    """Report an error of a user's own code in one line that names the code and the line of its package.
 
     Args:
         what: What runs in the body, such as `on_start of the callback`.
@@ -223,7 +223,7 @@ CallbackName = Annotated[str, _dotted_name(CALLBACK)]
 
 
 def _place(error: Exception, *, package: str) -> str:
-    """Return the last line of a package in the traceback of an error, in brackets; an empty string if there is none."""
+    """Return the file and line of a package that ran last before an error, in brackets, or else an empty string."""
     places = [
         f" ({frame.f_code.co_filename}, line {line})"
         for frame, line in traceback.walk_tb(error.__traceback__)

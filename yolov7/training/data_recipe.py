@@ -162,7 +162,7 @@ def steps_of_epoch(images: int, batch_size: int) -> int:
 
 
 def _why_batch(epochs: int, each: int, rules: Rules) -> str:
-    """Return why a batch was chosen with which each of a stated number of epochs has so many steps."""
+    """Explain the batch size that was chosen for a stated number of epochs, each of which has `each` steps."""
     if epochs * each >= rules.steps:
         return f"epochs={epochs} should have at least {rules.steps:,} steps"
     length = f"{counted(epochs, 'epoch')} {'has' if epochs == 1 else 'have'} only {epochs * each:,}"
@@ -170,7 +170,7 @@ def _why_batch(epochs: int, each: int, rules: Rules) -> str:
 
 
 def _why_epochs(each: int, rules: Rules) -> str:
-    """Return why a number of epochs was chosen, each of which has so many steps."""
+    """Explain the number of epochs that was chosen, if each of them has `each` steps."""
     fewest, most = rules.epochs
     if most * each < rules.steps:
         return f"the most epochs, although {most} of them have only {most * each:,} of about {rules.steps:,} steps"
@@ -182,7 +182,7 @@ def _why_epochs(each: int, rules: Rules) -> str:
 
 
 def _why_decay(updates: float, rules: Rules) -> str:
-    """Return why a decay of the moving average was chosen for so many updates of it."""
+    """Explain the decay that was chosen for a moving average with this number of updates."""
     share = f"{rules.ema_share:.0%} of {counted(round(updates), 'update')}"
     fewest, most = (round(1 / (1 - decay)) for decay in rules.ema_decays)
     if rules.ema_share * updates < fewest:

@@ -84,7 +84,7 @@ class RunRecord:
         self._write_epochs(lines)
 
     def state_epochs(self, epochs: int) -> None:
-        """State in the last line how many epochs the run has at most, if it adds none to those of an earlier run.
+        """Record the largest number of epochs of a run that adds no epoch to those of an earlier run.
 
         Args:
             epochs: The number in the settings.

@@ -34,11 +34,11 @@ def settings_without_effect(head: HeadRow | None, train: TrainSettings) -> dict[
 
 
 def depends_on_data(name: str, *, recipe: str | None) -> bool:
-    """Return whether it depends on the data if a setting has an effect. If so, `fit_to_data` describes it.
+    """Return whether a setting may have an effect with some data and none with others, as `fit_to_data` then reports.
 
     Args:
         name: The name of the setting, such as `optim.nesterov`.
-        recipe: The recipe; that is so only with `small`, which chooses the optimizer and the number of epochs.
+        recipe: The recipe. Only `small` chooses the optimizer and the number of epochs from the data.
     """
     return recipe == "small" and (name.startswith("optim.") or name in ("low_resolution_share", "unfreeze_epochs"))
 
