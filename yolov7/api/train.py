@@ -77,8 +77,7 @@ def train(
         callbacks: Called beside those of the settings; an edit of their file makes another training.
 
     Returns:
-        The weight file. `epochs.jsonl` beside it has the figures of each epoch, and `notes.txt` says what was chosen,
-            and which of the stated settings have no effect.
+        The weight file. Beside it, `epochs.jsonl` has the figures of each epoch, and `notes.txt` the notes on settings.
 
     Raises:
         DataError: If the data cannot be read.
